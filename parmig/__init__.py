@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""parmig moves running virtual machines between hosts with many processes and many network paths at once.
+
+The public names of the rust-vmm proposal *vm-live-migration*, each from the wing that implements it. They
+are imported when first used, so that a worker process or ``parmig --help`` pays only for what it needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from parmig.version import __version__
+
+_PUBLIC = {
+    "MigrationSender": "parmig.engine.sender",
+    "MigrationReceiver": "parmig.engine.receiver",
+    "MigrationStatus": "parmig.status",
+    "MigrationTransport": "parmig.transport.base",
+    "MigrationState": "parmig.state",
+    "MigrationStateField": "parmig.state",
+    "MigrationRamSend": "parmig.ram.send",
+    "MigrationRamReceive": "parmig.ram.receive",
+    "DirtyRegion": "parmig.ram.dirty",
+    "SendConfig": "parmig.config",
+    "ReceiveConfig": "parmig.config",
+    "Guest": "parmig.guests.base",
+    "open_guest": "parmig.guests.registry",
+    "Report": "parmig.engine.report",
+    "Progress": "parmig.engine.report",
+    "ParmigError": "parmig.errors",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'parmig' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program itself: its commands, ``--version``, and where its log goes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from parmig.cli import demo, doctor, receive, send
+from parmig.cli.output import version
+
+app = typer.Typer(
+    name="parmig",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(receive.receive)
+app.command()(send.send)
+app.command()(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parmig {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Move a running virtual machine to another host, over many processes and many network paths at once."""
+    logging.basicConfig(level=logging.WARNING, format="parmig: %(message)s")

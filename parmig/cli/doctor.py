@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parmig doctor``: what this host can do."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parmig.cli.output import print_json, version
+from parmig.cli.summary import PIPE_COLUMNS
+
+if TYPE_CHECKING:
+    from parmig.probes import Probe
+
+_STYLES = {"ok": "green", "limited": "yellow", "missing": "red"}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Say what this host can do, and what to do about what it cannot.
+
+    Exit code 0 means that a migration is possible here at all.
+    """
+    from parmig.probes import migration_possible, probe_host
+
+    probes = probe_host()
+    possible = migration_possible(probes)
+    if as_json:
+        print_json({"parmig": version(), "possible": possible, "probes": probes})
+    else:
+        _print_table(probes)
+        typer.echo("a migration is possible here" if possible else "no migration is possible here")
+    raise typer.Exit(0 if possible else 1)
+
+
+def _print_table(probes: list[Probe]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("what", "state", "found", "what to do"):
+        table.add_column(column, no_wrap=column in ("what", "state"), overflow="fold")
+    for probe in probes:
+        table.add_row(
+            probe.name, Text(probe.status, style=_STYLES[probe.status]), Text(probe.detail), Text(probe.advice)
+        )
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    Console(file=sys.stdout, highlight=False, width=width).print(table)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command ends: the report on standard output, the error on standard error, the exit code.
+
+With ``--json`` standard output holds exactly one JSON object, whatever happened, except after a usage
+error, which is told before anything was touched.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import msgspec
+import typer
+
+from parmig.cli.summary import print_summary
+from parmig.engine.report import ErrorReport, GuestReport, Report
+from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
+
+
+def version() -> str:
+    """The version of the installed package; in a checkout that is not installed it says so."""
+    try:
+        return importlib.metadata.version("parmig")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+not.installed"
+
+
+def echo_error(error: ErrorReport) -> None:
+    """The error as one message for a person, on standard error."""
+    phase = f" (phase: {error.phase})" if error.phase else ""
+    typer.echo(f"parmig: {error.message}{phase}", err=True)
+
+
+def print_json(value: object) -> None:
+    """*value* as one JSON object on standard output: one line on a pipe, indented on a terminal."""
+    encoded = msgspec.json.encode(value)
+    if sys.stdout.isatty():
+        encoded = msgspec.json.format(encoded, indent=2)
+    typer.echo(encoded.decode())
+
+
+def exit_code(report: Report) -> int:
+    """The exit code that *report* asks for; 0 only when it completed and nothing was found different."""
+    code = report.exit_code
+    if code == 0 and (report.status != "completed" or report.verified is False):
+        return ParmigError.exit_code
+    return code
+
+
+def failed_report(error: BaseException, *, side: str, guest: str) -> Report:
+    """The report of a migration that ended in *error* before the engine could write one."""
+    status = "failed"
+    if isinstance(error, CancelledError):
+        status = "cancelled"
+    elif isinstance(error, OutcomeUnknownError):
+        status = "unknown"
+    phase = getattr(error, "phase", None) or "setup"
+    return Report(
+        parmig=version(),
+        side=side,
+        status=status,
+        error=ErrorReport(type=type(error).__name__, message=str(error) or type(error).__name__, phase=phase),
+        guest=GuestReport(kind=guest.partition(":")[0]),
+    )
+
+
+def finish(report: Report, *, as_json: bool) -> NoReturn:
+    """Print *report* and end the command with its exit code."""
+    if as_json:
+        print_json(report)
+    else:
+        print_summary(report)
+    if report.error is not None:
+        echo_error(report.error)
+    raise typer.Exit(exit_code(report))
+
+
+def run(body: Callable[[], Report], *, side: str, guest: str, as_json: bool) -> NoReturn:
+    """Do *body*, print what came of it, and end the command.
+
+    Args:
+        body: does the work. A ParmigError that leaves it is reported like one from the engine; any
+            other exception is a fault of parmig and is printed with its traceback.
+        side: ``source`` or ``destination``, for a report that must be written here.
+        guest: what was given as ``--guest``, for the same.
+        as_json: print JSON.
+    """
+    try:
+        report = body()
+    except UsageError as error:
+        echo_error(ErrorReport(type="UsageError", message=str(error)))
+        raise typer.Exit(error.exit_code) from None
+    except ParmigError as error:
+        report = failed_report(error, side=side, guest=guest)
+    except KeyboardInterrupt:
+        report = failed_report(CancelledError("cancelled before the start"), side=side, guest=guest)
+    except Exception as error:
+        traceback.print_exc()
+        report = failed_report(error, side=side, guest=guest)
+    finish(report, as_json=as_json)

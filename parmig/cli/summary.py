@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report for people: a few lines and two tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from parmig.engine.report import Report
+from parmig.units import MIB, format_ms, format_rate, format_size
+
+PIPE_COLUMNS = 120
+"""Width where there is no terminal to ask; wide enough that no table wraps."""
+
+
+def print_summary(report: Report) -> None:
+    """Print *report* on standard output."""
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
+    for name, value in headline(report):
+        console.print(f"{name:<12} {value}")
+    if report.rounds:
+        console.print(rounds_table(report))
+    if len(report.per_worker) > 1:
+        console.print(workers_table(report))
+
+
+def headline(report: Report) -> list[tuple[str, str]]:
+    """Name and value of each line above the tables; only what is known."""
+    lines = [("status", report.status)]
+    if report.guest.memory_bytes:
+        lines.append(("guest", f"{report.guest.kind}, {format_size(report.guest.memory_bytes)} of memory"))
+    if report.tracker:
+        lines.append(("dirty log", f"{report.tracker} ({report.tracker_reason or 'as asked'})"))
+    if report.total_time_ms:
+        lines.append(("total time", format_ms(report.total_time_ms)))
+    if report.downtime_ms is not None:
+        lines.append(("downtime", f"{format_ms(report.downtime_ms)}{_phases(report)}"))
+    if report.throughput_mib_per_s:
+        rate = format_rate(report.throughput_mib_per_s * MIB)
+        lines.append(("throughput", f"{rate} of guest memory in round 1, {report.workers} workers"))
+    if report.ram.total_bytes:
+        lines.append(("memory", _traffic(report)))
+    if report.verified is not None:
+        lines.append(("verified", _verified(report)))
+    return lines
+
+
+def _phases(report: Report) -> str:
+    phases = msgspec.structs.asdict(report.downtime_phases_ms)
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in phases.items() if value)
+    return f" = {told}" if told else ""
+
+
+def _traffic(report: Report) -> str:
+    ram = report.ram
+    return (
+        f"{format_size(ram.wire_bytes)} on the wire for {format_size(ram.total_bytes)}: "
+        f"{ram.sent_pages} pages sent, {ram.zero_pages} zero, {ram.skipped_pages} skipped"
+    )
+
+
+def _verified(report: Report) -> str:
+    source, destination = report.digest.source, report.digest.destination
+    if report.verified:
+        return f"yes, both memories are the same ({source})"
+    return f"NO, the memories differ: source {source}, destination {destination}"
+
+
+def rounds_table(report: Report) -> Table:
+    """A row for each round."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("round", "dirty pages", "sent", "zero", "skipped", "wire", "scan", "duration"):
+        table.add_column(column, justify="right")
+    for one in report.rounds:
+        table.add_row(
+            f"{one.round}{' (paused)' if one.paused else ''}",
+            *(str(pages) for pages in (one.dirty_pages, one.sent_pages, one.zero_pages, one.skipped_pages)),
+            format_size(one.wire_bytes),
+            format_ms(one.scan_ms),
+            format_ms(one.duration_ms),
+        )
+    return table
+
+
+def workers_table(report: Report) -> Table:
+    """A row for each worker."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("worker", "path", "sent pages", "wire", "busy", "waiting", "taken over"):
+        table.add_column(column, justify="left" if column == "path" else "right")
+    for one in report.per_worker:
+        table.add_row(
+            str(one.worker),
+            one.path,
+            str(one.sent_pages),
+            format_size(one.wire_bytes),
+            format_ms(one.busy_ms),
+            format_ms(one.waiting_ms),
+            f"{one.stolen_regions} regions",
+        )
+    return table

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a migration can be told: typed, checked configuration of both sides.
+
+The defaults are the ones the command line shows. Every number that was tuned says by what.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import msgspec
+
+from parmig.errors import UsageError
+from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
+
+MAX_WORKERS = 64
+"""More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
+
+BATCH_BYTES_RANGE = (256 * KIB, 4 * MIB)
+"""Payload of one message: below it per-message cost shows, above it nothing is gained."""
+
+WORKER_PROGRAMS = ("workers.send:main", "workers.receive:main")
+"""Dotted names of the worker programs; parmig itself never imports them."""
+
+
+def default_workers() -> int:
+    """One worker per core, at most four: one stream carries about 15 Gb/s, so four fill most NICs."""
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+class Path(msgspec.Struct, frozen=True):
+    """A pair of addresses that channels may use; ``local`` is empty where the kernel may choose."""
+
+    remote: str
+    local: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.local}-{self.remote}" if self.local else self.remote
+
+
+def parse_path(text: str) -> Path:
+    """``LOCAL-REMOTE`` or ``REMOTE``, IPv4 addresses or names without a hyphen, IPv6 in brackets.
+
+    Raises:
+        UsageError: neither form.
+    """
+    parts = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)-)?(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)", text)
+    if parts is None:
+        raise UsageError(f"{text!r} is not a path; write LOCAL-REMOTE, like 10.0.0.1-10.0.0.2")
+    return Path(local=parts[1] or "", remote=parts[2])
+
+
+class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the source migrates.
+
+    Attributes:
+        workers: send worker processes; the destination starts as many.
+        transport: name of the data transport.
+        paths: address pairs to spread workers over; empty: the address of the URI.
+        compress: codec name, negotiated.
+        tracker: ``auto``, ``pagemap``, ``bitmap`` or ``digest``.
+        batch_bytes: guest bytes in one message.
+        max_bandwidth_bytes_per_s: over all workers together; 0 is no limit.
+        downtime_limit_ns: pause when what remains can be carried in this time.
+        max_downtime_ns: when rounds no longer shrink, pause all the same if this suffices; 0 means
+            a stall fails the migration.
+        timeout_ns: of the whole migration up to the pause; 0 is none.
+        connect_timeout_ns: how long to try to reach the receiver.
+        verify: compare a digest of all RAM on both sides while both are paused.
+        quit_source: end the source VMM after success instead of leaving it paused.
+    """
+
+    workers: int = msgspec.field(default_factory=default_workers)
+    transport: str = "zmq"
+    paths: tuple[Path, ...] = ()
+    compress: str = "none"
+    tracker: str = "auto"
+    batch_bytes: int = 1 * MIB
+    max_bandwidth_bytes_per_s: int = 0
+    downtime_limit_ns: int = 300 * NS_PER_MS
+    max_downtime_ns: int = 0
+    timeout_ns: int = 0
+    connect_timeout_ns: int = 3 * NS_PER_S
+    verify: bool = False
+    quit_source: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first value that makes no sense."""
+        low, high = BATCH_BYTES_RANGE
+        rules = [
+            (1 <= self.workers <= MAX_WORKERS, f"workers must be 1 to {MAX_WORKERS}, not {self.workers}"),
+            (low <= self.batch_bytes <= high, f"a batch must be {low} to {high} bytes, not {self.batch_bytes}"),
+            (self.batch_bytes % 4096 == 0, f"a batch must be whole pages, not {self.batch_bytes} bytes"),
+            (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
+            (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
+            (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
+            (self.transport in ("zmq",), f"unknown transport {self.transport!r}; known is zmq"),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise UsageError(message)
+
+
+class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the destination listens.
+
+    Attributes:
+        listen: URI of the control channel, ``zmq+tcp://ADDRESS:PORT``; port 0 takes a free one.
+        paths: local addresses for the data channels; empty: the listen address.
+        data_ports: first and last port for state and data channels; (0, 0) takes free ones.
+        insecure: listen on addresses other than loopback without keys.
+        wait_ns: how long to wait for a sender; 0 is for ever.
+    """
+
+    listen: str = "zmq+tcp://127.0.0.1:4600"
+    paths: tuple[str, ...] = ()
+    data_ports: tuple[int, int] = (0, 0)
+    insecure: bool = False
+    wait_ns: int = 0

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both sides must agree on before anything is touched: comparing configurations. Pure.
+
+Each function returns every mismatch by name, so that a user mends them in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parmig.engine.messages import Accept, Configure
+from parmig.guests.base import GuestInfo
+from parmig.ram.blocks import PAGE_BYTES, RamBlock
+from parmig.ram.codecs.registry import CODECS
+from parmig.units import format_size
+
+CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
+"""What this version does and the other side must do too."""
+
+
+def guest_mismatches(ours: GuestInfo, kind: str, machine: str) -> list[str]:
+    """How the peer's guest differs from ours."""
+    found = []
+    if kind != ours.kind:
+        found.append(f"guest kind: {kind!r} there, {ours.kind!r} here")
+    elif machine != ours.machine:
+        found.append(f"machine type: {machine!r} there, {ours.machine!r} here (start both with the same -machine)")
+    return found
+
+
+def block_mismatches(ours: Sequence[RamBlock], theirs: Sequence[RamBlock]) -> list[str]:
+    """How the peer's RAM blocks differ from ours; their order does not matter."""
+    found = []
+    here, there = {block.name: block for block in ours}, {block.name: block for block in theirs}
+    if len(there) != len(theirs):
+        found.append("a RAM block name appears twice there")
+    for name in sorted(here.keys() ^ there.keys()):
+        found.append(f"RAM block {name!r}: only {'here' if name in here else 'there'} (backend ids must match)")
+    for name in sorted(here.keys() & there.keys()):
+        a, b = here[name], there[name]
+        if a.size_bytes != b.size_bytes:
+            found.append(f"RAM block {name!r}: memory size {format_size(b.size_bytes)} there, {format_size(a.size_bytes)} here")
+        elif a.ranges != b.ranges:
+            found.append(f"RAM block {name!r}: guest physical addresses differ")
+        if a.page_size_bytes != b.page_size_bytes:
+            found.append(f"RAM block {name!r}: page size {b.page_size_bytes} there, {a.page_size_bytes} here")
+    return found
+
+
+def capability_mismatches(theirs: Sequence[str]) -> list[str]:
+    """Capabilities that the peer lacks."""
+    return [f"capability {name!r}: missing there" for name in CAPABILITIES if name not in theirs]
+
+
+def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlock]) -> list[str]:
+    """(destination) Everything in the source's wishes that cannot be met."""
+    found = guest_mismatches(info, message.kind, message.machine)
+    found += block_mismatches(blocks, message.blocks)
+    found += capability_mismatches(message.capabilities)
+    if message.codec not in CODECS:
+        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(CODECS)})")
+    if message.transport != "zmq":
+        found.append(f"transport {message.transport!r}: not known here (known: zmq)")
+    if message.credit_bytes < message.batch_bytes:
+        found.append(f"credit of {message.credit_bytes} bytes is less than one batch of {message.batch_bytes}")
+    for block in message.blocks:
+        if block.size_bytes <= 0 or block.size_bytes % PAGE_BYTES:
+            found.append(f"RAM block {block.name!r}: {block.size_bytes} bytes are not whole pages")
+    return found
+
+
+def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[str]:
+    """(source) Everything in the destination's answer that does not match."""
+    found = guest_mismatches(info, message.kind, message.machine)
+    found += block_mismatches(wish.blocks, message.blocks)
+    found += capability_mismatches(message.capabilities)
+    if message.codec != wish.codec:
+        found.append(f"compression: {message.codec!r} there, {wish.codec!r} here")
+    if len(message.data) != wish.workers:
+        found.append(f"workers: {len(message.data)} there, {wish.workers} here")
+    return found

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control channel: checked messages between sender and receiver."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from parmig.engine import messages
+from parmig.engine.messages import ControlMessage
+from parmig.errors import LimitExceededError, ProtocolError
+from parmig.transport.base import MigrationTransport
+from parmig.units import NS_PER_MS, NS_PER_S
+
+
+class ControlChannel:
+    """Speaks control messages over *transport*, which it owns."""
+
+    def __init__(self, transport: MigrationTransport) -> None:
+        self.transport = transport
+
+    def pollables(self) -> list[Any]:
+        """What to poll."""
+        return self.transport.pollables()
+
+    def write(self, message: ControlMessage) -> None:
+        """Queue *message*.
+
+        Raises:
+            PeerLostError: the connection is gone.
+        """
+        self.transport.write([messages.encode_control(message)])
+
+    def read(self, timeout_ms: int = 0) -> ControlMessage | None:
+        """The next message, or None.
+
+        Raises:
+            PeerLostError: the connection is gone.
+            ProtocolError: malformed, or of another version.
+        """
+        frames = self.transport.read(timeout_ms)
+        if frames is None:
+            return None
+        if len(frames) != 1:
+            raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
+        return messages.decode_control(frames[0])
+
+    def wait(self, what: str, limit_ns: int) -> ControlMessage:
+        """The next message; *what* names it in the error.
+
+        Raises:
+            LimitExceededError: none within *limit_ns*.
+        """
+        deadline = time.monotonic_ns() + limit_ns
+        while (left := deadline - time.monotonic_ns()) > 0:
+            message = self.read(max(1, min(left // NS_PER_MS, 200)))
+            if message is not None:
+                return message
+        raise LimitExceededError(f"waited {limit_ns / NS_PER_S:.0f} s for {what}")
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close; give queued messages *linger_ms* to leave."""
+        self.transport.shutdown(linger_ms)

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source's plan as a pure state machine: events in, instructions out, no I/O, no clock of its own.
+
+The steps of a migration, in order; each waits for everything the one before it started::
+
+    start the log ─ round 1 ─ count ─ (round n ─ count)* ─ pause ─ final round ─ save state
+      ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) done
+
+Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round
+hands out regions until none is left and ends with a fence on every channel.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from parmig.engine import messages
+from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.policy import FEW_PAGES, Limits, Verdict, decide, expected_downtime_ns
+from parmig.engine.record import Record
+from parmig.engine.shares import Shares, assign
+from parmig.errors import CancelledError, LimitExceededError, NotConvergingError, ParmigError
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.digest import combine
+from parmig.ram.regions import Region
+from parmig.ram.shared import WorkerCounters
+from parmig.status import MigrationStatus, StatusEvent, StatusMachine
+from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
+
+# -- events -------------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Root of the events."""
+
+
+class WorkersReady(Event):
+    """Every send worker is connected to its receive worker."""
+
+
+class LogStarted(Event):
+    """The guest records writes from now on."""
+
+    needs_sync: bool
+
+
+class LogSynced(Event):
+    """The shared log is up to date."""
+
+
+class WorkerIdle(Event):
+    """A worker has done one bundle of regions."""
+
+    worker: int
+
+
+class WorkerFenced(Event):
+    """All that a worker sent in this round has been placed."""
+
+    worker: int
+    counters: WorkerCounters
+
+
+class WorkerCounted(Event):
+    """How many pages are dirty in a worker's regions."""
+
+    worker: int
+    pages: int
+
+
+class WorkerDigested(Event):
+    """Digests of a worker's regions."""
+
+    worker: int
+    digests: dict[int, int]
+
+
+class GuestPaused(Event):
+    """Nothing writes RAM any more; the virtual CPUs stopped at *stopped_ns*."""
+
+    stopped_ns: int
+
+
+class StateSaved(Event):
+    """All device state was handed to the state channel."""
+
+    size_bytes: int
+    digest: str
+
+
+class PeerDigested(Event):
+    """The destination's digest of all RAM."""
+
+    digest: str
+
+
+class PeerLoaded(Event):
+    """The destination has loaded the state and could run."""
+
+    load_ns: int
+
+
+class PeerResumed(Event):
+    """The guest runs at the destination."""
+
+
+class Failed(Event):
+    """Anything went wrong on this side, or the peer said it did."""
+
+    error: ParmigError
+
+
+class PeerVanished(Event):
+    """The connection to the destination is gone."""
+
+    error: ParmigError
+
+
+class CancelAsked(Event):
+    """The user wants no migration any more."""
+
+
+class Tick(Event):
+    """Time passes; checks the time limit."""
+
+
+# -- instructions -------------------------------------------------------------------------------
+
+
+class Do(enum.Enum):
+    """Instructions without arguments."""
+
+    START_LOG = "start the dirty log"
+    SYNC_LOG = "bring the shared dirty log up to date"
+    PAUSE = "pause the guest"
+    SAVE_STATE = "save the device state"
+    ASK_DIGEST = "ask the destination for its digest"
+    RELEASE = "let the destination load the state"
+    HAND_OVER = "hand over"
+    FINISH = "finish: the guest runs at the destination"
+    ABANDON = "go back: the guest goes on here"
+    GIVE_UP = "stay paused: only the destination knows"
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Say *instruction* to send worker *worker*."""
+
+    worker: int
+    instruction: messages.Instruction
+
+
+Instruction = Do | Tell
+
+
+class Step(enum.Enum):
+    """What the coordinator waits for."""
+
+    SETUP = "setup"
+    STARTING_LOG = "starting the dirty log"
+    SENDING = "sending"
+    SYNCING_COUNT = "syncing the dirty log"
+    COUNTING = "counting dirty pages"
+    PAUSING = "pausing the guest"
+    SYNCING_FINAL = "syncing the dirty log of the paused guest"
+    FINAL = "sending the last pages"
+    SAVING = "saving device state"
+    SYNCING_AGAIN = "syncing the dirty log after saving"
+    RESCANNING = "scanning once more after saving"
+    DIGESTING = "comparing digests"
+    LOADING = "loading device state at the destination"
+    RESUMING = "resuming at the destination"
+    DONE = "done"
+
+
+class Coordinator:
+    """Decides everything on the source. Feed it events; carry out what it returns, in order.
+
+    Args:
+        regions: all regions of all blocks.
+        workers: how many send workers.
+        limits: for the policy.
+        verify: compare digests before hand-over.
+    """
+
+    def __init__(self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool) -> None:
+        self._regions = regions
+        self._workers = workers
+        self._limits = limits
+        self._verify = verify
+        self._owned = assign([region.pages for region in regions], workers)
+        self._needs_sync = False
+        self._shares = Shares([])
+        self._outstanding = [0] * workers
+        self._waiting: set[int] = set()
+        self._fencing: set[int] = set()
+        self._counted = 0
+        self._digests: dict[int, int] = {}
+        self._peer_digest: str | None = None
+        self.total_pages = sum(region.pages for region in regions)
+        self.machine = StatusMachine()
+        self.record = Record(workers, self.total_pages)
+        self.step = Step.SETUP
+        self.round = 0
+        self.error: ParmigError | None = None
+        self.state_bytes = 0
+        self.state_digest = ""
+        self.source_digest: str | None = None
+        self.machine.move(StatusEvent.STARTED)
+
+    @property
+    def status(self) -> MigrationStatus:
+        """Where the migration is."""
+        return self.machine.status
+
+    @property
+    def peer_digest(self) -> str | None:
+        """The destination's digest, once told."""
+        return self._peer_digest
+
+    def handle(self, event: Event, now_ns: int) -> list[Instruction]:
+        """Take one event and return what to do next, in order. After the end everything is ignored."""
+        if self.machine.ended:
+            return []
+        match event:
+            case Failed(error=error):
+                return self._end(StatusEvent.ERROR, error)
+            case PeerVanished(error=error):
+                return self._end(StatusEvent.PEER_LOST, error)
+            case CancelAsked():
+                return self._cancel()
+            case Tick():
+                return self._check_time(now_ns)
+        return self._proceed(event, now_ns)
+
+    def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
+        match self.step, event:
+            case Step.SETUP, WorkersReady():
+                self.machine.move(StatusEvent.CONFIGURED)
+                self.step = Step.STARTING_LOG
+                return [Do.START_LOG]
+            case Step.STARTING_LOG, LogStarted(needs_sync=needs_sync):
+                self._needs_sync = needs_sync
+                self.record.mark("active", now_ns)
+                return self._begin_round(Step.SENDING, now_ns)
+            case (Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerIdle(worker=worker):
+                self._outstanding[worker] -= 1
+                return self._feed(worker)
+            case (Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerFenced(worker=worker, counters=counters):
+                return self._fenced(worker, counters, now_ns)
+            case Step.SYNCING_COUNT, LogSynced():
+                return self._count()
+            case Step.COUNTING, WorkerCounted(worker=worker, pages=pages):
+                return self._add_count(worker, pages, now_ns)
+            case Step.PAUSING, GuestPaused(stopped_ns=stopped_ns):
+                self.machine.move(StatusEvent.PAUSED)
+                self.record.mark("stopped", min(stopped_ns, now_ns))
+                self.record.mark("paused", now_ns)
+                return self._sync_then(Step.SYNCING_FINAL, Step.FINAL, now_ns)
+            case Step.SYNCING_FINAL, LogSynced():
+                return self._begin_round(Step.FINAL, now_ns)
+            case Step.SAVING, StateSaved(size_bytes=size_bytes, digest=digest):
+                self.state_bytes, self.state_digest = size_bytes, digest
+                self.record.mark("saved", now_ns)
+                return self._sync_then(Step.SYNCING_AGAIN, Step.RESCANNING, now_ns)
+            case Step.SYNCING_AGAIN, LogSynced():
+                return self._begin_round(Step.RESCANNING, now_ns)
+            case Step.DIGESTING, WorkerDigested(worker=worker, digests=digests):
+                self._digests |= digests
+                self._waiting.discard(worker)
+                return self._compare(now_ns)
+            case Step.DIGESTING, PeerDigested(digest=digest):
+                self._peer_digest = digest
+                return self._compare(now_ns)
+            case Step.LOADING, PeerLoaded(load_ns=load_ns):
+                self.record.load_ns = load_ns
+                self.record.mark("loaded", now_ns)
+                self.machine.move(StatusEvent.HANDED_OVER)
+                self.step = Step.RESUMING
+                return [Do.HAND_OVER]
+            case Step.RESUMING, PeerResumed():
+                self.record.mark("resumed", now_ns)
+                self.machine.move(StatusEvent.RESUMED)
+                self.step = Step.DONE
+                return [Do.FINISH]
+        return self._end(StatusEvent.ERROR, ParmigError(f"{type(event).__name__} came while {self.step.value}"))
+
+    # -- rounds ---------------------------------------------------------------------------------
+
+    def _sync_then(self, syncing: Step, sending: Step, now_ns: int) -> list[Instruction]:
+        if not self._needs_sync:
+            return self._begin_round(sending, now_ns)
+        self.step = syncing
+        return [Do.SYNC_LOG]
+
+    def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:
+        self.step = step
+        self.round += 1
+        self.record.begin_round(now_ns)
+        few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= FEW_PAGES * self._workers
+        self._shares = Shares(self._owned, whole=few)
+        self._outstanding = [0] * self._workers
+        self._waiting = set(range(self._workers))
+        self._fencing = set()
+        instructions: list[Instruction] = []
+        for _ in range(2):  # a second bundle each, so that no worker waits for an answer
+            for worker in range(self._workers):
+                instructions += self._feed(worker)
+        return instructions
+
+    def _feed(self, worker: int) -> list[Instruction]:
+        regions = self._shares.take(worker)
+        if regions:
+            self._outstanding[worker] += 1
+            return [Tell(worker, SendRegions(self.round, regions, self.round == 1))]
+        if worker in self._fencing:
+            return []
+        # Nothing is left to hand out to anyone, so the fence may follow what this worker still has.
+        self._fencing.add(worker)
+        return [Tell(worker, Fence(self.round))]
+
+    def _fenced(self, worker: int, counters: WorkerCounters, now_ns: int) -> list[Instruction]:
+        self.record.fenced(worker, counters)
+        self._waiting.discard(worker)
+        if self._waiting:
+            return []
+        self.record.end_round(now_ns, paused=self.step is not Step.SENDING, stolen=self._shares.stolen)
+        if self.step is Step.SENDING:
+            if self._needs_sync:
+                self.step = Step.SYNCING_COUNT
+                return [Do.SYNC_LOG]
+            return self._count()
+        if self.step is Step.FINAL:
+            self.record.mark("final", now_ns)
+            self.machine.move(StatusEvent.RAM_COMPLETE)
+            self.step = Step.SAVING
+            return [Do.SAVE_STATE]
+        self.record.mark("rescanned", now_ns)
+        return self._digest() if self._verify else self._release(now_ns)
+
+    def _count(self) -> list[Instruction]:
+        self.step = Step.COUNTING
+        self._counted = 0
+        self._waiting = set(range(self._workers))
+        return [Tell(worker, CountDirty(tuple(self._owned[worker]))) for worker in range(self._workers)]
+
+    def _add_count(self, worker: int, pages: int, now_ns: int) -> list[Instruction]:
+        self._counted += pages
+        self._waiting.discard(worker)
+        if self._waiting:
+            return []
+        self.record.remaining(self._counted)
+        match decide(self.record.facts, self._limits, now_ns - self.record.marks["active"]):
+            case Verdict.CONTINUE:
+                return self._begin_round(Step.SENDING, now_ns)
+            case Verdict.PAUSE:
+                self.step = Step.PAUSING
+                return [Do.PAUSE]
+            case Verdict.STALLED:
+                return self._end(StatusEvent.ERROR, self._stalled())
+            case Verdict.TIMEOUT:
+                return self._time_is_up()
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _digest(self) -> list[Instruction]:
+        self.step = Step.DIGESTING
+        self._waiting = set(range(self._workers))
+        asked: list[Instruction] = [Do.ASK_DIGEST]
+        return asked + [Tell(w, DigestRegions(tuple(self._owned[w]))) for w in range(self._workers)]
+
+    def _compare(self, now_ns: int) -> list[Instruction]:
+        if self._waiting or self._peer_digest is None:
+            return []
+        self.source_digest = combine(self._digests, len(self._regions))
+        if self.source_digest != self._peer_digest:
+            message = (
+                f"the memories differ: digest {self.source_digest} here, {self._peer_digest} at the destination; "
+                "something besides parmig wrote to one of them"
+            )
+            return self._end(StatusEvent.ERROR, ParmigError(message))
+        return self._release(now_ns)
+
+    def _release(self, now_ns: int) -> list[Instruction]:
+        self.record.mark("verified", now_ns)
+        self.step = Step.LOADING
+        return [Do.RELEASE]
+
+    def _cancel(self) -> list[Instruction]:
+        if self.status is MigrationStatus.HAND_OVER:
+            return []  # too late: the guest belongs to the destination
+        return self._end(StatusEvent.CANCEL, CancelledError("cancelled; the guest goes on here"))
+
+    def _end(self, event: StatusEvent, error: ParmigError) -> list[Instruction]:
+        error.phase = error.phase or self.step.value
+        self.error = error
+        after = self.machine.move(event)
+        return [Do.GIVE_UP] if after is MigrationStatus.UNKNOWN else [Do.ABANDON]
+
+    def _check_time(self, now_ns: int) -> list[Instruction]:
+        if self.status is not MigrationStatus.ACTIVE or not self._limits.timeout_ns or "active" not in self.record.marks:
+            return []
+        over = now_ns - self.record.marks["active"] >= self._limits.timeout_ns
+        return self._time_is_up() if over else []
+
+    def _time_is_up(self) -> list[Instruction]:
+        limit = format_ms(self._limits.timeout_ns / NS_PER_MS)
+        message = f"not ready to pause after {limit} and {len(self.record.facts)} rounds; {self._outlook()}raise --timeout or --downtime-limit"
+        return self._end(StatusEvent.ERROR, LimitExceededError(message))
+
+    def _stalled(self) -> NotConvergingError:
+        limits = f"--downtime-limit {format_ms(self._limits.downtime_ns / NS_PER_MS)}"
+        if self._limits.max_downtime_ns:
+            limits += f" and --max-downtime {format_ms(self._limits.max_downtime_ns / NS_PER_MS)}"
+        return NotConvergingError(
+            f"the guest dirties memory as fast as it can be sent: {self._outlook()}beyond {limits}; "
+            "allow a longer pause, give it more bandwidth, or slow the guest"
+        )
+
+    def _outlook(self) -> str:
+        facts = self.record.facts
+        if not facts:
+            return ""
+        moved = max(facts, key=lambda one: one.sent_bytes)
+        rate = moved.sent_bytes * 1e9 / max(1, moved.duration_ns)
+        return (
+            f"{format_size(facts[-1].remaining_pages * PAGE_BYTES)} remain, at {format_rate(rate)} a pause of "
+            f"{format_ms(expected_downtime_ns(facts) / NS_PER_MS)}, "
+        )

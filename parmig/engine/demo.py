@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole migration inside one process tree: two guests, a receiver in a thread, a sender.
+
+It owns both guests and compares what left with what arrived. It knows no arguments and prints nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import msgspec
+import psutil
+
+from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine.report import ErrorReport, Progress, Report
+from parmig.errors import CancelledError, GuestError, HostRefusedError, LimitExceededError, ParmigError
+from parmig.guests.base import Guest
+from parmig.guests.registry import open_guest
+from parmig.units import GIB, MIB, NS_PER_S, format_size
+
+LISTEN_LIMIT_S = 20.0
+"""For the receiver to prepare its guest and accept; a QEMU under emulation needs a few seconds of it."""
+
+RECEIVER_END_LIMIT_S = 30.0
+"""For the receiver to end after the sender did; it ends at once unless its own limits run out first."""
+
+GO_ON_S = 0.5
+"""How long the guest goes on at the destination before its memory is checked."""
+
+CHECK_PHASE = "check"
+
+
+class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What to show.
+
+    Attributes:
+        guest: ``synthetic`` or ``qemu``.
+        memory_bytes: of the guest; it is needed twice, for both sides are here.
+        dirty_rate_bytes_per_s: (synthetic) how fast the guest writes.
+        pattern: (synthetic) where it writes.
+        kernel: (qemu) file of the Linux kernel to boot; empty: firmware only.
+        initrd: (qemu) its initial RAM disk.
+        send: how to migrate.
+    """
+
+    guest: str = "synthetic"
+    memory_bytes: int = 1 * GIB
+    dirty_rate_bytes_per_s: int = 100 * MIB
+    pattern: str = "random"
+    kernel: str = ""
+    initrd: str = ""
+    send: SendConfig
+
+
+class _Discard:
+    """A sink for state that nobody wants: the guest is only paused, not moved."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Forget *data*."""
+
+
+def check_arrived(guest: Guest, report: Report) -> bool:
+    """Let a guest that can check itself go on for a moment, then pause it and have it check.
+
+    Only guests whose program knows what its memory must hold have a method ``check()``, which raises
+    GuestError. A failed check becomes the error of *report*.
+
+    Returns:
+        whether the guest was checked and is right.
+    """
+    check: Callable[[], None] | None = getattr(guest, "check", None)
+    if check is None or report.error is not None:
+        return False
+    time.sleep(GO_ON_S)
+    try:
+        if guest.is_running():
+            guest.pause(_Discard())
+        check()
+    except GuestError as error:
+        report.status = "failed"
+        report.error = ErrorReport(type=type(error).__name__, message=str(error), phase=CHECK_PHASE)
+        return False
+    return True
+
+
+class Demo:
+    """One demonstration.
+
+    Args:
+        config: what to show.
+        progress: is told how the source gets on, from the thread that calls run().
+    """
+
+    def __init__(self, config: DemoConfig, *, progress: Callable[[Progress], None] | None = None) -> None:
+        self._config = config
+        self._progress = progress
+        self._cancelled = False
+        self._cancel_side: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """End it in order; safe from a signal handler and from another thread."""
+        self._cancelled = True
+        if self._cancel_side is not None:
+            self._cancel_side()
+
+    def run(self) -> Report:
+        """Start both guests, migrate, compare, check.
+
+        Returns:
+            the source's report; an error of the destination or of the check is put into it.
+
+        Raises:
+            UsageError: the configuration makes no sense.
+            HostRefusedError: this host has not what the demo needs.
+            GuestError: a guest could not be started.
+            CancelledError: cancelled before the migration began.
+        """
+        self._config.send.check()
+        require_memory(self._config.memory_bytes)
+        with ExitStack() as stack:
+            source_text, destination_text = self._guests(stack)
+            source = stack.enter_context(open_guest(source_text, incoming=False))
+            destination = stack.enter_context(open_guest(destination_text, incoming=True))
+            report, arrived = self._migrate(source, destination)
+            _merge(report, arrived)
+            check_arrived(destination, report)
+            return report
+
+    def _guests(self, stack: ExitStack) -> tuple[str, str]:
+        """What to open as the source and as the destination; *stack* ends what was started for it."""
+        config = self._config
+        if config.guest == "qemu":
+            from parmig.engine.demo_qemu import qemu_pair
+
+            return stack.enter_context(qemu_pair(config.memory_bytes, kernel=config.kernel, initrd=config.initrd))
+        memory = f"synthetic:memory={config.memory_bytes}"
+        return f"{memory},rate={config.dirty_rate_bytes_per_s},pattern={config.pattern}", memory
+
+    def _migrate(self, source: Guest, destination: Guest) -> tuple[Report, Report]:
+        from parmig.engine.sender import MigrationSender
+
+        receiving = _Receiving(destination)
+        self._cancel_side = receiving.cancel
+        self._raise_if_cancelled()
+        with receiving:
+            sender = MigrationSender(source, receiving.uri(), self._config.send, progress=self._progress)
+            self._cancel_side = sender.cancel  # and only that: the receiver hears of it from the sender
+            self._raise_if_cancelled()
+            report = sender.start()
+            if report.error is not None:
+                receiving.cancel()
+            return report, receiving.report()
+
+    def _raise_if_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("cancelled before the migration began")
+
+
+class _Receiving:
+    """The destination's side, in a thread, from entering until leaving.
+
+    Args:
+        guest: takes the migration; not owned.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        from parmig.engine.receiver import MigrationReceiver
+
+        self._uris: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._report: Report | None = None
+        self._error: BaseException | None = None
+        config = ReceiveConfig(listen="zmq+tcp://127.0.0.1:0", wait_ns=60 * NS_PER_S)
+        self._receiver = MigrationReceiver(guest, config, listening=self._uris.put)
+        self.cancel: Callable[[], None] = self._receiver.cancel
+        self._thread = threading.Thread(target=self._run, name="demo-receiver", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._report = self._receiver.receive_loop()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._uris.put(None)
+
+    def __enter__(self) -> _Receiving:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.cancel()
+            self._thread.join(RECEIVER_END_LIMIT_S)
+
+    def uri(self) -> str:
+        """Where the receiver listens.
+
+        Raises:
+            ParmigError: it ended instead, with its own error, or took too long.
+        """
+        try:
+            uri = self._uris.get(timeout=LISTEN_LIMIT_S)
+        except queue.Empty:
+            raise LimitExceededError(f"the receiver did not listen within {LISTEN_LIMIT_S:.0f} s") from None
+        if uri is None:
+            self.report().raise_for_status()
+            raise ParmigError("the receiver ended before it listened, without saying why")
+        return uri
+
+    def report(self) -> Report:
+        """The destination's report, once its side has ended.
+
+        Raises:
+            LimitExceededError: it did not end.
+        """
+        self._thread.join(RECEIVER_END_LIMIT_S)
+        if self._error is not None:
+            raise self._error
+        if self._report is None:
+            raise LimitExceededError(f"the receiver did not end within {RECEIVER_END_LIMIT_S:.0f} s")
+        return self._report
+
+
+def require_memory(memory_bytes: int) -> None:
+    """Raise HostRefusedError unless two guests of *memory_bytes* fit into this host's free memory."""
+    available = psutil.virtual_memory().available
+    if available < 2 * memory_bytes:
+        raise HostRefusedError(
+            f"both sides are on this host, so it needs twice {format_size(memory_bytes)} of memory and has "
+            f"{format_size(available)} available; give a smaller --memory"
+        )
+
+
+def _merge(report: Report, arrived: Report) -> None:
+    """Put what only the destination knows to be wrong into the source's *report*."""
+    if report.error is None and arrived.error is not None:
+        report.status, report.error = arrived.status, arrived.error
+    if report.error is None and report.verified is not True:
+        report.status = "failed"
+        report.error = ErrorReport(
+            type="ParmigError", message="the memories of both sides were not found to be the same", phase="verify"
+        )

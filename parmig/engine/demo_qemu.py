@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two QEMUs for the demonstration: one that runs, one that waits for it. Nothing here gives them orders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from parmig import linux
+from parmig.errors import GuestError, HostRefusedError
+from parmig.units import format_size
+
+QEMU = "qemu-system-x86_64"
+
+START_LIMIT_S = 20.0
+"""For QEMU to offer its QMP socket; it takes well under a second on a quiet host."""
+
+ANSWER_LIMIT_S = 1.0
+END_LIMIT_S = 5.0
+
+
+def command(directory: Path, memory: Path, memory_bytes: int, *, incoming: bool, kernel: str, initrd: str) -> list[str]:
+    """The command line of one QEMU: its memory is a shared file, which is all that parmig asks of it."""
+    line = [QEMU, "-accel", "tcg", "-machine", "pc,memory-backend=ram0", "-m", f"{memory_bytes >> 20}M"]
+    line += ["-object", f"memory-backend-file,id=ram0,size={memory_bytes},mem-path={memory},share=on"]
+    line += ["-nodefaults", "-display", "none", "-serial", f"file:{directory / 'console'}"]
+    line += ["-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
+    if kernel:
+        line += ["-kernel", kernel, "-append", "console=ttyS0 quiet"]
+    if initrd:
+        line += ["-initrd", initrd]
+    return [*line, "-incoming", "defer", "-S"] if incoming else line
+
+
+@contextmanager
+def qemu_pair(memory_bytes: int, *, kernel: str, initrd: str) -> Iterator[tuple[str, str]]:
+    """Two QEMUs, as the texts that open them as guests; leaving ends both and removes their files.
+
+    Raises:
+        HostRefusedError: QEMU is not installed, or there is no room for their memory.
+        GuestError: QEMU ended at once; the message has its words.
+    """
+    if shutil.which(QEMU) is None:
+        raise HostRefusedError(f"{QEMU} is not installed; on Debian and Ubuntu the package is qemu-system-x86")
+    if memory_bytes % (1 << 20):
+        raise HostRefusedError(f"QEMU takes whole MiB of memory, not {memory_bytes} bytes")
+    processes: list[subprocess.Popen[bytes]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="parmig-demo-") as directory,
+        tempfile.TemporaryDirectory(prefix="parmig-demo-", dir=_memory_directory(2 * memory_bytes)) as memory,
+    ):
+        try:
+            for side in ("source", "destination"):
+                home = Path(directory, side)
+                home.mkdir()
+                line = command(
+                    home, Path(memory, side), memory_bytes, incoming=side == "destination", kernel=kernel, initrd=initrd
+                )
+                processes.append(_start(line, home))
+            yield f"qemu:{Path(directory, 'source', 'qmp')}", f"qemu:{Path(directory, 'destination', 'qmp')}"
+        finally:
+            for process in processes:
+                _end(process)
+
+
+def _memory_directory(needed_bytes: int) -> str:
+    """Where both memories fit: shared memory if it has room, else the directory for temporary files."""
+    found = []
+    for directory in ("/dev/shm", tempfile.gettempdir()):
+        if os.path.isdir(directory):
+            free = shutil.disk_usage(directory).free
+            if free >= needed_bytes:
+                return directory
+            found.append(f"{directory} has {format_size(free)}")
+    raise HostRefusedError(
+        f"the memory of both sides takes {format_size(needed_bytes)} of files, and {', '.join(found)}; "
+        "give a smaller --memory, or set TMPDIR to where there is room"
+    )
+
+
+def _start(line: list[str], home: Path) -> subprocess.Popen[bytes]:
+    """Start QEMU and wait until its QMP socket is there. It ends with this process, whatever happens."""
+    with open(home / "errors", "wb") as errors:
+        process = subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+    until = time.monotonic() + START_LIMIT_S
+    while not _answers(home / "qmp"):
+        if process.poll() is not None or time.monotonic() > until:
+            _end(process)
+            words = (home / "errors").read_text(errors="replace").strip() or "it said nothing"
+            raise GuestError(f"{QEMU} did not start (exit {process.returncode}): {words}")
+        time.sleep(0.02)
+    return process
+
+
+def _answers(qmp: Path) -> bool:
+    """Whether QEMU has started: it answers only then, while it greets before it has looked at its files."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_LIMIT_S)
+        try:
+            connection.connect(str(qmp))
+            connection.sendall(b'{"execute": "qmp_capabilities"}')
+            with connection.makefile("rb") as lines:
+                return any(b'"return"' in line for line in lines)
+        except OSError:
+            return False
+
+
+def _end_with_parent() -> None:
+    linux.die_with_parent(signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said between the processes of a migration: msgpack of tagged, typed structures.
+
+Three conversations: sender and receiver over the control channel, coordinator and send workers,
+coordinator and receive workers (both over a pipe on one host). Decoding checks every type; nothing
+is ever unpickled. The first control message is preceded by a fixed header, so that any two versions
+can at least refuse each other by name.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from parmig.engine.report import ErrorReport
+from parmig.errors import ParmigError, ProtocolError, by_name
+from parmig.guests.base import DirtyLog
+from parmig.ram.blocks import RamBlock
+from parmig.ram.shared import WorkerCounters
+
+PROTOCOL_VERSION = 1
+"""Raised with every change of any message or batch format; both sides must have the same."""
+
+CONTROL_MAGIC = b"PARMIG\r\n"
+_PREAMBLE = struct.Struct(">8sI")
+
+MAX_CONTROL_BYTES = 16 << 20
+MAX_STATE_CHUNK_BYTES = 1 << 20
+
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Root of all messages: tagged with the class name."""
+
+
+# -- sender and receiver: the control channel ---------------------------------------------------
+
+
+class Configure(_Message):
+    """Source: who I am, what the guest is, what I would like. Nothing was touched yet.
+
+    Attributes:
+        allocated_bytes: of the guest's memory files, so that the destination can check its space.
+        region_pages: size of a region; both sides cut alike.
+        credit_bytes: what a channel may have unacknowledged.
+    """
+
+    parmig: str
+    kind: str
+    machine: str
+    blocks: tuple[RamBlock, ...]
+    allocated_bytes: _Count
+    workers: Annotated[int, Meta(ge=1, le=64)]
+    transport: str
+    codec: str
+    batch_bytes: Annotated[int, Meta(ge=4096, le=4 << 20, multiple_of=4096)]
+    credit_bytes: Annotated[int, Meta(ge=4096, le=64 << 20)]
+    region_pages: Annotated[int, Meta(ge=64, multiple_of=64)]
+    running: bool
+    verify: bool
+    capabilities: tuple[str, ...] = ()
+
+
+class DataEndpoint(msgspec.Struct, frozen=True):
+    """Where a receive worker listens; an empty host means the host of the control channel."""
+
+    host: str
+    port: int
+
+
+class Accept(_Message):
+    """Destination: the same about me, and where my workers listen; the source checks it too."""
+
+    parmig: str
+    kind: str
+    machine: str
+    blocks: tuple[RamBlock, ...]
+    codec: str
+    session: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    state: DataEndpoint
+    data: tuple[DataEndpoint, ...]
+    capabilities: tuple[str, ...] = ()
+
+
+class Refuse(_Message):
+    """Destination: this cannot work; *reason* names what does not match."""
+
+    reason: str
+
+
+class Digested(_Message):
+    """Destination: the digest of all RAM, as asked."""
+
+    digest: str
+
+
+class DigestRequest(_Message):
+    """Source: all of RAM has arrived and both guests are paused; tell me its digest."""
+
+
+class Release(_Message):
+    """Source: RAM is complete; load the device state, *size_bytes* long with this xxh3-128 digest."""
+
+    size_bytes: _Count
+    digest: str
+
+
+class Loaded(_Message):
+    """Destination: the state is loaded, the guest is paused and able to run. Times are durations."""
+
+    received_ns: _Count
+    load_ns: _Count
+
+
+class HandOver(_Message):
+    """Source: the guest is yours. From here on the source never resumes by itself."""
+
+    run: bool
+
+
+class Resumed(_Message):
+    """Destination: the guest runs here (or stays paused, as it was)."""
+
+    resume_ns: _Count
+
+
+class Progressed(_Message):
+    """Source: where we are; only for the destination's display."""
+
+    status: str
+    round: int
+
+
+class Failure(_Message):
+    """Either: I failed and will not go on."""
+
+    error: ErrorReport
+
+
+class Goodbye(_Message):
+    """Source: completed, nothing more will come."""
+
+
+ControlMessage = (
+    Configure | Accept | Refuse | DigestRequest | Digested | Release | Loaded | HandOver | Resumed | Progressed | Failure | Goodbye
+)
+
+# -- coordinator and workers --------------------------------------------------------------------
+
+
+class SendSetup(_Message):
+    """To a send worker, once: everything it needs besides descriptors."""
+
+    worker: int
+    workers: int
+    blocks: tuple[RamBlock, ...]
+    file_offsets_bytes: tuple[int, ...]
+    uri: str
+    local: str
+    session: bytes
+    codec: str
+    batch_bytes: int
+    region_pages: int
+    connect_timeout_ns: int
+
+
+class ReceiveSetup(_Message):
+    """To a receive worker, once."""
+
+    worker: int
+    workers: int
+    blocks: tuple[RamBlock, ...]
+    file_offsets_bytes: tuple[int, ...]
+    uri: str
+    session: bytes
+    codec: str
+    batch_bytes: int
+    credit_bytes: int
+    region_pages: int
+
+
+class StartTracking(_Message):
+    """Coordinator: this is the dirty log. With *has_fd* its descriptor follows on the pipe."""
+
+    log: DirtyLog
+    has_fd: bool
+
+
+class SendRegions(_Message):
+    """Coordinator: scan these regions and send what is dirty."""
+
+    round: int
+    regions: tuple[int, ...]
+    first_pass: bool
+
+
+class Fence(_Message):
+    """Coordinator: no more regions in this round; answer when all of it is placed."""
+
+    round: int
+
+
+class CountDirty(_Message):
+    """Coordinator: how many pages are dirty in these regions now?"""
+
+    regions: tuple[int, ...]
+
+
+class DigestRegions(_Message):
+    """Coordinator: the digests of these regions."""
+
+    regions: tuple[int, ...]
+
+
+class Stop(_Message):
+    """Coordinator: end now."""
+
+
+Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | Stop
+
+
+class WorkerReady(_Message):
+    """Worker: connected (send) or listening at *port* (receive)."""
+
+    port: int = 0
+
+
+class WorkerConnected(_Message):
+    """Receive worker: its send worker said hello."""
+
+
+class RegionsDone(_Message):
+    """Send worker: one SendRegions is done, apart from what waits for a batch to fill."""
+
+
+class Fenced(_Message):
+    """Send worker: everything of this round has been placed by the destination."""
+
+    round: int
+    counters: WorkerCounters
+
+
+class Counted(_Message):
+    """Send worker: the answer to CountDirty."""
+
+    pages: int
+
+
+class RegionDigests(_Message):
+    """Worker: the answer to DigestRegions, digest by region number."""
+
+    digests: dict[int, int]
+
+
+class WorkerFailed(_Message):
+    """Worker: I failed and end."""
+
+    error: ErrorReport
+
+
+WorkerEvent = WorkerReady | WorkerConnected | RegionsDone | Fenced | Counted | RegionDigests | WorkerFailed
+
+T = TypeVar("T")
+
+encode = msgspec.msgpack.Encoder().encode
+_control_decoder = msgspec.msgpack.Decoder(ControlMessage)
+instruction_decoder = msgspec.msgpack.Decoder(Instruction)
+event_decoder = msgspec.msgpack.Decoder(WorkerEvent)
+
+
+def encode_control(message: ControlMessage) -> bytes:
+    """One control message with its preamble."""
+    return _PREAMBLE.pack(CONTROL_MAGIC, PROTOCOL_VERSION) + encode(message)
+
+
+def peer_version(frame: memoryview) -> int | None:
+    """The protocol version of the control message in *frame*, or None when it is no such message."""
+    if len(frame) < _PREAMBLE.size:
+        return None
+    magic, version = _PREAMBLE.unpack_from(frame)
+    return int(version) if magic == CONTROL_MAGIC else None
+
+
+def decode_control(frame: memoryview) -> ControlMessage:
+    """The control message in *frame*.
+
+    Raises:
+        ProtocolError: not one, or of another protocol version.
+    """
+    version = peer_version(frame)
+    if version is None:
+        raise ProtocolError(f"a message of {len(frame)} bytes is not one of parmig's")
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the peer speaks protocol version {version}, this parmig version {PROTOCOL_VERSION}; install the same parmig on both hosts"
+        )
+    try:
+        return _control_decoder.decode(frame[_PREAMBLE.size :])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"malformed control message: {error}") from error
+
+
+def describe_error(error: BaseException, phase: str | None = None) -> ErrorReport:
+    """*error* as it travels and is reported."""
+    known = isinstance(error, ParmigError)
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    return ErrorReport(type=type(error).__name__ if known else "ParmigError", message=message, phase=getattr(error, "phase", None) or phase)
+
+
+def restore_error(report: ErrorReport, prefix: str = "") -> ParmigError:
+    """The error that *report* describes, as the class it names."""
+    error = by_name(report.type)(prefix + report.message)
+    error.phase = report.phase
+    return error

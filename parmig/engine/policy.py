@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When to pause, go on, or give up. Pure functions of the rounds so far."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.units import NS_PER_S
+
+SHRINK_WORTHWHILE = 0.75
+"""Within the downtime limit another round is worth it while it leaves under 3/4 of the pages of the
+one before: it costs little and shortens the pause."""
+
+FEW_PAGES = 512
+"""Fewer pages than this (2 MiB) are not worth another round: sending them takes less than a fence."""
+
+EXTRA_ROUNDS = 4
+"""Rounds beyond the first that meets the downtime limit, at most."""
+
+STALL_ROUNDS = 4
+"""Rounds without a new minimum of what remains, after which the guest is taken to outrun the network.
+Three can be bad luck with a bursting guest; KubeVirt's stall detection waits longer, by a timer."""
+
+STALL_IMPROVEMENT = 0.95
+"""A minimum counts as new when it is at least 5 % lower."""
+
+LOCAL_MINIMUM = 1.1
+"""A stalled migration pauses when what remains is within 10 % of the lowest seen: a local minimum."""
+
+
+class RoundFacts(msgspec.Struct, frozen=True):
+    """What policy knows of a finished round.
+
+    Attributes:
+        sent_bytes: guest bytes that the round handled as data.
+        duration_ns: of the round, fence included.
+        scan_ns: of the slowest worker, in the dirty log.
+        remaining_pages: dirty when the round was over.
+    """
+
+    sent_bytes: int
+    duration_ns: int
+    scan_ns: int
+    remaining_pages: int
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What was configured; zero means none for all but ``downtime_ns``."""
+
+    downtime_ns: int
+    max_downtime_ns: int = 0
+    timeout_ns: int = 0
+
+
+class Verdict(enum.Enum):
+    """What to do next."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    STALLED = "stalled"
+    TIMEOUT = "timeout"
+
+
+def bandwidth_bytes_per_s(rounds: Sequence[RoundFacts]) -> float:
+    """The rate to expect: of the latest round that moved enough to measure, else of the largest.
+
+    A round of a few pages measures fences, not the network.
+    """
+    enough = 16 * FEW_PAGES * PAGE_BYTES
+    measurable = [facts for facts in rounds if facts.sent_bytes >= enough]
+    chosen = measurable[-1] if measurable else max(rounds, key=lambda facts: facts.sent_bytes)
+    if not chosen.sent_bytes:
+        return float("inf")  # nothing had to be sent at all
+    return chosen.sent_bytes * NS_PER_S / max(1, chosen.duration_ns)
+
+
+def expected_downtime_ns(rounds: Sequence[RoundFacts]) -> float:
+    """How long a pause now would take: what remains at the measured rate, and the last scan."""
+    last = rounds[-1]
+    return last.scan_ns + last.remaining_pages * PAGE_BYTES * NS_PER_S / bandwidth_bytes_per_s(rounds)
+
+
+def decide(rounds: Sequence[RoundFacts], limits: Limits, elapsed_ns: int) -> Verdict:
+    """What to do after the last of *rounds*.
+
+    Args:
+        rounds: at least one.
+        elapsed_ns: since the first round began.
+    """
+    remaining = rounds[-1].remaining_pages
+    if expected_downtime_ns(rounds) <= limits.downtime_ns:
+        return Verdict.PAUSE if not _still_shrinking(rounds, limits) else Verdict.CONTINUE
+    if limits.timeout_ns and elapsed_ns >= limits.timeout_ns:
+        return Verdict.TIMEOUT
+    if not is_stalled(rounds):
+        return Verdict.CONTINUE
+    if not limits.max_downtime_ns:
+        return Verdict.STALLED
+    lowest = min(facts.remaining_pages for facts in rounds[-2 * STALL_ROUNDS :])
+    if expected_downtime_ns(rounds) <= limits.max_downtime_ns:
+        return Verdict.PAUSE if remaining <= lowest * LOCAL_MINIMUM else Verdict.CONTINUE
+    return Verdict.STALLED if len(rounds) >= 4 * STALL_ROUNDS else Verdict.CONTINUE
+
+
+def _still_shrinking(rounds: Sequence[RoundFacts], limits: Limits) -> bool:
+    """Whether another round would shorten a pause that is already short enough."""
+    remaining = rounds[-1].remaining_pages
+    if remaining <= FEW_PAGES:
+        return False
+    good = 0
+    for end in range(len(rounds), 0, -1):
+        if expected_downtime_ns(rounds[:end]) > limits.downtime_ns:
+            break
+        good += 1
+    if good > EXTRA_ROUNDS:
+        return False
+    return len(rounds) < 2 or remaining < rounds[-2].remaining_pages * SHRINK_WORTHWHILE
+
+
+def is_stalled(rounds: Sequence[RoundFacts]) -> bool:
+    """Whether what remains has not reached a new minimum for STALL_ROUNDS rounds."""
+    if len(rounds) <= STALL_ROUNDS:
+        return False
+    before = min(facts.remaining_pages for facts in rounds[:-STALL_ROUNDS])
+    lately = min(facts.remaining_pages for facts in rounds[-STALL_ROUNDS:])
+    return lately >= before * STALL_IMPROVEMENT

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker processes of one side: started, watched, told, joined, killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from multiprocess import reduction
+
+from parmig.engine import messages
+from parmig.engine.messages import Instruction, Stop, WorkerEvent, WorkerFailed
+from parmig.engine.report import ErrorReport
+from parmig.errors import WorkerError
+from parmig.processes import describe_exit, end_process, start_process
+
+STOP_PATIENCE_S = 1.0
+"""How long a worker may take to end after Stop before it is killed; it checks between batches."""
+
+
+class WorkerSaid(NamedTuple):
+    """An event of one worker; its death is told as a WorkerFailed."""
+
+    worker: int
+    event: WorkerEvent
+
+
+class WorkerPool:
+    """Workers of one kind, numbered from 0. A context manager: leaving it ends them all.
+
+    Args:
+        program: dotted name of the worker program, ``module:function``.
+        name: what errors call these workers: ``send worker``.
+    """
+
+    def __init__(self, program: str, name: str) -> None:
+        self._program = program
+        self._name = name
+        self._processes: list[Any] = []
+        self._connections: list[Any] = []
+        self._gone: set[int] = set()
+
+    def start(self, setup: msgspec.Struct, fds: Sequence[int]) -> int:
+        """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
+        worker = len(self._processes)
+        process, connection = start_process(
+            self._program, f"parmig {self._name} {worker}", messages.encode(setup), fds
+        )
+        self._processes.append(process)
+        self._connections.append(connection)
+        return worker
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def pids(self) -> list[int]:
+        """Process ids, by worker number."""
+        return [process.pid for process in self._processes]
+
+    def tell(self, worker: int, instruction: Instruction, fd: int = -1) -> None:
+        """Send *instruction* to *worker*, with descriptor *fd* if given; a dead worker is noticed by read()."""
+        connection = self._connections[worker]
+        try:
+            connection.send_bytes(messages.encode(instruction))
+            if fd >= 0:
+                reduction.send_handle(connection, fd, self._processes[worker].pid)
+        except OSError:
+            pass
+
+    def pollables(self) -> list[int]:
+        """Descriptors that become readable when a worker has something to say or dies."""
+        return [
+            fd
+            for worker, (process, connection) in enumerate(zip(self._processes, self._connections, strict=True))
+            if worker not in self._gone
+            for fd in (connection.fileno(), process.sentinel)
+        ]
+
+    def read(self) -> list[WorkerSaid]:
+        """Everything that was said since the last call, without waiting."""
+        said: list[WorkerSaid] = []
+        for worker, connection in enumerate(self._connections):
+            while worker not in self._gone and connection.poll(0):
+                try:
+                    event = messages.event_decoder.decode(connection.recv_bytes())
+                except (EOFError, OSError):
+                    said.append(self._death(worker))
+                    break
+                if isinstance(event, WorkerFailed):
+                    self._gone.add(worker)
+                    event = WorkerFailed(msgspec.structs.replace(event.error, message=f"{self._name} {worker}: {event.error.message}"))
+                said.append(WorkerSaid(worker, event))
+        return said
+
+    def _death(self, worker: int) -> WorkerSaid:
+        self._gone.add(worker)
+        process = self._processes[worker]
+        process.join(STOP_PATIENCE_S)  # the pipe closes a moment before the process can be reaped
+        hint = "; SIGBUS means that a memory file had no space left" if process.exitcode == -7 else ""
+        error = WorkerError(f"{self._name} {worker} (process {process.pid}) {describe_exit(process)}{hint}")
+        return WorkerSaid(worker, WorkerFailed(ErrorReport(type=type(error).__name__, message=str(error))))
+
+    def close(self) -> None:
+        """End every worker: ask, wait a moment, kill. Calling it twice is fine."""
+        for worker in range(len(self._processes)):
+            self.tell(worker, Stop())
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        for process, connection in zip(self._processes, self._connections, strict=True):
+            end_process(process, patience_s=max(0.0, deadline - time.monotonic()))
+            connection.close()
+        self._processes.clear()
+        self._connections.clear()
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live progress of the source, from the workers' shared counters."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.report import Progress
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.shared import SharedArea
+from parmig.units import NS_PER_MS, NS_PER_S
+
+INTERVAL_NS = 200 * NS_PER_MS
+WINDOW = 6
+"""Looks that a rate is averaged over: 1.2 s."""
+
+
+class ProgressMeter:
+    """Looks at the counters at most five times a second, and whenever status or round change."""
+
+    def __init__(self, plan: Coordinator, shared: SharedArea, workers: int) -> None:
+        self._plan = plan
+        self._shared = shared
+        self._workers = workers
+        self._looks: deque[tuple[int, int, list[int]]] = deque(maxlen=WINDOW)
+        self._last = ("", 0)
+        self._base_pages = 0
+
+    def look(self) -> Iterator[Progress]:
+        """Progress, if it is time for one."""
+        now = time.monotonic_ns()
+        state = (self._plan.status.value, self._plan.round)
+        changed = state != self._last
+        if not changed and self._looks and now - self._looks[-1][0] < INTERVAL_NS:
+            return
+        counters = [self._shared.counters(worker) for worker in range(self._workers)]
+        handled = sum(one.handled_pages for one in counters)
+        if state[1] != self._last[1]:
+            self._base_pages = (state[1] - 1) * self._plan.total_pages
+        self._last = state
+        self._looks.append((now, handled, [one.wire_bytes for one in counters]))
+        then, handled_then, wire_then = self._looks[0]
+        seconds = max(1, now - then) / NS_PER_S
+        rate = (handled - handled_then) * PAGE_BYTES / seconds
+        in_round = max(0, min(handled - self._base_pages, self._plan.total_pages))
+        facts = self._plan.record.facts
+        remaining = facts[-1].remaining_pages if facts else self._plan.total_pages - in_round
+        yield Progress(
+            status=state[0],
+            round=state[1],
+            total_pages=self._plan.total_pages,
+            handled_pages=in_round,
+            remaining_bytes=remaining * PAGE_BYTES,
+            rate_bytes_per_s=rate,
+            worker_rates_bytes_per_s=tuple(
+                (b - a) / seconds for a, b in zip(wire_then, self._looks[-1][2], strict=True)
+            ),
+            time_left_ms=remaining * PAGE_BYTES / rate * 1000 if rate > 0 else None,
+        )

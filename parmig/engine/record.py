@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured of a migration while it runs, and the report made of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parmig.engine.policy import RoundFacts
+from parmig.engine.report import DowntimePhases, RamReport, RoundReport, WorkerReport
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.shared import WorkerCounters
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
+
+
+class Record:
+    """Instants, rounds and counters of one migration, all on ``time.monotonic_ns()`` of the source.
+
+    Attributes:
+        rounds: finished rounds.
+        facts: the same as policy sees them.
+        marks: instants by name; see :meth:`phases` for those of the pause.
+    """
+
+    def __init__(self, workers: int, total_pages: int) -> None:
+        self.rounds: list[RoundReport] = []
+        self.facts: list[RoundFacts] = []
+        self.marks: dict[str, int] = {}
+        self.load_ns = 0
+        self.stolen = [0] * workers
+        self._total_pages = total_pages
+        self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
+        self._before = list(self._now)
+        self._round_began_ns = 0
+
+    def mark(self, name: str, now_ns: int) -> None:
+        """Remember that *name* happened now."""
+        self.marks[name] = now_ns
+
+    def begin_round(self, now_ns: int) -> None:
+        """A round begins."""
+        self._round_began_ns = now_ns
+        self._before = list(self._now)
+
+    def fenced(self, worker: int, counters: WorkerCounters) -> None:
+        """The totals of one worker at its fence."""
+        self._now[worker] = counters
+
+    def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int]) -> RoundReport:
+        """All workers passed the fence."""
+        moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
+        self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
+        sent, zero = sum(m.sent_pages for m in moved), sum(m.zero_pages for m in moved)
+        skipped = sum(m.skipped_pages for m in moved)
+        report = RoundReport(
+            round=len(self.rounds) + 1,
+            dirty_pages=sent + zero + (skipped if not self.rounds else 0),
+            sent_pages=sent,
+            zero_pages=zero,
+            skipped_pages=skipped,
+            wire_bytes=sum(m.wire_bytes for m in moved),
+            scan_ms=max(m.scan_ns for m in moved) / NS_PER_MS,
+            duration_ms=(now_ns - self._round_began_ns) / NS_PER_MS,
+            paused=paused,
+        )
+        self.rounds.append(report)
+        return report
+
+    def remaining(self, pages: int) -> None:
+        """What was dirty after the round that ended last."""
+        last = self.rounds[-1]
+        self.facts.append(
+            RoundFacts(
+                sent_bytes=last.sent_pages * PAGE_BYTES,
+                duration_ns=round(last.duration_ms * NS_PER_MS),
+                scan_ns=round(last.scan_ms * NS_PER_MS),
+                remaining_pages=pages,
+            )
+        )
+
+    # -- for the report -------------------------------------------------------------------------
+
+    def phases(self) -> DowntimePhases:
+        """The downtime in its phases. Each begins where the one before it ends, so they add up."""
+        at = [self.marks[name] for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded", "resumed")]
+        pause, final, save, rescan, verify, load, resume = (
+            (after - before) / NS_PER_MS for before, after in zip(at, at[1:], strict=False)
+        )
+        scan = min(final, next(r.scan_ms for r in self.rounds if r.paused))
+        loading = min(load, self.load_ns / NS_PER_MS)
+        return DowntimePhases(
+            pause=pause,
+            final_scan=scan,
+            final_pages=final - scan,
+            state_save=save,
+            post_save_scan=rescan,
+            verify=verify,
+            state_transfer=load - loading,
+            state_load=loading,
+            resume=resume,
+        )
+
+    def downtime_ms(self) -> float | None:
+        """From the instant the guest stopped to the news that it runs again; None if that never came."""
+        if "resumed" not in self.marks:
+            return None
+        return (self.marks["resumed"] - self.marks["stopped"]) / NS_PER_MS
+
+    def throughput_mib_per_s(self) -> float:
+        """Guest bytes handled in round 1 divided by its duration."""
+        if not self.rounds or not self.rounds[0].duration_ms:
+            return 0.0
+        return self._total_pages * PAGE_BYTES / MIB / (self.rounds[0].duration_ms * NS_PER_MS / NS_PER_S)
+
+    def ram(self) -> RamReport:
+        """All rounds together."""
+        return RamReport(
+            total_bytes=self._total_pages * PAGE_BYTES,
+            wire_bytes=sum(r.wire_bytes for r in self.rounds),
+            sent_pages=sum(r.sent_pages for r in self.rounds),
+            zero_pages=sum(r.zero_pages for r in self.rounds),
+            skipped_pages=sum(r.skipped_pages for r in self.rounds),
+        )
+
+    def per_worker(self, paths: Sequence[str]) -> list[WorkerReport]:
+        """What each worker did."""
+        return [
+            WorkerReport(
+                worker=worker,
+                path=paths[worker] if worker < len(paths) else "",
+                sent_pages=counters.sent_pages,
+                wire_bytes=counters.wire_bytes,
+                busy_ms=counters.busy_ns / NS_PER_MS,
+                waiting_ms=counters.waiting_ns / NS_PER_MS,
+                stolen_regions=self.stolen[worker],
+            )
+            for worker, counters in enumerate(self._now)
+        ]

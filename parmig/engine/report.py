@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a migration was: the report that ``--json`` prints, and the progress that is shown meanwhile.
+
+The field names are a contract: names may be added, never renamed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from parmig.errors import ParmigError, by_name
+
+
+class ErrorReport(msgspec.Struct, kw_only=True):
+    """Why it did not complete: the error class, its words, and the phase it happened in."""
+
+    type: str
+    message: str
+    phase: str | None = None
+
+
+class GuestReport(msgspec.Struct, kw_only=True):
+    """Which guest it was."""
+
+    kind: str = ""
+    memory_bytes: int = 0
+    page_size_bytes: int = 4096
+    machine: str = ""
+    monitor: str = ""
+
+
+class DowntimePhases(msgspec.Struct, kw_only=True):
+    """Where the downtime went, in milliseconds; the phases add up to it.
+
+    ``post_save_scan`` is the dirty scan after the device state was saved; ``verify`` is 0 unless asked.
+    """
+
+    pause: float = 0.0
+    final_scan: float = 0.0
+    final_pages: float = 0.0
+    state_save: float = 0.0
+    post_save_scan: float = 0.0
+    verify: float = 0.0
+    state_transfer: float = 0.0
+    state_load: float = 0.0
+    resume: float = 0.0
+
+
+class RoundReport(msgspec.Struct, kw_only=True):
+    """One pass over all regions; ``scan_ms`` is the slowest worker's time in the dirty log."""
+
+    round: int
+    dirty_pages: int = 0
+    sent_pages: int = 0
+    zero_pages: int = 0
+    skipped_pages: int = 0
+    wire_bytes: int = 0
+    scan_ms: float = 0.0
+    duration_ms: float = 0.0
+    paused: bool = False
+
+
+class RamReport(msgspec.Struct, kw_only=True):
+    """All RAM traffic: pages sent as data, told as zero, and never allocated at all."""
+
+    total_bytes: int = 0
+    wire_bytes: int = 0
+    sent_pages: int = 0
+    zero_pages: int = 0
+    skipped_pages: int = 0
+
+
+class WorkerReport(msgspec.Struct, kw_only=True):
+    """What one send worker did."""
+
+    worker: int
+    path: str = ""
+    sent_pages: int = 0
+    wire_bytes: int = 0
+    busy_ms: float = 0.0
+    waiting_ms: float = 0.0
+    stolen_regions: int = 0
+
+
+class DigestReport(msgspec.Struct, kw_only=True):
+    """xxh3-128 over all RAM of either side while both were paused; null when not asked."""
+
+    source: str | None = None
+    destination: str | None = None
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """The whole report; ``side`` says who wrote it (``source`` or ``destination``)."""
+
+    parmig: str
+    side: str
+    status: str = "none"
+    error: ErrorReport | None = None
+    guest: GuestReport = msgspec.field(default_factory=GuestReport)
+    transport: str = ""
+    workers: int = 0
+    paths: list[str] = []
+    tracker: str = ""
+    tracker_reason: str = ""
+    compression: str = ""
+    total_time_ms: float = 0.0
+    setup_time_ms: float = 0.0
+    downtime_ms: float | None = None
+    downtime_phases_ms: DowntimePhases = msgspec.field(default_factory=DowntimePhases)
+    throughput_mib_per_s: float = 0.0
+    state_bytes: int = 0
+    rounds: list[RoundReport] = []
+    ram: RamReport = msgspec.field(default_factory=RamReport)
+    per_worker: list[WorkerReport] = []
+    verified: bool | None = None
+    digest: DigestReport = msgspec.field(default_factory=DigestReport)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with: 0, or the exit code of the error's class."""
+        return 0 if self.error is None else by_name(self.error.type).exit_code
+
+    def raise_for_status(self) -> None:
+        """Raise the error that the report holds, if any, as the class it names."""
+        if self.error is not None:
+            error: ParmigError = by_name(self.error.type)(self.error.message)
+            error.phase = self.error.phase
+            raise error
+
+
+class Progress(msgspec.Struct, kw_only=True, frozen=True):
+    """What is known of a running migration; handed to the progress callback several times a second.
+
+    Attributes:
+        status: name of the migration status (``setup``, ``active``, ``pre-switchover``, ...).
+        round: number of the round under way; 0 before the first.
+        total_pages: pages the round set out to handle (an estimate from round 2 on).
+        handled_pages: pages of it that were handled so far.
+        remaining_bytes: guest bytes known to be still dirty or unsent.
+        rate_bytes_per_s: guest bytes handled per second of late.
+        worker_rates_bytes_per_s: wire bytes per second of each worker.
+        time_left_ms: until the pause, estimated; None when unknown.
+        message: a line for a log; empty when only the numbers changed.
+    """
+
+    status: str
+    round: int = 0
+    total_pages: int = 0
+    handled_pages: int = 0
+    remaining_bytes: int = 0
+    rate_bytes_per_s: float = 0.0
+    worker_rates_bytes_per_s: tuple[float, ...] = ()
+    time_left_ms: float | None = None
+    message: str = ""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets which regions: owners, bundles, and moving work to idle workers. Pure.
+
+Regions keep their owner from round to round (locality; one channel carries a page's history). Within a
+round they are handed out in bundles; a worker that has run out of its own takes regions that their
+owner was not given yet. Nothing is ever taken back, so in each round each region goes to exactly one
+worker; and rounds are separated by fences, so a region moves only when all of it has arrived.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+BUNDLE_PART = 4
+"""A worker gets a quarter of what its owner has left at a time: few messages at first, small pieces at
+the end, so that all finish together (guided self-scheduling). 64 regions take about 12 bundles."""
+
+
+def assign(weights: Sequence[int], workers: int) -> list[list[int]]:
+    """Give each worker a contiguous stretch of regions of about equal weight.
+
+    Args:
+        weights: one a region (its pages).
+
+    Returns:
+        region numbers by worker; every region exactly once. Workers beyond the regions get none.
+    """
+    total = sum(weights)
+    owned: list[list[int]] = [[] for _ in range(workers)]
+    passed = 0
+    for region, weight in enumerate(weights):
+        # The middle of the region decides whose stretch it belongs to.
+        owner = min(workers - 1, (2 * passed + weight) * workers // (2 * total)) if total else 0
+        owned[owner].append(region)
+        passed += weight
+    return owned
+
+
+class Shares:
+    """The regions of one round, handed out until none is left.
+
+    Args:
+        owned: region numbers by worker.
+        whole: hand each worker all of its own at once (few dirty pages: a message costs more).
+    """
+
+    def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False) -> None:
+        self._left = [deque(regions) for regions in owned]
+        self._whole = whole
+        self.stolen = [0] * len(owned)
+
+    def take(self, worker: int) -> tuple[int, ...]:
+        """The next regions for *worker*, its own first, else from whoever has most left; empty: none left."""
+        source = worker
+        if not self._left[worker]:
+            source = max(range(len(self._left)), key=lambda other: len(self._left[other]))
+        left = self._left[source]
+        if not left:
+            return ()
+        if source == worker:
+            count = len(left) if self._whole else max(1, len(left) // BUNDLE_PART)
+            return tuple(left.popleft() for _ in range(count))
+        count = max(1, len(left) // (2 * BUNDLE_PART))
+        self.stolen[worker] += count
+        # From the far end: the owner works from the front and keeps its neighbourhood.
+        return tuple(reversed([left.pop() for _ in range(count)]))

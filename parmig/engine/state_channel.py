@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main stream: device state as bytes, on a channel of its own, bounded and digested.
+
+Messages, first byte of the first frame: ``H`` hello with the session; ``E`` early bytes (the guest still
+ran, they may be loaded at once); ``D`` bytes of the paused guest (held until released); ``A`` from the
+destination: u64 big-endian, all bytes taken so far.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import xxhash
+
+from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
+from parmig.errors import LimitExceededError, PeerLostError, ProtocolError
+from parmig.transport.base import MigrationTransport
+from parmig.units import MIB, NS_PER_S
+
+WINDOW_BYTES = 8 * MIB
+"""Unacknowledged state at most; bounds both sides' queues."""
+
+HELD_IN_MEMORY_BYTES = 16 * MIB
+"""State that the destination holds in memory until released; what is more goes to a temporary file."""
+
+STALL_LIMIT_NS = 30 * NS_PER_S
+
+_TAKEN = struct.Struct(">cQ")
+
+
+class StateSender:
+    """The source's end, used by the guest's thread only (:meth:`abort` by any). A ``StateSink``.
+
+    Args:
+        transport: connected; owned by the caller.
+    """
+
+    def __init__(self, transport: MigrationTransport, session: bytes) -> None:
+        self._transport = transport
+        self._digest = xxhash.xxh3_128()
+        self._aborted = threading.Event()
+        self._taken_bytes = 0
+        self.size_bytes = 0
+        self.early = True
+        transport.write([b"H" + session])
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of everything written so far."""
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send *data*, copied; waits while the destination is behind.
+
+        Raises:
+            PeerLostError: aborted, or the destination is gone.
+            LimitExceededError: it takes nothing any more.
+        """
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        for at in range(0, len(view), MAX_STATE_CHUNK_BYTES):
+            chunk = bytes(view[at : at + MAX_STATE_CHUNK_BYTES])
+            self._transport.write([b"E" if self.early else b"D", chunk])
+            self.size_bytes += len(chunk)
+            self._keep_within(WINDOW_BYTES)
+
+    def _keep_within(self, window_bytes: int) -> None:
+        progress = time.monotonic_ns()
+        self._take_answers(0)
+        while self.size_bytes - self._taken_bytes > window_bytes:
+            if self._aborted.is_set():
+                raise PeerLostError("the state channel was closed")
+            if self._take_answers(100):
+                progress = time.monotonic_ns()
+            elif time.monotonic_ns() - progress > STALL_LIMIT_NS:
+                raise LimitExceededError("the destination takes no device state any more")
+
+    def _take_answers(self, timeout_ms: int) -> bool:
+        """Read the destination's acknowledgements; whether there were any."""
+        taken = self._taken_bytes
+        while (message := self._transport.read(timeout_ms)) is not None:
+            if len(message) != 1 or len(message[0]) != _TAKEN.size:
+                raise ProtocolError(f"unexpected answer of {len(message)} frames on the state channel")
+            self._taken_bytes = _TAKEN.unpack(message[0])[1]
+            timeout_ms = 0
+        return self._taken_bytes != taken
+
+    def abort(self) -> None:
+        """Make a waiting write fail."""
+        self._aborted.set()
+
+
+class StateReceiver:
+    """The destination's end, used by the loop's thread.
+
+    Args:
+        transport: listening; owned by the caller.
+        session: what the hello must carry.
+        early: called with bytes that may be loaded at once.
+    """
+
+    def __init__(self, transport: MigrationTransport, session: bytes, early: Callable[[bytes], None]) -> None:
+        self._transport = transport
+        self._session = session
+        self._early = early
+        self._digest = xxhash.xxh3_128()
+        self._held = tempfile.SpooledTemporaryFile(max_size=HELD_IN_MEMORY_BYTES)
+        self._connected = False
+        self.size_bytes = 0
+
+    def pollables(self) -> list[Any]:
+        """What to poll."""
+        return self._transport.pollables()
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of everything that came so far."""
+        return self._digest.hexdigest()
+
+    def receive(self) -> None:
+        """Take everything that is there.
+
+        Raises:
+            PeerLostError: the source is gone.
+            ProtocolError: not what may come here.
+        """
+        while (message := self._transport.read()) is not None:
+            kind = bytes(message[0][:1])
+            if not self._connected:
+                if kind == b"H" and bytes(message[0][1:]) == self._session:
+                    self._transport.accept()
+                    self._connected = True
+                continue  # anything else is a stranger
+            if kind not in (b"E", b"D") or len(message) != 2 or len(message[1]) > MAX_STATE_CHUNK_BYTES:
+                raise ProtocolError(f"unexpected message of kind {kind!r} with {len(message)} frames on the state channel")
+            self._digest.update(message[1])
+            self.size_bytes += len(message[1])
+            if kind == b"E":
+                self._early(bytes(message[1]))
+            else:
+                self._held.write(message[1])
+            self._transport.write([_TAKEN.pack(b"A", self.size_bytes)])
+
+    def held(self) -> Iterator[bytes]:
+        """The held bytes, in pieces."""
+        self._held.seek(0)
+        while piece := self._held.read(MAX_STATE_CHUNK_BYTES):
+            yield piece
+
+    def close(self) -> None:
+        """Drop what is held."""
+        self._held.close()

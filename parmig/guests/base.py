@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What parmig asks of a virtual machine monitor, and nothing more.
+
+A VMM joins parmig by implementing :class:`Guest`: its memory as descriptors, a dirty log, pause and
+resume, device state as bytes. The engine calls one method at a time, always from the same thread, in
+the order given here; it never calls from a worker process.
+
+Source::
+
+    memory() ─ start_dirty_log() ─ [sync_dirty_log()]* ─ pause(sink) ─ sync_dirty_log() ─ save_state(sink)
+             ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
+    and from any point before hand-over: resume_source() ─ stop_dirty_log() ─ close()
+
+Destination::
+
+    memory() ─ prepare_incoming() ─ [write_state()]* ─ finish_load() ─ resume() ─ close()
+    and from any point before resume(): discard() ─ close()
+
+See ``docs/guests.md`` for an example that is complete.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from parmig.ram.blocks import BlockMemory
+
+
+class GuestInfo(msgspec.Struct, frozen=True):
+    """What both sides compare before anything is touched.
+
+    Attributes:
+        kind: the scheme of the guest: ``qemu``, ``synthetic``.
+        machine: what device state depends on (QEMU: the versioned machine type); compared literally.
+        monitor: name and version of the VMM, for the report; not compared.
+    """
+
+    kind: str
+    machine: str
+    monitor: str
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A run of a block's pages as the owner of a dirty log addresses it: page *first_page* is at *address*."""
+
+    first_page: int
+    pages: int
+    address: int
+
+
+class DirtyLog(msgspec.Struct, frozen=True):
+    """How workers read the dirty log that a guest started. Serialised to the workers.
+
+    Attributes:
+        kind: ``pagemap``, ``bitmap`` or ``digest``: the name of the tracker that reads it.
+        pid: (pagemap) the process whose page tables are the log.
+        segments: (pagemap) for each block, in the order of ``memory()``, where that process maps it.
+        reason: why this kind was chosen, for the report.
+    """
+
+    kind: str
+    pid: int = 0
+    segments: tuple[tuple[Segment, ...], ...] = ()
+    reason: str = ""
+
+
+class StateSink(Protocol):
+    """Where device state goes on the source. ``write`` may be called from ``pause`` on."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take *data*, copying it; blocks while the network is behind."""
+
+
+class Guest(ABC):
+    """One virtual machine on this host, on either side of a migration.
+
+    Every method that waits has a limit of its own and raises :class:`~parmig.errors.GuestError` past it.
+    """
+
+    @abstractmethod
+    def info(self) -> GuestInfo:
+        """What the guest is. Must not disturb it."""
+
+    @abstractmethod
+    def memory(self) -> Sequence[BlockMemory]:
+        """Its RAM blocks and their descriptors. Must not disturb it.
+
+        The descriptors belong to the guest object and stay open until close().
+
+        Raises:
+            GuestRefusedError: the memory cannot be reached from outside; says which option helps.
+        """
+
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether the virtual CPUs run now. A guest that is paused at the start arrives paused."""
+
+    # -- source ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def start_dirty_log(self, kind: str) -> DirtyLog:
+        """Begin to record writes to RAM, from all of the VMM's threads and devices.
+
+        Args:
+            kind: ``auto`` or the name of a tracker.
+
+        Raises:
+            HostRefusedError: the host does not allow this kind; the message says how to allow it.
+            GuestRefusedError: this guest has no such log.
+        """
+
+    def sync_dirty_log(self) -> None:
+        """Bring the shared log up to date: on return it holds every write made before the call.
+
+        The VMM adds to the shared log only inside this call, so that workers may clear what they
+        have read. Logs that are always current (pagemap, digest) have nothing to do here.
+        """
+
+    def dirty_bitmap_fd(self) -> int:
+        """(kind ``bitmap``) descriptor of the shared log.
+
+        One bit a 4 KiB page in little-endian 64-bit words (the vhost-user log layout), blocks in
+        the order of ``memory()``, each beginning on a word. The guest owns the descriptor.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no dirty bitmap")
+
+    @abstractmethod
+    def stop_dirty_log(self) -> None:
+        """End the recording and leave nothing attached. Calling it twice, or unstarted, is fine."""
+
+    @abstractmethod
+    def pause(self, sink: StateSink) -> int:
+        """Stop the virtual CPUs and all device activity; on return nothing writes RAM.
+
+        State that the VMM sends while still running (QEMU's video memory) may go to *sink* already.
+
+        Returns:
+            the instant at which the guest stopped, on the clock of ``time.monotonic_ns()``.
+        """
+
+    @abstractmethod
+    def save_state(self, sink: StateSink) -> None:
+        """Write the device state of the paused guest to *sink*. May still write RAM: a scan follows."""
+
+    @abstractmethod
+    def resume_source(self) -> None:
+        """Undo everything: after a failure or a cancel the guest runs (or stays paused) as before.
+
+        Called in any state before hand-over, after a partial pause or save too, and also when
+        nothing was done yet. Settings that were changed are set back.
+        """
+
+    def finish_source(self) -> None:
+        """After a completed migration: release what the source still holds. It stays paused."""
+
+    def throttle(self, percent: int) -> None:
+        """Let the virtual CPUs run only ``100 - percent`` % of the time; 0 is full speed."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be throttled")
+
+    # -- destination ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare_incoming(self) -> None:
+        """Make ready to take device state; the guest must not run, not even after loading."""
+
+    @abstractmethod
+    def write_state(self, data: memoryview) -> None:
+        """The next bytes of device state, exactly as the source's ``save_state`` wrote them.
+
+        Bytes written by the source's ``pause`` may arrive while pages still move; bytes of
+        ``save_state`` arrive only after all of RAM is in place.
+        """
+
+    @abstractmethod
+    def finish_load(self) -> None:
+        """All bytes were written: wait until the state is loaded. The guest stays paused.
+
+        Raises:
+            StateError: the VMM refused the state; the message has its words.
+        """
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Hand-over has happened: run."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """The migration failed: make sure this copy never runs. Also fine before prepare_incoming()."""
+
+    # -- both -----------------------------------------------------------------------------------
+
+    def watch_fd(self) -> int | None:
+        """A descriptor that becomes readable when the VMM dies (a pidfd), or None."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back. Never raises; calling it twice is fine."""
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An unmodified QEMU as a guest, on either side: see ``docs/guests.md`` for what it must be started with.
+
+RAM is moved by parmig straight between the files behind it. Device state, and small memories such as video
+RAM, are moved by QEMU's own migration with ``x-ignore-shared``, whose bytes go through parmig's sink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from parmig import linux
+from parmig.errors import GuestError, GuestRefusedError, UsageError
+from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.qemu.attach import WriteTracking, attach
+from parmig.guests.qemu.incoming import Incoming
+from parmig.guests.qemu.memory import MappedBlock, close_memory, open_memory
+from parmig.guests.qemu.outgoing import Outgoing
+from parmig.guests.qemu.process import check_destination, check_source, has_ended, open_pidfd, quit_qemu
+from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.settings import Settings
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory
+from parmig.units import NS_PER_S, parse_duration_ns
+
+DEFAULT_LIMIT_S = 30.0
+"""How long QEMU may take for any one step; all of them take milliseconds."""
+
+SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
+DESTINATION_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
+
+# What QEMU moves itself goes to a local socket: no limit, and the last of it within a generous pause, so that
+# a guest that keeps drawing on its screen does not hold up the switch. TLS is the engine's matter.
+SOURCE_PARAMETERS: dict[str, Any] = {
+    "max-bandwidth": 1 << 40,
+    "downtime-limit": 2000,
+    "tls-creds": "",
+    "mode": "normal",
+}
+DESTINATION_PARAMETERS: dict[str, Any] = {"tls-creds": "", "mode": "normal"}
+
+
+class QemuGuest(Guest):
+    """A QEMU process, reached by its QMP socket. Made by :func:`open_qemu`.
+
+    Args:
+        qmp: a session; owned from here on, also when this raises.
+        pid: QEMU's process.
+        incoming: whether this is the destination.
+
+    Raises:
+        GuestRefusedError: it cannot be migrated as it was started; the message has the option that helps.
+        GuestError: QEMU failed meanwhile.
+    """
+
+    def __init__(self, qmp: Qmp, pid: int, *, incoming: bool) -> None:
+        self._qmp = qmp
+        self._pid = pid
+        self._pidfd = -1
+        self._blocks: list[MappedBlock] = []
+        self._tracking: WriteTracking | None = None
+        self._settings = Settings(qmp)
+        self._outgoing = Outgoing(qmp)
+        self._incoming = Incoming(qmp)
+        try:
+            (check_destination if incoming else check_source)(qmp)
+            self._pidfd = open_pidfd(pid, qmp.path)
+            self._blocks = open_memory(qmp, pid)
+            machine = str(qmp.execute("qom-get", path="/machine", property="type")).removesuffix("-machine")
+        except BaseException:
+            self.close()
+            raise
+        version = ".".join(str(number) for number in qmp.version)
+        self._info = GuestInfo(kind="qemu", machine=machine, monitor=f"QEMU {version}")
+
+    def info(self) -> GuestInfo:
+        """Machine type with its version, and QEMU's own version."""
+        return self._info
+
+    def memory(self) -> Sequence[BlockMemory]:
+        """The shared memory backends, in order of their ids."""
+        return [block.memory for block in self._blocks]
+
+    def is_running(self) -> bool:
+        """Whether the virtual CPUs run now.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        return bool(self._qmp.execute("query-status")["running"])
+
+    def start_dirty_log(self, kind: str) -> DirtyLog:
+        """Attach to QEMU's memory, and make its migration settings ready, so that failures show early.
+
+        Args:
+            kind: ``auto``, ``pagemap`` or ``digest``.
+
+        Raises:
+            HostRefusedError: the host does not allow to attach.
+            GuestRefusedError: kind ``bitmap``: QEMU shows its own log to nobody.
+            GuestError: QEMU refuses the settings.
+        """
+        reason = "as asked for"
+        if kind == "bitmap":
+            raise GuestRefusedError(
+                "QEMU's own dirty log cannot be seen from outside: use --tracker pagemap, or digest, or auto"
+            )
+        if kind not in ("auto", "pagemap", "digest"):
+            raise UsageError(f"unknown tracker {kind!r} for a QEMU guest; known are auto, pagemap, digest")
+        if kind == "auto":
+            missing = _attach_obstacle()
+            kind, reason = ("digest", missing) if missing else ("pagemap", "the kernel tracks writes of QEMU")
+        try:
+            self._settings.apply(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
+            if kind == "pagemap":
+                self._attach()
+        except BaseException:
+            with contextlib.suppress(GuestError):
+                self._settings.restore()
+            raise
+        if kind == "digest":
+            return DirtyLog(kind="digest", reason=reason)
+        segments = tuple(block.segments for block in self._blocks)
+        return DirtyLog(kind="pagemap", pid=self._pid, segments=segments, reason=reason)
+
+    def _attach(self) -> None:
+        if self._tracking is None:
+            segments = [segment for block in self._blocks for segment in block.segments]
+            self._tracking = attach(self._pid, [(item.address, item.pages * PAGE_BYTES) for item in segments])
+
+    def stop_dirty_log(self) -> None:
+        """Detach. Never raises; calling it twice, or unstarted, is fine."""
+        if self._tracking is not None:
+            self._tracking.close()
+            self._tracking = None
+
+    def pause(self, sink: StateSink) -> int:
+        """Let QEMU send its small memories to *sink* and stop the guest at the end of that.
+
+        Returns:
+            when the guest stopped (QEMU's STOP event), on the clock of ``time.monotonic_ns()``.
+
+        Raises:
+            GuestError: QEMU failed; the message has its words.
+        """
+        return self._outgoing.pause(sink)
+
+    def save_state(self, sink: StateSink) -> None:
+        """Write the rest of QEMU's stream, with the device state, to *sink*.
+
+        Raises:
+            StateError: QEMU cannot save it; the message has its words.
+            GuestError: QEMU is gone.
+        """
+        self._outgoing.save(sink)
+
+    def resume_source(self) -> None:
+        """Cancel whatever QEMU does, let the guest run if it ran before, and set the settings back.
+
+        Raises:
+            GuestError: QEMU is gone or refuses.
+        """
+        try:
+            self._outgoing.undo()
+        finally:
+            self._settings.restore()
+
+    def finish_source(self) -> None:
+        """Set the settings back and drop the stream. QEMU stays paused, in ``postmigrate``.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        self._outgoing.close()
+        self._settings.restore()
+
+    def quit(self) -> None:
+        """End QEMU, and wait until it is gone. For a source that is not needed any more.
+
+        Raises:
+            GuestError: it does not go, not even by SIGKILL.
+        """
+        quit_qemu(self._qmp, self._pidfd)
+
+    def prepare_incoming(self) -> None:
+        """Set QEMU's capabilities and see to it that it does not run by itself after loading.
+
+        Raises:
+            GuestError: QEMU refuses or is gone.
+        """
+        self._settings.apply(DESTINATION_CAPABILITIES, DESTINATION_PARAMETERS)
+        self._incoming.hold()
+
+    def write_state(self, data: memoryview) -> None:
+        """Give *data* to QEMU; the first call starts its incoming migration.
+
+        Raises:
+            StateError: QEMU does not like it.
+            GuestError: QEMU is gone or hangs.
+        """
+        self._incoming.write(data)
+
+    def finish_load(self) -> None:
+        """Wait until QEMU has loaded everything; the guest is paused then.
+
+        Raises:
+            StateError: QEMU could not load it; the message has its words.
+        """
+        self._incoming.finish()
+
+    def resume(self) -> None:
+        """Run.
+
+        Raises:
+            GuestError: QEMU cannot; the message has its words.
+        """
+        self._incoming.resume()
+
+    def discard(self) -> None:
+        """End QEMU if it was given any state; else leave it waiting, ready for another try.
+
+        Raises:
+            GuestError: it does not go, not even by SIGKILL.
+        """
+        if self._incoming.given and not self._incoming.resumed:
+            quit_qemu(self._qmp, self._pidfd)
+        elif not has_ended(self._pidfd):
+            self._settings.restore()
+
+    def watch_fd(self) -> int | None:
+        """A pidfd of QEMU; owned by this object."""
+        return self._pidfd
+
+    def close(self) -> None:
+        """Detach, set settings back if QEMU lets us, and close everything. Never raises."""
+        self.stop_dirty_log()
+        self._outgoing.close()
+        self._incoming.close()
+        with contextlib.suppress(GuestError):
+            self._settings.restore()
+        self._qmp.close()
+        close_memory(self._blocks)
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def open_qemu(options: str, *, incoming: bool) -> QemuGuest:
+    """The QEMU that *options* names: ``QMP-SOCKET[,timeout=DURATION][,pid=NUMBER]``.
+
+    Args:
+        options: the path of a QMP unix socket; ``timeout`` limits each step (30 s), ``pid`` names QEMU's
+            process where somebody else opened the socket for it.
+        incoming: True on the destination.
+
+    Raises:
+        UsageError: the options make no sense.
+        GuestRefusedError: nobody is there, or not as a migration needs it.
+    """
+    path, *pairs = options.split(",")
+    if not path:
+        raise UsageError("which QEMU? write qemu:PATH-OF-ITS-QMP-SOCKET")
+    limit_s, pid = DEFAULT_LIMIT_S, 0
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key == "timeout" and value:
+            limit_s = parse_duration_ns(value) / NS_PER_S
+        elif key == "pid" and value.isdecimal():
+            pid = int(value)
+        else:
+            raise UsageError(f"{pair!r} is no option of a QEMU guest; known are timeout=30s and pid=NUMBER")
+    qmp = Qmp(path, limit_s)
+    return QemuGuest(qmp, pid or qmp.peer_pid, incoming=incoming)
+
+
+def _attach_obstacle() -> str | None:
+    if linux.MACHINE not in linux.SYSCALL_INSTRUCTION:
+        return f"attaching to QEMU is not written for {linux.MACHINE}"
+    return linux.probe_write_tracking()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's own migration on the destination: device state goes in, the guest stays paused until told."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+
+from parmig.errors import GuestError, StateError
+from parmig.guests.qemu.events import Event, Listener
+from parmig.guests.qemu.outgoing import FD_NAME, failure_words, make_stream
+from parmig.guests.qemu.qmp import Qmp
+
+EXIT_ON_ERROR = (9, 1)
+"""From this QEMU on, a failed load can leave QEMU alive to say why (qapi/migration.json)."""
+
+
+class Incoming:
+    """One migration into a QEMU that was started with ``-incoming defer``.
+
+    Args:
+        qmp: the session; used, not owned.
+
+    Attributes:
+        given: whether any state was given to QEMU, which makes it useless for another try.
+        resumed: whether the guest was told to run.
+    """
+
+    def __init__(self, qmp: Qmp) -> None:
+        self._qmp = qmp
+        self._limit_s = qmp.limit_s
+        self._stream: socket.socket | None = None
+        self._listener: Listener | None = None
+        self.given = False
+        self.resumed = False
+
+    def hold(self) -> None:
+        """See to it that the guest does not run by itself after loading, however QEMU was started.
+
+        Raises:
+            GuestError: QEMU refuses or is gone.
+        """
+        # During inmigrate, stop only clears the flag that a missing -S sets (qmp_stop in monitor/qmp-cmds.c).
+        self._qmp.execute("stop")
+
+    def write(self, data: memoryview) -> None:
+        """Give *data* to QEMU; the first bytes start its migration.
+
+        Raises:
+            StateError: QEMU does not like what it read.
+            GuestError: QEMU is gone, or took nothing for the session's limit.
+        """
+        stream = self._stream or self._start()
+        poll = select.poll()
+        poll.register(stream, select.POLLOUT)
+        view = data.cast("B")
+        while view:
+            try:
+                view = view[stream.send(view) :]
+            except BlockingIOError:
+                if not poll.poll(self._limit_s * 1000):
+                    raise GuestError(f"QEMU read no device state for {self._limit_s:g} s") from None
+            except OSError as error:
+                raise StateError(f"QEMU stopped reading device state: {failure_words(self._qmp)}") from error
+
+    def _start(self) -> socket.socket:
+        self._listener = self._qmp.listen("MIGRATION", "RESUME")
+        self._stream = make_stream(self._qmp)
+        self.given = True
+        options = {"exit_on_error": False} if self._qmp.version[:2] >= EXIT_ON_ERROR else {}
+        self._qmp.execute("migrate-incoming", uri=f"fd:{FD_NAME}", **options)
+        return self._stream
+
+    def finish(self) -> None:
+        """All is written: wait until QEMU has loaded it. The guest is paused then.
+
+        Raises:
+            StateError: QEMU could not load it, or began to run.
+        """
+        if self._stream is None or self._listener is None:
+            raise StateError("no device state was written before the end of it")
+        self._stream.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + self._limit_s
+        while (event := self._next_event(self._listener, deadline)).status != "completed":
+            if event.name == "RESUME":
+                self._qmp.execute("stop")
+                raise StateError("QEMU ran the guest by itself after loading it, and was stopped: start it with -S")
+            if event.status == "failed":
+                raise StateError(f"QEMU could not load the device state: {failure_words(self._qmp)}")
+
+    def _next_event(self, listener: Listener, deadline: float) -> Event:
+        try:
+            return listener.get(deadline - time.monotonic())
+        except GuestError as error:
+            # QEMU before 9.1 ends when it cannot load, and has told the reason on its standard error only.
+            raise StateError(f"QEMU did not load the device state: {failure_words(self._qmp)}") from error
+
+    def resume(self) -> None:
+        """Run.
+
+        Raises:
+            GuestError: QEMU cannot; the message has its words.
+        """
+        self._qmp.execute("cont")
+        self.resumed = True
+
+    def close(self) -> None:
+        """Close the stream and stop listening. Never raises; calling it twice is fine."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self._listener is not None:
+            self._listener.__exit__()
+            self._listener = None

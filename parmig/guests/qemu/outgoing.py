@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's own migration on the source: small RAM while the guest runs, then the pause, then device state.
+
+The stream comes through a socket pair, one end of which QEMU was given. It is read by the caller's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+from parmig.errors import GuestError, ParmigError, StateError
+from parmig.guests.base import StateSink
+from parmig.guests.qemu.events import Event, Listener
+from parmig.guests.qemu.qmp import Qmp
+from parmig.units import KIB, MIB
+
+FD_NAME = "parmig"
+"""What the descriptor is called inside QEMU while it waits for ``fd:``."""
+
+SOCKET_BYTES = 4 * MIB
+"""Wanted buffer of the socket pair: device state (0.5 MiB) fits, so that QEMU never waits for its reader."""
+
+READ_BYTES = 256 * KIB
+
+ENDED = frozenset({"completed", "failed", "cancelled"})
+IDLE = ENDED | {"none", ""}
+"""States of ``query-migrate`` in which no migration is under way."""
+
+
+def make_stream(qmp: Qmp) -> socket.socket:
+    """A non-blocking socket whose other end QEMU holds as FD_NAME. The caller closes it.
+
+    Raises:
+        GuestError: QEMU does not take it.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)  # the kernel caps it at wmem_max
+        qmp.give_fd(FD_NAME, theirs.fileno())
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return ours
+
+
+def failure_words(qmp: Qmp) -> str:
+    """What QEMU says about its failed migration; never raises."""
+    try:
+        return str(qmp.execute("query-migrate").get("error-desc", "no reason given; see QEMU's standard error"))
+    except GuestError as error:
+        return f"{error}; see QEMU's standard error"
+
+
+class Outgoing:
+    """One migration out of QEMU, from before its start to its end or undoing.
+
+    Args:
+        qmp: the session; used, not owned.
+
+    Attributes:
+        started: whether QEMU was told to migrate.
+    """
+
+    def __init__(self, qmp: Qmp) -> None:
+        self._qmp = qmp
+        self._limit_s = qmp.limit_s
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._stream: socket.socket | None = None
+        self._listener: Listener | None = None
+        self._was_running = False
+        self.started = False
+
+    def pause(self, sink: StateSink) -> int:
+        """Start, let QEMU send its small RAM to *sink*, and return when it has stopped the guest.
+
+        Returns:
+            when the guest stopped, on the clock of ``time.monotonic_ns()``; for one that did not run,
+            when QEMU was ready.
+
+        Raises:
+            GuestError: QEMU failed; *sink*'s errors come through as they are.
+        """
+        self._was_running = bool(self._qmp.execute("query-status")["running"])
+        self._listener = self._qmp.listen("STOP", "MIGRATION")
+        self._stream = make_stream(self._qmp)
+        self.started = True
+        try:
+            self._qmp.execute("migrate", uri=f"fd:{FD_NAME}")
+        except GuestError:
+            with contextlib.suppress(GuestError):
+                self._qmp.execute("closefd", fdname=FD_NAME)
+            raise
+        stopped_ns = None
+        for event in self._pump(sink, GuestError):
+            if event.name == "STOP":
+                stopped_ns = event.at_ns
+            elif event.status == "pre-switchover":
+                return event.at_ns if stopped_ns is None else stopped_ns
+        raise GuestError("QEMU ended its migration without stopping the guest")
+
+    def save(self, sink: StateSink) -> None:
+        """Let QEMU write the device state, and pass on all that is left of the stream.
+
+        Raises:
+            StateError: QEMU cannot save it.
+            GuestError: QEMU is gone or hangs; *sink*'s errors come through as they are.
+        """
+        command = "migrate-continue"
+        # Not waited for here: QEMU may write as soon as it has the command.
+        answer = self._qmp.submit(command, state="pre-switchover")
+        for _ in self._pump(sink, StateError):
+            pass
+        self._qmp.answer(command, answer)
+
+    def _pump(self, sink: StateSink, failure: type[ParmigError]) -> Iterator[Event]:
+        """Pass the stream on, and yield QEMU's events as they come, until completed and all is read.
+
+        Raises *failure* when QEMU tells of one.
+        """
+        if self._stream is None or self._listener is None:
+            raise GuestError("QEMU was not told to migrate: pause() comes first")
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._stream, select.POLLIN)
+        ended = completed = False
+        while not (ended and completed):
+            ready = dict(poll.poll(self._limit_s * 1000))
+            if not ready:
+                raise GuestError(f"QEMU's migration neither moved nor ended within {self._limit_s:g} s")
+            if self._stream.fileno() in ready and not self._read(sink):
+                poll.unregister(self._stream)
+                ended = True
+            while self._listener.fileno() in ready and (event := self._listener.take()) is not None:
+                if event.status in ("failed", "cancelled"):
+                    raise failure(f"QEMU's migration {event.status}: {failure_words(self._qmp)}")
+                completed = completed or event.status == "completed"
+                yield event
+
+    def _read(self, sink: StateSink) -> bool:
+        """Pass on what the stream holds now; False at its end."""
+        assert self._stream is not None
+        try:
+            count = self._stream.recv_into(self._buffer)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        if count:
+            sink.write(self._buffer[:count])
+        return count > 0
+
+    def undo(self) -> None:
+        """Stop the migration, wherever it is; a guest that ran before it runs again.
+
+        Raises:
+            GuestError: QEMU is gone, or does not let go.
+        """
+        try:
+            if self.started:
+                self._cancel()
+                self._run_again()
+                self.started = False
+        finally:
+            self.close()
+
+    def _cancel(self) -> None:
+        deadline = time.monotonic() + self._limit_s
+        if self._status() in IDLE:
+            return
+        self._qmp.execute("migrate_cancel")
+        # A writer that QEMU waits for is freed by the cancel itself (it shuts its end down). The state is
+        # asked for, too, because the event may have come, and been taken, before.
+        while self._status() not in IDLE:
+            if self._listener is not None and self._listener.take() is None:
+                poll = select.poll()
+                poll.register(self._listener, select.POLLIN)
+                poll.poll(100)
+            if time.monotonic() > deadline:
+                raise GuestError(f"QEMU did not cancel its migration within {self._limit_s:g} s")
+
+    def _status(self) -> str:
+        return str(self._qmp.execute("query-migrate").get("status", ""))
+
+    def _run_again(self) -> None:
+        """QEMU resumes by itself after a cancel; after completion, and some failures, it has to be told."""
+        if not self._was_running:
+            return
+        state = self._qmp.execute("query-status")
+        if not state["running"] and state["status"] in ("postmigrate", "finish-migrate", "paused"):
+            self._qmp.execute("cont")
+
+    def close(self) -> None:
+        """Close the stream and stop listening. Never raises; calling it twice is fine."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self._listener is not None:
+            self._listener.__exit__()
+            self._listener = None

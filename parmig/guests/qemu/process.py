@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU process as a whole: is it fit for a migration, how does it end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from parmig.errors import GuestError, GuestRefusedError
+from parmig.guests.qemu.events import wait_readable
+from parmig.guests.qemu.outgoing import IDLE
+from parmig.guests.qemu.qmp import Qmp
+
+QUIT_LIMIT_S = 5.0
+"""How long QEMU may take to end; it takes some 10 ms, longer with disks to flush."""
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process behind *pidfd* is gone."""
+    return bool(wait_readable(time.monotonic(), pidfd))
+
+
+def quit_qemu(qmp: Qmp, pidfd: int) -> None:
+    """End QEMU and wait until it is gone; by SIGKILL when it does not go by itself.
+
+    Args:
+        qmp: the session, lost or not.
+        pidfd: of QEMU; used, not owned.
+
+    Raises:
+        GuestError: not even that helps.
+    """
+    try:
+        qmp.execute("quit", limit_s=QUIT_LIMIT_S)
+    except GuestError:
+        pass  # It may be gone already, or have gone before it answered: the process tells.
+    if wait_readable(time.monotonic() + QUIT_LIMIT_S, pidfd):
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError as error:
+        raise GuestError(f"QEMU does not quit and cannot be killed: {os.strerror(error.errno or 0)}") from error
+    if not wait_readable(time.monotonic() + QUIT_LIMIT_S, pidfd):
+        raise GuestError("QEMU was killed and is still there; it hangs in the kernel")
+
+
+def open_pidfd(pid: int, path: str) -> int:
+    """A pidfd of QEMU; the caller closes it.
+
+    Raises:
+        GuestRefusedError: the process is not there.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise GuestRefusedError(
+            f"process {pid}, which listens at {path}, is not there: {error.strerror}; add ,pid=NUMBER of QEMU"
+        ) from error
+
+
+def check_source(qmp: Qmp) -> None:
+    """See whether QEMU can migrate its guest away now.
+
+    Raises:
+        GuestRefusedError: it cannot; the message says why and what to do.
+        GuestError: QEMU failed.
+    """
+    state = str(qmp.execute("query-status")["status"])
+    migration = qmp.execute("query-migrate")
+    if state == "inmigrate":
+        raise GuestRefusedError(f"QEMU at {qmp.path} waits for a guest (-incoming): it is a destination, no source")
+    if migration.get("status", "") not in IDLE:
+        raise GuestRefusedError(f"QEMU at {qmp.path} is migrating already ({migration['status']}): cancel that first")
+    if state == "postmigrate":
+        raise GuestRefusedError(
+            f"the guest of QEMU at {qmp.path} was migrated away, or a migration of it was cancelled while it "
+            "was paused (postmigrate); if it shall run here, tell QEMU: cont"
+        )
+    if reasons := migration.get("blocked-reasons"):
+        raise GuestRefusedError(f"QEMU at {qmp.path} says that it cannot be migrated: {'; '.join(reasons)}")
+
+
+def check_destination(qmp: Qmp) -> None:
+    """See whether QEMU waits for a guest, and for nobody's connection yet.
+
+    Raises:
+        GuestRefusedError: it does not; the message has the option it needs.
+        GuestError: QEMU failed.
+    """
+    state = str(qmp.execute("query-status")["status"])
+    if state != "inmigrate":
+        raise GuestRefusedError(f"QEMU at {qmp.path} waits for no guest ({state}): start it with -incoming defer")
+    migration = qmp.execute("query-migrate")
+    # QEMU 7.2 has no status before somebody connects, but tells the address at which it waits.
+    if migration.get("status", "none") != "none" or "socket-address" in migration:
+        raise GuestRefusedError(
+            f"QEMU at {qmp.path} has an incoming migration of its own: start it with -incoming defer, no address"
+        )

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QMP without asyncio: ask QEMU, hand it a descriptor, wait for its events.
+
+Owns the connection, and a daemon thread with the event loop on which the library ``qemu.qmp`` runs.
+Knows nothing of migration. A session is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
+
+from parmig.errors import GuestError, GuestRefusedError
+from parmig.guests.qemu.events import Event, Listener
+from parmig.units import NS_PER_S
+
+T = TypeVar("T")
+
+CONNECT_LIMIT_S = 5.0
+"""How long QEMU may take to greet. It greets at once (below 1 ms) unless another client holds the socket."""
+
+CLOSE_LIMIT_S = 2.0
+"""How long saying goodbye may take before the connection is simply dropped."""
+
+# The library logs every refused connection as an error; our exceptions carry those words already.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class Qmp:
+    """A QMP session over a unix socket.
+
+    Args:
+        path: the socket that QEMU listens on, option ``-qmp unix:PATH,server=on,wait=off``.
+        limit_s: how long one command may take, in seconds.
+
+    Attributes:
+        peer_pid: the process that listens on the socket (SO_PEERCRED), in this process's pid namespace;
+            the kernel translates it, so it is right for a QEMU in a container or a chroot too.
+        version: QEMU's (major, minor, micro).
+
+    Raises:
+        GuestRefusedError: no socket, nobody listens, no QMP server, or another client holds it.
+    """
+
+    def __init__(self, path: str, limit_s: float = 30.0) -> None:
+        self.path = path
+        self.limit_s = limit_s
+        self._listeners: list[Listener] = []
+        self._lost: str | None = None
+        sock = _connect(path)
+        self.peer_pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self._client = QMPClient("parmig")
+        # The library's own listener keeps all events for ever; ours passes them on and keeps none.
+        self._client.events.event_filter = self._dispatch
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="parmig-qmp", daemon=True)
+        self._thread.start()
+        try:
+            self._greet(sock)
+        except BaseException:
+            self.close()
+            sock.close()
+            raise
+        found = self.execute("query-version")["qemu"]
+        self.version: tuple[int, int, int] = (found["major"], found["minor"], found["micro"])
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _greet(self, sock: socket.socket) -> None:
+        limit_s = min(self.limit_s, CONNECT_LIMIT_S)
+        try:
+            self._await(self._client.connect(sock), limit_s)
+        except TimeoutError as error:
+            raise GuestRefusedError(
+                f"{self.path}: no QMP greeting within {limit_s:g} s; another client probably holds the socket (QMP "
+                "serves one at a time): close that client, or give QEMU a second -qmp unix:PATH,server=on,wait=off"
+            ) from error
+        except QMPError as error:
+            raise GuestRefusedError(
+                f"{self.path} is no QMP server: {error}; give QEMU -qmp unix:PATH,server=on,wait=off"
+            ) from error
+        asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+
+    def _await(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(limit_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _watch(self) -> None:
+        """Tell waiters when the connection ends, so that a dead QEMU is known at once."""
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+        self._lost = "the connection was closed"
+        for listener in tuple(self._listeners):
+            listener.put(None)
+
+    def _dispatch(self, message: Message) -> bool:
+        arrived_ns = time.monotonic_ns()
+        stamp: Any = message.get("timestamp", {})
+        raised_ns = stamp.get("seconds", -1) * NS_PER_S + stamp.get("microseconds", 0) * 1000
+        # QEMU stamps with the wall clock (docs/interop/qmp-spec). Its age there is its age on the other
+        # clock; an age that cannot be (the clock was set meanwhile, or -1: no stamp) counts as none.
+        age_ns = time.time_ns() - raised_ns
+        if not 0 <= age_ns < self.limit_s * NS_PER_S:
+            age_ns = 0
+        data: Any = message.get("data", {})
+        event = Event(str(message["event"]), data, arrived_ns - age_ns)
+        for listener in tuple(self._listeners):
+            listener.put(event)
+        return False
+
+    def check(self, doing: str) -> None:
+        """Fail when the connection is gone.
+
+        Raises:
+            GuestError: it is; *doing* is in the message.
+        """
+        if self._lost is not None:
+            raise GuestError(f"{doing}: QEMU at {self.path} (process {self.peer_pid}) is gone: {self._lost}")
+
+    def listen(self, *names: str) -> Listener:
+        """Queue the events called *names* from now on. Call it before the command that causes them."""
+        listener = Listener(self, names)
+        self._listeners.append(listener)
+        return listener
+
+    def forget(self, listener: Listener) -> None:
+        """Queue nothing more for *listener*."""
+        with contextlib.suppress(ValueError):
+            self._listeners.remove(listener)
+
+    def submit(self, command: str, /, **arguments: Any) -> Future[Any]:
+        """Issue *command* without waiting; give the result to :meth:`answer`."""
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        return asyncio.run_coroutine_threadsafe(self._client.execute(command, named or None), self._loop)
+
+    def answer(self, command: str, future: Future[T], limit_s: float | None = None) -> T:
+        """What *command*, issued by :meth:`submit`, returned.
+
+        Args:
+            command: its name, for messages.
+            future: what ``submit`` gave.
+            limit_s: how long to wait, in seconds; the session's limit when None.
+
+        Raises:
+            GuestError: QEMU refused (the message has its words), did not answer in time, or is gone.
+        """
+        limit_s = self.limit_s if limit_s is None else limit_s
+        try:
+            return future.result(limit_s)
+        except ExecuteError as error:
+            raise GuestError(f"QEMU refused {command}: {error.error.error.desc}") from error
+        except TimeoutError as error:
+            raise GuestError(f"QEMU did not answer {command} within {limit_s:g} s") from error
+        except (QMPError, OSError, EOFError) as error:
+            raise GuestError(f"QEMU at {self.path} (process {self.peer_pid}) was lost at {command}: {error}") from error
+        finally:
+            future.cancel()
+
+    def execute(self, command: str, /, *, limit_s: float | None = None, **arguments: Any) -> Any:
+        """Run *command* and return its result. Underscores in argument names stand for hyphens.
+
+        Args:
+            limit_s: how long to wait, in seconds; the session's limit when None.
+
+        Raises:
+            GuestError: QEMU refused (the message has its words), did not answer in time, or is gone.
+        """
+        return self.answer(command, self.submit(command, **arguments), limit_s)
+
+    def monitor(self, line: str) -> str:
+        """Run *line* on the human monitor and return what it printed.
+
+        Raises:
+            GuestError: as :meth:`execute`.
+        """
+        return str(self.execute("human-monitor-command", command_line=line))
+
+    def give_fd(self, name: str, fd: int) -> None:
+        """Hand QEMU a copy of *fd*, to be used as ``fd:NAME``; the caller keeps its own.
+
+        Raises:
+            GuestError: as :meth:`execute`.
+        """
+
+        async def give() -> object:
+            self._client.send_fd_scm(fd)
+            return await self._client.execute("getfd", {"fdname": name})
+
+        self.answer("getfd", asyncio.run_coroutine_threadsafe(give(), self._loop))
+
+    def close(self) -> None:
+        """End the session and its thread. Never raises; calling it twice is fine."""
+        if self._loop.is_closed():
+            return
+        self._lost = self._lost or "the session was closed"
+        with contextlib.suppress(Exception):
+            self._await(self._client.disconnect(), CLOSE_LIMIT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_LIMIT_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_LIMIT_S)
+    try:
+        sock.connect(path)
+    except TimeoutError as error:
+        sock.close()
+        raise GuestRefusedError(
+            f"{path}: the QMP socket accepts nobody; another client holds it: close that one first"
+        ) from error
+    except OSError as error:
+        sock.close()
+        raise GuestRefusedError(
+            f"no QEMU answers at {path}: {error.strerror or error}; start QEMU with -qmp unix:{path},server=on,wait=off"
+        ) from error
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migration capabilities and parameters of QEMU: set for one migration, and set back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from parmig.guests.qemu.qmp import Qmp
+
+LEFT_ALONE = frozenset({"validate-uuid", "dirty-bitmaps"})
+"""Capabilities that may stay as the user set them. All others change the stream into one that parmig does
+not expect on a plain descriptor (multifd, return-path, mapped-ram), or forbid x-ignore-shared (postcopy-ram)."""
+
+
+class Settings:
+    """Remembers what it changes. Not restored when this process is killed: QEMU then keeps the new values."""
+
+    def __init__(self, qmp: Qmp) -> None:
+        self._qmp = qmp
+        self._old_capabilities: dict[str, bool] = {}
+        self._old_parameters: dict[str, Any] = {}
+
+    def apply(self, capabilities: Collection[str], parameters: Mapping[str, Any]) -> None:
+        """Switch *capabilities* on and all others (but LEFT_ALONE) off; set *parameters*.
+
+        Names that this QEMU does not have are passed over, but for ``x-ignore-shared``, without which
+        nothing works.
+
+        Raises:
+            GuestError: QEMU refuses; what was changed before is remembered for :meth:`restore`.
+        """
+        answer = self._qmp.execute("query-migrate-capabilities")
+        now = {str(item["capability"]): bool(item["state"]) for item in answer}
+        wanted = {name: name in capabilities for name in now if name not in LEFT_ALONE or name in capabilities}
+        wanted.setdefault("x-ignore-shared", True)
+        changes = {name: state for name, state in wanted.items() if now.get(name) != state}
+        self._set_capabilities(changes)
+        self._old_capabilities |= {name: not state for name, state in changes.items()}
+        old = self._qmp.execute("query-migrate-parameters")
+        different = {name: value for name, value in parameters.items() if name in old and old[name] != value}
+        self._set_parameters(different)
+        self._old_parameters |= {name: old[name] for name in different}
+
+    def restore(self) -> None:
+        """Set everything back. Calling it twice is fine.
+
+        Raises:
+            GuestError: QEMU refuses, as it does during a migration, or is gone.
+        """
+        try:
+            self._set_capabilities(self._old_capabilities)
+            self._old_capabilities = {}
+        finally:
+            self._set_parameters(self._old_parameters)
+            self._old_parameters = {}
+
+    def _set_capabilities(self, states: Mapping[str, bool]) -> None:
+        if states:
+            items = [{"capability": name, "state": state} for name, state in states.items()]
+            # All in one command: QEMU judges the combination that results, not the steps to it.
+            self._qmp.execute("migrate-set-capabilities", capabilities=items)
+
+    def _set_parameters(self, values: Mapping[str, Any]) -> None:
+        if values:
+            self._qmp.execute("migrate-set-parameters", **values)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread of another process, stopped for a moment and made to run system calls (ptrace(2), x86-64).
+
+Should this process be killed (SIGKILL) between the two ends of one borrowed call, about 50 microseconds, the
+thread would run on with wrong registers. Nothing else leaves a trace in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+from parmig import linux
+from parmig.errors import HostRefusedError
+
+STOP_LIMIT_S = 5.0
+"""How long a thread may take to stop; 0.1 ms is usual, only one inside a hung file system takes long."""
+
+POLL_S = 50e-6
+"""Pause between looks at a stopping thread: waitpid(2) has no limit of its own, and no descriptor."""
+
+_CODE_SEGMENT_64 = 0x33  # __USER_CS, arch/x86/include/asm/segment.h
+
+
+class StoppedThread:
+    """The main thread of a process, stopped, that can be made to run system calls.
+
+    A context manager for one thread of the caller. On leaving, by whatever way, registers and signal mask
+    are what they were, and the thread runs on; an interrupted system call is restarted by the kernel.
+
+    Args:
+        pid: the process.
+        limit_s: how long any stop may take, in seconds.
+
+    Raises:
+        OSError: EPERM: not allowed to trace; ESRCH: the process is gone.
+        HostRefusedError: it does not stop, or was stopped by somebody else, or is no 64-bit process.
+    """
+
+    def __init__(self, pid: int, limit_s: float = STOP_LIMIT_S) -> None:
+        self._pid = pid
+        self._limit_s = limit_s
+        self._stopped = False
+
+    def __enter__(self) -> StoppedThread:
+        linux.ptrace_seize(self._pid)
+        try:
+            linux.ptrace_interrupt(self._pid)
+            self._wait_for_interrupt()
+            self._registers = linux.ptrace_registers(self._pid)
+            self._mask = linux.ptrace_signal_mask(self._pid)
+            if self._registers.cs != _CODE_SEGMENT_64:
+                raise HostRefusedError(f"process {self._pid} is no 64-bit process: use --tracker digest")
+            self._instruction = self._find_instruction()
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            linux.ptrace_set_signal_mask(self._pid, self._mask)
+            linux.ptrace_set_registers(self._pid, self._registers)
+        finally:
+            self._detach()
+
+    def _detach(self) -> None:
+        # A thread that never stopped cannot be detached (ESRCH); it is let go of when this thread ends.
+        if self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                linux.ptrace_detach(self._pid)
+
+    def call(self, number: int, *arguments: int) -> int:
+        """Make the thread run system call *number*; returns its result, ``-errno`` for an error."""
+        registers = linux.UserRegs.from_buffer_copy(self._registers)
+        registers.rip = self._instruction
+        registers.rax = number
+        # Not in a system call, else the kernel would restart the interrupted one from here.
+        registers.orig_rax = 2**64 - 1
+        for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False):
+            setattr(registers, name, value)
+        # A handler that ran now would run on the borrowed registers. SIGTRAP, the step's own, must pass.
+        linux.ptrace_set_signal_mask(self._pid, ~(1 << (signal.SIGTRAP - 1)) & (2**64 - 1))
+        linux.ptrace_set_registers(self._pid, registers)
+        linux.ptrace_step(self._pid)
+        while self._wait() != signal.SIGTRAP:
+            # A SIGSTOP or SIGCONT reported itself first; the step, or its trap, is still to come.
+            linux.ptrace_step(self._pid)
+        return ctypes.c_int64(linux.ptrace_registers(self._pid).rax).value
+
+    def _wait_for_interrupt(self) -> None:
+        while (stop := self._wait()) >> 8 != linux.PTRACE_EVENT_STOP:
+            linux.ptrace_continue(self._pid, stop & 0xFF)  # a signal was on its way: deliver it
+            self._stopped = False
+        if stop & 0xFF != signal.SIGTRAP:
+            raise HostRefusedError(
+                f"process {self._pid} was stopped by a signal: let it go on (kill -CONT {self._pid})"
+            )
+
+    def _wait(self) -> int:
+        """The next stop: its signal, and above bit 8 its event. Raises ESRCH when the process ended."""
+        deadline = time.monotonic() + self._limit_s
+        while True:
+            found, status = os.waitpid(self._pid, os.WNOHANG | linux.WAIT_ALL)
+            if found and os.WIFSTOPPED(status):
+                self._stopped = True
+                return status >> 8
+            if found:
+                raise ProcessLookupError(errno.ESRCH, "ended")
+            if time.monotonic() > deadline:
+                raise HostRefusedError(
+                    f"a thread of process {self._pid} did not stop within {self._limit_s:g} s; it hangs in the "
+                    f"kernel (see /proc/{self._pid}/stack): use --tracker digest"
+                )
+            time.sleep(POLL_S)
+
+    def _find_instruction(self) -> int:
+        """The address of a system call instruction: the one it stopped in, else one of the vdso or libc."""
+        wanted = linux.SYSCALL_INSTRUCTION[linux.MACHINE]
+        with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
+            here = int(self._registers.rip) - len(wanted)
+            if _peek(memory.fileno(), here, len(wanted)) == wanted:
+                return here
+            for line in Path(f"/proc/{self._pid}/maps").read_text().splitlines():
+                if "r-xp" in line and ("[vdso]" in line or "/libc" in line or "/ld-" in line):
+                    start, end = (int(text, 16) for text in line.split()[0].split("-"))
+                    at = _peek(memory.fileno(), start, end - start).find(wanted)
+                    if at >= 0:
+                        return start + at
+        raise HostRefusedError(f"process {self._pid} maps no libc to make a system call from: use --tracker digest")
+
+
+def _peek(fd: int, address: int, size_bytes: int) -> bytes:
+    try:
+        return os.pread(fd, size_bytes, address)
+    except (OSError, OverflowError):
+        return b""

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests by scheme: ``qemu:/run/vm.qmp``, ``synthetic:memory=1GiB``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from parmig.errors import UsageError
+from parmig.guests.base import Guest
+
+_SCHEMES: dict[str, str] = {
+    "qemu": "parmig.guests.qemu.guest:open_qemu",
+    "synthetic": "parmig.guests.synthetic.guest:open_synthetic",
+}
+"""Scheme to the function that opens such a guest, as ``module:function``, imported when asked for."""
+
+
+def schemes() -> list[str]:
+    """The schemes that :func:`open_guest` knows."""
+    return sorted(_SCHEMES)
+
+
+def register(scheme: str, opener: str) -> None:
+    """Let *scheme* be opened by *opener*, ``module:function``; the function takes (options, incoming)."""
+    _SCHEMES[scheme] = opener
+
+
+def open_guest(text: str, *, incoming: bool) -> Guest:
+    """The guest that *text* (``SCHEME[:OPTIONS]``) names.
+
+    Args:
+        text: scheme and options.
+        incoming: True on the destination, where the guest must not run yet.
+
+    Raises:
+        UsageError: unknown scheme or bad options.
+        RefusedError: the guest is there and cannot be migrated, or is not there.
+    """
+    scheme, _, options = text.partition(":")
+    if scheme not in _SCHEMES:
+        raise UsageError(f"unknown guest scheme {scheme!r} in {text!r}; known are {', '.join(schemes())}")
+    module, _, function = _SCHEMES[scheme].partition(":")
+    opener: Callable[..., Guest] = getattr(import_module(module), function)
+    return opener(options, incoming=incoming)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of a synthetic guest: a counter, a ring in guest memory, a serial log, and the writer.
+
+Each has a ``tick`` (or ``write``) that the program calls while the guest runs, and a ``state`` that
+declares what of it must arrive at the destination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from parmig.errors import StateError
+from parmig.guests.synthetic.ledger import BlockLedger, Marker, PageNumbers, Words, mix, mix_one
+from parmig.guests.synthetic.options import PATTERNS
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.state import (
+    FIELD_TYPE_BUFFER,
+    FIELD_TYPE_BYTE,
+    FIELD_TYPE_U32,
+    FIELD_TYPE_U64,
+    MigrationState,
+    MigrationStateArray,
+    MigrationStateField,
+)
+from parmig.units import KIB, NS_PER_S
+
+RING_ENTRIES = 256
+_RING_LAG = 8
+_INDEX_MAX = 1 << 62
+_ENTRIES_PER_TICK = 4
+_ENTRY_WORDS = 2
+_LOG_BYTES = 64 * KIB
+_LINE_BYTES = 128
+_TICKS_PER_LINE = 20
+_BURST_NS = NS_PER_S // 2
+_TICK_PAGES_MAX = 8192  # about 20 ms of writing: what a pause waits for at most
+
+
+class CounterDevice:
+    """A timer: one count a tick, which must go on at the destination without a jump."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def tick(self) -> None:
+        """Count."""
+        self.value += 1
+
+    def state(self) -> MigrationState:
+        """What arrives at the destination."""
+        return MigrationState("counter", self, [MigrationStateField("value", FIELD_TYPE_U64)])
+
+
+class RingDevice:
+    """A queue as virtio has: entries and a copy of the indices in guest memory, the indices themselves device state.
+
+    Page 0 of the block holds RING_ENTRIES entries of two words, a sequence number and its check word.
+    Page 1 holds, as words: entries produced, entries taken, times saved. The last changes while state is
+    saved, after the pause, so that an engine which skips the scan after saving is found out.
+
+    Args:
+        mapping: the first block; not owned.
+        mark: its dirty log.
+    """
+
+    def __init__(self, mapping: BlockMapping, mark: Marker) -> None:
+        self.produced = 0
+        self.taken = 0
+        self.saves = 0
+        self.fault = ""
+        self._entries = mapping.words[0].reshape(RING_ENTRIES, _ENTRY_WORDS)
+        self._indices = mapping.words[1]
+        self._mark = mark
+
+    def tick(self) -> None:
+        """Produce a few entries, take those that are due, and see whether they are what was produced."""
+        new = np.arange(self.produced, self.produced + _ENTRIES_PER_TICK, dtype=np.uint64)
+        self._entries[new % np.uint64(RING_ENTRIES)] = self._content(new)
+        self.produced += _ENTRIES_PER_TICK
+        due = np.arange(self.taken, max(self.taken, self.produced - _RING_LAG), dtype=np.uint64)
+        if not self.fault and (self._entries[due % np.uint64(RING_ENTRIES)] != self._content(due)).any():
+            self.fault = f"an entry of {self.taken} to {self.taken + len(due) - 1} was not as it was produced"
+        self.taken += len(due)
+        self._mark(slice(0, 1))
+        self._publish()
+
+    def damage(self) -> str:
+        """What differs between the ring's memory and its indices; empty: nothing."""
+        expected = [self.produced, self.taken, self.saves]
+        found = self._indices[: len(expected)].tolist()
+        if found != expected:
+            return f"ring device: expected [produced, taken, saves] {expected} in memory, found {found}"
+        held = np.arange(max(0, self.produced - RING_ENTRIES), self.produced, dtype=np.uint64)
+        wrong = held[(self._entries[held % np.uint64(RING_ENTRIES)] != self._content(held)).any(axis=1)]
+        if len(wrong):
+            return f"ring device: {len(wrong)} entries are wrong in memory, the first is {wrong[0]} of {self.produced}"
+        return f"ring device: {self.fault}" if self.fault else ""
+
+    def state(self) -> MigrationState:
+        """What arrives at the destination."""
+        names = ("produced", "taken", "saves")
+        fields = [MigrationStateField(name, FIELD_TYPE_U64) for name in names]
+        return MigrationState("ring", self, fields, pre_save=self._pre_save, post_load=self._post_load)
+
+    def _pre_save(self) -> None:
+        self.saves += 1
+        self._publish()
+
+    def _post_load(self, _: int) -> None:
+        if not 0 <= self.produced - self.taken <= RING_ENTRIES or self.produced > _INDEX_MAX:
+            raise StateError(f"expected indices at most {RING_ENTRIES} apart, found {self.produced}, {self.taken}")
+
+    def _publish(self) -> None:
+        self._indices[:3] = (self.produced, self.taken, self.saves)
+        self._mark(slice(1, 2))
+
+    def _content(self, numbers: Words) -> Words:
+        return np.stack((numbers, ~mix(numbers)), axis=1)
+
+
+class SerialLog:
+    """A serial port: a numbered line about every 100 ms, of which the last 64 KiB are kept."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.text = b""
+
+    def tick(self, counter: int) -> None:
+        """Write a heartbeat when *counter* says that it is time."""
+        if counter % _TICKS_PER_LINE == 0:
+            self.lines += 1
+            line = f"heartbeat {self.lines} counter {counter}\n".encode("ascii")
+            kept = self.text + line
+            if len(kept) > _LOG_BYTES:
+                kept = kept[kept.index(b"\n", len(kept) - _LOG_BYTES + _LINE_BYTES) + 1 :]
+            self.text = kept
+
+    def state(self) -> MigrationState:
+        """What arrives at the destination."""
+        lines = MigrationStateField("lines", FIELD_TYPE_U64)
+        return MigrationState("serial", self, [lines, MigrationStateField("text", FIELD_TYPE_BUFFER, limit=_LOG_BYTES)])
+
+
+class Writer:
+    """What the guest's programs do: write to pages at a rate, in a pattern.
+
+    The choice of pages depends only on ``seed`` and ``step``, so that it goes on at the destination
+    where it stopped, whatever options that was started with.
+
+    Args:
+        ledgers: of all blocks, in order.
+        rate_bytes_per_s: pages written per second, in bytes.
+        pattern: one of PATTERNS.
+        seed: of the choice.
+    """
+
+    def __init__(self, ledgers: Sequence[BlockLedger], rate_bytes_per_s: int, pattern: str, seed: int) -> None:
+        self.ledgers = ledgers
+        self.rate_bytes_per_s = rate_bytes_per_s
+        self.pattern = PATTERNS.index(pattern)
+        self.seed = seed
+        self.step = 0
+        self.run_ns = 0
+        self.credit = 0
+        self.throttle_percent = 0
+
+    def tick(self, elapsed_ns: int) -> None:
+        """Write what is due after *elapsed_ns* of running."""
+        self.run_ns += elapsed_ns
+        share = 100 - self.throttle_percent
+        if PATTERNS[self.pattern] == "burst":
+            share *= 0 if self.run_ns // _BURST_NS % 2 else 2
+        # In bytes times nanoseconds times percent: whole numbers, so nothing is lost between ticks.
+        self.credit += self.rate_bytes_per_s * elapsed_ns * share
+        page_credit = PAGE_BYTES * NS_PER_S * 100
+        due_pages = self.credit // page_credit
+        self.credit -= due_pages * page_credit
+        self.write(min(due_pages, _TICK_PAGES_MAX))
+
+    def write(self, pages: int) -> None:
+        """Write to the next *pages* pages of the pattern."""
+        borders = np.cumsum([0, *(len(ledger.counts) for ledger in self.ledgers)])
+        if not pages or not borders[-1]:
+            return
+        chosen, writes = np.unique(self._choose(pages, int(borders[-1])), return_counts=True)
+        self.step += pages
+        cuts = np.searchsorted(chosen, borders)
+        for index, ledger in enumerate(self.ledgers):
+            part = slice(cuts[index], cuts[index + 1])
+            if cuts[index] < cuts[index + 1]:
+                ledger.record(chosen[part] - borders[index], writes[part])
+
+    def state(self) -> MigrationState:
+        """What arrives at the destination, the throttle apart."""
+        names = ("rate_bytes_per_s", "seed", "step", "run_ns", "credit")
+        fields = [MigrationStateField(name, FIELD_TYPE_U64) for name in names]
+        pattern = MigrationStateField("pattern", FIELD_TYPE_BYTE)
+        return MigrationState("writer", self, [*fields, pattern], post_load=self._post_load)
+
+    def _post_load(self, _: int) -> None:
+        if self.pattern >= len(PATTERNS):
+            raise StateError(f"expected a pattern below {len(PATTERNS)}, found {self.pattern}")
+
+    def _choose(self, pages: int, touched: int) -> PageNumbers:
+        """The next *pages* choices among *touched* pages, counted over all blocks; some may be the same."""
+        steps = np.arange(pages, dtype=np.uint64) + np.uint64(self.step % (1 << 63))
+        if PATTERNS[self.pattern] == "sequential":
+            return (steps % np.uint64(touched)).astype(np.int64)
+        drawn = mix(steps + np.uint64(mix_one(self.seed)))
+        low, high = drawn & np.uint64(0xFFFF_FFFF), drawn >> np.uint64(32)
+        hot = max(1, touched // 10)
+        if PATTERNS[self.pattern] != "hot" or hot == touched:
+            return (low % np.uint64(touched)).astype(np.int64)
+        cold = np.uint64(hot) + low % np.uint64(touched - hot)
+        return np.where(high % np.uint64(10) < 9, low % np.uint64(hot), cold).astype(np.int64)
+
+
+def ledger_state(ledger: BlockLedger, index: int) -> MigrationState:
+    """What of the account of block *index* arrives at the destination."""
+    fields = [MigrationStateField("key", FIELD_TYPE_U64), MigrationStateArray("counts", FIELD_TYPE_U32)]
+    return MigrationState("ledger", ledger, fields, instance_id=index, post_load=ledger.post_load)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dirty log inside the guest's process: a userfaultfd of its own, or a bitmap that is shared on request."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from parmig import linux
+from parmig.errors import GuestRefusedError, HostRefusedError
+from parmig.guests.base import Segment
+from parmig.guests.synthetic.ledger import Marker, PageNumbers
+from parmig.guests.synthetic.options import TRACKERS
+from parmig.ram.blocks import WORD_PAGES, BlockMapping
+
+_WORD_BYTES = WORD_PAGES // 8
+
+
+def bitmap_bytes(pages: Sequence[int]) -> int:
+    """Size of the shared bitmap of blocks of so many pages, each beginning on a word."""
+    return sum(-(-count // WORD_PAGES) * _WORD_BYTES for count in pages)
+
+
+def choose_log(kind: str, preferred: str) -> tuple[str, str]:
+    """The dirty log to start, and why, when the engine asks for *kind* and the guest's options for *preferred*.
+
+    Raises:
+        HostRefusedError: ``pagemap`` on a host that cannot track writes.
+        GuestRefusedError: there is no such log.
+    """
+    reason = "asked for"
+    if kind == "auto" and preferred != "auto":
+        kind, reason = preferred, "asked for by the guest's option tracker"
+    if kind not in TRACKERS:
+        raise GuestRefusedError(f"a synthetic guest has no dirty log {kind!r}; ask for one of {', '.join(TRACKERS)}")
+    if kind in ("auto", "pagemap"):
+        missing = linux.probe_write_tracking()
+        if kind == "pagemap" and missing:
+            raise HostRefusedError(f"dirty log pagemap: {missing}; ask for bitmap")
+        if kind == "auto":
+            return ("bitmap", missing) if missing else ("pagemap", "the kernel tracks the guest's writes")
+    return kind, reason
+
+
+class DirtyRecorder:
+    """Records writes to the blocks while a log is on.
+
+    Args:
+        mappings: the blocks, in the order of the log; not owned.
+        bitmap_fd: the shared bitmap, of :func:`bitmap_bytes`; not owned.
+    """
+
+    def __init__(self, mappings: Sequence[BlockMapping], bitmap_fd: int) -> None:
+        self._mappings = mappings
+        words = [-(-mapping.block.pages // WORD_PAGES) for mapping in mappings]
+        self._starts = np.cumsum([0, *words]) * WORD_PAGES
+        self._shared_map = mmap.mmap(bitmap_fd, sum(words) * _WORD_BYTES)
+        self._shared: npt.NDArray[np.uint8] = np.frombuffer(self._shared_map, dtype=np.uint8)
+        self._written: npt.NDArray[np.bool_] | None = None
+        self._uffd: int | None = None
+
+    def marker(self, index: int) -> Marker:
+        """The function that marks pages of block *index* as written."""
+        start = int(self._starts[index])
+
+        def mark(pages: PageNumbers | slice) -> None:
+            if self._written is not None:
+                where = slice(start + pages.start, start + pages.stop) if isinstance(pages, slice) else pages + start
+                self._written[where] = True
+
+        return mark
+
+    def start(self, kind: str) -> tuple[tuple[Segment, ...], ...]:
+        """Begin, with nothing recorded; ends a log that is on.
+
+        Returns:
+            for ``pagemap`` where each block is mapped, else nothing.
+
+        Raises:
+            HostRefusedError: the kernel does not let this process track its writes.
+        """
+        self.stop()
+        if kind == "pagemap":
+            return self._start_pagemap()
+        if kind == "bitmap":
+            self._shared[:] = 0
+            self._written = np.zeros(int(self._starts[-1]), dtype=np.bool_)
+        return ()
+
+    def sync(self) -> None:
+        """Add what was written since the last call to the shared bitmap."""
+        if self._written is not None:
+            self._shared |= np.packbits(self._written, bitorder="little")
+            self._written[:] = False
+
+    def stop(self) -> None:
+        """End the log and leave nothing registered."""
+        self._written = None
+        if self._uffd is not None:
+            for mapping in self._mappings:
+                linux.uffd_unregister(self._uffd, mapping.pages.ctypes.data, mapping.block.size_bytes)
+            os.close(self._uffd)
+            self._uffd = None
+
+    def _start_pagemap(self) -> tuple[tuple[Segment, ...], ...]:
+        uffd = None
+        try:
+            uffd = linux.userfaultfd()
+            linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
+            for mapping in self._mappings:
+                linux.uffd_register_wp(uffd, mapping.pages.ctypes.data, mapping.block.size_bytes)
+        except OSError as error:
+            if uffd is not None:
+                os.close(uffd)  # takes back what was registered
+            raise HostRefusedError(
+                f"the guest's process cannot track its writes: {error}; use tracker bitmap"
+            ) from error
+        self._uffd = uffd
+        return tuple((Segment(0, item.block.pages, item.pages.ctypes.data),) for item in self._mappings)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this host can do, found by trying it.
+
+Each probe looks at one thing, leaves nothing behind, and answers even where the thing cannot be looked
+at. Numbers of the kernel come from :mod:`parmig.linux`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+from parmig.probes import host, tracking
+from parmig.probes.base import Probe, Status
+
+__all__ = ["Probe", "Status", "migration_possible", "probe_host"]
+
+_PROBES: tuple[tuple[str, Callable[[], Probe]], ...] = (
+    ("system", host.probe_system),
+    ("libzmq", host.probe_libzmq),
+    ("shared memory", host.probe_shared_memory),
+    ("userfaultfd", tracking.probe_userfaultfd),
+    ("WP_ASYNC", tracking.probe_write_protection),
+    ("PAGEMAP_SCAN", tracking.probe_pagemap_scan),
+    ("ptrace", tracking.probe_ptrace),
+    ("KVM", host.probe_kvm),
+    ("QEMU", host.probe_qemu),
+    ("hugetlb pool", host.probe_hugetlb),
+    ("shmem huge pages", host.probe_shmem_huge),
+    ("/dev/shm", host.probe_shm_space),
+    ("processors", host.probe_cpus),
+    ("locked memory", host.probe_locked_memory),
+    ("open files", host.probe_open_files),
+    ("lz4", host.probe_lz4),
+)
+
+
+def probe_host() -> list[Probe]:
+    """All probes, in the order in which they are shown."""
+    return [guarded(name, probe) for name, probe in _PROBES] + host.probe_networks()
+
+
+def migration_possible(probes: list[Probe]) -> bool:
+    """Whether a migration is possible at all on a host where *probes* was found."""
+    return not any(probe.needed and probe.status == "missing" for probe in probes)
+
+
+def guarded(name: str, probe: Callable[[], Probe]) -> Probe:
+    """What *probe* found; a failure of the probe itself is a finding too, called *name*."""
+    try:
+        return probe()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return Probe(name, "missing", f"cannot be looked at: {error}")

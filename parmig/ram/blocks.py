@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RAM blocks: what they are called, where they lie in the guest, and how a process maps them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from parmig.errors import GuestRefusedError
+
+PAGE_BYTES = 4096
+"""The unit of dirty tracking and transfer. Blocks of huge pages are tracked in these units too."""
+
+WORD_PAGES = 64
+"""Pages that one 64-bit word of a dirty bitmap covers; regions are cut on its borders."""
+
+Pages = npt.NDArray[np.uint8]
+"""A view of memory, shape (pages, 4096)."""
+
+
+class GuestRange(msgspec.Struct, frozen=True):
+    """A piece of a block as the guest sees it: ``size_bytes`` at guest physical address ``gpa``."""
+
+    gpa: int
+    offset_bytes: int
+    size_bytes: int
+
+
+class RamBlock(msgspec.Struct, frozen=True):
+    """One RAM block of the guest; both sides must agree on every field.
+
+    Attributes:
+        name: QEMU's ``idstr``, or the VMM's own name.
+        size_bytes: a multiple of 4 KiB.
+        page_size_bytes: of the backing memory (4 KiB, or the huge page size).
+        ranges: where the guest sees the block, in order of guest physical address.
+    """
+
+    name: str
+    size_bytes: int
+    page_size_bytes: int = PAGE_BYTES
+    ranges: tuple[GuestRange, ...] = ()
+
+    @property
+    def pages(self) -> int:
+        """How many 4 KiB pages the block has."""
+        return self.size_bytes // PAGE_BYTES
+
+
+class BlockMemory(msgspec.Struct, frozen=True):
+    """A block together with the file that holds its bytes, for the process that owns the descriptor.
+
+    Attributes:
+        block: which block.
+        fd: descriptor of the shared memory file, readable and writable; the guest object owns it
+            and closes it, others duplicate it.
+        file_offset_bytes: where the block begins in that file.
+    """
+
+    block: RamBlock
+    fd: int
+    file_offset_bytes: int = 0
+
+
+class BlockMapping:
+    """A block mapped into this process.
+
+    Args:
+        memory: the block and its descriptor; the descriptor is used, not owned.
+
+    Attributes:
+        pages: the block's memory, shape (pages, 4096), dtype uint8. A view; valid until close().
+        words: the same as 64-bit words, shape (pages, 512).
+
+    Raises:
+        GuestRefusedError: the file is shorter than the block.
+    """
+
+    def __init__(self, memory: BlockMemory) -> None:
+        self.block = memory.block
+        self.fd = memory.fd
+        self.file_offset_bytes = memory.file_offset_bytes
+        end = memory.file_offset_bytes + memory.block.size_bytes
+        found = os.fstat(memory.fd).st_size
+        if found < end:
+            raise GuestRefusedError(
+                f"memory file of block {self.block.name!r} has {found} bytes, the block needs {end}; "
+                "give the memory backend the guest's full size"
+            )
+        self._map = mmap.mmap(memory.fd, memory.block.size_bytes, offset=memory.file_offset_bytes)
+        self.buffer = memoryview(self._map)
+        self.pages: Pages = np.frombuffer(self._map, dtype=np.uint8).reshape(-1, PAGE_BYTES)
+        self.words: npt.NDArray[np.uint64] = self.pages.view(np.uint64)
+
+    def close(self) -> None:
+        """Unmap. Views handed out must be gone; those still held keep the mapping until they go."""
+        del self.pages, self.words
+        try:
+            self.buffer.release()
+            self._map.close()
+        except BufferError:
+            # A frame that ZeroMQ has not let go of still points in here; it goes with the process.
+            pass

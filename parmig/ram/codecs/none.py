@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No codec: pages as they are, straight from guest memory where they lie together."""
+
+from __future__ import annotations
+
+from parmig.ram.codecs.base import PageCodec, PageDecoder, PageEncoder
+
+
+class NoCodec(PageCodec):
+    """Sends every batch as it is."""
+
+    name = "none"
+    number = 0
+
+    def encoder(self) -> PageEncoder | None:
+        return None
+
+    def decoder(self) -> PageDecoder | None:
+        return None

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding what a round has to send: the dirty log, holes, and memory that was never allocated, together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from parmig.ram.bits import NO_INDEX, Index, Mask, mask_of_bits, mask_of_runs, runs_of_mask
+from parmig.ram.blocks import BlockMapping
+from parmig.ram.extents import allocated_runs, has_data, keep_allocated
+from parmig.ram.regions import Region, spans
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.base import DirtyTracker, Scan
+
+
+class DirtyRegion(msgspec.Struct, frozen=True):
+    """A range of a RAM block with what of it must be sent.
+
+    Attributes:
+        region: the range; may join several neighbouring regions.
+        bit_map: one entry a page: it was written and exists; it may still turn out to be zero.
+        holes: pages without memory behind them that the destination must make zero, block pages.
+        skipped_pages: how many of *holes* were never allocated at all (first pass).
+    """
+
+    region: Region
+    bit_map: Mask
+    holes: Index = NO_INDEX
+    skipped_pages: int = 0
+
+    @property
+    def num_dirty_pages(self) -> int:
+        """How many pages *bit_map* has."""
+        return int(self.bit_map.sum())
+
+
+class DirtyScanner:
+    """Turns regions into :class:`DirtyRegion` s, for one worker.
+
+    A region that holds no memory at all is not armed: it costs one system call a round until
+    something is allocated there. Then it is armed and handled like a first pass. All others are
+    armed once and scanned from then on. In every case the order is: arm or scan, then look at the
+    file, then (the caller) read pages.
+
+    Args:
+        regions: all regions, by number.
+        blocks: mappings of the blocks, by number.
+        tracker: reads the dirty log.
+        shared: holds the armed flags and the bits of what the destination has.
+    """
+
+    def __init__(
+        self, regions: Sequence[Region], blocks: Sequence[BlockMapping], tracker: DirtyTracker, shared: SharedArea
+    ) -> None:
+        self._regions = regions
+        self._blocks = blocks
+        self._tracker = tracker
+        self._shared = shared
+
+    def find(self, numbers: Sequence[int], *, first_pass: bool) -> Iterator[DirtyRegion]:
+        """What must be sent of the regions *numbers*, span by span; clean spans yield nothing."""
+        armed, fresh = self._sort(numbers)
+        for span in spans(self._regions[number] for number in armed):
+            found = self._tracker.scan(span)
+            if found is not None:
+                yield self._from_scan(span, found)
+        if first_pass:
+            for span in spans(self._regions[number] for number in fresh.empty):
+                yield _empty(span)
+        for span in spans(self._regions[number] for number in fresh.begun):
+            self._tracker.arm(span)
+            yield self._from_extents(span, first_pass=first_pass)
+        self._shared.armed[fresh.begun] = 1
+
+    def count(self, numbers: Sequence[int]) -> int:
+        """How many pages :meth:`find` would have to look at, without consuming them."""
+        armed, fresh = self._sort(numbers)
+        pages = sum(self._tracker.count(span) for span in spans(self._regions[number] for number in armed))
+        for number in fresh.begun:
+            runs = self._allocated(self._regions[number])
+            pages += int((runs[:, 1] - runs[:, 0]).sum())
+        return pages
+
+    def _sort(self, numbers: Sequence[int]) -> tuple[list[int], _Fresh]:
+        fresh = _Fresh([], [])
+        armed = []
+        for number in numbers:
+            region = self._regions[number]
+            mapping = self._blocks[region.block]
+            if self._shared.armed[number]:
+                armed.append(number)
+            elif has_data(mapping.fd, mapping.file_offset_bytes, region.first_page, region.pages):
+                fresh.begun.append(number)
+            else:
+                fresh.empty.append(number)
+        return armed, fresh
+
+    def _allocated(self, span: Region) -> np.ndarray:
+        mapping = self._blocks[span.block]
+        return allocated_runs(mapping.fd, mapping.file_offset_bytes, span.first_page, span.pages)
+
+    def _from_extents(self, span: Region, *, first_pass: bool) -> DirtyRegion:
+        present: Mask = mask_of_runs(self._allocated(span) - span.first_page, span.pages)
+        if not first_pass:  # the whole region was empty, and the destination knows that
+            return DirtyRegion(span, present)
+        holes = np.flatnonzero(~present) + span.first_page
+        return DirtyRegion(span, present, holes, len(holes))
+
+    def _from_scan(self, span: Region, found: Scan) -> DirtyRegion:
+        """Take out of the dirty pages those that are holes by now, and add holes that no tracker sees."""
+        mapping = self._blocks[span.block]
+        has = mask_of_bits(self._shared.bits[span.block], span.first_page, span.pages)
+        uncertain: Mask = found.unmapped & (found.dirty | has)
+        holes = NO_INDEX
+        dirty = found.dirty
+        if uncertain.any():
+            exists: Mask = uncertain.copy()
+            keep_allocated(mapping.fd, mapping.file_offset_bytes, span.first_page, runs_of_mask(uncertain), exists)
+            gone: Mask = uncertain & ~exists
+            dirty = dirty & ~gone
+            holes = np.flatnonzero(gone & has) + span.first_page
+        return DirtyRegion(span, dirty, holes)
+
+
+class _Fresh(msgspec.Struct):
+    """Regions not armed yet: those that hold memory now, and those that still hold none."""
+
+    begun: list[int]
+    empty: list[int]
+
+
+def _empty(span: Region) -> DirtyRegion:
+    return DirtyRegion(
+        span,
+        np.zeros(span.pages, dtype=np.bool_),
+        np.arange(span.first_page, span.end_page, dtype=np.int64),
+        span.pages,
+    )

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proposal's ``MigrationTransport``: a channel of messages to one peer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from parmig.errors import UsageError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+
+def parse_uri(text: str) -> Endpoint:
+    """The endpoint that *text* names.
+
+    Raises:
+        UsageError: not of the form ``scheme://host:port``, or a port outside 0 to 65535.
+    """
+    scheme, separator, rest = text.partition("://")
+    host, colon, port = rest.rpartition(":")
+    if not (separator and colon and scheme and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise UsageError(f"{text!r} is not an address; write it like zmq+tcp://192.0.2.1:4600")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise UsageError(f"{text!r}: write an IPv6 address in brackets, like zmq+tcp://[::1]:4600")
+    return Endpoint(scheme, host, int(port))
+
+
+class MigrationTransport(ABC):
+    """A channel of messages to one peer. Each message is a list of frames and arrives whole or not at all.
+
+    Messages of one channel arrive in the order they were written. ``write`` returning means queued;
+    only an answer of the peer means delivered. Not safe for use by several threads.
+    """
+
+    @abstractmethod
+    def bind(self, endpoint: Endpoint) -> Endpoint:
+        """Listen there and return the actual endpoint (port 0 takes a free one).
+
+        Raises:
+            TransportError: the address cannot be listened on.
+        """
+
+    @abstractmethod
+    def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
+        """Connect, from address *local* if given.
+
+        Raises:
+            PeerUnreachableError: nobody answered within *timeout_ns*; names address and cause.
+        """
+
+    @abstractmethod
+    def write(self, frames: Sequence[Buffer]) -> None:
+        """Queue one message. Large frames are sent from where they lie: the caller leaves them
+        there until the peer has answered for them.
+
+        Raises:
+            PeerLostError: the connection is gone.
+        """
+
+    @abstractmethod
+    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+        """The next message, or None after *timeout_ms*. The frames stay valid while referenced.
+
+        Raises:
+            PeerLostError: the connection is gone and nothing is left to read.
+        """
+
+    @abstractmethod
+    def accept(self) -> None:
+        """(listening side) From now on the sender of the message read last is the peer, alone."""
+
+    @abstractmethod
+    def pollables(self) -> list[Any]:
+        """What ``zmq.Poller`` must watch for :meth:`read` to make progress or to fail."""
+
+    @abstractmethod
+    def shutdown(self, linger_ms: int = 0) -> None:
+        """Close; give queued messages *linger_ms* to leave. Never raises; calling it twice is fine."""

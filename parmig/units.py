@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes, rates and durations as people write and read them: IEC units in, IEC units out."""
+
+from __future__ import annotations
+
+import humanfriendly
+
+from parmig.errors import UsageError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by *text*: ``512MiB``, ``1.5GiB``, ``4096``; ``M`` and ``MB`` are read as MiB.
+
+    Raises:
+        UsageError: *text* is not a size.
+    """
+    try:
+        return int(humanfriendly.parse_size(text, binary=True))
+    except humanfriendly.InvalidSize as error:
+        raise UsageError(f"{text!r} is not a size; write it like 512MiB or 1.5GiB") from error
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second meant by *text*: ``100MiB/s`` or ``100MiB``; 0 means no limit.
+
+    Raises:
+        UsageError: *text* is not a rate.
+    """
+    try:
+        return parse_size(text.strip().removesuffix("/s"))
+    except UsageError as error:
+        raise UsageError(f"{text!r} is not a rate; write it like 100MiB/s") from error
+
+
+def parse_duration_ns(text: str) -> int:
+    """Nanoseconds meant by *text*: ``300ms``, ``1.5s``, ``10m``; a bare number is seconds.
+
+    Raises:
+        UsageError: *text* is not a duration.
+    """
+    try:
+        return round(humanfriendly.parse_timespan(text) * NS_PER_S)
+    except humanfriendly.InvalidTimespan as error:
+        raise UsageError(f"{text!r} is not a duration; write it like 300ms, 10s or 5m") from error
+
+
+def format_size(size_bytes: float) -> str:
+    """*size_bytes* for people: ``1.5 GiB``."""
+    return humanfriendly.format_size(size_bytes, binary=True)
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """*bytes_per_s* for people: ``1.5 GiB/s``."""
+    return f"{format_size(bytes_per_s)}/s"
+
+
+def format_ms(milliseconds: float) -> str:
+    """*milliseconds* for people: ``12.3 ms``, from ten seconds on ``12.3 s``."""
+    return f"{milliseconds:.1f} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:.1f} s"

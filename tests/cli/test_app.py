@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from parmig.cli.app import app
+from parmig.cli.output import version
+
+runner = CliRunner()
+COMMANDS = ("demo", "receive", "send", "doctor")
+RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic"]
+SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "synthetic"]
+
+
+def test_the_version_is_the_packages() -> None:
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"parmig {version()}\n")
+
+
+def test_help_lists_exactly_the_commands_that_exist() -> None:
+    assert [command.callback.__name__ for command in app.registered_commands if command.callback] == [
+        "demo",
+        "receive",
+        "send",
+        "doctor",
+    ]
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["teleport"],
+        ["send"],
+        ["send", "zmq+tcp://127.0.0.1:1"],
+        ["receive", "--guest", "synthetic"],
+        ["demo", "--memory", "lots"],
+        ["demo", "--dirty-rate", "fast"],
+        ["demo", "--pattern", "paisley"],
+        ["demo", "--kernel", "/nonexistent"],
+        ["demo", "--workers", "0"],
+        [*SEND, "--workers", "65"],
+        [*SEND, "--compress", "zip"],
+        [*SEND, "--tracker", "guess"],
+        [*SEND, "--transport", "pigeon"],
+        [*SEND, "--path", "a-b-c"],
+        [*SEND, "--downtime-limit", "soon"],
+        [*SEND, "--max-bandwidth", "1 furlong"],
+        [*SEND, "--key-dir", "/tmp"],
+        [*RECEIVE, "--data-ports", "4700"],
+        [*RECEIVE, "--data-ports", "4800-4700"],
+        [*RECEIVE, "--data-ports", "4700-70000"],
+        [*RECEIVE, "--wait", "ages"],
+    ],
+)
+def test_bad_usage_ends_with_2_and_says_so_on_standard_error(arguments: list[str]) -> None:
+    result = runner.invoke(app, [*arguments, "--json"] if arguments[0] in COMMANDS else arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_a_bad_value_is_named_with_an_example() -> None:
+    result = runner.invoke(app, ["demo", "--memory", "lots"])
+    assert "'lots' is not a size" in result.stderr
+
+
+def test_doctor_prints_one_object() -> None:
+    result = runner.invoke(app, ["doctor", "--json"])
+    told = json.loads(result.stdout)
+    assert set(told) == {"parmig", "possible", "probes"}
+    assert result.exit_code == (0 if told["possible"] else 1)
+
+
+def test_doctor_prints_a_line_for_each_thing() -> None:
+    result = runner.invoke(app, ["doctor"])
+    assert "PAGEMAP_SCAN" in result.stdout
+    assert result.stdout.rstrip().endswith("possible here")
+
+
+def test_the_module_of_the_console_script_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import parmig.cli; "
+        "print(sorted(name for name in set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['parmig', 'parmig.cli']"
+
+
+def test_help_does_not_wait_for_numpy() -> None:
+    code = "import sys, parmig.cli.app; print([name for name in ('numpy', 'zmq', 'psutil') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from rich.console import Console
+
+from parmig.cli.progress import PlainProgress, drawing, plain_line
+from parmig.engine.report import Progress
+from parmig.units import MIB, NS_PER_S
+
+FULL = Progress(
+    status="active",
+    round=2,
+    total_pages=100,
+    handled_pages=40,
+    remaining_bytes=60 * MIB,
+    rate_bytes_per_s=100.0 * MIB,
+    worker_rates_bytes_per_s=(60.0 * MIB, 40.0 * MIB),
+    time_left_ms=600.0,
+)
+
+
+def test_a_line_has_all_that_is_known() -> None:
+    assert plain_line(FULL) == (
+        "active, round 2, 40/100 pages, 100 MiB/s, 60 MiB remaining, 600.0 ms left, workers 60 MiB/s 40 MiB/s"
+    )
+
+
+def test_a_line_leaves_out_what_is_not_known() -> None:
+    assert plain_line(Progress(status="setup")) == "setup"
+
+
+def test_lines_come_at_changes_and_otherwise_once_a_second() -> None:
+    lines: list[str] = []
+    now = 10 * NS_PER_S
+    show = PlainProgress(lines.append, clock=lambda: now)
+    for step, (round_, written) in enumerate([(1, 1), (1, 1), (2, 2), (2, 2), (2, 2), (2, 3), (2, 3)]):
+        now = 10 * NS_PER_S + step * NS_PER_S // 3
+        show(Progress(status="active", round=round_))
+        assert len(lines) == written, step
+
+
+def test_a_message_is_always_written() -> None:
+    lines: list[str] = []
+    show = PlainProgress(lines.append, clock=lambda: 0)
+    for _ in range(2):
+        show(Progress(status="active", message="worker 1 was lost"))
+    assert lines == ["worker 1 was lost", "active", "worker 1 was lost"]
+
+
+def test_a_terminal_gets_the_same_figures() -> None:
+    console = Console(width=140, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(drawing(FULL))
+    for words in ("active", "round 2", "40/100 pages", "0: 60 MiB/s", "1: 40 MiB/s"):
+        assert words in captured.get()

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real QEMUs for tests: a small Linux that ticks on its serial line and may write memory at a rate.
+
+Environment: ``PARMIG_QEMU`` and ``PARMIG_KERNEL`` choose other programs. Everything a machine uses lies in one
+directory under /dev/shm, so that a wrapper may run QEMU in a chroot that has it bound.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from parmig.guests.qemu.qmp import Qmp
+
+MIB = 1 << 20
+QEMU = os.environ.get("PARMIG_QEMU", "qemu-system-x86_64")
+BOOT_LIMIT_S = 90.0
+
+INIT = r"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc none /proc; mount -t devtmpfs none /dev; mkdir -p /t; mount -t tmpfs -o size=80% none /t
+param() { sed -n "s/.*parmig\.$1=\([0-9]*\).*/\1/p" /proc/cmdline; }
+rate=$(param rate)
+dd if=/dev/urandom of=/t/a bs=1M count=$(param files) 2>/dev/null
+[ "$rate" -gt 0 ] && (while true; do dd if=/dev/urandom of=/t/hot bs=64k count=16 conv=notrunc 2>/dev/null
+                      usleep $((1000000 / rate)); done) &
+i=0
+while true; do
+    i=$((i+1)); echo TICK $i $(cut -d' ' -f1 /proc/uptime) $(md5sum < /t/a | cut -c1-8); usleep 200000
+done
+"""
+
+
+def missing() -> str | None:
+    """What these tests need and do not find, or None."""
+    for program in (QEMU, "busybox", "cpio"):
+        if shutil.which(program) is None:
+            return f"no {program}"
+    if kernel() is None:
+        return "no readable Linux kernel in /boot; set PARMIG_KERNEL"
+    return None if os.geteuid() == 0 else "attaching to QEMU is tested as root"
+
+
+def kernel() -> str | None:
+    """The kernel to boot."""
+    chosen = os.environ.get("PARMIG_KERNEL")
+    found = [chosen] if chosen else [*sorted(glob.glob("/boot/vmlinuz-*"), reverse=True), "/vmlinuz"]
+    return next((path for path in found if os.access(path, os.R_OK)), None)
+
+
+def build_initrd(directory: Path) -> Path:
+    """Write an initrd into *directory*."""
+    root = directory / "root"
+    for name in ("bin", "proc", "dev"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "busybox", root / "bin" / "busybox")
+    (root / "init").write_text(INIT)
+    (root / "init").chmod(0o755)
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    archive = subprocess.run(
+        ["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, input=names.encode(), stdout=subprocess.PIPE, check=True
+    )
+    target = directory / "initrd"
+    target.write_bytes(archive.stdout)
+    shutil.rmtree(root)
+    return target
+
+
+def wait_until(condition: Callable[[], object], limit_s: float, what: str) -> None:
+    """Wait for *condition*; AssertionError naming *what* after *limit_s* seconds."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {limit_s:g} s"
+        time.sleep(0.01)
+
+
+class QemuMachine:
+    """A QEMU process with shared memory; a context manager that leaves nothing behind.
+
+    Args:
+        initrd: of :func:`build_initrd`; None starts without a kernel, paused (-S).
+        memory_bytes: guest memory.
+        incoming: start with ``-incoming defer``.
+        rate: MiB per second that the guest writes.
+        files: MiB of random data that the guest keeps and sums up at each tick.
+        memory: options in place of the usual memory backend; ``{dir}`` is the machine's directory.
+        extra: more options.
+    """
+
+    def __init__(
+        self,
+        initrd: Path | None = None,
+        *,
+        memory_bytes: int = 256 * MIB,
+        incoming: bool = False,
+        rate: int = 0,
+        files: int = 16,
+        memory: list[str] | None = None,
+        extra: tuple[str, ...] = (),
+    ) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="parmig-qemu-", dir="/dev/shm"))
+        self.socket = str(self.directory / "qmp")
+        self._serial = self.directory / "serial"
+        size = str(memory_bytes)
+        backend = f"memory-backend-file,id=ram0,size={size},mem-path={{dir}}/ram,share=on"
+        memory = memory or ["-machine", "pc,memory-backend=ram0", "-object", backend]
+        self.command = [QEMU, "-accel", "tcg", "-m", f"{size}B", "-nic", "none", "-display", "none", "-nodefaults"]
+        self.command += [part.format(dir=self.directory) for part in memory]
+        self.command += ["-vga", "std", "-serial", f"file:{self._serial}"]
+        self._control = str(self.directory / "control")
+        for path in (self.socket, self._control):
+            self.command += ["-qmp", f"unix:{path},server=on,wait=off"]
+        self.command += [part.format(dir=self.directory) for part in extra]
+        if initrd:
+            shutil.copy(initrd, self.directory / "initrd")
+            append = f"console=ttyS0 quiet parmig.rate={rate} parmig.files={files}"
+            self.command += ["-kernel", kernel() or "", "-initrd", str(self.directory / "initrd"), "-append", append]
+        self.command += ["-incoming", "defer"] if incoming else [] if initrd else ["-S"]
+
+    def __enter__(self) -> QemuMachine:
+        with (self.directory / "errors").open("wb") as errors:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=errors, stdout=errors)
+        try:
+            wait_until(lambda: self._alive() and os.path.exists(self._control), 20, "QEMU's QMP socket")
+            self.ask("query-status")  # answers only once all is set up
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _alive(self) -> bool:
+        assert self.process.poll() is None, f"QEMU ended: {(self.directory / 'errors').read_text()}"
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.directory)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process; a wrapper given by PARMIG_QEMU must exec it."""
+        return self.process.pid
+
+    def serial(self) -> str:
+        """All that the guest wrote."""
+        return self._serial.read_text(errors="replace") if self._serial.exists() else ""
+
+    def wait_for_serial(self, text: str, limit_s: float = BOOT_LIMIT_S) -> None:
+        """Wait until the guest wrote *text*."""
+        wait_until(lambda: self._alive() and text in self.serial(), limit_s, f"{text!r} from the guest")
+
+    def ticks(self) -> list[tuple[int, str]]:
+        """The number and checksum of each tick so far."""
+        return [(int(n), md5) for n, md5 in re.findall(r"TICK (\d+) [\d.]+ ([0-9a-f]{8})\b", self.serial())]
+
+    def wait_for_ticks(self, more: int = 2, limit_s: float = 20.0) -> None:
+        """Wait until the guest ticked *more* times from now."""
+        wanted = len(self.ticks()) + more
+        wait_until(lambda: self._alive() and len(self.ticks()) >= wanted, limit_s, f"{more} more ticks")
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command on a monitor of its own."""
+        qmp = Qmp(self._control)
+        try:
+            return qmp.execute(command, **arguments)
+        finally:
+            qmp.close()
+
+    def settings(self) -> tuple[Any, Any]:
+        """Migration capabilities and parameters."""
+        return self.ask("query-migrate-capabilities"), self.ask("query-migrate-parameters")
+
+    def fds(self) -> dict[str, str]:
+        """QEMU's descriptor table; monitor connections are in it while they last."""
+        base = f"/proc/{self.pid}/fd"
+        return {name: os.readlink(f"{base}/{name}") for name in os.listdir(base)}
+
+    def maps(self) -> str:
+        """QEMU's mappings."""
+        return Path(f"/proc/{self.pid}/maps").read_text()
+
+    def tracked_mappings(self) -> int:
+        """How many mappings of QEMU have a userfaultfd for write protection (smaps: uw)."""
+        text = Path(f"/proc/{self.pid}/smaps").read_text()
+        return sum(" uw" in line for line in text.splitlines() if line.startswith("VmFlags"))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parmig.errors import UsageError
+from parmig.units import GIB, KIB, MIB, format_ms, format_rate, format_size, parse_duration_ns, parse_rate, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("4096", 4096),
+        ("512MiB", 512 * MIB),
+        ("512 MiB", 512 * MIB),
+        ("1.5GiB", 3 * GIB // 2),
+        ("64k", 64 * KIB),
+        ("1M", MIB),
+        ("1MB", MIB),
+        ("0", 0),
+    ],
+)
+def test_a_size_is_read_in_iec_units(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "big", "12 furlongs", "MiB", "1..5GiB"])
+def test_text_that_is_no_size_is_a_usage_error_with_an_example(text: str) -> None:
+    with pytest.raises(UsageError, match="write it like 512MiB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s"), [("100MiB/s", 100 * MIB), ("100MiB", 100 * MIB), (" 1GiB/s ", GIB), ("0", 0)]
+)
+def test_a_rate_is_read_with_and_without_its_per_second(text: str, bytes_per_s: int) -> None:
+    assert parse_rate(text) == bytes_per_s
+
+
+def test_text_that_is_no_rate_is_told_as_a_rate() -> None:
+    with pytest.raises(UsageError, match="'fast' is not a rate; write it like 100MiB/s"):
+        parse_rate("fast")
+
+
+@pytest.mark.parametrize(
+    ("text", "duration_ns"),
+    [("300ms", 300_000_000), ("1.5s", 1_500_000_000), ("10m", 600_000_000_000), ("2", 2_000_000_000), ("0", 0)],
+)
+def test_a_duration_is_read_in_nanoseconds(text: str, duration_ns: int) -> None:
+    assert parse_duration_ns(text) == duration_ns
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 fortnights"])
+def test_text_that_is_no_duration_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a duration"):
+        parse_duration_ns(text)
+
+
+@given(st.integers(0, 1 << 50))
+def test_a_whole_number_of_bytes_is_read_as_it_stands(size_bytes: int) -> None:
+    assert parse_size(str(size_bytes)) == size_bytes
+
+
+def test_sizes_and_rates_are_printed_in_iec_units() -> None:
+    assert format_size(3 * GIB // 2) == "1.5 GiB"
+    assert format_rate(100 * MIB) == "100 MiB/s"
+
+
+@pytest.mark.parametrize(("milliseconds", "text"), [(12.34, "12.3 ms"), (9999.9, "9999.9 ms"), (12_340.0, "12.3 s")])
+def test_long_times_are_printed_in_seconds(milliseconds: float, text: str) -> None:
+    assert format_ms(milliseconds) == text

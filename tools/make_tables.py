@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the tables of the documentation that follow from the code: ``python -m tools.make_tables [--check]``.
+
+A table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; whatever is there is replaced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from parmig import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXIT_CODES = {
+    0: "completed",
+    1: "failed; the source guest runs on",
+    2: "bad usage; nothing was touched",
+    3: "refused by a check before the start, or by the peer",
+    4: "outcome unknown: the peer was lost after hand-over, the source stays paused",
+    130: "cancelled; the source guest runs on",
+}
+
+
+def error_classes() -> list[type[errors.ParmigError]]:
+    """Every error class that parmig defines, in the order of the source."""
+    return [
+        value
+        for value in vars(errors).values()
+        if inspect.isclass(value) and issubclass(value, errors.ParmigError) and value.__module__ == errors.__name__
+    ]
+
+
+def exit_code_table() -> str:
+    """Exit codes with what they mean and the error classes behind each."""
+    lines = ["| exit code | meaning | error classes |", "|---|---|---|"]
+    for code, meaning in EXIT_CODES.items():
+        names = [f"`{one.__name__}`" for one in error_classes() if code and one.exit_code == code]
+        lines.append(f"| {code} | {meaning} | {', '.join(names)} |")
+    return "\n".join(lines)
+
+
+def error_table() -> str:
+    """Error classes with their exit code and what they say."""
+    lines = ["| error | exit code | when |", "|---|---|---|"]
+    for one in error_classes():
+        first = (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{one.__name__}` | {one.exit_code} | {first} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/cli.md": {"exit-codes": exit_code_table, "errors": error_table},
+}
+"""File to the tables in it, by name."""
+
+
+def fill(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """*text* with what stands between the markers of each of *tables* replaced.
+
+    Raises:
+        ValueError: a table has no markers in *text*.
+    """
+    for name, make in tables.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
+            raise ValueError(f"no {begin} ... {end}")
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+def stale_files() -> dict[Path, str]:
+    """Files whose tables are not what the code says, with the text they should have."""
+    stale = {}
+    for name, tables in TABLES.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text, tables)
+        if filled != text:
+            stale[path] = filled
+    return stale
+
+
+def main(arguments: list[str]) -> int:
+    """Write stale tables, or with ``--check`` only name them and return 1."""
+    stale = stale_files()
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)}: tables are not current" if "--check" in arguments else f"wrote {path}")
+        if "--check" not in arguments:
+            path.write_text(text, encoding="utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker programs: start-up and two loops. What they do with pages is in ``parmig.ram``."""

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every worker does first and last: signals, parent death, memory, the pipe to its coordinator."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+from multiprocess import reduction
+from multiprocess.connection import Connection
+
+from parmig import linux
+from parmig.engine import messages
+from parmig.engine.messages import Instruction, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.ram.blocks import BlockMapping, BlockMemory, RamBlock
+from parmig.units import MIB
+
+KEPT_MEMORY_BYTES = 16 * MIB
+"""Freed memory that malloc keeps: ZeroMQ allocates each large message, and fresh pages would fault
+each time. 16 MiB covers the credit of a channel."""
+
+
+class StopRequestedError(BaseException):
+    """The coordinator said stop, or is gone. Not an Exception: nothing on the way may swallow it."""
+
+
+class Inbox:
+    """Instructions from the coordinator, read without blocking in the middle of work.
+
+    Args:
+        connection: the worker's end of the pipe; owned.
+
+    Attributes:
+        log_fd: descriptor of the dirty log that came with StartTracking, or -1.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pending: list[Instruction] = []
+        self.log_fd = -1
+
+    def fileno(self) -> int:
+        """What to poll."""
+        return self._connection.fileno()
+
+    def check(self) -> None:
+        """Read what is there.
+
+        Raises:
+            StopRequestedError: the coordinator said stop, or its end of the pipe closed.
+        """
+        while self._connection.poll(0):
+            try:
+                instruction = messages.instruction_decoder.decode(self._connection.recv_bytes())
+            except (EOFError, OSError) as error:
+                raise StopRequestedError from error
+            if isinstance(instruction, Stop):
+                raise StopRequestedError
+            if isinstance(instruction, StartTracking) and instruction.has_fd:
+                self.log_fd = reduction.recv_handle(self._connection)
+            self._pending.append(instruction)
+
+    def take(self) -> Instruction | None:
+        """The next instruction that was read, if any."""
+        return self._pending.pop(0) if self._pending else None
+
+    def tell(self, event: WorkerEvent) -> None:
+        """Send *event* to the coordinator."""
+        try:
+            self._connection.send_bytes(messages.encode(event))
+        except OSError as error:
+            raise StopRequestedError from error
+
+
+def map_blocks(blocks: Sequence[RamBlock], fds: Sequence[int], offsets_bytes: Sequence[int]) -> list[BlockMapping]:
+    """Map every block into this process."""
+    return [
+        BlockMapping(BlockMemory(block, fd, offset)) for block, fd, offset in zip(blocks, fds, offsets_bytes, strict=True)
+    ]
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callable[[S, Inbox], None]) -> None:
+    """Run *work* with the decoded *setup*; tell of any error; end the process without lingering.
+
+    Signals: the terminal's Ctrl-C goes to the whole group, but only the coordinator decides.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    linux.die_with_parent(signal.SIGKILL)
+    linux.keep_freed_memory(KEPT_MEMORY_BYTES)
+    inbox = Inbox(connection)
+    status = 0
+    try:
+        work(msgspec.msgpack.decode(setup, type=kind), inbox)
+    except StopRequestedError:
+        pass
+    except Exception as error:
+        status = 1
+        try:
+            inbox.tell(WorkerFailed(messages.describe_error(error)))
+        except StopRequestedError:
+            pass
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Frames may still point into mappings; the kernel takes it all back at once.
+    connection.close()
+    os._exit(status)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A receive worker: listens on its own channel and places what its send worker pushes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import zmq
+from multiprocess.connection import Connection
+
+from parmig.engine.messages import (
+    PROTOCOL_VERSION,
+    DigestRegions,
+    ReceiveSetup,
+    RegionDigests,
+    WorkerConnected,
+    WorkerReady,
+)
+from parmig.errors import ProtocolError
+from parmig.ram.blocks import BlockMapping
+from parmig.ram.codecs.registry import codec
+from parmig.ram.digest import RegionDigester
+from parmig.ram.flow import check_hello, welcome
+from parmig.ram.receive import MigrationRamReceive
+from parmig.ram.regions import Region, cut
+from parmig.ram.shared import SharedArea
+from parmig.transport.base import parse_uri
+from parmig.transport.registry import open_transport
+from workers.bootstrap import Inbox, map_blocks, run_worker
+
+_HEADER_ROOM_BYTES = 1 << 20
+"""Besides its pages a message has a header with a table of at most 512 KiB."""
+
+
+def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
+    """Entry point.
+
+    Args:
+        connection: to the coordinator.
+        setup: a ReceiveSetup, encoded.
+        fds: the shared area, then each block's memory file.
+    """
+    run_worker(connection, setup, ReceiveSetup, lambda decoded, inbox: _work(decoded, inbox, fds))
+
+
+def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
+    area_fd, *block_fds = fds
+    blocks = map_blocks(setup.blocks, block_fds, setup.file_offsets_bytes)
+    regions = cut(setup.blocks, setup.region_pages)
+    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    endpoint = parse_uri(setup.uri)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    transport = open_transport(
+        endpoint,
+        context,
+        f"receive worker {setup.worker}",
+        heartbeat=False,
+        max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
+    )
+    inbox.tell(WorkerReady(transport.bind(endpoint).port))
+    ram = MigrationRamReceive(
+        worker=setup.worker, blocks=blocks, codec=codec(setup.codec), shared=shared, batch_bytes=setup.batch_bytes
+    )
+    poller = zmq.Poller()
+    for item in [*transport.pollables(), inbox.fileno()]:
+        poller.register(item, zmq.POLLIN)
+    digester = RegionDigester()
+    connected = False
+    while True:
+        poller.poll()
+        inbox.check()
+        while (instruction := inbox.take()) is not None:
+            _answer(inbox, instruction, digester, blocks, regions)
+        while (message := transport.read()) is not None:
+            if connected:
+                transport.write([ram.migrate_ram_receive(message)])
+            elif check_hello(message, session=setup.session, worker=setup.worker, protocol=PROTOCOL_VERSION):
+                transport.accept()
+                transport.write([welcome(setup.credit_bytes)])
+                connected = True
+                inbox.tell(WorkerConnected())
+            del message  # frees the frames, and with them ZeroMQ's memory, before the next is taken
+            inbox.check()
+
+
+def _answer(
+    inbox: Inbox, instruction: object, digester: RegionDigester, blocks: list[BlockMapping], regions: list[Region]
+) -> None:
+    match instruction:
+        case DigestRegions(regions=numbers):
+            inbox.tell(RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers}))
+        case _:
+            raise ProtocolError(f"a receive worker cannot {type(instruction).__name__}")
