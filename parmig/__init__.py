@@ -31,7 +31,25 @@ _PUBLIC = {
     "ParmigError": "parmig.errors",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = [
+    "__version__",
+    "DirtyRegion",
+    "Guest",
+    "MigrationRamReceive",
+    "MigrationRamSend",
+    "MigrationReceiver",
+    "MigrationSender",
+    "MigrationState",
+    "MigrationStateField",
+    "MigrationStatus",
+    "MigrationTransport",
+    "ParmigError",
+    "Progress",
+    "ReceiveConfig",
+    "Report",
+    "SendConfig",
+    "open_guest",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -73,7 +73,9 @@ def uffd_enable(uffd: int, features: int) -> int:
 
 def uffd_register_wp(uffd: int, address: int, size_bytes: int) -> None:
     """UFFDIO_REGISTER for write protection over ``[address, address + size_bytes)``; EBUSY when taken."""
-    fcntl.ioctl(uffd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", address, size_bytes, _UFFDIO_REGISTER_MODE_WP, 0)))
+    fcntl.ioctl(
+        uffd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", address, size_bytes, _UFFDIO_REGISTER_MODE_WP, 0))
+    )
 
 
 def uffd_unregister(uffd: int, address: int, size_bytes: int) -> None:
@@ -142,7 +144,18 @@ def pagemap_scan(
     while start < end:
         argument = bytearray(
             _PM_SCAN_ARG.pack(
-                _PM_SCAN_ARG.size, flags, start, end, 0, vector.ctypes.data, len(vector), 0, inverted, mask, anyof, returned
+                _PM_SCAN_ARG.size,
+                flags,
+                start,
+                end,
+                0,
+                vector.ctypes.data,
+                len(vector),
+                0,
+                inverted,
+                mask,
+                anyof,
+                returned,
             )
         )
         count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, argument)
@@ -220,13 +233,13 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 class UserRegs(ctypes.Structure):
     """struct user_regs_struct of x86-64: arch/x86/include/asm/user_64.h, 27 registers of 64 bits."""
 
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in (
-            "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
-            "fs_base gs_base ds es fs gs"
-        ).split()
-    ]
+    # fmt: off
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
+        "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds",
+        "es", "fs", "gs",
+    )]
+    # fmt: on
 
 
 def _ptrace(request: int, thread: int, address: int, data: int, what: str) -> None:

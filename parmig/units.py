@@ -43,14 +43,14 @@ def parse_duration_ns(text: str) -> int:
         UsageError: *text* is not a duration.
     """
     try:
-        return round(humanfriendly.parse_timespan(text) * NS_PER_S)
+        return round(float(humanfriendly.parse_timespan(text)) * NS_PER_S)
     except humanfriendly.InvalidTimespan as error:
         raise UsageError(f"{text!r} is not a duration; write it like 300ms, 10s or 5m") from error
 
 
 def format_size(size_bytes: float) -> str:
     """*size_bytes* for people: ``1.5 GiB``."""
-    return humanfriendly.format_size(size_bytes, binary=True)
+    return str(humanfriendly.format_size(size_bytes, binary=True))
 
 
 def format_rate(bytes_per_s: float) -> str:

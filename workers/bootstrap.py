@@ -45,7 +45,7 @@ class Inbox:
 
     def fileno(self) -> int:
         """What to poll."""
-        return self._connection.fileno()
+        return int(self._connection.fileno())
 
     def check(self) -> None:
         """Read what is there.
@@ -79,7 +79,8 @@ class Inbox:
 def map_blocks(blocks: Sequence[RamBlock], fds: Sequence[int], offsets_bytes: Sequence[int]) -> list[BlockMapping]:
     """Map every block into this process."""
     return [
-        BlockMapping(BlockMemory(block, fd, offset)) for block, fd, offset in zip(blocks, fds, offsets_bytes, strict=True)
+        BlockMapping(BlockMemory(block, fd, offset))
+        for block, fd, offset in zip(blocks, fds, offsets_bytes, strict=True)
     ]
 
 

@@ -68,9 +68,6 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     connected = False
     while True:
         poller.poll()
-        inbox.check()
-        while (instruction := inbox.take()) is not None:
-            _answer(inbox, instruction, digester, blocks, regions)
         while (message := transport.read()) is not None:
             if connected:
                 transport.write([ram.migrate_ram_receive(message)])
@@ -81,6 +78,10 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 inbox.tell(WorkerConnected())
             del message  # frees the frames, and with them ZeroMQ's memory, before the next is taken
             inbox.check()
+        # After the last check, everything that was read is answered before the next wait.
+        inbox.check()
+        while (instruction := inbox.take()) is not None:
+            _answer(inbox, instruction, digester, blocks, regions)
 
 
 def _answer(

@@ -24,10 +24,10 @@ from parmig.engine.messages import (
     WorkerReady,
 )
 from parmig.errors import ProtocolError
-from parmig.guests.base import DirtyLog
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
 from parmig.ram.digest import RegionDigester
+from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.flow import SendChannel
 from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from parmig.cli import demo, doctor, receive, send
-from parmig.cli.output import version
+from parmig.version import __version__
 
 app = typer.Typer(
     name="parmig",
@@ -26,7 +26,7 @@ app.command()(doctor.doctor)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"parmig {version()}")
+        typer.echo(f"parmig {__version__}")
         raise typer.Exit
 
 

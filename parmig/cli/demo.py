@@ -11,7 +11,7 @@ import typer
 
 from parmig.cli import options as o
 from parmig.cli.output import run
-from parmig.cli.progress import showing_progress
+from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.signals import cancelling
 from parmig.config import SendConfig, default_workers
 from parmig.engine.report import Report
@@ -91,6 +91,9 @@ def demo(
         with showing_progress(quiet=quiet) as progress:
             one = Demo(config, progress=progress)
             with cancelling(one.cancel):
-                return one.run()
+                report = one.run()
+        if one.checked:
+            print_line(CHECKED)
+        return report
 
     run(body, side="source", guest=guest.value, as_json=as_json)

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from parmig.cli.output import print_json, version
+from parmig.cli.output import print_json
 from parmig.cli.summary import PIPE_COLUMNS
+from parmig.version import __version__
 
 if TYPE_CHECKING:
     from parmig.probes import Probe
@@ -32,7 +33,7 @@ def doctor(
     probes = probe_host()
     possible = migration_possible(probes)
     if as_json:
-        print_json({"parmig": version(), "possible": possible, "probes": probes})
+        print_json({"parmig": __version__, "possible": possible, "probes": probes})
     else:
         _print_table(probes)
         typer.echo("a migration is possible here" if possible else "no migration is possible here")

@@ -7,7 +7,6 @@ error, which is told before anything was touched.
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,14 +18,7 @@ import typer
 from parmig.cli.summary import print_summary
 from parmig.engine.report import ErrorReport, GuestReport, Report
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
-
-
-def version() -> str:
-    """The version of the installed package; in a checkout that is not installed it says so."""
-    try:
-        return importlib.metadata.version("parmig")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+not.installed"
+from parmig.version import __version__
 
 
 def echo_error(error: ErrorReport) -> None:
@@ -60,7 +52,7 @@ def failed_report(error: BaseException, *, side: str, guest: str) -> Report:
         status = "unknown"
     phase = getattr(error, "phase", None) or "setup"
     return Report(
-        parmig=version(),
+        parmig=__version__,
         side=side,
         status=status,
         error=ErrorReport(type=type(error).__name__, message=str(error) or type(error).__name__, phase=phase),

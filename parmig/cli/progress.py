@@ -21,6 +21,9 @@ from rich.text import Text
 from parmig.engine.report import Progress
 from parmig.units import NS_PER_S, format_ms, format_rate, format_size
 
+CHECKED = "the guest went on at the destination, and its memory is what its program left there"
+"""Said after a guest that can check itself has done so."""
+
 ProgressCallback = Callable[[Progress], None]
 
 

@@ -9,7 +9,7 @@ import typer
 
 from parmig.cli import options as o
 from parmig.cli.output import run
-from parmig.cli.progress import print_line, showing_progress
+from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.signals import cancelling
 from parmig.config import ReceiveConfig
 from parmig.engine.report import Report
@@ -83,5 +83,5 @@ def _receive(guest_text: str, config: ReceiveConfig, quiet: bool) -> Report:
         with cancelling(receiver.cancel):
             report = receiver.receive_loop()
             if check_arrived(guest, report):
-                print_line("the guest went on here, and its memory is what its program left there")
+                print_line(CHECKED)
     return report

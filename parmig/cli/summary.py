@@ -21,7 +21,7 @@ def print_summary(report: Report) -> None:
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
     for name, value in headline(report):
-        console.print(f"{name:<12} {value}")
+        console.print(f"{name:<12} {value}", soft_wrap=True)
     if report.rounds:
         console.print(rounds_table(report))
     if len(report.per_worker) > 1:
@@ -51,8 +51,8 @@ def headline(report: Report) -> list[tuple[str, str]]:
 
 def _phases(report: Report) -> str:
     phases = msgspec.structs.asdict(report.downtime_phases_ms)
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in phases.items() if value)
-    return f" = {told}" if told else ""
+    told = " + ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in phases.items() if value)
+    return f" = {told} ms" if told else ""
 
 
 def _traffic(report: Report) -> str:
@@ -89,7 +89,7 @@ def rounds_table(report: Report) -> Table:
 def workers_table(report: Report) -> Table:
     """A row for each worker."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("worker", "path", "sent pages", "wire", "busy", "waiting", "taken over"):
+    for column in ("worker", "path", "sent pages", "wire", "busy", "waiting", "regions taken over"):
         table.add_column(column, justify="left" if column == "path" else "right")
     for one in report.per_worker:
         table.add_row(
@@ -99,6 +99,6 @@ def workers_table(report: Report) -> Table:
             format_size(one.wire_bytes),
             format_ms(one.busy_ms),
             format_ms(one.waiting_ms),
-            f"{one.stolen_regions} regions",
+            str(one.stolen_regions),
         )
     return table

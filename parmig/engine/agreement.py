@@ -39,7 +39,9 @@ def block_mismatches(ours: Sequence[RamBlock], theirs: Sequence[RamBlock]) -> li
     for name in sorted(here.keys() & there.keys()):
         a, b = here[name], there[name]
         if a.size_bytes != b.size_bytes:
-            found.append(f"RAM block {name!r}: memory size {format_size(b.size_bytes)} there, {format_size(a.size_bytes)} here")
+            found.append(
+                f"RAM block {name!r}: memory size {format_size(b.size_bytes)} there, {format_size(a.size_bytes)} here"
+            )
         elif a.ranges != b.ranges:
             found.append(f"RAM block {name!r}: guest physical addresses differ")
         if a.page_size_bytes != b.page_size_bytes:

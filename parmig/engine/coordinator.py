@@ -15,9 +15,28 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-import msgspec
-
-from parmig.engine import messages
+from parmig.engine.events import (
+    CancelAsked,
+    Do,
+    Event,
+    Failed,
+    GuestPaused,
+    Instruction,
+    LogStarted,
+    LogSynced,
+    PeerDigested,
+    PeerLoaded,
+    PeerResumed,
+    PeerVanished,
+    StateSaved,
+    Tell,
+    Tick,
+    WorkerCounted,
+    WorkerDigested,
+    WorkerFenced,
+    WorkerIdle,
+    WorkersReady,
+)
 from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
 from parmig.engine.policy import FEW_PAGES, Limits, Verdict, decide, expected_downtime_ns
 from parmig.engine.record import Record
@@ -29,130 +48,6 @@ from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine
 from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
-
-# -- events -------------------------------------------------------------------------------------
-
-
-class Event(msgspec.Struct, frozen=True):
-    """Root of the events."""
-
-
-class WorkersReady(Event):
-    """Every send worker is connected to its receive worker."""
-
-
-class LogStarted(Event):
-    """The guest records writes from now on."""
-
-    needs_sync: bool
-
-
-class LogSynced(Event):
-    """The shared log is up to date."""
-
-
-class WorkerIdle(Event):
-    """A worker has done one bundle of regions."""
-
-    worker: int
-
-
-class WorkerFenced(Event):
-    """All that a worker sent in this round has been placed."""
-
-    worker: int
-    counters: WorkerCounters
-
-
-class WorkerCounted(Event):
-    """How many pages are dirty in a worker's regions."""
-
-    worker: int
-    pages: int
-
-
-class WorkerDigested(Event):
-    """Digests of a worker's regions."""
-
-    worker: int
-    digests: dict[int, int]
-
-
-class GuestPaused(Event):
-    """Nothing writes RAM any more; the virtual CPUs stopped at *stopped_ns*."""
-
-    stopped_ns: int
-
-
-class StateSaved(Event):
-    """All device state was handed to the state channel."""
-
-    size_bytes: int
-    digest: str
-
-
-class PeerDigested(Event):
-    """The destination's digest of all RAM."""
-
-    digest: str
-
-
-class PeerLoaded(Event):
-    """The destination has loaded the state and could run."""
-
-    load_ns: int
-
-
-class PeerResumed(Event):
-    """The guest runs at the destination."""
-
-
-class Failed(Event):
-    """Anything went wrong on this side, or the peer said it did."""
-
-    error: ParmigError
-
-
-class PeerVanished(Event):
-    """The connection to the destination is gone."""
-
-    error: ParmigError
-
-
-class CancelAsked(Event):
-    """The user wants no migration any more."""
-
-
-class Tick(Event):
-    """Time passes; checks the time limit."""
-
-
-# -- instructions -------------------------------------------------------------------------------
-
-
-class Do(enum.Enum):
-    """Instructions without arguments."""
-
-    START_LOG = "start the dirty log"
-    SYNC_LOG = "bring the shared dirty log up to date"
-    PAUSE = "pause the guest"
-    SAVE_STATE = "save the device state"
-    ASK_DIGEST = "ask the destination for its digest"
-    RELEASE = "let the destination load the state"
-    HAND_OVER = "hand over"
-    FINISH = "finish: the guest runs at the destination"
-    ABANDON = "go back: the guest goes on here"
-    GIVE_UP = "stay paused: only the destination knows"
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Say *instruction* to send worker *worker*."""
-
-    worker: int
-    instruction: messages.Instruction
-
-
-Instruction = Do | Tell
 
 
 class Step(enum.Enum):
@@ -245,10 +140,10 @@ class Coordinator:
                 self._needs_sync = needs_sync
                 self.record.mark("active", now_ns)
                 return self._begin_round(Step.SENDING, now_ns)
-            case (Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerIdle(worker=worker):
+            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerIdle(worker=worker)):
                 self._outstanding[worker] -= 1
                 return self._feed(worker)
-            case (Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerFenced(worker=worker, counters=counters):
+            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerFenced(worker=worker, counters=counters)):
                 return self._fenced(worker, counters, now_ns)
             case Step.SYNCING_COUNT, LogSynced():
                 return self._count()
@@ -400,14 +295,21 @@ class Coordinator:
         return [Do.GIVE_UP] if after is MigrationStatus.UNKNOWN else [Do.ABANDON]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
-        if self.status is not MigrationStatus.ACTIVE or not self._limits.timeout_ns or "active" not in self.record.marks:
+        if (
+            self.status is not MigrationStatus.ACTIVE
+            or not self._limits.timeout_ns
+            or "active" not in self.record.marks
+        ):
             return []
         over = now_ns - self.record.marks["active"] >= self._limits.timeout_ns
         return self._time_is_up() if over else []
 
     def _time_is_up(self) -> list[Instruction]:
         limit = format_ms(self._limits.timeout_ns / NS_PER_MS)
-        message = f"not ready to pause after {limit} and {len(self.record.facts)} rounds; {self._outlook()}raise --timeout or --downtime-limit"
+        message = (
+            f"not ready to pause after {limit} and {len(self.record.facts)} rounds; {self._outlook()}"
+            "raise --timeout or --downtime-limit"
+        )
         return self._end(StatusEvent.ERROR, LimitExceededError(message))
 
     def _stalled(self) -> NotConvergingError:

@@ -93,11 +93,15 @@ class Demo:
     Args:
         config: what to show.
         progress: is told how the source gets on, from the thread that calls run().
+
+    Attributes:
+        checked: after run(): whether the guest checked itself at the destination and is right.
     """
 
     def __init__(self, config: DemoConfig, *, progress: Callable[[Progress], None] | None = None) -> None:
         self._config = config
         self._progress = progress
+        self.checked = False
         self._cancelled = False
         self._cancel_side: Callable[[], None] | None = None
 
@@ -127,7 +131,7 @@ class Demo:
             destination = stack.enter_context(open_guest(destination_text, incoming=True))
             report, arrived = self._migrate(source, destination)
             _merge(report, arrived)
-            check_arrived(destination, report)
+            self.checked = check_arrived(destination, report)
             return report
 
     def _guests(self, stack: ExitStack) -> tuple[str, str]:

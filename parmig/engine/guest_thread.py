@@ -40,7 +40,9 @@ class GuestThread:
         try:
             return self._executor.submit(function, *arguments).result(CALL_LIMIT_S)
         except TimeoutError as error:
-            raise LimitExceededError(f"the guest did not finish {function.__name__} within {CALL_LIMIT_S:.0f} s") from error
+            raise LimitExceededError(
+                f"the guest did not finish {function.__name__} within {CALL_LIMIT_S:.0f} s"
+            ) from error
 
     def begin(self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *arguments: object) -> None:
         """Run *function* in the thread; when it is done, :meth:`finished` runs ``then(future)``."""

@@ -17,8 +17,8 @@ from msgspec import Meta
 
 from parmig.engine.report import ErrorReport
 from parmig.errors import ParmigError, ProtocolError, by_name
-from parmig.guests.base import DirtyLog
 from parmig.ram.blocks import RamBlock
+from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 
 PROTOCOL_VERSION = 1
@@ -40,7 +40,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 # -- sender and receiver: the control channel ---------------------------------------------------
 
 
-class Configure(_Message):
+class Configure(_Message, frozen=True):
     """Source: who I am, what the guest is, what I would like. Nothing was touched yet.
 
     Attributes:
@@ -72,7 +72,7 @@ class DataEndpoint(msgspec.Struct, frozen=True):
     port: int
 
 
-class Accept(_Message):
+class Accept(_Message, frozen=True):
     """Destination: the same about me, and where my workers listen; the source checks it too."""
 
     parmig: str
@@ -86,73 +86,84 @@ class Accept(_Message):
     capabilities: tuple[str, ...] = ()
 
 
-class Refuse(_Message):
+class Refuse(_Message, frozen=True):
     """Destination: this cannot work; *reason* names what does not match."""
 
     reason: str
 
 
-class Digested(_Message):
+class Digested(_Message, frozen=True):
     """Destination: the digest of all RAM, as asked."""
 
     digest: str
 
 
-class DigestRequest(_Message):
+class DigestRequest(_Message, frozen=True):
     """Source: all of RAM has arrived and both guests are paused; tell me its digest."""
 
 
-class Release(_Message):
+class Release(_Message, frozen=True):
     """Source: RAM is complete; load the device state, *size_bytes* long with this xxh3-128 digest."""
 
     size_bytes: _Count
     digest: str
 
 
-class Loaded(_Message):
+class Loaded(_Message, frozen=True):
     """Destination: the state is loaded, the guest is paused and able to run. Times are durations."""
 
     received_ns: _Count
     load_ns: _Count
 
 
-class HandOver(_Message):
+class HandOver(_Message, frozen=True):
     """Source: the guest is yours. From here on the source never resumes by itself."""
 
     run: bool
 
 
-class Resumed(_Message):
+class Resumed(_Message, frozen=True):
     """Destination: the guest runs here (or stays paused, as it was)."""
 
     resume_ns: _Count
 
 
-class Progressed(_Message):
+class Progressed(_Message, frozen=True):
     """Source: where we are; only for the destination's display."""
 
     status: str
     round: int
 
 
-class Failure(_Message):
+class Failure(_Message, frozen=True):
     """Either: I failed and will not go on."""
 
     error: ErrorReport
 
 
-class Goodbye(_Message):
+class Goodbye(_Message, frozen=True):
     """Source: completed, nothing more will come."""
 
 
 ControlMessage = (
-    Configure | Accept | Refuse | DigestRequest | Digested | Release | Loaded | HandOver | Resumed | Progressed | Failure | Goodbye
+    Configure
+    | Accept
+    | Refuse
+    | DigestRequest
+    | Digested
+    | Release
+    | Loaded
+    | HandOver
+    | Resumed
+    | Progressed
+    | Failure
+    | Goodbye
 )
 
 # -- coordinator and workers --------------------------------------------------------------------
 
 
-class SendSetup(_Message):
+class SendSetup(_Message, frozen=True):
     """To a send worker, once: everything it needs besides descriptors."""
 
     worker: int
@@ -168,7 +179,7 @@ class SendSetup(_Message):
     connect_timeout_ns: int
 
 
-class ReceiveSetup(_Message):
+class ReceiveSetup(_Message, frozen=True):
     """To a receive worker, once."""
 
     worker: int
@@ -183,14 +194,14 @@ class ReceiveSetup(_Message):
     region_pages: int
 
 
-class StartTracking(_Message):
+class StartTracking(_Message, frozen=True):
     """Coordinator: this is the dirty log. With *has_fd* its descriptor follows on the pipe."""
 
     log: DirtyLog
     has_fd: bool
 
 
-class SendRegions(_Message):
+class SendRegions(_Message, frozen=True):
     """Coordinator: scan these regions and send what is dirty."""
 
     round: int
@@ -198,65 +209,65 @@ class SendRegions(_Message):
     first_pass: bool
 
 
-class Fence(_Message):
+class Fence(_Message, frozen=True):
     """Coordinator: no more regions in this round; answer when all of it is placed."""
 
     round: int
 
 
-class CountDirty(_Message):
+class CountDirty(_Message, frozen=True):
     """Coordinator: how many pages are dirty in these regions now?"""
 
     regions: tuple[int, ...]
 
 
-class DigestRegions(_Message):
+class DigestRegions(_Message, frozen=True):
     """Coordinator: the digests of these regions."""
 
     regions: tuple[int, ...]
 
 
-class Stop(_Message):
+class Stop(_Message, frozen=True):
     """Coordinator: end now."""
 
 
 Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | Stop
 
 
-class WorkerReady(_Message):
+class WorkerReady(_Message, frozen=True):
     """Worker: connected (send) or listening at *port* (receive)."""
 
     port: int = 0
 
 
-class WorkerConnected(_Message):
+class WorkerConnected(_Message, frozen=True):
     """Receive worker: its send worker said hello."""
 
 
-class RegionsDone(_Message):
+class RegionsDone(_Message, frozen=True):
     """Send worker: one SendRegions is done, apart from what waits for a batch to fill."""
 
 
-class Fenced(_Message):
+class Fenced(_Message, frozen=True):
     """Send worker: everything of this round has been placed by the destination."""
 
     round: int
     counters: WorkerCounters
 
 
-class Counted(_Message):
+class Counted(_Message, frozen=True):
     """Send worker: the answer to CountDirty."""
 
     pages: int
 
 
-class RegionDigests(_Message):
+class RegionDigests(_Message, frozen=True):
     """Worker: the answer to DigestRegions, digest by region number."""
 
     digests: dict[int, int]
 
 
-class WorkerFailed(_Message):
+class WorkerFailed(_Message, frozen=True):
     """Worker: I failed and end."""
 
     error: ErrorReport
@@ -296,10 +307,12 @@ def decode_control(frame: memoryview) -> ControlMessage:
         raise ProtocolError(f"a message of {len(frame)} bytes is not one of parmig's")
     if version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"the peer speaks protocol version {version}, this parmig version {PROTOCOL_VERSION}; install the same parmig on both hosts"
+            f"the peer speaks protocol version {version}, this parmig version {PROTOCOL_VERSION}; "
+            "install the same parmig on both hosts"
         )
     try:
-        return _control_decoder.decode(frame[_PREAMBLE.size :])
+        message: ControlMessage = _control_decoder.decode(frame[_PREAMBLE.size :])
+        return message
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"malformed control message: {error}") from error
 
@@ -308,7 +321,11 @@ def describe_error(error: BaseException, phase: str | None = None) -> ErrorRepor
     """*error* as it travels and is reported."""
     known = isinstance(error, ParmigError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
-    return ErrorReport(type=type(error).__name__ if known else "ParmigError", message=message, phase=getattr(error, "phase", None) or phase)
+    return ErrorReport(
+        type=type(error).__name__ if known else "ParmigError",
+        message=message,
+        phase=getattr(error, "phase", None) or phase,
+    )
 
 
 def restore_error(report: ErrorReport, prefix: str = "") -> ParmigError:

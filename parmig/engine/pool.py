@@ -45,9 +45,7 @@ class WorkerPool:
     def start(self, setup: msgspec.Struct, fds: Sequence[int]) -> int:
         """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
         worker = len(self._processes)
-        process, connection = start_process(
-            self._program, f"parmig {self._name} {worker}", messages.encode(setup), fds
-        )
+        process, connection = start_process(self._program, f"parmig {self._name} {worker}", messages.encode(setup), fds)
         self._processes.append(process)
         self._connections.append(connection)
         return worker
@@ -90,7 +88,9 @@ class WorkerPool:
                     break
                 if isinstance(event, WorkerFailed):
                     self._gone.add(worker)
-                    event = WorkerFailed(msgspec.structs.replace(event.error, message=f"{self._name} {worker}: {event.error.message}"))
+                    event = WorkerFailed(
+                        msgspec.structs.replace(event.error, message=f"{self._name} {worker}: {event.error.message}")
+                    )
                 said.append(WorkerSaid(worker, event))
         return said
 

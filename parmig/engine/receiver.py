@@ -201,7 +201,11 @@ class MigrationReceiver:
             self._control.write(messages.Refuse(reason))
             raise PeerRefusedError(f"refused the source: {reason}")
         self._wish = wish
-        self._report.workers, self._report.compression, self._report.transport = wish.workers, wish.codec, wish.transport
+        self._report.workers, self._report.compression, self._report.transport = (
+            wish.workers,
+            wish.codec,
+            wish.transport,
+        )
         self._report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         self._report.guest.page_size_bytes = min(block.page_size_bytes for block in wish.blocks)
         by_name = {one.block.name: one for one in memory}
@@ -261,7 +265,9 @@ class MigrationReceiver:
         if port:
             if port > self._config.data_ports[1]:
                 first, last = self._config.data_ports
-                raise HostRefusedError(f"--data-ports {first}-{last} are too few: one a worker and one for device state")
+                raise HostRefusedError(
+                    f"--data-ports {first}-{last} are too few: one a worker and one for device state"
+                )
             self._next_port += 1
         return port
 
@@ -290,7 +296,8 @@ class MigrationReceiver:
 
     def _turn(self) -> bool:
         """One turn: wait for anything to happen and handle it. Returns whether the migration is over."""
-        assert self._control is not None and self._state is not None
+        assert self._control is not None
+        assert self._state is not None
         ready = dict(self._poller.poll(POLL_MS))
         self._thread.finished()
         self._check_cancelled()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from parmig.engine.policy import RoundFacts
@@ -81,9 +82,12 @@ class Record:
 
     def phases(self) -> DowntimePhases:
         """The downtime in its phases. Each begins where the one before it ends, so they add up."""
-        at = [self.marks[name] for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded", "resumed")]
+        at = [
+            self.marks[name]
+            for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded", "resumed")
+        ]
         pause, final, save, rescan, verify, load, resume = (
-            (after - before) / NS_PER_MS for before, after in zip(at, at[1:], strict=False)
+            (after - before) / NS_PER_MS for before, after in itertools.pairwise(at)
         )
         scan = min(final, next(r.scan_ms for r in self.rounds if r.paused))
         loading = min(load, self.load_ns / NS_PER_MS)

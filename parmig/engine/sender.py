@@ -12,11 +12,11 @@ from typing import Any
 import zmq
 
 from parmig.config import WORKER_PROGRAMS, SendConfig
-from parmig.engine import coordinator as plan
-from parmig.engine import messages
+from parmig.engine import events, messages
 from parmig.engine.agreement import CAPABILITIES, check_accept
 from parmig.engine.control import ControlChannel
-from parmig.engine.coordinator import Coordinator, Do, Event, Tell
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.events import Do, Event, Tell
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.messages import Accept, Configure, SendSetup
 from parmig.engine.policy import Limits
@@ -198,7 +198,8 @@ class MigrationSender:
         raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
 
     def _start_workers(self, accept: Accept, control: Endpoint, memory: list[BlockMemory], region_pages: int) -> None:
-        assert self._shared is not None and self._control is not None
+        assert self._shared is not None
+        assert self._control is not None
         for worker, data in enumerate(accept.data):
             path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
             host = path.remote if path else data.host or control.host
@@ -242,13 +243,13 @@ class MigrationSender:
             self._worker_said(worker, event)
         self._read_control()
         if watch is not None and watch in ready:
-            self._feed(plan.Failed(ParmigError("the guest's virtual machine monitor died during the migration")))
+            self._feed(events.Failed(ParmigError("the guest's virtual machine monitor died during the migration")))
         if self._cancelled:
             self._cancelled = False
-            self._feed(plan.CancelAsked())
+            self._feed(events.CancelAsked())
         if self._suspect is not None and time.monotonic_ns() >= self._suspect[1]:
-            self._feed(plan.Failed(self._suspect[0]))
-        self._feed(plan.Tick())
+            self._feed(events.Failed(self._suspect[0]))
+        self._feed(events.Tick())
         if self._meter is not None and self._progress is not None:
             for progress in self._meter.look():
                 self._tell_progress(progress)
@@ -256,36 +257,40 @@ class MigrationSender:
 
     def _feed(self, event: Event) -> None:
         assert self._plan is not None
+        before = self._plan.round
         for instruction in self._plan.handle(event, time.monotonic_ns()):
             self._carry_out(instruction)
+        if self._plan.round != before and self._plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
+            self._say(messages.Progressed(self._plan.status.value, self._plan.round))
 
     def _worker_said(self, worker: int, event: messages.WorkerEvent) -> None:
         match event:
             case messages.WorkerReady():
                 self._ready += 1
                 if self._ready == len(self._pool):
-                    self._feed(plan.WorkersReady())
+                    self._feed(events.WorkersReady())
             case messages.RegionsDone():
-                self._feed(plan.WorkerIdle(worker))
+                self._feed(events.WorkerIdle(worker))
             case messages.Fenced(counters=counters):
-                self._feed(plan.WorkerFenced(worker, counters))
+                self._feed(events.WorkerFenced(worker, counters))
             case messages.Counted(pages=pages):
-                self._feed(plan.WorkerCounted(worker, pages))
+                self._feed(events.WorkerCounted(worker, pages))
             case messages.RegionDigests(digests=digests):
-                self._feed(plan.WorkerDigested(worker, digests))
+                self._feed(events.WorkerDigested(worker, digests))
             case messages.WorkerFailed(error=report):
                 self._fail(messages.restore_error(report))
             case _:
                 self._fail(ProtocolError(f"send worker {worker} said {type(event).__name__}"))
 
     def _read_control(self) -> None:
-        assert self._control is not None and self._plan is not None
+        assert self._control is not None
+        assert self._plan is not None
         try:
             while not self._plan.machine.ended and (message := self._control.read()) is not None:
                 self._peer_said(message)
         except PeerLostError as error:
             if self._plan.status is MigrationStatus.HAND_OVER:
-                self._feed(plan.PeerVanished(self._unknown(str(error))))
+                self._feed(events.PeerVanished(self._unknown(str(error))))
             else:
                 self._fail(error)
         except ProtocolError as error:
@@ -295,27 +300,29 @@ class MigrationSender:
         assert self._plan is not None
         match message:
             case messages.Digested(digest=digest):
-                self._feed(plan.PeerDigested(digest))
+                self._feed(events.PeerDigested(digest))
             case messages.Loaded(load_ns=load_ns):
-                self._feed(plan.PeerLoaded(load_ns))
+                self._feed(events.PeerLoaded(load_ns))
             case messages.Resumed():
-                self._feed(plan.PeerResumed())
+                self._feed(events.PeerResumed())
             case messages.Failure(error=report):
                 symptom = report.type == PeerLostError.__name__
                 error = PeerLostError if symptom else PeerFailedError
                 self._fail(error(f"the destination failed: {report.message}"))
             case _:
-                self._fail(ProtocolError(f"the destination said {type(message).__name__} while {self._plan.step.value}"))
+                self._fail(
+                    ProtocolError(f"the destination said {type(message).__name__} while {self._plan.step.value}")
+                )
 
     def _fail(self, error: ParmigError) -> None:
         """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""
         assert self._plan is not None
         if self._plan.status is MigrationStatus.HAND_OVER:
-            self._feed(plan.Failed(self._unknown(str(error))))
+            self._feed(events.Failed(self._unknown(str(error))))
         elif isinstance(error, PeerLostError):
             self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
         else:
-            self._feed(plan.Failed(error))
+            self._feed(events.Failed(error))
 
     def _unknown(self, cause: str) -> OutcomeUnknownError:
         return OutcomeUnknownError(
@@ -325,17 +332,19 @@ class MigrationSender:
 
     # -- doing ----------------------------------------------------------------------------------
 
-    def _carry_out(self, instruction: plan.Instruction) -> None:
-        assert self._plan is not None and self._control is not None and self._state is not None
+    def _carry_out(self, instruction: events.Instruction) -> None:
+        assert self._plan is not None
+        assert self._control is not None
+        assert self._state is not None
         match instruction:
             case Tell(worker=worker, instruction=told):
                 self._pool.tell(worker, told)
             case Do.START_LOG:
                 self._begin(self._log_started, self._guest.start_dirty_log, self._config.tracker)
             case Do.SYNC_LOG:
-                self._begin(lambda _: plan.LogSynced(), self._guest.sync_dirty_log)
+                self._begin(lambda _: events.LogSynced(), self._guest.sync_dirty_log)
             case Do.PAUSE:
-                self._begin(plan.GuestPaused, self._guest.pause, self._state)
+                self._begin(events.GuestPaused, self._guest.pause, self._state)
             case Do.SAVE_STATE:
                 self._begin(self._state_saved, self._save_state, self._state)
             case Do.ASK_DIGEST:
@@ -383,7 +392,7 @@ class MigrationSender:
             os.ftruncate(fd, area_bytes)
         for worker in range(len(self._pool)):
             self._pool.tell(worker, messages.StartTracking(log, fd >= 0), fd)
-        return plan.LogStarted(needs_sync=log.kind == "bitmap")
+        return events.LogStarted(needs_sync=log.kind == "bitmap")
 
     def _save_state(self, sink: StateSender) -> None:
         sink.early = False
@@ -391,7 +400,7 @@ class MigrationSender:
 
     def _state_saved(self, _: object) -> Event:
         assert self._state is not None
-        return plan.StateSaved(self._state.size_bytes, self._state.digest)
+        return events.StateSaved(self._state.size_bytes, self._state.digest)
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -407,6 +416,7 @@ class MigrationSender:
             *([self._guest.resume_source] if abandoned and touched else []),
             self._guest.stop_dirty_log,
             *([self._guest.finish_source] if status is MigrationStatus.COMPLETED else []),
+            *([self._guest.quit] if status is MigrationStatus.COMPLETED and self._config.quit_source else []),
         ):
             try:
                 self._thread.call(step)

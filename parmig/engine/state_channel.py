@@ -109,7 +109,7 @@ class StateReceiver:
         self._session = session
         self._early = early
         self._digest = xxhash.xxh3_128()
-        self._held = tempfile.SpooledTemporaryFile(max_size=HELD_IN_MEMORY_BYTES)
+        self._held = tempfile.SpooledTemporaryFile(max_size=HELD_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by close()
         self._connected = False
         self.size_bytes = 0
 
@@ -137,7 +137,9 @@ class StateReceiver:
                     self._connected = True
                 continue  # anything else is a stranger
             if kind not in (b"E", b"D") or len(message) != 2 or len(message[1]) > MAX_STATE_CHUNK_BYTES:
-                raise ProtocolError(f"unexpected message of kind {kind!r} with {len(message)} frames on the state channel")
+                raise ProtocolError(
+                    f"unexpected message of kind {kind!r} with {len(message)} frames on the state channel"
+                )
             self._digest.update(message[1])
             self.size_bytes += len(message[1])
             if kind == b"E":

@@ -28,6 +28,9 @@ from typing import Protocol
 import msgspec
 
 from parmig.ram.blocks import BlockMemory
+from parmig.ram.dirty_log import DirtyLog, Segment
+
+__all__ = ["DirtyLog", "Guest", "GuestInfo", "Segment", "StateSink"]
 
 
 class GuestInfo(msgspec.Struct, frozen=True):
@@ -42,30 +45,6 @@ class GuestInfo(msgspec.Struct, frozen=True):
     kind: str
     machine: str
     monitor: str
-
-
-class Segment(msgspec.Struct, frozen=True):
-    """A run of a block's pages as the owner of a dirty log addresses it: page *first_page* is at *address*."""
-
-    first_page: int
-    pages: int
-    address: int
-
-
-class DirtyLog(msgspec.Struct, frozen=True):
-    """How workers read the dirty log that a guest started. Serialised to the workers.
-
-    Attributes:
-        kind: ``pagemap``, ``bitmap`` or ``digest``: the name of the tracker that reads it.
-        pid: (pagemap) the process whose page tables are the log.
-        segments: (pagemap) for each block, in the order of ``memory()``, where that process maps it.
-        reason: why this kind was chosen, for the report.
-    """
-
-    kind: str
-    pid: int = 0
-    segments: tuple[tuple[Segment, ...], ...] = ()
-    reason: str = ""
 
 
 class StateSink(Protocol):
@@ -156,6 +135,10 @@ class Guest(ABC):
 
     def finish_source(self) -> None:
         """After a completed migration: release what the source still holds. It stays paused."""
+
+    def quit(self) -> None:
+        """After a completed migration, if asked for: end the VMM instead of leaving it paused."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be ended from here")
 
     def throttle(self, percent: int) -> None:
         """Let the virtual CPUs run only ``100 - percent`` % of the time; 0 is full speed."""

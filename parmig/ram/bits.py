@@ -76,7 +76,8 @@ def mask_of_bits(bits: Bits, first: int, pages: int) -> Mask:
 
 def test_bits(bits: Bits, index: Index) -> Mask:
     """Whether each page of *index* is set in *bits*."""
-    return ((bits[index >> 3] >> (index & 7).astype(np.uint8)) & 1).view(np.bool_)
+    found: Mask = ((bits[index >> 3] >> (index & 7).astype(np.uint8)) & 1).view(np.bool_)
+    return found
 
 
 def _bytes_of(index: Index) -> tuple[Index, Bits]:

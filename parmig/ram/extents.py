@@ -66,6 +66,8 @@ def keep_allocated(fd: int, file_offset_bytes: int, first_page: int, runs: Runs,
         runs = np.array([[runs[0, 0], runs[-1, 1]]], dtype=np.int64)
     for begin, end in runs.tolist():
         present = np.zeros(end - begin, dtype=np.bool_)
-        for a, b in (allocated_runs(fd, file_offset_bytes, first_page + begin, end - begin) - first_page - begin).tolist():
+        for a, b in (
+            allocated_runs(fd, file_offset_bytes, first_page + begin, end - begin) - first_page - begin
+        ).tolist():
             present[a:b] = True
         mask[begin:end] &= present

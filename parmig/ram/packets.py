@@ -65,7 +65,9 @@ class BatchHeader(msgspec.Struct, frozen=True):
 
 def _table(kind: int, runs: Runs) -> bytes:
     unsigned = runs.astype(np.uint64)
-    entries = np.uint64(kind << (_LENGTH_BITS + _FIRST_BITS)) | ((unsigned[:, 1] - unsigned[:, 0]) << np.uint64(_FIRST_BITS))
+    entries = np.uint64(kind << (_LENGTH_BITS + _FIRST_BITS)) | (
+        (unsigned[:, 1] - unsigned[:, 0]) << np.uint64(_FIRST_BITS)
+    )
     return (entries | unsigned[:, 0]).astype(">u8").tobytes()
 
 

@@ -78,7 +78,9 @@ class MigrationRamReceive:
         payload = message[1:]
         payload_bytes = sum(map(len, payload))
         if payload_bytes != header.payload_bytes:
-            raise ProtocolError(f"batch {header.sequence} has {payload_bytes} bytes of pages, announced were {header.payload_bytes}")
+            raise ProtocolError(
+                f"batch {header.sequence} has {payload_bytes} bytes of pages, announced were {header.payload_bytes}"
+            )
         if len(header.zero_runs):
             self._place_zero(header)
         if len(header.data_runs):
@@ -114,7 +116,9 @@ class MigrationRamReceive:
 
     def _decode(self, header: BatchHeader, payload: Sequence[memoryview]) -> memoryview:
         if self._decoder is None or header.codec != self._codec.number or len(payload) != 1:
-            raise ProtocolError(f"batch {header.sequence} is encoded by codec {header.codec}, agreed is {self._codec.name}")
+            raise ProtocolError(
+                f"batch {header.sequence} is encoded by codec {header.codec}, agreed is {self._codec.name}"
+            )
         return self._decoder.decode(header.block, index_of_runs(header.data_runs), payload[0], header.raw_bytes)
 
     def _place_mixed(self, block: int, runs: Runs, raw: memoryview) -> None:
@@ -151,7 +155,7 @@ class MigrationRamReceive:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise MemoryFullError(
                         f"no space left in the memory file of block {mapping.block.name!r} at byte {at}: "
-                        f"the guest needs up to {mapping.block.size_bytes} bytes there; make room or enlarge the file system"
+                        f"the guest needs up to {mapping.block.size_bytes} bytes there; make room on its file system"
                     ) from error
                 raise
             view, at = view[written:], at + written
@@ -167,4 +171,6 @@ def note_existing(blocks: Sequence[BlockMapping], shared: SharedArea) -> None:
     for number, mapping in enumerate(blocks):
         for first in range(0, mapping.block.pages, 1 << 20):
             pages = min(1 << 20, mapping.block.pages - first)
-            set_bits(shared.bits[number], index_of_runs(allocated_runs(mapping.fd, mapping.file_offset_bytes, first, pages)))
+            set_bits(
+                shared.bits[number], index_of_runs(allocated_runs(mapping.fd, mapping.file_offset_bytes, first, pages))
+            )

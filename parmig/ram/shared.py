@@ -45,7 +45,12 @@ class WorkerCounters(msgspec.Struct):
 
     def minus(self, before: WorkerCounters) -> WorkerCounters:
         """What was added since *before*."""
-        return WorkerCounters(*(now - then for now, then in zip(msgspec.structs.astuple(self), msgspec.structs.astuple(before), strict=True)))
+        return WorkerCounters(
+            *(
+                now - then
+                for now, then in zip(msgspec.structs.astuple(self), msgspec.structs.astuple(before), strict=True)
+            )
+        )
 
 
 class SharedArea:

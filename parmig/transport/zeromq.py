@@ -49,7 +49,9 @@ class ZmqTransport(MigrationTransport):
         max_message_bytes: larger frames from the peer end the connection.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str, *, heartbeat: bool, max_message_bytes: int) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], name: str, *, heartbeat: bool, max_message_bytes: int
+    ) -> None:
         self._context = context
         self._name = name
         self._heartbeat = heartbeat
@@ -97,7 +99,9 @@ class ZmqTransport(MigrationTransport):
         try:
             sock.bind(f"tcp://{host}:{endpoint.port or '*'}")
         except zmq.ZMQError as error:
-            raise TransportError(f"cannot listen on {endpoint}: {error.strerror}; choose another port or a local address") from error
+            raise TransportError(
+                f"cannot listen on {endpoint}: {error.strerror}; choose another port or a local address"
+            ) from error
         self._listening = True
         actual: bytes = sock.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
         port = int(actual.decode().rpartition(":")[2])
@@ -117,7 +121,9 @@ class ZmqTransport(MigrationTransport):
                 return
             if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
                 break
-        raise PeerUnreachableError(f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; is it a parmig receiver?")
+        raise PeerUnreachableError(
+            f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; is it a parmig receiver?"
+        )
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -159,9 +165,9 @@ class ZmqTransport(MigrationTransport):
         if not self._listening:
             return [frame.buffer for frame in frames]
         origin = frames.pop(0).bytes
-        if self._peer is not None and origin != self._peer or not frames:
+        if (self._peer is not None and origin != self._peer) or not frames:
             return None
-        self._last = (origin, int(frames[0].get(zmq.SRCFD)))  # type: ignore[arg-type]
+        self._last = (origin, int(frames[0].get(zmq.SRCFD)))
         return [frame.buffer for frame in frames]
 
     def accept(self) -> None:
@@ -215,6 +221,6 @@ def _probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:
     except OSError as error:
         via = f" from {local}" if local else ""
         raise PeerUnreachableError(
-            f"{name}: nobody answers at {endpoint}{via}: {error.strerror or error}; start `parmig receive` there first, "
-            "and check address, port and firewall"
+            f"{name}: nobody answers at {endpoint}{via}: {error.strerror or error}; "
+            "start `parmig receive` there first, and check address, port and firewall"
         ) from error

@@ -109,6 +109,7 @@ class QemuMachine:
         self.directory = Path(tempfile.mkdtemp(prefix="parmig-qemu-", dir="/dev/shm"))
         self.socket = str(self.directory / "qmp")
         self._serial = self.directory / "serial"
+        self._monitor: Qmp | None = None
         size = str(memory_bytes)
         backend = f"memory-backend-file,id=ram0,size={size},mem-path={{dir}}/ram,share=on"
         memory = memory or ["-machine", "pc,memory-backend=ram0", "-object", backend]
@@ -130,7 +131,7 @@ class QemuMachine:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=errors, stdout=errors)
         try:
             wait_until(lambda: self._alive() and os.path.exists(self._control), 20, "QEMU's QMP socket")
-            self.ask("query-status")  # answers only once all is set up
+            self._monitor = Qmp(self._control)  # greets only once all is set up
         except BaseException:
             self.__exit__()
             raise
@@ -141,6 +142,8 @@ class QemuMachine:
         return True
 
     def __exit__(self, *_: object) -> None:
+        if self._monitor:
+            self._monitor.close()
         self.process.kill()
         self.process.wait()
         shutil.rmtree(self.directory)
@@ -169,18 +172,15 @@ class QemuMachine:
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command on a monitor of its own."""
-        qmp = Qmp(self._control)
-        try:
-            return qmp.execute(command, **arguments)
-        finally:
-            qmp.close()
+        assert self._monitor
+        return self._monitor.execute(command, **arguments)
 
     def settings(self) -> tuple[Any, Any]:
         """Migration capabilities and parameters."""
         return self.ask("query-migrate-capabilities"), self.ask("query-migrate-parameters")
 
     def fds(self) -> dict[str, str]:
-        """QEMU's descriptor table; monitor connections are in it while they last."""
+        """QEMU's descriptor table; a connection to its monitor is in it while it lasts."""
         base = f"/proc/{self.pid}/fd"
         return {name: os.readlink(f"{base}/{name}") for name in os.listdir(base)}
 

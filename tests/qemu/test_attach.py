@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -170,6 +171,8 @@ def test_another_tracer_is_named(sleeper: subprocess.Popen[bytes]) -> None:
     finally:
         done.set()
         tracer.join()
+    # The kernel lets go when the thread ends there, a moment after it ended for Python.
+    wait_until(lambda: "TracerPid:\t0\n" in Path(f"/proc/{sleeper.pid}/status").read_text(), 2, "untraced")
     os.close(borrow_userfaultfd(sleeper.pid))
 
 

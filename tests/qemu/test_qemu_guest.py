@@ -95,10 +95,10 @@ def test_a_destination_with_an_address_is_refused(qemu: None) -> None:
         open_qemu(machine.socket, incoming=True)
 
 
-def test_a_blocked_migration_is_refused_with_the_reason(qemu: None, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    drive = ("-drive", f"file=fat:rw:{tmp_path},format=raw")
-    with QemuMachine(extra=drive) as machine, pytest.raises(GuestRefusedError, match="vvfat"):
+def test_a_blocked_migration_is_refused_with_the_reason(qemu: None) -> None:
+    machine = QemuMachine(extra=("-drive", "file=fat:rw:{dir}/disk,format=raw"))
+    (machine.directory / "disk").mkdir()
+    with machine, pytest.raises(GuestRefusedError, match="vvfat"):
         open_qemu(machine.socket, incoming=False)
 
 

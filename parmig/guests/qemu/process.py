@@ -16,9 +16,9 @@ QUIT_LIMIT_S = 5.0
 """How long QEMU may take to end; it takes some 10 ms, longer with disks to flush."""
 
 
-def has_ended(pidfd: int) -> bool:
-    """Whether the process behind *pidfd* is gone."""
-    return bool(wait_readable(time.monotonic(), pidfd))
+def has_ended(pidfd: int, within_s: float = 0.0) -> bool:
+    """Whether the process behind *pidfd* is gone, or goes within some seconds."""
+    return bool(wait_readable(time.monotonic() + within_s, pidfd))
 
 
 def quit_qemu(qmp: Qmp, pidfd: int) -> None:

@@ -98,12 +98,16 @@ class DigestTracker(DirtyTracker):
         first, end = span.first_page + group.start, span.first_page + group.stop
         groups, number = self._groups[span.block], first // WORD_PAGES
         whole = bool(present.all())
-        if whole and groups[number] and _digest(mapping.buffer[first * PAGE_BYTES : end * PAGE_BYTES]) == groups[number]:
+        if (
+            whole
+            and groups[number]
+            and _digest(mapping.buffer[first * PAGE_BYTES : end * PAGE_BYTES]) == groups[number]
+        ):
             return np.zeros(len(present), dtype=np.bool_)
         copies = mapping.pages[first:end][present]
         differs = np.zeros(len(present), dtype=np.bool_)
         differs[present] = _digest_pages(copies) != sent[present]
-        groups[number] = _digest(copies) if whole and not differs.any() else 0
+        groups[number] = _digest(copies.data) if whole and not differs.any() else 0
         return differs
 
     def count(self, span: Region) -> int:

@@ -19,8 +19,8 @@ import numpy as np
 
 from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
-from parmig.guests.base import DirtyLog, Segment
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import SPAN_PAGES, Region
 from parmig.ram.trackers.base import DirtyTracker, Scan
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.errors import UsageError
-from parmig.guests.base import DirtyLog
 from parmig.ram.blocks import BlockMapping
+from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.trackers.base import DirtyTracker
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.ram.trackers.digest import DigestTracker, digest_area_bytes

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the coordinator is told, and what it answers: events in, instructions out."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from parmig.engine import messages
+from parmig.errors import ParmigError
+from parmig.ram.shared import WorkerCounters
+
+# -- events -------------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Root of the events."""
+
+
+class WorkersReady(Event, frozen=True):
+    """Every send worker is connected to its receive worker."""
+
+
+class LogStarted(Event, frozen=True):
+    """The guest records writes from now on."""
+
+    needs_sync: bool
+
+
+class LogSynced(Event, frozen=True):
+    """The shared log is up to date."""
+
+
+class WorkerIdle(Event, frozen=True):
+    """A worker has done one bundle of regions."""
+
+    worker: int
+
+
+class WorkerFenced(Event, frozen=True):
+    """All that a worker sent in this round has been placed."""
+
+    worker: int
+    counters: WorkerCounters
+
+
+class WorkerCounted(Event, frozen=True):
+    """How many pages are dirty in a worker's regions."""
+
+    worker: int
+    pages: int
+
+
+class WorkerDigested(Event, frozen=True):
+    """Digests of a worker's regions."""
+
+    worker: int
+    digests: dict[int, int]
+
+
+class GuestPaused(Event, frozen=True):
+    """Nothing writes RAM any more; the virtual CPUs stopped at *stopped_ns*."""
+
+    stopped_ns: int
+
+
+class StateSaved(Event, frozen=True):
+    """All device state was handed to the state channel."""
+
+    size_bytes: int
+    digest: str
+
+
+class PeerDigested(Event, frozen=True):
+    """The destination's digest of all RAM."""
+
+    digest: str
+
+
+class PeerLoaded(Event, frozen=True):
+    """The destination has loaded the state and could run."""
+
+    load_ns: int
+
+
+class PeerResumed(Event, frozen=True):
+    """The guest runs at the destination."""
+
+
+class Failed(Event, frozen=True):
+    """Anything went wrong on this side, or the peer said it did."""
+
+    error: ParmigError
+
+
+class PeerVanished(Event, frozen=True):
+    """The connection to the destination is gone."""
+
+    error: ParmigError
+
+
+class CancelAsked(Event, frozen=True):
+    """The user wants no migration any more."""
+
+
+class Tick(Event, frozen=True):
+    """Time passes; checks the time limit."""
+
+
+# -- instructions -------------------------------------------------------------------------------
+
+
+class Do(enum.Enum):
+    """Instructions without arguments."""
+
+    START_LOG = "start the dirty log"
+    SYNC_LOG = "bring the shared dirty log up to date"
+    PAUSE = "pause the guest"
+    SAVE_STATE = "save the device state"
+    ASK_DIGEST = "ask the destination for its digest"
+    RELEASE = "let the destination load the state"
+    HAND_OVER = "hand over"
+    FINISH = "finish: the guest runs at the destination"
+    ABANDON = "go back: the guest goes on here"
+    GIVE_UP = "stay paused: only the destination knows"
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Say *instruction* to send worker *worker*."""
+
+    worker: int
+    instruction: messages.Instruction
+
+
+Instruction = Do | Tell

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a guest tells the workers where its dirty log is."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A run of a block's pages as the owner of a dirty log addresses it: page *first_page* is at *address*."""
+
+    first_page: int
+    pages: int
+    address: int
+
+
+class DirtyLog(msgspec.Struct, frozen=True):
+    """How workers read the dirty log that a guest started. Serialised to the workers.
+
+    Attributes:
+        kind: ``pagemap``, ``bitmap`` or ``digest``: the name of the tracker that reads it.
+        pid: (pagemap) the process whose page tables are the log.
+        segments: (pagemap) for each block, in the order of ``memory()``, where that process maps it.
+        reason: why this kind was chosen, for the report.
+    """
+
+    kind: str
+    pid: int = 0
+    segments: tuple[tuple[Segment, ...], ...] = ()
+    reason: str = ""

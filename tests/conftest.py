@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every test: it leaves no descriptor and no child process behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from parmig.processes import _fork_server
+
+PATIENCE_S = 5.0
+"""ZeroMQ's threads and the kernel may take a moment to let go."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lasting_helpers() -> None:
+    """The fork server and the resource tracker live as long as the interpreter: let them be there from the start."""
+    with _fork_server():
+        pass
+
+
+def _descriptors() -> set[tuple[int, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:  # the listing's own
+            pass
+    return found
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test after which there are more descriptors or children than before it."""
+    descriptors, children = _descriptors(), _children()
+    yield
+    until = time.monotonic() + PATIENCE_S
+    while left := (_descriptors() - descriptors) | {(c.pid, c.name()) for c in _children() - children if c.is_running()}:
+        gc.collect()
+        if time.monotonic() > until:
+            pytest.fail(f"left behind (descriptor and file, or process and name): {sorted(left)}")
+        time.sleep(0.01)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A synthetic guest is moved by real workers over loopback, and arrives whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from parmig.config import SendConfig
+from parmig.engine.report import Report
+from parmig.units import MIB
+from tests.integration.sides import (
+    Command,
+    Discard,
+    HeldGuest,
+    Migration,
+    allocated_bytes,
+    guests,
+    migrate,
+    tracked_mappings,
+    until,
+)
+
+
+def arrived(source: HeldGuest, destination: HeldGuest, report: Report) -> None:
+    """It completed, the memories were the same, and the guest goes on there and only there."""
+    assert report.error is None
+    assert report.status == "completed"
+    assert report.verified is True
+    assert report.digest.source == report.digest.destination is not None
+    assert source.stats().paused
+    assert tracked_mappings(source.pid) == 0
+    before = destination.stats().counter
+    assert before >= source.stats().counter
+    until(lambda: destination.stats().counter > before + 3, "the destination's next ticks")
+    destination.pause(Discard())
+    destination.check()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_writing_guest_arrives_whole_with_any_number_of_workers(workers: int) -> None:
+    with guests() as (source, destination):
+        report, _ = migrate(source, destination, workers=workers)
+        arrived(source, destination, report)
+        assert len(report.per_worker) == report.workers == workers
+
+
+@pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+def test_every_tracker_works_with_every_codec(tracker: str, codec: str) -> None:
+    with guests("memory=32MiB,rate=40MiB/s,fill=text") as (source, destination):
+        report, _ = migrate(source, destination, tracker=tracker, compress=codec)
+        arrived(source, destination, report)
+        assert (report.tracker, report.compression) == (tracker, codec)
+        assert (report.ram.wire_bytes < 24 * MIB) is (codec == "lz4")
+
+
+@pytest.mark.parametrize("pattern", ["random", "sequential", "hot", "burst"])
+def test_every_pattern_of_writes_arrives_whole(pattern: str) -> None:
+    with guests(f"memory=32MiB,rate=60MiB/s,pattern={pattern}") as (source, destination):
+        report, _ = migrate(source, destination, max_bandwidth_bytes_per_s=200 * MIB)
+        arrived(source, destination, report)
+
+
+@pytest.mark.parametrize("tracker", ["pagemap", "bitmap"])
+def test_several_blocks_arrive_whole(tracker: str) -> None:
+    with guests("memory=32MiB,rate=40MiB/s,blocks=5") as (source, destination):
+        report, _ = migrate(source, destination, tracker=tracker, workers=3)
+        arrived(source, destination, report)
+
+
+def test_what_was_never_touched_stays_unallocated_at_the_destination() -> None:
+    with guests("memory=64MiB,rate=0,touched=10%") as (source, destination):
+        report, _ = migrate(source, destination)
+        arrived(source, destination, report)
+        assert allocated_bytes(destination) <= allocated_bytes(source) + MIB < 16 * MIB
+        assert report.ram.skipped_pages > 12000
+        assert report.ram.wire_bytes < 8 * MIB
+
+
+def test_pages_that_are_allocated_and_zero_take_no_room_on_the_wire_or_at_the_destination() -> None:
+    with guests("memory=32MiB,rate=0,touched=25%") as (source, destination):
+        os.pwrite(source.memory()[0].fd, bytes(8 * MIB), 16 * MIB)
+        report, _ = migrate(source, destination)
+        arrived(source, destination, report)
+        assert report.ram.zero_pages >= 2048
+        assert allocated_bytes(destination) < 10 * MIB
+
+
+@pytest.mark.parametrize("touched", ["100%", "30%"])
+def test_a_destination_that_holds_garbage_becomes_equal(touched: str) -> None:
+    with guests(f"memory=32MiB,rate=20MiB/s,blocks=2,touched={touched}") as (source, destination):
+        for memory in destination.memory():
+            os.pwrite(memory.fd, random.Random(7).randbytes(memory.block.size_bytes), 0)
+        report, _ = migrate(source, destination)
+        arrived(source, destination, report)
+
+
+def test_a_paused_guest_arrives_paused() -> None:
+    with guests() as (source, destination):
+        source.pause(Discard())
+        stopped = source.stats().counter
+        report, received = migrate(source, destination)
+        assert (report.status, report.verified, received.status) == ("completed", True, "completed")
+        assert destination.stats().paused
+        assert destination.stats().counter == stopped
+        destination.check()
+        assert source.stats().paused
+
+
+def test_a_guest_goes_there_and_back_again() -> None:
+    with guests() as (source, destination), HeldGuest("memory=32MiB", incoming=True) as home:
+        first, _ = migrate(source, destination)
+        assert first.status == "completed", first.error
+        second, _ = migrate(destination, home)
+        arrived(destination, home, second)
+
+
+@pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])
+def test_holes_punched_while_rounds_run_arrive_as_zero(tracker: str) -> None:
+    with guests("memory=32MiB,rate=20MiB/s,blocks=2") as (source, destination):
+        config = SendConfig(workers=2, verify=True, tracker=tracker, max_bandwidth_bytes_per_s=40 * MIB)
+        with Migration(source, destination, config) as migration:
+            chance = random.Random(3)
+            punched = 0
+            migration.at_round(1)
+            while migration.status == "active":
+                first = chance.randrange(64, 4000)
+                source.punch("ram1", first, chance.randrange(1, 90))
+                punched += 1
+            report = migration.sent()
+            migration.received()
+        assert punched > 20
+        arrived(source, destination, report)
+
+
+def test_a_hole_in_place_of_a_page_that_was_sent_arrives_as_zero() -> None:
+    with guests("memory=32MiB,rate=0", hold_source=("pause",)) as (source, destination):
+        with Migration(source, destination) as migration:
+            source.gates["pause"].wait()  # all of RAM has been sent, and nothing is written any more
+            source.punch("ram0", 1000, 2000)
+            source.open_gates()
+            report = migration.sent()
+            migration.received()
+        arrived(source, destination, report)
+        paused = [one for one in report.rounds if one.paused]
+        assert sum(one.zero_pages for one in paused) == 2000
+
+
+def test_the_figures_of_the_report_agree_with_each_other() -> None:
+    with guests("memory=32MiB,rate=40MiB/s,touched=70%") as (source, destination):
+        report, received = migrate(source, destination, workers=3)
+        arrived(source, destination, report)
+    phases = msgspec.structs.astuple(report.downtime_phases_ms)
+    assert all(phase >= 0 for phase in phases)
+    assert report.downtime_ms is not None
+    assert math.isclose(sum(phases), report.downtime_ms, rel_tol=1e-6)
+    assert report.downtime_ms < report.total_time_ms
+    assert [one.round for one in report.rounds] == list(range(1, len(report.rounds) + 1))
+    assert [one.paused for one in report.rounds[-2:]] == [True, True]
+    for total in ("wire_bytes", "sent_pages", "zero_pages", "skipped_pages"):
+        assert getattr(report.ram, total) == sum(getattr(one, total) for one in report.rounds)
+    for total in ("wire_bytes", "sent_pages"):
+        assert getattr(report.ram, total) == sum(getattr(one, total) for one in report.per_worker)
+        assert getattr(report.ram, total) == getattr(received.ram, total)
+    first = report.rounds[0]
+    assert first.sent_pages + first.zero_pages + first.skipped_pages == first.dirty_pages == 32 * MIB // 4096
+    assert report.ram.total_bytes == received.ram.total_bytes == report.guest.memory_bytes == 32 * MIB
+    assert sum(one.duration_ms for one in report.rounds) < report.total_time_ms
+    assert report.state_bytes == received.state_bytes > 0
+    assert received.digest.destination == report.digest.destination
+
+
+def test_workers_use_no_shared_memory_directory_and_end_with_the_migration() -> None:
+    with guests("memory=32MiB,rate=2MiB/s") as (source, destination):
+        with Migration(source, destination, SendConfig(workers=2, max_bandwidth_bytes_per_s=40 * MIB)) as migration:
+            migration.at_round(1)
+            workers = [psutil.Process(pid) for pid in (*migration.send_workers(), *migration.receive_workers())]
+            assert len(workers) == 4
+            for pid in (*(one.pid for one in workers), os.getpid()):
+                opened = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+                assert not [name for name in opened if name.startswith("/dev/shm/")]
+            assert migration.sent().error is None
+            assert migration.received().error is None
+        assert not any(worker.is_running() for worker in workers)
+
+
+def test_the_command_line_moves_a_guest_and_both_sides_report_it() -> None:
+    with (
+        Command("receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic:memory=32MiB", "--json") as there,
+        Command(
+            "send", there.uri(), "--guest", "synthetic:memory=32MiB,rate=40MiB/s", "--workers", "2", "--verify", "--json"
+        ) as here,
+    ):
+        code, report = here.end()
+        assert (code, report["status"], report["verified"]) == (0, "completed", True), here.errors
+        code, report = there.end()
+        assert (code, report["status"], report["side"]) == (0, "completed", "destination"), there.errors
+        assert "its memory is what its program left there" in there.errors

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every function of ram.bits does what the same operation on a Python set does."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parmig.ram import bits
+from tests.support import index_of, pages_below, runs_of, sized_pages
+
+Sized = tuple[int, set[int]]
+
+
+def mask_of(pages: set[int], limit: int) -> bits.Mask:
+    return np.array([page in pages for page in range(limit)], dtype=np.bool_)
+
+
+def bitmap_of(pages: set[int], limit: int) -> bits.Bits:
+    found = np.zeros(bits.bits_for(limit), dtype=np.uint8)
+    for page in pages:
+        found[page // 8] |= 1 << page % 8
+    return found
+
+
+def set_of(bitmap: bits.Bits) -> set[int]:
+    return {8 * place + bit for place, byte in enumerate(bitmap.tolist()) for bit in range(8) if byte >> bit & 1}
+
+
+@given(sized_pages())
+def test_runs_of_a_mask_are_those_of_the_set(sized: Sized) -> None:
+    limit, pages = sized
+    found = bits.runs_of_mask(mask_of(pages, limit))
+    assert found.shape == (len(runs_of(pages)), 2)
+    assert np.array_equal(found, runs_of(pages))
+
+
+@given(sized_pages())
+def test_runs_of_an_index_are_those_of_the_set(sized: Sized) -> None:
+    assert np.array_equal(bits.runs_of_index(index_of(sized[1])), runs_of(sized[1]))
+
+
+@given(sized_pages())
+def test_the_index_of_runs_is_every_page_in_order(sized: Sized) -> None:
+    found = bits.index_of_runs(runs_of(sized[1]))
+    assert found.tolist() == sorted(sized[1])
+    assert found.dtype == np.int64
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 39), st.integers(1, 40)), max_size=8))
+def test_the_index_of_runs_keeps_their_order_whatever_it_is(drawn: list[tuple[int, int]]) -> None:
+    runs = np.array([(first, first + count) for first, count in drawn], dtype=np.int64).reshape(-1, 2)
+    assert bits.index_of_runs(runs).tolist() == [page for first, count in drawn for page in range(first, first + count)]
+
+
+@given(sized_pages())
+def test_the_mask_of_runs_has_the_pages_of_the_set(sized: Sized) -> None:
+    limit, pages = sized
+    found = bits.mask_of_runs(runs_of(pages), limit)
+    assert found.dtype == np.bool_
+    assert np.array_equal(found, mask_of(pages, limit))
+
+
+def test_touching_runs_make_one_mask() -> None:
+    found = bits.mask_of_runs(np.array([[1, 3], [3, 5], [6, 7]]), 7)
+    assert found.tolist() == [False, True, True, True, True, False, True]
+
+
+@given(st.integers(0, 10_000))
+def test_a_bitmap_is_whole_words_and_no_more_than_needed(pages: int) -> None:
+    size = bits.bits_for(pages)
+    assert size % 8 == 0
+    assert 8 * size - 64 < pages <= 8 * size
+
+
+@given(sized_pages(), st.data())
+def test_the_mask_of_bits_is_a_slice_of_the_set(sized: Sized, data: st.DataObject) -> None:
+    limit, pages = sized
+    first = 8 * data.draw(st.integers(0, (limit - 1) // 8))
+    count = data.draw(st.integers(1, limit - first))
+    found = bits.mask_of_bits(bitmap_of(pages, limit), first, count)
+    assert found.dtype == np.bool_
+    assert found.tolist() == [page in pages for page in range(first, first + count)]
+
+
+@given(sized_pages(), st.data())
+def test_asking_for_pages_tells_which_are_members(sized: Sized, data: st.DataObject) -> None:
+    limit, pages = sized
+    asked = sorted(data.draw(pages_below(limit)))
+    found = bits.test_bits(bitmap_of(pages, limit), index_of(asked))
+    assert found.dtype == np.bool_
+    assert found.tolist() == [page in pages for page in asked]
+
+
+@given(sized_pages(), st.data())
+def test_setting_bits_is_a_union(sized: Sized, data: st.DataObject) -> None:
+    limit, pages = sized
+    more = data.draw(pages_below(limit))
+    bitmap = bitmap_of(pages, limit)
+    bits.set_bits(bitmap, index_of(more))
+    assert set_of(bitmap) == pages | more
+
+
+@given(sized_pages(), st.data())
+def test_clearing_bits_is_a_difference(sized: Sized, data: st.DataObject) -> None:
+    limit, pages = sized
+    fewer = data.draw(pages_below(limit))
+    bitmap = bitmap_of(pages, limit)
+    bits.clear_bits(bitmap, index_of(fewer))
+    assert set_of(bitmap) == pages - fewer
+
+
+@given(sized_pages())
+def test_all_shapes_lead_back_to_the_same_set(sized: Sized) -> None:
+    limit, pages = sized
+    runs = bits.runs_of_index(index_of(pages))
+    mask = bits.mask_of_runs(runs, limit)
+    bitmap = np.zeros(bits.bits_for(limit), dtype=np.uint8)
+    bits.set_bits(bitmap, bits.index_of_runs(bits.runs_of_mask(mask)))
+    assert np.array_equal(bits.mask_of_bits(bitmap, 0, limit), mask_of(pages, limit))

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions cover every page once on bitmap-word borders, and spans only join what lies together."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, RamBlock
+from parmig.ram.regions import REGION_BYTES_RANGE, REGIONS_PER_WORKER, SPAN_PAGES, Region, cut, region_pages_for, spans
+from parmig.units import GIB, MIB
+
+sizes = st.lists(st.integers(1, 3000), min_size=1, max_size=4)
+region_sizes = st.integers(1, 20).map(lambda words: words * WORD_PAGES)
+
+
+def blocks_of(pages: list[int]) -> list[RamBlock]:
+    return [RamBlock(f"ram{number}", count * PAGE_BYTES) for number, count in enumerate(pages)]
+
+
+@given(sizes, region_sizes)
+def test_regions_cover_every_page_once_and_share_no_word(pages: list[int], region_pages: int) -> None:
+    regions = cut(blocks_of(pages), region_pages)
+    for number, count in enumerate(pages):
+        mine = [region for region in regions if region.block == number]
+        assert [page for region in mine for page in range(region.first_page, region.end_page)] == list(range(count))
+        assert all(region.first_page % WORD_PAGES == 0 for region in mine)
+        assert all(region.pages == region_pages for region in mine[:-1])
+        assert 0 < mine[-1].pages <= region_pages
+    assert [region.block for region in regions] == sorted(region.block for region in regions)
+
+
+@pytest.mark.parametrize("pages", [0, -64, 1, 63, 65, 100])
+def test_regions_off_the_word_borders_are_refused(pages: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 64"):
+        cut(blocks_of([128]), pages)
+
+
+@given(sizes, region_sizes, st.data())
+def test_spans_keep_order_and_coverage(pages: list[int], region_pages: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.permutations(cut(blocks_of(pages), region_pages)).flatmap(lambda all_: st.just(all_[: len(all_) // 2 + 1])))
+    if data.draw(st.booleans()):
+        chosen = sorted(chosen, key=lambda region: (region.block, region.first_page))
+    joined = list(spans(chosen))
+
+    def flat(regions: list[Region]) -> list[tuple[int, int]]:
+        return [(region.block, page) for region in regions for page in range(region.first_page, region.end_page)]
+
+    assert flat(joined) == flat(chosen)
+    for before, after in zip(joined, joined[1:], strict=False):
+        assert (before.block, before.end_page) != (after.block, after.first_page)  # else they were joined
+
+
+def test_a_span_grows_to_its_limit_and_no_further() -> None:
+    region_pages = 64 * MIB // PAGE_BYTES
+    joined = list(spans(cut(blocks_of([2 * SPAN_PAGES + region_pages]), region_pages)))
+    assert [span.pages for span in joined] == [SPAN_PAGES, SPAN_PAGES, region_pages]
+
+
+def test_no_regions_make_no_spans() -> None:
+    assert list(spans([])) == []
+
+
+@given(st.lists(st.integers(1, 4 << 20), min_size=1, max_size=4), st.integers(1, 64))
+def test_the_size_of_a_region_suits_words_and_workers(pages: list[int], workers: int) -> None:
+    found = region_pages_for(blocks_of(pages), workers)
+    low, high = (limit // PAGE_BYTES for limit in REGION_BYTES_RANGE)
+    assert found % WORD_PAGES == 0
+    assert low <= found <= high
+    assert found == low or sum(pages) // found >= workers * REGIONS_PER_WORKER
+
+
+def test_known_sizes_of_regions() -> None:
+    assert region_pages_for(blocks_of([64 * MIB // PAGE_BYTES]), 4) == 512
+    assert region_pages_for(blocks_of([4 * GIB // PAGE_BYTES]), 4) == 64 * MIB // PAGE_BYTES

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whoever asks in whatever order: each region is handed out once a round."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parmig.engine.shares import Shares, assign
+
+weights = st.lists(st.integers(1, 64), max_size=80)
+workers = st.integers(1, 9)
+
+
+@given(weights, workers)
+def test_each_region_has_one_owner_and_owners_hold_stretches(weights: list[int], workers: int) -> None:
+    owned = assign(weights, workers)
+    assert len(owned) == workers
+    assert [region for regions in owned for region in regions] == list(range(len(weights)))
+
+
+@given(weights, workers)
+def test_no_owner_has_more_than_its_part_and_a_region(weights: list[int], workers: int) -> None:
+    part = sum(weights) / workers
+    for regions in assign(weights, workers):
+        assert sum(weights[region] for region in regions) <= part + max(weights, default=0)
+
+
+@given(st.integers(1, 400), workers)
+def test_equal_regions_are_spread_evenly(count: int, workers: int) -> None:
+    sizes = [len(regions) for regions in assign([512] * count, workers)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_regions_without_weight_still_have_an_owner() -> None:
+    assert assign([0, 0, 0], 2) == [[0, 1, 2], []]
+    assert assign([], 3) == [[], [], []]
+
+
+@given(weights, workers, st.booleans(), st.randoms(use_true_random=False))
+def test_each_region_is_handed_out_once(weights: list[int], workers: int, whole: bool, random: object) -> None:
+    owned = assign(weights, workers)
+    owner = {region: worker for worker, regions in enumerate(owned) for region in regions}
+    shares = Shares(owned, whole=whole)
+    taken: list[tuple[int, tuple[int, ...]]] = []
+    while True:
+        worker = random.randrange(workers)  # type: ignore[attr-defined]
+        bundle = shares.take(worker)
+        if not bundle:
+            break
+        taken.append((worker, bundle))
+    assert sorted(region for _, bundle in taken for region in bundle) == list(range(len(weights)))
+    assert all(shares.take(worker) == () for worker in range(workers))
+    foreign = [sum(owner[region] != worker for who, bundle in taken if who == worker for region in bundle) for worker in range(workers)]
+    assert shares.stolen == foreign
+    assert all(list(bundle) == sorted(bundle) for _, bundle in taken)
+
+
+@given(st.integers(2, 200))
+def test_an_idle_worker_takes_from_the_far_end_of_whoever_has_most_left(count: int) -> None:
+    shares = Shares([[], [1000], list(range(count))])
+    bundle = shares.take(0)
+    assert bundle == tuple(range(count - len(bundle), count))
+    assert 1 <= len(bundle) <= max(1, count // 8)
+
+
+@given(st.integers(1, 200))
+def test_whole_shares_are_handed_out_at_once(count: int) -> None:
+    shares = Shares([list(range(count)), [count]], whole=True)
+    assert shares.take(0) == tuple(range(count))
+    assert shares.take(0) == (count,)
+    assert shares.stolen == [1, 0]
+
+
+@given(st.integers(1, 500))
+def test_bundles_shrink_towards_the_end(count: int) -> None:
+    shares = Shares([list(range(count))])
+    sizes = []
+    while bundle := shares.take(0):
+        sizes.append(len(bundle))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] <= max(1, count // 4)
+    assert sizes[-1] == 1

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks share: machines, one migration by parmig or by QEMU itself, medians, the host's description."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import queue
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine.receiver import MigrationReceiver
+from parmig.engine.report import Report
+from parmig.engine.sender import MigrationSender
+from parmig.guests.base import Guest
+from parmig.guests.registry import open_guest
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "qemu"))  # the same machines as the tests use
+machines = import_module("machines")
+QemuMachine: Any = machines.QemuMachine
+build_initrd: Any = machines.build_initrd
+
+MIB = 1 << 20
+LIMIT_S = 120.0
+
+__all__ = [
+    "MIB",
+    "QemuMachine",
+    "build_initrd",
+    "describe_host",
+    "initrd",
+    "median",
+    "migrate",
+    "migrate_guests",
+    "qemu_migrate",
+]
+
+
+@contextlib.contextmanager
+def initrd() -> Iterator[Path]:
+    """An initrd for the machines, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="parmig-bench-") as directory:
+        yield build_initrd(Path(directory))
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; 0 of nothing."""
+    return statistics.median(values) if values else 0.0
+
+
+def describe_host() -> dict[str, Any]:
+    """What the figures were measured on, with its load now."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_average": [round(one, 2) for one in os.getloadavg()],
+    }
+
+
+def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch: Any = None) -> tuple[Report, Report]:
+    """One migration by parmig, both sides in this process; *watch(sender, receiver)* runs meanwhile in a thread."""
+    uris: queue.SimpleQueue[str] = queue.SimpleQueue()
+    receiver = MigrationReceiver(destination, ReceiveConfig(listen="zmq+tcp://127.0.0.1:0"), listening=uris.put)
+    arrived: list[Report] = []
+    thread = threading.Thread(target=lambda: arrived.append(receiver.receive_loop()))
+    thread.start()
+    sender = MigrationSender(source, uris.get(timeout=LIMIT_S), config)
+    watcher = threading.Thread(target=watch, args=(sender, receiver)) if watch else None
+    if watcher:
+        watcher.start()
+    report = sender.start()
+    thread.join(LIMIT_S)
+    if watcher:
+        watcher.join(LIMIT_S)
+    report.raise_for_status()
+    return report, arrived[0]
+
+
+def migrate(source: Any, destination: Any, config: SendConfig) -> Report:
+    """One migration between two QEMUs by parmig."""
+    with (
+        open_guest(f"qemu:{source.socket}", incoming=False) as leaving,
+        open_guest(f"qemu:{destination.socket}", incoming=True) as arriving,
+    ):
+        return migrate_guests(leaving, arriving, config)[0]
+
+
+def qemu_migrate(source: Any, destination: Any, channels: int) -> dict[str, Any]:
+    """One migration between two QEMUs by QEMU itself over loopback TCP: multifd with *channels*, or without (0).
+
+    Returns:
+        the source's ``query-migrate``, with ``wall_ms`` from the command to "completed" on the source.
+    """
+    capabilities = [{"capability": "multifd", "state": channels > 0}, {"capability": "events", "state": True}]
+    parameters: dict[str, Any] = {"max-bandwidth": 1 << 40, "downtime-limit": 300}
+    if channels:
+        parameters["multifd-channels"] = channels
+    for machine in (destination, source):
+        machine.ask("migrate-set-capabilities", capabilities=capabilities)
+        machine.ask("migrate-set-parameters", **parameters)
+    destination.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
+    port = destination.ask("query-migrate")["socket-address"][0]["port"]
+    began = time.monotonic()
+    source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
+    while (found := source.ask("query-migrate")).get("status") != "completed":
+        if found.get("status") == "failed" or time.monotonic() - began > LIMIT_S:
+            raise RuntimeError(f"QEMU's own migration: {found}")
+        time.sleep(0.002)
+    return {**found, "wall_ms": (time.monotonic() - began) * 1000}
+
+
+def to_json(value: Any) -> str:
+    """*value* as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a migration: pause of a working Linux guest, sparse guests, memory beyond the guest, scan time.
+
+usage: python -m tools.bench_migration [pause|sparse|memory|scan|rate|all] [--runs 5] [--workers 2] [--json]
+
+pause   Linux guest of 512 MiB writing 20 MiB/s under QEMU: pause to resume by parmig and, in turns, by QEMU itself
+sparse  a 16 GiB guest of which 512 MiB was touched beside a 512 MiB guest, both wholly random
+memory  Pss of parmig's processes without guest memory, at its highest, a side
+scan    a clean dirty scan of 1 GiB by one worker
+rate    2 GiB synthetic guest at rest, by number of workers
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parmig import linux
+from parmig.config import SendConfig
+from parmig.engine.report import DowntimePhases
+from parmig.guests.registry import open_guest
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.dirty import DirtyScanner
+from parmig.ram.dirty_log import DirtyLog, Segment
+from parmig.ram.regions import cut
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.pagemap import PagemapTracker
+from tools.bench_lab import (
+    MIB,
+    QemuMachine,
+    describe_host,
+    initrd,
+    median,
+    migrate,
+    migrate_guests,
+    qemu_migrate,
+    to_json,
+)
+
+
+def bench_pause(runs: int, workers: int) -> dict[str, Any]:
+    """Downtimes of a Linux guest that writes 20 MiB/s, moved by parmig and by QEMU in turns."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    phases: list[DowntimePhases] = []
+    how: dict[str, Any] = {"memory_bytes": 512 * MIB, "rate": 20}
+    with initrd() as image:
+        for _ in range(runs):
+            with QemuMachine(image, **how) as source, QemuMachine(image, incoming=True, **how) as destination:
+                source.wait_for_serial("TICK 3")
+                report = migrate(source, destination, SendConfig(workers=workers))
+                destination.wait_for_ticks(1)
+                ours.append(report.downtime_ms or 0.0)
+                phases.append(report.downtime_phases_ms)
+            with QemuMachine(image, **how) as source, QemuMachine(image, incoming=True, **how) as destination:
+                source.wait_for_serial("TICK 3")
+                theirs.append(float(qemu_migrate(source, destination, 0)["downtime"]))
+    return {
+        "parmig_downtime_ms": {"median": median(ours), "runs": ours},
+        "qemu_downtime_ms": {"median": median(theirs), "runs": theirs},
+        "parmig_phases_median_ms": {
+            name: round(median([getattr(one, name) for one in phases]), 2) for name in DowntimePhases.__struct_fields__
+        },
+    }
+
+
+def bench_sparse(runs: int, workers: int) -> dict[str, Any]:
+    """Time of a 16 GiB guest with 512 MiB touched over that of a 512 MiB guest."""
+    times: dict[str, list[float]] = {"512 MiB": [], "16 GiB": []}
+    for _ in range(runs):
+        for name, options in (("512 MiB", "memory=512MiB"), ("16 GiB", "memory=16GiB,touched=512MiB")):
+            with (
+                open_guest(f"synthetic:{options},rate=0", incoming=False) as source,
+                open_guest(f"synthetic:{options},rate=0", incoming=True) as destination,
+            ):
+                report, _arrived = migrate_guests(source, destination, SendConfig(workers=workers))
+                times[name].append(report.total_time_ms)
+    medians = {name: round(median(values), 1) for name, values in times.items()}
+    return {"total_time_ms": medians, "ratio": round(medians["16 GiB"] / medians["512 MiB"], 2)}
+
+
+def overhead_bytes(pids: list[int], guest_names: tuple[str, ...]) -> int:
+    """Pss of *pids* without the mappings whose name holds one of *guest_names*."""
+    total = 0
+    for pid in pids:
+        counting = True
+        try:
+            lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if "-" in line.split(" ", 1)[0] and not line.split(" ", 1)[0].endswith(":"):
+                counting = not any(name in line for name in guest_names)
+            elif line.startswith("Pss:") and counting:
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def bench_memory(runs: int, workers: int) -> dict[str, Any]:
+    """The highest Pss beyond the guest of the workers of either side, and of this process with both engines."""
+    peaks = {"send workers": 0, "receive workers": 0, "coordinators": 0}
+
+    def watch(sender: Any, receiver: Any) -> None:
+        while not sender._plan or not sender._plan.machine.ended:
+            for name, pids in (
+                ("send workers", sender._pool.pids()),
+                ("receive workers", receiver._pool.pids()),
+                ("coordinators", [os.getpid()]),
+            ):
+                peaks[name] = max(peaks[name], overhead_bytes(pids, ("memfd:parmig-ram",)))
+            time.sleep(0.05)
+
+    memory = "memory=1GiB,rate=50MiB/s"
+    for _ in range(runs):
+        with (
+            open_guest(f"synthetic:{memory}", incoming=False) as source,
+            open_guest(f"synthetic:{memory}", incoming=True) as destination,
+        ):
+            limited = SendConfig(workers=workers, max_bandwidth_bytes_per_s=500 * MIB)
+            migrate_guests(source, destination, limited, watch)
+    return {
+        "workers": workers,
+        "mib": {name: round(value / MIB, 1) for name, value in peaks.items()},
+        "allowed_mib_a_side": 64 + 32 * workers,
+    }
+
+
+def bench_scan(runs: int, _workers: int) -> dict[str, Any]:
+    """Milliseconds of a clean scan of 1 GiB of populated memory, by one DirtyScanner."""
+    size = 1 << 30
+    block = RamBlock("ram0", size)
+    fd = os.memfd_create("bench")
+    os.ftruncate(fd, size)
+    mapping = BlockMapping(BlockMemory(block, fd))
+    mapping.words[:, 0] = 1
+    uffd = linux.userfaultfd()
+    linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
+    address = mapping.pages.ctypes.data
+    linux.uffd_register_wp(uffd, address, size)
+    log = DirtyLog("pagemap", os.getpid(), ((Segment(0, block.pages, address),),))
+    regions = cut([block], 16 * MIB // PAGE_BYTES)
+    shared = SharedArea(-1, workers=1, blocks=[block], regions=len(regions))
+    scanner = DirtyScanner(regions, [mapping], PagemapTracker(log), shared)
+    everything = list(range(len(regions)))
+    for found in scanner.find(everything, first_pass=True):
+        assert found.num_dirty_pages
+    times = [_timed(lambda: list(scanner.find(everything, first_pass=False))) for _ in range(20 * runs)]
+    mapping.words[np.random.default_rng(1).choice(block.pages, block.pages // 100, replace=False), 1] = 7
+    dirty = _timed(lambda: list(scanner.find(everything, first_pass=False)))
+    os.close(uffd)
+    return {"clean_1gib_ms": round(median(times), 2), "one_percent_dirty_ms": round(dirty, 2)}
+
+
+def _timed(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return (time.perf_counter() - began) * 1000
+
+
+def bench_rate(runs: int, _workers: int) -> dict[str, Any]:
+    """MiB/s of round 1 of a 2 GiB synthetic guest with random data at rest."""
+    rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
+    for _ in range(runs):
+        for count in rates:
+            with (
+                open_guest("synthetic:memory=2GiB,rate=0", incoming=False) as source,
+                open_guest("synthetic:memory=2GiB,rate=0", incoming=True) as destination,
+            ):
+                rates[count].append(
+                    migrate_guests(source, destination, SendConfig(workers=count))[0].throughput_mib_per_s
+                )
+    return {"round_1_mib_per_s": {str(count): round(median(values)) for count, values in rates.items()}}
+
+
+BENCHES = {"pause": bench_pause, "sparse": bench_sparse, "memory": bench_memory, "scan": bench_scan, "rate": bench_rate}
+
+
+def main() -> None:
+    """Run what was chosen and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", nargs="?", default="all", choices=[*BENCHES, "all"])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    chosen = list(BENCHES) if options.bench == "all" else [options.bench]
+    results: dict[str, Any] = {"host": describe_host()}
+    for name in chosen:
+        results[name] = BENCHES[name](options.runs, options.workers)
+        if not options.json:
+            print(f"{name}: {to_json(results[name])}", flush=True)
+    results["load_average_after"] = [round(one, 2) for one in os.getloadavg()]
+    print(to_json(results if options.json else {key: results[key] for key in ("host", "load_average_after")}))
+
+
+if __name__ == "__main__":
+    main()
