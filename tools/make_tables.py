@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from parmig import errors
+from parmig import errors, status
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,8 +52,14 @@ def error_table() -> str:
     return "\n".join(lines)
 
 
+def status_diagram() -> str:
+    """The status machine as a Mermaid block."""
+    return f"```mermaid\n{status.mermaid()}\n```"
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {"exit-codes": exit_code_table, "errors": error_table},
+    "docs/architecture.md": {"status": status_diagram},
 }
 """File to the tables in it, by name."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ class Inbox:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._pending: list[Instruction] = []
+        self._poll = select.poll()  # Connection.poll() makes a selector each time: 20 µs instead of 1
+        self._poll.register(connection.fileno(), select.POLLIN)
         self.log_fd = -1
 
     def fileno(self) -> int:
@@ -53,7 +56,7 @@ class Inbox:
         Raises:
             StopRequestedError: the coordinator said stop, or its end of the pipe closed.
         """
-        while self._connection.poll(0):
+        while self._poll.poll(0):
             try:
                 instruction = messages.instruction_decoder.decode(self._connection.recv_bytes())
             except (EOFError, OSError) as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from parmig.engine import messages
@@ -45,14 +46,18 @@ class ControlChannel:
             raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
         return messages.decode_control(frames[0])
 
-    def wait(self, what: str, limit_ns: int) -> ControlMessage:
+    def wait(self, what: str, limit_ns: int, interrupt: Callable[[], None] = lambda: None) -> ControlMessage:
         """The next message; *what* names it in the error.
+
+        Args:
+            interrupt: called several times a second; raises to end the wait.
 
         Raises:
             LimitExceededError: none within *limit_ns*.
         """
         deadline = time.monotonic_ns() + limit_ns
         while (left := deadline - time.monotonic_ns()) > 0:
+            interrupt()
             message = self.read(max(1, min(left // NS_PER_MS, 200)))
             if message is not None:
                 return message

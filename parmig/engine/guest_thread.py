@@ -32,8 +32,9 @@ class GuestThread:
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def wake(self) -> None:
-        """Make ``wake_fd`` readable; safe from any thread and from a signal handler."""
-        os.eventfd_write(self.wake_fd, 1)
+        """Make ``wake_fd`` readable; safe from any thread and from a signal handler. Nothing after close()."""
+        if self.wake_fd >= 0:
+            os.eventfd_write(self.wake_fd, 1)
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         """Run *function* in the thread, wait for it, and return or raise what it did."""
@@ -70,4 +71,5 @@ class GuestThread:
     def close(self) -> None:
         """Wait for the call under way, if any, and end."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-        os.close(self.wake_fd)
+        fd, self.wake_fd = self.wake_fd, -1  # its number may be another's soon
+        os.close(fd)

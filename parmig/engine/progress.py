@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.report import Progress
@@ -28,18 +27,20 @@ class ProgressMeter:
         self._looks: deque[tuple[int, int, list[int]]] = deque(maxlen=WINDOW)
         self._last = ("", 0)
         self._base_pages = 0
+        self._base_sent_pages = 0
 
-    def look(self) -> Iterator[Progress]:
+    def look(self) -> Progress | None:
         """Progress, if it is time for one."""
         now = time.monotonic_ns()
         state = (self._plan.status.value, self._plan.round)
-        changed = state != self._last
-        if not changed and self._looks and now - self._looks[-1][0] < INTERVAL_NS:
-            return
+        if state == self._last and self._looks and now - self._looks[-1][0] < INTERVAL_NS:
+            return None
         counters = [self._shared.counters(worker) for worker in range(self._workers)]
         handled = sum(one.handled_pages for one in counters)
         if state[1] != self._last[1]:
+            # Workers count every page of every region in every round, so a round begins at a known number.
             self._base_pages = (state[1] - 1) * self._plan.total_pages
+            self._base_sent_pages = sum(one.sent_pages + one.zero_pages for one in counters)
         self._last = state
         self._looks.append((now, handled, [one.wire_bytes for one in counters]))
         then, handled_then, wire_then = self._looks[0]
@@ -47,8 +48,12 @@ class ProgressMeter:
         rate = (handled - handled_then) * PAGE_BYTES / seconds
         in_round = max(0, min(handled - self._base_pages, self._plan.total_pages))
         facts = self._plan.record.facts
-        remaining = facts[-1].remaining_pages if facts else self._plan.total_pages - in_round
-        yield Progress(
+        if facts:
+            done = sum(one.sent_pages + one.zero_pages for one in counters) - self._base_sent_pages
+            remaining = max(0, facts[-1].remaining_pages - done)
+        else:
+            remaining = self._plan.total_pages - in_round
+        return Progress(
             status=state[0],
             round=state[1],
             total_pages=self._plan.total_pages,

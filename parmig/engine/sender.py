@@ -26,6 +26,7 @@ from parmig.engine.report import DigestReport, GuestReport, Progress, Report
 from parmig.engine.state_channel import StateSender
 from parmig.errors import (
     CancelledError,
+    GuestError,
     OutcomeUnknownError,
     ParmigError,
     PeerFailedError,
@@ -110,16 +111,17 @@ class MigrationSender:
         except ParmigError as caught:
             error = caught
         finally:
-            self._tear_down()
+            self._tear_down(error)
         return self._final_report(error, began)
 
     def cancel(self) -> None:
         """Ask for the end; the guest goes on here unless hand-over has happened. Safe from a signal handler."""
         self._cancelled = True
-        try:
-            self._thread.wake()
-        except OSError:
-            pass  # ended already
+        self._thread.wake()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("cancelled; the guest goes on here")
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -182,7 +184,9 @@ class MigrationSender:
         )
         self._control.write(wish)
         try:
-            answer = self._control.wait("the destination's answer to the configuration", CONFIGURE_LIMIT_NS)
+            answer = self._control.wait(
+                "the destination's answer to the configuration", CONFIGURE_LIMIT_NS, self._check_cancelled
+            )
         except ProtocolError as error:
             raise PeerRefusedError(f"{self._uri}: {error}") from error
         match answer:
@@ -239,11 +243,12 @@ class MigrationSender:
         ready = dict(self._poller.poll(POLL_MS))
         watch = self._guest.watch_fd()
         self._thread.finished()
-        for worker, event in self._pool.read():
-            self._worker_said(worker, event)
+        if self._plan.status is not MigrationStatus.HAND_OVER:  # afterwards neither is needed any more
+            if watch is not None and watch in ready:
+                self._feed(events.Failed(GuestError("the guest's virtual machine monitor died during the migration")))
+            for worker, event in self._pool.read():
+                self._worker_said(worker, event)
         self._read_control()
-        if watch is not None and watch in ready:
-            self._feed(events.Failed(ParmigError("the guest's virtual machine monitor died during the migration")))
         if self._cancelled:
             self._cancelled = False
             self._feed(events.CancelAsked())
@@ -251,7 +256,8 @@ class MigrationSender:
             self._feed(events.Failed(self._suspect[0]))
         self._feed(events.Tick())
         if self._meter is not None and self._progress is not None:
-            for progress in self._meter.look():
+            progress = self._meter.look()
+            if progress is not None:
                 self._tell_progress(progress)
         return self._plan.machine.ended
 
@@ -278,7 +284,9 @@ class MigrationSender:
             case messages.RegionDigests(digests=digests):
                 self._feed(events.WorkerDigested(worker, digests))
             case messages.WorkerFailed(error=report):
-                self._fail(messages.restore_error(report))
+                error = messages.restore_error(report)
+                # A scan fails a moment before the death of the process that it scans is told.
+                self._fail(error, symptom=isinstance(error, GuestError))
             case _:
                 self._fail(ProtocolError(f"send worker {worker} said {type(event).__name__}"))
 
@@ -301,6 +309,8 @@ class MigrationSender:
         match message:
             case messages.Digested(digest=digest):
                 self._feed(events.PeerDigested(digest))
+            case messages.Loaded() if self._suspect is not None:
+                self._feed(events.Failed(self._suspect[0]))  # never hand over with something amiss
             case messages.Loaded(load_ns=load_ns):
                 self._feed(events.PeerLoaded(load_ns))
             case messages.Resumed():
@@ -314,12 +324,12 @@ class MigrationSender:
                     ProtocolError(f"the destination said {type(message).__name__} while {self._plan.step.value}")
                 )
 
-    def _fail(self, error: ParmigError) -> None:
+    def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""
         assert self._plan is not None
         if self._plan.status is MigrationStatus.HAND_OVER:
             self._feed(events.Failed(self._unknown(str(error))))
-        elif isinstance(error, PeerLostError):
+        elif symptom or isinstance(error, PeerLostError):
             self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
         else:
             self._feed(events.Failed(error))
@@ -352,6 +362,7 @@ class MigrationSender:
             case Do.RELEASE:
                 self._say(messages.Release(self._plan.state_bytes, self._plan.state_digest))
             case Do.HAND_OVER:
+                self._watch_peer_only()
                 self._say(messages.HandOver(run=self._running))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends; tearing down does it
@@ -362,6 +373,13 @@ class MigrationSender:
             self._control.write(message)
         except PeerLostError as error:
             self._fail(error)
+
+    def _watch_peer_only(self) -> None:
+        """After hand-over only the destination's word counts, whatever becomes of our workers and our copy."""
+        assert self._control is not None
+        self._poller = zmq.Poller()
+        for item in [*self._control.pollables(), self._thread.wake_fd]:
+            self._poller.register(item, zmq.POLLIN)
 
     def _begin(self, then: Callable[[Any], Event], function: Callable[..., Any], *arguments: object) -> None:
         """Call the guest in its thread; feed what *then* makes of the result."""
@@ -404,7 +422,7 @@ class MigrationSender:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def _tear_down(self) -> None:
+    def _tear_down(self, error: ParmigError | None) -> None:
         """On every way out: the guest first, then the peer, then everything of ours."""
         status = self._plan.status if self._plan is not None else MigrationStatus.NONE
         if self._state is not None:
@@ -422,7 +440,7 @@ class MigrationSender:
                 self._thread.call(step)
             except Exception as error:  # everything else must still be given back
                 problems.append(f"{step.__name__}: {error}")
-        self._farewell(status)
+        self._farewell(status, error)
         self._pool.close()
         self._thread.close()
         if self._state_transport is not None:
@@ -438,10 +456,11 @@ class MigrationSender:
         for problem in problems:
             self._tell_progress(Progress(status=status.value, message=f"while ending: {problem}"))
 
-    def _farewell(self, status: MigrationStatus) -> None:
+    def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
         if self._control is None:
             return
-        error = self._plan.error if self._plan is not None else None
+        if error is None and self._plan is not None:
+            error = self._plan.error
         message: messages.ControlMessage = messages.Goodbye()
         if status is not MigrationStatus.COMPLETED:
             message = messages.Failure(messages.describe_error(error or CancelledError("the source gave up")))
@@ -475,5 +494,5 @@ class MigrationSender:
         if error is not None:
             report.error = messages.describe_error(error, error.phase or "setup")
             if report.status not in ("cancelled", "unknown"):
-                report.status = "failed"
+                report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
         return report

@@ -32,6 +32,8 @@ def runs_of_index(index: Index) -> Runs:
     """The runs of consecutive pages in *index*."""
     if not len(index):
         return NO_RUNS
+    if is_one_run(index):
+        return np.array([[index[0], index[-1] + 1]], dtype=np.int64)
     breaks = np.flatnonzero(np.diff(index) != 1)
     runs = np.empty((len(breaks) + 1, 2), dtype=np.int64)
     runs[0, 0] = index[0]
@@ -41,8 +43,15 @@ def runs_of_index(index: Index) -> Runs:
     return runs
 
 
+def is_one_run(index: Index) -> bool:
+    """Whether the ascending, non-empty *index* has no gap: most batches of a first round."""
+    return int(index[-1]) - int(index[0]) == len(index) - 1
+
+
 def index_of_runs(runs: Runs) -> Index:
     """Every page of *runs*, in their order."""
+    if len(runs) == 1:
+        return np.arange(runs[0, 0], runs[0, 1], dtype=np.int64)
     lengths = runs[:, 1] - runs[:, 0]
     total = int(lengths.sum())
     if not total:
@@ -90,7 +99,9 @@ def _bytes_of(index: Index) -> tuple[Index, Bits]:
 
 def set_bits(bits: Bits, index: Index) -> None:
     """Set the pages of *index* (ascending) in *bits*."""
-    if len(index):
+    if len(index) and is_one_run(index) and not (index[0] | (index[-1] + 1)) & 7:
+        bits[index[0] >> 3 : (index[-1] + 1) >> 3] = 0xFF
+    elif len(index):
         places, values = _bytes_of(index)
         bits[places] |= values
 

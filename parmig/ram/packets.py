@@ -91,6 +91,10 @@ def decode_batch(frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: i
     _require(len(frame) == _HEADER.size + 8 * runs, f"{len(frame)} bytes do not hold a table of {runs} runs")
     _require(raw_bytes <= max_raw_bytes, f"{raw_bytes} bytes of pages, agreed are {max_raw_bytes}")
     _require(payload_bytes <= raw_bytes, f"payload of {payload_bytes} bytes is longer than its pages ({raw_bytes})")
+    _require(
+        codec != 0 or payload_bytes == raw_bytes,
+        f"payload of {payload_bytes} bytes for {raw_bytes} bytes of pages as they are",
+    )
     data_runs, zero_runs = _check_table(frame[_HEADER.size :], blocks_pages[block], raw_bytes)
     return BatchHeader(codec, block, round_, sequence, raw_bytes, payload_bytes, data_runs, zero_runs)
 

@@ -163,7 +163,8 @@ class MigrationRamReceive:
 
 def _note_placed(shared: SharedArea, block: int, index: Index) -> None:
     """Note that pages exist; a batch may carry them in any order."""
-    set_bits(shared.bits[block], index if bool((np.diff(index) > 0).all()) else np.unique(index))
+    ascending = len(index) < 2 or bool((np.diff(index) > 0).all())
+    set_bits(shared.bits[block], index if ascending else np.unique(index))
 
 
 def note_existing(blocks: Sequence[BlockMapping], shared: SharedArea) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig.ram.bits import NO_RUNS, Index, clear_bits, runs_of_index, set_bits, test_bits
+from parmig.ram.bits import NO_INDEX, NO_RUNS, Index, clear_bits, runs_of_index, set_bits, test_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.codecs.base import PageCodec
 from parmig.ram.dirty import DirtyRegion, DirtyScanner
@@ -84,7 +84,6 @@ class MigrationRamSend:
         for dirty in self._scanner.find(numbers, first_pass=first_pass):
             self.counters.scan_ns += time.monotonic_ns() - began
             self.migrate_ram_send(dirty, first_pass=first_pass)
-            self.counters.handled_pages += dirty.region.pages
             began = time.monotonic_ns()
         self.counters.scan_ns += time.monotonic_ns() - began
         self.counters.handled_pages = handled + sum(self._regions[number].pages for number in numbers)
@@ -101,12 +100,14 @@ class MigrationRamSend:
             self._queue_zero(dirty.holes)
             clear_bits(bits, dirty.holes)
             self._tracker.sent(block, dirty.holes, None)
+            self.counters.handled_pages += len(dirty.holes)
             self.counters.skipped_pages += dirty.skipped_pages
             self.counters.zero_pages += len(dirty.holes) - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         words = self._blocks[block].words
         for first in range(0, len(index), self._batch_pages):
             part = index[first : first + self._batch_pages]
+            self.counters.handled_pages += len(part)
             zero = zero_mask(words, part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
@@ -139,20 +140,26 @@ class MigrationRamSend:
         self._data.append(index)
         self._data_pages += len(index)
         if self._data_pages >= self._batch_pages:
-            pending = np.concatenate(self._data) if len(self._data) > 1 else self._data[0]
+            pending = self._pending()
             self._emit(pending[: self._batch_pages])
             rest = pending[self._batch_pages :]
             self._data, self._data_pages = [rest], len(rest)
 
     def _flush(self) -> None:
         if self._data_pages or self._zero_pages:
-            self._emit(np.concatenate(self._data) if self._data else np.empty(0, dtype=np.int64))
+            self._emit(self._pending())
             self._data, self._data_pages = [], 0
+
+    def _pending(self) -> Index:
+        """The data pages that wait, ascending: regions may have come in any order."""
+        if not self._data:
+            return NO_INDEX
+        return np.sort(np.concatenate(self._data)) if len(self._data) > 1 else self._data[0]
 
     def _emit(self, index: Index) -> None:
         """Send one batch: the data pages *index* and every zero page that is waiting."""
         data_runs = runs_of_index(index)
-        zero_runs = runs_of_index(np.concatenate(self._zero)) if self._zero_pages else NO_RUNS
+        zero_runs = runs_of_index(np.sort(np.concatenate(self._zero))) if self._zero_pages else NO_RUNS
         self._zero, self._zero_pages = [], 0
         codec, payload, buffer = self._payload(index, data_runs.tolist())
         payload_bytes = sum(map(len, payload))

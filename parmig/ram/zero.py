@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from parmig.ram.bits import Index, Mask
+from parmig.ram.bits import Index, Mask, is_one_run
 
 
 def zero_mask(words: npt.NDArray[np.uint64], index: Index) -> Mask:
@@ -20,11 +20,16 @@ def zero_mask(words: npt.NDArray[np.uint64], index: Index) -> Mask:
         words: the block's memory as 64-bit words, shape (pages, 512).
         index: pages, ascending.
     """
-    zero: Mask = (words[index, 0] == 0) & (words[index, -1] == 0)
-    candidates = index[zero]
-    if len(candidates):
-        first, last = int(candidates[0]), int(candidates[-1])
-        together = last - first + 1 == len(candidates)
-        pages = words[first : last + 1] if together else words[candidates]
-        zero[zero] = ~pages.view(np.bool_).any(axis=1)
+    if not len(index):
+        return np.zeros(0, dtype=np.bool_)
+    pages = words[index[0] : index[-1] + 1] if is_one_run(index) else None
+    heads = pages[:, 0] if pages is not None else words[index, 0]
+    zero: Mask = heads == 0
+    if zero.any():
+        zero[zero] = words[index[zero], -1] == 0
+        candidates = index[zero]
+        if len(candidates):
+            together = is_one_run(candidates)
+            whole = words[candidates[0] : candidates[-1] + 1] if together else words[candidates]
+            zero[zero] = ~whole.view(np.bool_).any(axis=1)
     return zero

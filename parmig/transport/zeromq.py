@@ -28,7 +28,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from parmig.errors import PeerLostError, PeerUnreachableError, TransportError
 from parmig.transport.base import Buffer, Endpoint, MigrationTransport
-from parmig.units import KIB, NS_PER_S
+from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 HEARTBEAT_IVL_MS, HEARTBEAT_TIMEOUT_MS = 200, 700
 TCP_MAXRT_MS = 1000
@@ -147,18 +147,31 @@ class ZmqTransport(MigrationTransport):
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
         sock = self._open_socket
+        deadline = time.monotonic_ns() + timeout_ms * NS_PER_MS
         while True:
-            if timeout_ms and not sock.poll(timeout_ms):
-                self._check()
-                return None
+            lost = self._lost
             try:
                 frames = sock.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                self._check()
-                return None
+                self._drain_monitor()
+                if lost:
+                    self._check()
+                if self._lost:
+                    continue  # once more: the peer's last words may have come just before its end
+                left_ms = (deadline - time.monotonic_ns()) // NS_PER_MS
+                if left_ms <= 0 or not self._wait(left_ms):
+                    return None
+                continue
             message = self._admit(frames)
             if message is not None:
                 return message
+
+    def _wait(self, timeout_ms: int) -> bool:
+        """Wait for a message or an event of the monitor; whether there is any."""
+        poller = zmq.Poller()
+        for item in self.pollables():
+            poller.register(item, zmq.POLLIN)
+        return bool(poller.poll(timeout_ms))
 
     def _admit(self, frames: list[zmq.Frame]) -> list[memoryview] | None:
         """The frames without the routing id, or None when they come from a stranger."""
@@ -176,7 +189,7 @@ class ZmqTransport(MigrationTransport):
 
     def _drain_monitor(self) -> None:
         """Take note of connections that ended. A listening channel cares for its peer's only."""
-        while self._monitor is not None and self._monitor.poll(0):
+        while self._monitor is not None and _has_message(self._monitor):
             event = recv_monitor_message(self._monitor)
             ended = event["event"] == zmq.EVENT_DISCONNECTED
             if ended and (not self._listening or event["value"] == self._peer_fd):
@@ -199,6 +212,11 @@ class ZmqTransport(MigrationTransport):
             sock.disable_monitor()
             monitor.close(linger=0)
             sock.close(linger=linger_ms)
+
+
+def _has_message(sock: zmq.Socket[bytes]) -> bool:
+    """Whether a receive would succeed now: 2 µs, where a failed receive or a poll costs 10."""
+    return bool(int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:

@@ -147,6 +147,7 @@ def test_the_frame_that_the_cases_below_spoil_is_right() -> None:
         (frame(entry(1, 2, 63), block=1), "past the block's 64 pages"),
         (frame(entry(2, MAX_RUN_PAGES, (1 << 40) - 1), raw=0, payload=0), "past the block's"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "frame",
 )
 def test_what_does_not_add_up_is_refused_by_name(data: bytes, words: str) -> None:
     with pytest.raises(ProtocolError, match=words):

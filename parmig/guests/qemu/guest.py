@@ -164,8 +164,12 @@ class QemuGuest(Guest):
         """
         try:
             self._outgoing.undo()
-        finally:
-            self._settings.restore()
+        except BaseException:
+            # What went wrong first is what matters; QEMU is probably gone.
+            with contextlib.suppress(GuestError):
+                self._settings.restore()
+            raise
+        self._settings.restore()
 
     def finish_source(self) -> None:
         """Set the settings back and drop the stream. QEMU stays paused, in ``postmigrate``.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from parmig.errors import GuestError, ParmigError, StateError
 from parmig.guests.base import StateSink
-from parmig.guests.qemu.events import Event, Listener
+from parmig.guests.qemu.events import Event, Listener, wait_readable
 from parmig.guests.qemu.qmp import Qmp
 from parmig.units import KIB, MIB
 
@@ -25,6 +25,9 @@ SOCKET_BYTES = 4 * MIB
 """Wanted buffer of the socket pair: device state (0.5 MiB) fits, so that QEMU never waits for its reader."""
 
 READ_BYTES = 256 * KIB
+
+CANCEL_STEP_S = 0.02
+"""How often a cancel that takes its time is looked at; one takes 3 ms."""
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 IDLE = ENDED | {"none", ""}
@@ -178,11 +181,15 @@ class Outgoing:
         self._qmp.execute("migrate_cancel")
         # A writer that QEMU waits for is freed by the cancel itself (it shuts its end down). The state is
         # asked for, too, because the event may have come, and been taken, before.
-        while self._status() not in IDLE:
+        while (status := self._status()) not in IDLE:
             if self._listener is not None and self._listener.take() is None:
-                poll = select.poll()
-                poll.register(self._listener, select.POLLIN)
-                poll.poll(100)
+                wait_readable(time.monotonic() + CANCEL_STEP_S, self._listener)
+            if status == "cancelling":
+                # QEMU 7.2 hangs, the guest paused, when the cancel comes in the millisecond before
+                # pre-switchover: it then waits for this command without saying so. Too often is harmless,
+                # spare ones are eaten up (migration_maybe_pause in migration/migration.c).
+                with contextlib.suppress(GuestError):
+                    self._qmp.execute("migrate-continue", state="cancelling")
             if time.monotonic() > deadline:
                 raise GuestError(f"QEMU did not cancel its migration within {self._limit_s:g} s")
 

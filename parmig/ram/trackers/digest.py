@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from parmig.ram.bits import Index, Mask, mask_of_runs
+from parmig.ram.bits import Index, Mask, Runs, mask_of_runs
 from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, BlockMapping, Pages, RamBlock
 from parmig.ram.extents import allocated_runs
 from parmig.ram.regions import Region
@@ -73,19 +73,35 @@ class DigestTracker(DirtyTracker):
         # A digest of zero stands for "nothing was sent": every page will differ.
         self._pages[span.block][span.first_page : span.end_page] = 0
         self._groups[span.block][span.first_page // WORD_PAGES : -(-span.end_page // WORD_PAGES)] = 0
+        # Nothing is known of a span that was never scanned: all that exists may have been written since.
+        runs = self._allocated(span)
+        self._note_count(span, int((runs[:, 1] - runs[:, 0]).sum()))
+
+    def _allocated(self, span: Region) -> Runs:
+        mapping = self._blocks[span.block]
+        return allocated_runs(mapping.fd, mapping.file_offset_bytes, span.first_page, span.pages)
+
+    def _note_count(self, span: Region, count: int) -> None:
+        """Keep *count* for :meth:`count`, instead of what was found of the same pages in other pieces."""
+        for block, first in [*self._last_counts]:
+            if block == span.block and span.first_page <= first < span.end_page:
+                del self._last_counts[block, first]
+        self._last_counts[span.block, span.first_page] = count
 
     def scan(self, span: Region) -> Scan | None:
-        mapping = self._blocks[span.block]
-        runs = allocated_runs(mapping.fd, mapping.file_offset_bytes, span.first_page, span.pages) - span.first_page
+        runs = self._allocated(span) - span.first_page
         present: Mask = mask_of_runs(runs, span.pages) if len(runs) else np.zeros(span.pages, dtype=np.bool_)
         sent = self._pages[span.block][span.first_page : span.end_page]
-        # Holes are zero pages; they changed when something else was sent.
-        dirty: Mask = ~present & (sent != _ZERO_PAGE)
+        # Holes are zero pages; they changed when something else was sent. Nothing sent (0): a hole since the arming.
+        dirty: Mask = ~present & (sent != _ZERO_PAGE) & (sent != 0)
         for first in range(0, span.pages, WORD_PAGES):  # a loop over groups of 64 pages
             group = slice(first, min(first + WORD_PAGES, span.pages))
             if present[group].any():
                 dirty[group] |= self._differing(span, group, present[group], sent[group])
-        self._last_counts[span.block, span.first_page] = count = int(dirty.sum())
+            else:  # its pages go out as zero: what is kept of the group no longer equals what was sent
+                self._groups[span.block][(span.first_page + first) // WORD_PAGES] = 0
+        count = int(dirty.sum())
+        self._note_count(span, count)
         return Scan(dirty, ~present) if count or not present.all() else None
 
     def _differing(self, span: Region, group: slice, present: Mask, sent: Digests) -> Mask:

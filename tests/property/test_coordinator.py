@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinator in a world that answers in any order, dirties what it likes, and fails anywhere."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parmig.engine import coordinator as c
+from parmig.engine.coordinator import Coordinator, Do, Event, Instruction, Step, Tell
+from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.policy import Limits
+from parmig.errors import (
+    CancelledError,
+    GuestError,
+    LimitExceededError,
+    NotConvergingError,
+    ParmigError,
+    PeerLostError,
+)
+from parmig.ram.digest import combine
+from parmig.ram.regions import Region
+from parmig.ram.shared import WorkerCounters
+from parmig.status import MigrationStatus
+from parmig.units import NS_PER_MS, NS_PER_S
+
+REGION_PAGES = 512
+
+
+class World:
+    """Guest, workers and destination, as queues of answers; checks every instruction as it comes."""
+
+    def __init__(
+        self, *, workers: int, regions: int, seed: int, needs_sync: bool = False, verify: bool = False, same_memory: bool = True
+    ) -> None:
+        self.random = random.Random(seed)
+        self.workers = workers
+        self.regions = [Region(0, number * REGION_PAGES, REGION_PAGES) for number in range(regions)]
+        self.needs_sync = needs_sync
+        self.verify = verify
+        self.same_memory = same_memory
+        self.plan = Coordinator(self.regions, workers, Limits(300 * NS_PER_MS, 0, 0), verify=verify)
+        self.now_ns = 10**9
+        self.dirty = self.random.randrange(0, 200_000)
+        self.queues: list[list[Event]] = [[] for _ in range(workers)]  # a worker answers in order
+        self.guest: list[Event] = []
+        self.peer: list[Event] = []
+        self.done: list[Do] = []
+        self.given: Counter[int] = Counter()
+        self.fenced: set[int] = set()
+        self.fenced_and_told: set[int] = set()
+        self.round = 0
+        self.rounds_after: dict[str, int] = {"pause": 0, "save": 0}
+        self.counters = [WorkerCounters() for _ in range(workers)]
+        self.stopped_ns = 0
+        self.loaded = False
+
+    # -- carrying out ---------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        self.now_ns += self.random.randrange(1, 50 * NS_PER_MS)
+        for instruction in self.plan.handle(event, self.now_ns):
+            self.obey(instruction)
+
+    def obey(self, instruction: Instruction) -> None:
+        assert not {Do.ABANDON, Do.GIVE_UP, Do.FINISH} & set(self.done), "an instruction after the end"
+        if isinstance(instruction, Tell):
+            self.tell(instruction.worker, instruction.instruction)
+            return
+        self.done.append(instruction)
+        carry_out: dict[Do, Callable[[], None]] = {
+            Do.START_LOG: lambda: self.guest.append(c.LogStarted(self.needs_sync)),
+            Do.SYNC_LOG: lambda: self.guest.append(c.LogSynced()),
+            Do.PAUSE: self.pause,
+            Do.SAVE_STATE: self.save,
+            Do.ASK_DIGEST: self.ask_digest,
+            Do.RELEASE: self.release,
+            Do.HAND_OVER: self.hand_over,
+            Do.ABANDON: self.abandon,
+            Do.GIVE_UP: lambda: self.expect(Do.HAND_OVER in self.done),
+            Do.FINISH: lambda: self.expect(Do.HAND_OVER in self.done),
+        }
+        carry_out[instruction]()
+
+    @staticmethod
+    def expect(holds: bool) -> None:
+        assert holds
+
+    def tell(self, worker: int, instruction: object) -> None:
+        answers = self.queues[worker]
+        match instruction:
+            case SendRegions(round=round_, regions=regions, first_pass=first_pass):
+                if round_ != self.round:
+                    self.begin_round(round_)
+                assert worker not in self.fenced, "regions after the worker's fence"
+                assert first_pass == (round_ == 1)
+                assert regions
+                self.given.update(regions)
+                self.count_pages(worker, len(regions))
+                answers.append(c.WorkerIdle(worker))
+            case Fence(round=round_):
+                if round_ != self.round:
+                    self.begin_round(round_)
+                assert worker not in self.fenced, "two fences in a round"
+                assert sum(self.given.values()) == len(self.regions), "a fence while regions are left"
+                self.fenced.add(worker)
+                answers.append(c.WorkerFenced(worker, self.counters[worker]))
+                if len(self.fenced) == self.workers:
+                    self.dirty = self.random.randrange(0, max(1, self.dirty))
+            case CountDirty(regions=regions):
+                self.round_is_over()
+                assert list(regions) == self.plan._owned[worker]
+                answers.append(c.WorkerCounted(worker, self.dirty // self.workers))
+            case DigestRegions(regions=regions):
+                answers.append(c.WorkerDigested(worker, {number: number * 7 for number in regions}))
+            case _:
+                pytest.fail(f"unknown instruction {instruction}")
+
+    def count_pages(self, worker: int, regions: int) -> None:
+        pages = self.random.randrange(0, regions * REGION_PAGES)
+        old = self.counters[worker]
+        self.counters[worker] = msgspec.structs.replace(
+            old, sent_pages=old.sent_pages + pages, scan_ns=old.scan_ns + self.random.randrange(0, NS_PER_MS)
+        )
+
+    def begin_round(self, round_: int) -> None:
+        """Only when every worker has answered the fence of the round before."""
+        self.round_is_over()
+        assert round_ == self.round + 1
+        self.round, self.given, self.fenced = round_, Counter(), set()
+        self.fenced_and_told = set()
+        for after, instruction in (("pause", Do.PAUSE), ("save", Do.SAVE_STATE)):
+            self.rounds_after[after] += instruction in self.done
+
+    def round_is_over(self) -> None:
+        if self.round:
+            assert self.given == Counter(range(len(self.regions))), "a region was left out or handed out twice"
+            assert self.fenced_and_told == set(range(self.workers)), "a round ended before every fence was answered"
+
+    def pause(self) -> None:
+        self.round_is_over()
+        assert self.done.count(Do.PAUSE) == 1
+        self.stopped_ns = self.now_ns + self.random.randrange(0, 1000)
+        self.guest.append(c.GuestPaused(self.stopped_ns))
+
+    def save(self) -> None:
+        self.round_is_over()
+        assert self.done.count(Do.SAVE_STATE) == 1
+        assert Do.PAUSE in self.done
+        assert self.rounds_after == {"pause": 1, "save": 0}, "state saved before all of RAM was in place"
+        self.guest.append(c.StateSaved(4711, "state"))
+
+    def ask_digest(self) -> None:
+        assert self.verify
+        self.round_is_over()
+        digest = combine({number: number * 7 for number in range(len(self.regions))}, len(self.regions))
+        self.peer.append(c.PeerDigested(digest if self.same_memory else "other"))
+
+    def release(self) -> None:
+        self.round_is_over()
+        assert self.rounds_after == {"pause": 2, "save": 1}, "no scan after the state was saved"
+        assert self.verify == (Do.ASK_DIGEST in self.done)
+        self.peer.append(c.PeerLoaded(self.random.randrange(0, 10 * NS_PER_MS)))
+
+    def hand_over(self) -> None:
+        assert self.loaded, "handed over before the destination had loaded"
+        self.peer.append(c.PeerResumed())
+
+    def abandon(self) -> None:
+        assert Do.HAND_OVER not in self.done, "the source resumed after hand-over"
+
+    # -- going on -------------------------------------------------------------------------------
+
+    def next_event(self) -> Event | None:
+        ready = [queue for queue in (*self.queues, self.guest, self.peer) if queue]
+        if not ready:
+            return None
+        event = self.random.choice(ready).pop(0)
+        if isinstance(event, c.WorkerFenced):
+            self.fenced_and_told.add(event.worker)
+        self.loaded |= isinstance(event, c.PeerLoaded)
+        return event
+
+    def run(self, *, at: int = -1, trouble: Event | None = None) -> int:
+        """Feed events until nothing is left; before event number *at* comes *trouble*. Returns how many."""
+        self.handle(c.WorkersReady())
+        events = 0
+        while True:
+            if events == at and trouble is not None:
+                self.handle(trouble)
+            event = self.next_event()
+            if event is None:
+                return events
+            self.handle(event)
+            events += 1
+            assert events < 20_000, "it does not end"
+
+
+worlds = st.fixed_dictionaries(
+    {
+        "workers": st.integers(1, 5),
+        "regions": st.integers(0, 24),
+        "seed": st.integers(0, 1 << 32),
+        "needs_sync": st.booleans(),
+        "verify": st.booleans(),
+    }
+)
+World_ = dict[str, int]
+
+
+@given(worlds)
+def test_left_alone_it_hands_over_once(settings_: World_) -> None:
+    world = World(**settings_)  # type: ignore[arg-type]
+    world.run()
+    assert world.plan.status is MigrationStatus.COMPLETED
+    assert world.plan.step is Step.DONE
+    assert world.plan.error is None
+    assert [world.done.count(one) for one in (Do.START_LOG, Do.PAUSE, Do.SAVE_STATE, Do.RELEASE, Do.HAND_OVER, Do.FINISH)] == [1] * 6
+    order = [one for one in world.done if one is not Do.SYNC_LOG]
+    wanted = [Do.START_LOG, Do.PAUSE, Do.SAVE_STATE, *([Do.ASK_DIGEST] if world.verify else []), Do.RELEASE, Do.HAND_OVER, Do.FINISH]
+    assert order == wanted
+    # A log that needs it is brought up to date before each count and each round but the first.
+    counted = len(world.plan.record.facts)
+    assert world.done.count(Do.SYNC_LOG) == (counted + 2 if world.needs_sync else 0)
+    assert world.plan.state_bytes == 4711
+    assert [report.paused for report in world.plan.record.rounds] == [False] * counted + [True, True]
+
+
+@given(worlds)
+def test_the_phases_of_the_pause_add_up_to_the_downtime(settings_: World_) -> None:
+    world = World(**settings_)  # type: ignore[arg-type]
+    world.run()
+    record = world.plan.record
+    phases = msgspec.structs.astuple(record.phases())
+    downtime_ms = record.downtime_ms()
+    assert downtime_ms is not None
+    assert sum(phases) == pytest.approx(downtime_ms, abs=1e-6)
+    assert min(phases) >= 0
+    assert record.marks["stopped"] == min(world.stopped_ns, record.marks["paused"])
+
+
+@given(worlds)
+def test_what_the_workers_counted_is_in_the_rounds(settings_: World_) -> None:
+    world = World(**settings_)  # type: ignore[arg-type]
+    world.run()
+    record = world.plan.record
+    assert record.ram().sent_pages == sum(one.sent_pages for one in world.counters)
+    assert [one.sent_pages for one in record.per_worker([])] == [one.sent_pages for one in world.counters]
+
+
+troubles = st.sampled_from(
+    [
+        lambda: c.Failed(GuestError("trouble")),
+        lambda: c.PeerVanished(PeerLostError("gone")),
+        lambda: c.CancelAsked(),
+        lambda: c.WorkersReady(),  # an event at a time that has no place for it
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(worlds, troubles, st.floats(0, 1))
+def test_whenever_trouble_comes_the_guest_goes_on_on_one_side(
+    settings_: World_, make: Callable[[], Event], when: float
+) -> None:
+    length = World(**settings_).run()  # type: ignore[arg-type]
+    world = World(**settings_)  # type: ignore[arg-type]
+    trouble = make()
+    world.run(at=int(when * (length - 1)), trouble=trouble)
+    handed_over = Do.HAND_OVER in world.done
+    ends = [one for one in world.done if one in (Do.ABANDON, Do.GIVE_UP, Do.FINISH)]
+    assert len(ends) == 1
+    if not handed_over:
+        assert ends == [Do.ABANDON]
+        cancelled = isinstance(trouble, c.CancelAsked)
+        assert world.plan.status is (MigrationStatus.CANCELLED if cancelled else MigrationStatus.FAILED)
+        assert isinstance(world.plan.error, ParmigError)
+        assert isinstance(world.plan.error, CancelledError) == cancelled
+        assert world.plan.error.phase
+    elif isinstance(trouble, c.CancelAsked):
+        assert ends == [Do.FINISH]  # too late to cancel
+    else:
+        assert ends == [Do.GIVE_UP]
+        assert world.plan.status is MigrationStatus.UNKNOWN
+    assert world.plan.machine.ended
+
+
+def event_numbers(world: dict[str, object]) -> int:
+    return World(**world).run()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [lambda: c.Failed(GuestError("x")), lambda: c.PeerVanished(PeerLostError("x")), c.CancelAsked])
+def test_trouble_at_every_single_event_is_survived(make: Callable[[], Event]) -> None:
+    settings_: dict[str, object] = {"workers": 2, "regions": 6, "seed": 7, "needs_sync": True, "verify": True}
+    outcomes = Counter()
+    for at in range(event_numbers(settings_)):
+        world = World(**settings_)  # type: ignore[arg-type]
+        world.run(at=at, trouble=make())
+        outcomes[world.done[-1]] += 1
+        assert (world.done[-1] is Do.ABANDON) == (Do.HAND_OVER not in world.done)
+    assert outcomes[Do.ABANDON] > 20
+    assert len(outcomes) == 2
+
+
+@given(worlds)
+def test_after_the_end_everything_is_ignored(settings_: World_) -> None:
+    world = World(**settings_)  # type: ignore[arg-type]
+    world.run()
+    for event in (c.Failed(GuestError("late")), c.CancelAsked(), c.Tick(), c.PeerResumed(), c.WorkerIdle(0)):
+        assert world.plan.handle(event, world.now_ns) == []
+    assert world.plan.status is MigrationStatus.COMPLETED
+
+
+def test_memories_that_differ_end_the_migration_before_hand_over() -> None:
+    world = World(workers=2, regions=5, seed=1, verify=True, same_memory=False)
+    world.run()
+    assert world.done[-1] is Do.ABANDON
+    assert "other at the destination" in str(world.plan.error)
+
+
+def run_until(world: World, step: Step) -> None:
+    world.handle(c.WorkersReady())
+    while world.plan.step is not step:
+        event = world.next_event()
+        assert event is not None
+        world.handle(event)
+
+
+def test_the_time_limit_ends_a_migration_that_sends_and_spares_one_that_pauses() -> None:
+    for step, ends in ((Step.SENDING, True), (Step.FINAL, False), (Step.LOADING, False)):
+        world = World(workers=2, regions=5, seed=1)
+        world.plan._limits = Limits(300 * NS_PER_MS, 0, 3600 * NS_PER_S)
+        run_until(world, step)
+        assert world.plan.handle(c.Tick(), world.now_ns) == []
+        late = world.plan.handle(c.Tick(), world.now_ns + 3600 * NS_PER_S)
+        assert late == ([Do.ABANDON] if ends else [])
+        assert isinstance(world.plan.error, LimitExceededError) == ends
+
+
+def test_a_guest_that_never_shrinks_ends_with_the_options_that_help() -> None:
+    world = World(workers=2, regions=5, seed=1)
+    world.handle(c.WorkersReady())
+    while not world.plan.machine.ended:
+        event = world.next_event()
+        assert event is not None
+        world.dirty = 10**9
+        if isinstance(event, c.WorkerCounted):
+            event = c.WorkerCounted(event.worker, 10**9)
+        world.handle(event)
+    assert isinstance(world.plan.error, NotConvergingError)
+    assert "--downtime-limit 300" in str(world.plan.error)
+    assert world.done[-1] is Do.ABANDON

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What policy decides on histories made for the purpose."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from parmig.engine import policy
+from parmig.engine.policy import FEW_PAGES, Limits, RoundFacts, Verdict, decide, expected_downtime_ns
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.units import GIB, NS_PER_MS, NS_PER_S
+
+LIMIT = Limits(300 * NS_PER_MS)
+RATE_BYTES_PER_S = GIB
+
+
+def sent(pages: int, remaining: int) -> RoundFacts:
+    """A round that sent *pages* at 1 GiB/s."""
+    return RoundFacts(pages * PAGE_BYTES, pages * PAGE_BYTES * NS_PER_S // RATE_BYTES_PER_S, 0, remaining)
+
+
+def history(*pages: int) -> list[RoundFacts]:
+    """Rounds that each send what the one before left; the last number remains."""
+    return [sent(before, after) for before, after in zip(pages, pages[1:], strict=False)]
+
+
+WITHIN = RATE_BYTES_PER_S // PAGE_BYTES * 3 // 10
+"""Pages that 300 ms carry."""
+
+
+def run(remaining_after: list[int], limits: Limits = LIMIT, start: int = 10 * WITHIN) -> tuple[Verdict, list[RoundFacts]]:
+    """Decide round by round until something else than CONTINUE comes out."""
+    rounds: list[RoundFacts] = []
+    before = start
+    for remaining in remaining_after:
+        rounds.append(sent(before, remaining))
+        verdict = decide(rounds, limits, sum(facts.duration_ns for facts in rounds))
+        if verdict is not Verdict.CONTINUE:
+            return verdict, rounds
+        before = remaining
+    return Verdict.CONTINUE, rounds
+
+
+facts = st.builds(RoundFacts, st.integers(0, 1 << 44), st.integers(0, 1 << 44), st.integers(0, 1 << 34), st.integers(0, 1 << 32))
+limits = st.builds(Limits, st.integers(1, 1 << 40), st.integers(0, 1 << 42), st.integers(0, 1 << 42))
+
+
+@given(st.lists(facts, min_size=1, max_size=30), limits, st.integers(0, 1 << 44))
+def test_no_history_pauses_beyond_what_was_allowed(rounds: list[RoundFacts], limits: Limits, elapsed_ns: int) -> None:
+    verdict = decide(rounds, limits, elapsed_ns)
+    expected = expected_downtime_ns(rounds)
+    if verdict is Verdict.PAUSE:
+        assert expected <= max(limits.downtime_ns, limits.max_downtime_ns)
+    elif verdict is Verdict.TIMEOUT:
+        assert limits.timeout_ns
+        assert elapsed_ns >= limits.timeout_ns
+    elif verdict is Verdict.STALLED:
+        assert expected > limits.downtime_ns
+        assert len(rounds) > policy.STALL_ROUNDS
+    else:
+        assert expected > limits.downtime_ns or rounds[-1].remaining_pages > FEW_PAGES
+
+
+@given(st.floats(0.05, 0.9), st.integers(WITHIN, 1000 * WITHIN))
+def test_a_guest_that_shrinks_is_paused_within_the_limit(factor: float, start: int) -> None:
+    verdict, rounds = run([int(start * factor**n) for n in range(1, 200)], start=start)
+    assert verdict is Verdict.PAUSE
+    assert expected_downtime_ns(rounds) <= LIMIT.downtime_ns
+
+
+@given(st.integers(0, FEW_PAGES))
+def test_few_pages_are_not_worth_another_round(remaining: int) -> None:
+    assert decide(history(100_000, remaining), LIMIT, 0) is Verdict.PAUSE
+
+
+def test_a_pause_that_is_short_enough_still_shrinks_while_it_pays() -> None:
+    assert decide(history(10 * WITHIN, WITHIN, WITHIN // 2), LIMIT, 0) is Verdict.CONTINUE
+    assert decide(history(10 * WITHIN, WITHIN, WITHIN * 4 // 5), LIMIT, 0) is Verdict.PAUSE
+
+
+def test_rounds_beyond_the_first_that_would_do_are_limited() -> None:
+    halving = [WITHIN * 1000 // 2**n for n in range(1, 40)]
+    verdict, rounds = run(halving, limits=Limits(10**15), start=WITHIN * 1000)
+    assert verdict is Verdict.PAUSE
+    assert len(rounds) == policy.EXTRA_ROUNDS + 1
+
+
+def test_a_guest_without_memory_pauses_at_once() -> None:
+    assert decide([RoundFacts(0, 0, 0, 0)], LIMIT, 0) is Verdict.PAUSE
+    assert decide([RoundFacts(0, 1000, 1000, 0)], LIMIT, 0) is Verdict.PAUSE
+
+
+def test_a_guest_that_was_empty_and_then_wrote_much_gets_another_round() -> None:
+    assert decide([RoundFacts(0, 1000, 1000, 100 * WITHIN)], LIMIT, 0) is Verdict.CONTINUE
+
+
+@given(st.integers(2 * WITHIN, 100 * WITHIN))
+def test_a_hopeless_guest_is_stalled_after_the_agreed_rounds(remaining: int) -> None:
+    verdict, rounds = run([remaining] * 50, start=remaining)
+    assert verdict is Verdict.STALLED
+    assert len(rounds) == policy.STALL_ROUNDS + 1
+
+
+@given(st.integers(2 * WITHIN, 9 * WITHIN))
+def test_a_hopeless_guest_pauses_when_the_longer_pause_suffices(remaining: int) -> None:
+    longer = Limits(LIMIT.downtime_ns, 10 * LIMIT.downtime_ns)
+    verdict, rounds = run([remaining] * 50, longer, start=remaining)
+    assert verdict is Verdict.PAUSE
+    assert LIMIT.downtime_ns < expected_downtime_ns(rounds) <= longer.max_downtime_ns
+
+
+@given(st.permutations([2, 3, 4, 6, 8]).flatmap(lambda order: st.just([one * WITHIN for one in order] * 10)))
+def test_the_longer_pause_comes_at_a_local_minimum(waves: list[int]) -> None:
+    verdict, rounds = run(waves, Limits(LIMIT.downtime_ns, 10 * LIMIT.downtime_ns), start=9 * WITHIN)
+    assert verdict is Verdict.PAUSE
+    lately = [one.remaining_pages for one in rounds[-2 * policy.STALL_ROUNDS :]]
+    assert rounds[-1].remaining_pages <= policy.LOCAL_MINIMUM * min(lately)
+
+
+def test_a_guest_too_fast_for_the_longer_pause_is_stalled_in_the_end() -> None:
+    verdict, rounds = run([50 * WITHIN] * 50, Limits(LIMIT.downtime_ns, 10 * LIMIT.downtime_ns), start=50 * WITHIN)
+    assert verdict is Verdict.STALLED
+    assert len(rounds) == 4 * policy.STALL_ROUNDS
+
+
+@given(st.integers(1, 1 << 40), st.integers(0, 1 << 40))
+def test_the_time_limit_ends_what_cannot_pause_yet(timeout_ns: int, elapsed_ns: int) -> None:
+    limited = Limits(LIMIT.downtime_ns, 0, timeout_ns)
+    verdict = decide(history(10 * WITHIN, 5 * WITHIN), limited, elapsed_ns)
+    assert verdict is (Verdict.TIMEOUT if elapsed_ns >= timeout_ns else Verdict.CONTINUE)
+    assert decide(history(10 * WITHIN, 0), limited, elapsed_ns) is Verdict.PAUSE
+
+
+def test_without_a_time_limit_none_is_kept() -> None:
+    assert decide(history(10 * WITHIN, 5 * WITHIN), LIMIT, 1 << 60) is Verdict.CONTINUE
+
+
+@given(st.integers(16 * FEW_PAGES, 1 << 22), st.integers(1, 16 * FEW_PAGES - 1))
+def test_a_round_of_few_pages_does_not_measure_the_network(much: int, few: int) -> None:
+    slow = RoundFacts(few * PAGE_BYTES, 10**15, 0, 1)
+    assert policy.bandwidth_bytes_per_s([sent(much, few), slow]) == pytest.approx(RATE_BYTES_PER_S, rel=1e-3)
+
+
+@given(st.lists(facts, min_size=1, max_size=10))
+def test_the_last_scan_is_part_of_the_expected_pause(rounds: list[RoundFacts]) -> None:
+    assume(any(one.sent_bytes for one in rounds))
+    assert expected_downtime_ns(rounds) >= rounds[-1].scan_ns
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=policy.STALL_ROUNDS + 1, max_size=20))
+def test_a_new_minimum_is_no_stall(remaining: list[int]) -> None:
+    rounds = history(10**6, *remaining, int(min(remaining) * 0.9))
+    assert not policy.is_stalled(rounds)
