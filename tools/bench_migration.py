@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from parmig import linux
 from parmig.config import SendConfig
@@ -103,15 +104,15 @@ def overhead_bytes(pids: list[int], guest_names: tuple[str, ...]) -> int:
 
 
 def bench_memory(runs: int, workers: int) -> dict[str, Any]:
-    """The highest Pss beyond the guest of the workers of either side, and of this process with both engines."""
-    peaks = {"send workers": 0, "receive workers": 0, "coordinators": 0}
+                peaks[name] = max(peaks[name], overhead_bytes(pids, ("memfd:parmig-ram",)))
+    peaks = {"send workers": 0, "receive workers": 0, "everything else": 0}
 
     def watch(sender: Any, receiver: Any) -> None:
         while not sender._plan or not sender._plan.machine.ended:
             for name, pids in (
                 ("send workers", sender._pool.pids()),
                 ("receive workers", receiver._pool.pids()),
-                ("coordinators", [os.getpid()]),
+                ("everything else", [os.getpid(), *(child.pid for child in psutil.Process().children())]),
             ):
                 peaks[name] = max(peaks[name], overhead_bytes(pids, ("memfd:parmig-ram",)))
             time.sleep(0.05)

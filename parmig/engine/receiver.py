@@ -26,7 +26,7 @@ from parmig.engine.shares import assign
 from parmig.engine.state_channel import StateReceiver
 from parmig.errors import (
     CancelledError,
-    HostRefusedError,
+    GuestError,
     LimitExceededError,
     ParmigError,
     PeerFailedError,
@@ -55,6 +55,9 @@ GOODBYE_LIMIT_NS = 3 * NS_PER_S
 """For the source's goodbye after the guest was resumed here; its absence changes nothing."""
 
 POLL_MS = 200
+
+EXPLANATION_NS = 400 * NS_PER_MS
+"""A lost connection is a symptom; for so long the source may still tell the cause."""
 
 MAX_STATE_CHUNK_FRAME_BYTES = messages.MAX_STATE_CHUNK_BYTES + 64
 
@@ -104,6 +107,7 @@ class MigrationReceiver:
         self._resumed_ns = 0
         self._round = 0
         self._finished = False
+        self._suspect: tuple[ParmigError, int] | None = None
         self._report = Report(parmig=__version__, side="destination")
 
     # -- the caller's side ----------------------------------------------------------------------
@@ -127,10 +131,7 @@ class MigrationReceiver:
     def cancel(self) -> None:
         """Give up, unless hand-over has happened. Safe from a signal handler."""
         self._cancelled = True
-        try:
-            self._thread.wake()
-        except OSError:
-            pass  # ended already
+        self._thread.wake()
 
     def _check_cancelled(self) -> None:
         if self._cancelled and not self._handed_over:
@@ -168,7 +169,7 @@ class MigrationReceiver:
             self._thread.finished()
             self._check_cancelled()
             if self._guest.watch_fd() in ready:
-                raise ParmigError("the guest's virtual machine monitor died while waiting for a source")
+                raise GuestError("the guest's virtual machine monitor died while waiting for a source")
             frames = self._control.transport.read()
             if frames is None or messages.peer_version(frames[0]) is None:
                 continue  # a stranger, or a port scanner
@@ -195,7 +196,7 @@ class MigrationReceiver:
         memory = list(self._thread.call(self._guest.memory))
         mismatches = check_configure(wish, info, [one.block for one in memory])
         if not mismatches:
-            mismatches = _lack_of_space(memory, wish)
+            mismatches = _lack_of_space(memory, wish) + _lack_of_ports(self._config.data_ports, wish.workers)
         if mismatches:
             reason = "; ".join(mismatches)
             self._control.write(messages.Refuse(reason))
@@ -262,13 +263,7 @@ class MigrationReceiver:
     def _take_port(self) -> int:
         """The next of the configured data ports; 0 when any will do."""
         port = self._next_port
-        if port:
-            if port > self._config.data_ports[1]:
-                first, last = self._config.data_ports
-                raise HostRefusedError(
-                    f"--data-ports {first}-{last} are too few: one a worker and one for device state"
-                )
-            self._next_port += 1
+        self._next_port += bool(port)
         return port
 
     def _bind_state(self, host: str, session: bytes) -> Endpoint:
@@ -306,20 +301,32 @@ class MigrationReceiver:
         if self._resumed_ns and time.monotonic_ns() - self._resumed_ns > GOODBYE_LIMIT_NS:
             return True
         if self._guest.watch_fd() in ready:
-            raise ParmigError("the guest's virtual machine monitor died during the migration")
-        if not self._resumed_ns:
+            raise GuestError("the guest's virtual machine monitor died during the migration")
+        if not self._handed_over:  # afterwards neither is needed any more
             self._read_workers()
+            self._receive_state()
         try:
-            if not self._handed_over:
-                self._state.receive()
             while not self._finished and (message := self._control.read()) is not None:
                 self._source_said(message)
         except PeerLostError as error:
             if not self._handed_over:
                 raise PeerLostError(f"the source is gone before hand-over ({error}); the guest stays there") from error
             return bool(self._resumed_ns)
+        if not self._handed_over and self._suspect is not None and time.monotonic_ns() >= self._suspect[1]:
+            raise self._suspect[0]
         self._try_load()
         return self._finished
+
+    def _receive_state(self) -> None:
+        assert self._state is not None
+        try:
+            self._state.receive()
+        except PeerLostError as error:
+            self._suspect_that(error)
+
+    def _suspect_that(self, error: PeerLostError) -> None:
+        """A lost connection is a symptom: end for it only when the source does not tell the reason soon."""
+        self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
 
     def _read_workers(self) -> None:
         for worker, event in self._pool.read():
@@ -334,7 +341,10 @@ class MigrationReceiver:
                         self._digest = combine(self._digests, len(self._regions))
                         self._say(messages.Digested(self._digest))
                 case messages.WorkerFailed(error=report):
-                    raise messages.restore_error(report)
+                    error = messages.restore_error(report)
+                    if not isinstance(error, PeerLostError):
+                        raise error
+                    self._suspect_that(error)
                 case _:
                     raise ProtocolError(f"receive worker {worker} said {type(event).__name__}")
 
@@ -354,6 +364,7 @@ class MigrationReceiver:
             case messages.HandOver(run=run) if self._machine.status is MigrationStatus.DEVICE and self._load_began_ns:
                 self._machine.move(StatusEvent.HANDED_OVER)
                 self._handed_over = True
+                self._watch_guest_and_source_only()
                 began = time.monotonic_ns()
                 if run:
                     self._begin(lambda: self._resumed(began), self._guest.resume)
@@ -371,9 +382,16 @@ class MigrationReceiver:
         assert self._control is not None
         try:
             self._control.write(message)
-        except PeerLostError:
-            if not self._handed_over:
-                raise  # afterwards the guest runs here, whether the source hears it or not
+        except PeerLostError as error:
+            # Its last words may be waiting to be read. After hand-over the guest runs here, heard or not.
+            self._suspect_that(error)
+
+    def _watch_guest_and_source_only(self) -> None:
+        assert self._control is not None
+        self._poller = zmq.Poller()
+        for item in [*self._control.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
+            if item is not None:
+                self._poller.register(item, zmq.POLLIN)
 
     # -- device state ---------------------------------------------------------------------------
 
@@ -433,16 +451,17 @@ class MigrationReceiver:
 
     def _tear_down(self, error: ParmigError | None) -> None:
         """On every way out: the peer hears of it, a copy that must not run is discarded, the rest given back."""
-        if not self._handed_over:
-            try:
-                self._thread.call(self._guest.discard)
-            except Exception as problem:  # everything else must still be given back
-                self._tell_progress(Progress(status="failed", message=f"while ending: discard: {problem}"))
+        # The peer first: the guest may be busy for long, and without the source's hand-over it never runs here.
         if error is not None and self._wish is not None and self._control is not None:
             try:
                 self._control.write(messages.Failure(messages.describe_error(error)))
             except ParmigError:
                 pass
+        if not self._handed_over:
+            try:
+                self._thread.call(self._guest.discard)
+            except Exception as problem:  # everything else must still be given back
+                self._tell_progress(Progress(status="failed", message=f"while ending: discard: {problem}"))
         self._pool.close()
         self._thread.close()
         if self._state_transport is not None:
@@ -493,6 +512,14 @@ def _check_exposure(host: str, *, insecure: bool) -> None:
             f"{host} is not a loopback address: anyone who reaches it could send a guest, unencrypted; "
             "use a trusted network and say --insecure, or listen on 127.0.0.1 behind a tunnel"
         )
+
+
+def _lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
+    """Whether the configured data ports do for so many workers."""
+    first, last = ports
+    if not first or last - first + 1 > workers:
+        return []
+    return [f"--data-ports {first}-{last} of the destination are too few: {workers} workers and device state need one each"]
 
 
 def _lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:

@@ -97,17 +97,31 @@ def _bytes_of(index: Index) -> tuple[Index, Bits]:
     return places[starts], np.bitwise_or.reduceat(values, starts)
 
 
+def _whole_bytes(index: Index) -> slice | None:
+    """The bytes that *index* fills exactly, when it is one run that begins and ends on bytes."""
+    first, end = int(index[0]), int(index[-1]) + 1
+    return slice(first >> 3, end >> 3) if is_one_run(index) and not (first | end) & 7 else None
+
+
 def set_bits(bits: Bits, index: Index) -> None:
     """Set the pages of *index* (ascending) in *bits*."""
-    if len(index) and is_one_run(index) and not (index[0] | (index[-1] + 1)) & 7:
-        bits[index[0] >> 3 : (index[-1] + 1) >> 3] = 0xFF
-    elif len(index):
+    if not len(index):
+        return
+    whole = _whole_bytes(index)
+    if whole is not None:
+        bits[whole] = 0xFF
+    else:
         places, values = _bytes_of(index)
         bits[places] |= values
 
 
 def clear_bits(bits: Bits, index: Index) -> None:
     """Clear the pages of *index* (ascending) in *bits*."""
-    if len(index):
+    if not len(index):
+        return
+    whole = _whole_bytes(index)
+    if whole is not None:
+        bits[whole] = 0
+    else:
         places, values = _bytes_of(index)
         bits[places] &= ~values

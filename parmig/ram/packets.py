@@ -32,8 +32,8 @@ _LENGTH_BITS, _FIRST_BITS = 22, 40
 MAX_RUN_PAGES = (1 << _LENGTH_BITS) - 1
 MAX_RUNS = 1 << 16
 """Table entries in one batch: 512 KiB of table at most."""
-MAX_ZERO_PAGES = 1 << 20
-"""Zero pages that one batch may tell of (4 GiB): bounds what the receiver computes for one message."""
+MAX_ZERO_PAGES = 1 << 18
+"""Zero pages that one batch may tell of (1 GiB): bounds what the receiver computes for one message (2 MiB)."""
 
 
 class BatchHeader(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import msgspec
+import multiprocess.connection
 import pytest
 
 from parmig.config import SendConfig
@@ -18,6 +19,7 @@ from parmig.units import MIB, NS_PER_S
 from tests.integration.sides import (
     ENDED,
     KNOWN_LIMIT_S,
+    LIMIT_S,
     Command,
     Discard,
     HeldGuest,
@@ -353,8 +355,12 @@ def test_a_destination_guest_that_dies_after_hand_over_leaves_the_source_paused(
 
 
 def kill_workers(at: Migration) -> None:
-    for pid in (*at.send_workers(), *at.receive_workers()):
-        kill(pid)
+    assert at.sender is not None
+    assert at.receiver is not None
+    processes = [*at.sender._pool._processes, *at.receiver._pool._processes]
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    multiprocess.connection.wait([process.sentinel for process in processes], LIMIT_S)
 
 
 def kill_source(at: Migration) -> None:

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is dirty goes out once, with its content, in batches that the destination accepts."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parmig.ram.bits import bits_for, index_of_runs, set_bits
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
+from parmig.ram.codecs.registry import codec
+from parmig.ram.dirty import DirtyRegion
+from parmig.ram.packets import MAX_RUNS, BatchHeader, decode_batch
+from parmig.ram.receive import MigrationRamReceive
+from parmig.ram.regions import Region, cut
+from parmig.ram.send import DIRECT_RUNS, MigrationRamSend
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.bitmap import BitmapTracker
+from parmig.transport.base import Buffer
+from parmig.units import KIB
+from tests.support import content, file_pages, index_of, mapped, pages_below, shared_area
+
+PAGES = (300, 130)
+BATCH_BYTES = 256 * KIB
+BATCH_PAGES = BATCH_BYTES // PAGE_BYTES
+
+
+class Recorder:
+    """A channel that keeps every batch, copied when it is sent, and checks each as the destination would."""
+
+    def __init__(self, blocks_pages: list[int]) -> None:
+        self.blocks_pages = blocks_pages
+        self.messages: list[list[bytes]] = []
+        self.headers: list[BatchHeader] = []
+        self.fences: list[tuple[int, int]] = []
+        self.waiting_ns = 0
+        self.buffers_out = 0
+        self._buffers: list[Pages] = []
+
+    def next_sequence(self) -> int:
+        return len(self.messages) + 1
+
+    def take_buffer(self) -> Pages:
+        self.buffers_out += 1
+        return self._buffers.pop() if self._buffers else np.empty((BATCH_PAGES, PAGE_BYTES), dtype=np.uint8)
+
+    def give_back(self, buffer: Pages) -> None:
+        self.buffers_out -= 1
+        self._buffers.append(buffer)
+
+    def sleep_until(self, instant_ns: int) -> None:
+        pass
+
+    def send_batch(self, frames: Sequence[Buffer], wire_bytes: int, buffer: Pages | None) -> None:
+        assert wire_bytes == sum(map(len, frames))
+        self.headers.append(decode_batch(memoryview(frames[0]), blocks_pages=self.blocks_pages, max_raw_bytes=BATCH_BYTES))
+        self.messages.append([bytes(frame) for frame in frames])
+        if buffer is not None:
+            self.give_back(buffer)
+
+    def fence(self, round_: int) -> None:
+        self.fences.append((round_, len(self.messages)))
+
+    def pages(self, of: str) -> Counter[tuple[int, int]]:
+        """How often each page was told of as ``data`` or ``zero``."""
+        return Counter(
+            (header.block, page)
+            for header in self.headers
+            for page in index_of_runs(header.data_runs if of == "data" else header.zero_runs).tolist()
+        )
+
+
+class Source:
+    def __init__(self, mappings: list[BlockMapping], shared: SharedArea, log_fd: int, compress: str) -> None:
+        self.mappings = mappings
+        self.shared = shared
+        self.regions = cut([one.block for one in mappings], 64)
+        self.channel = Recorder([one.block.pages for one in mappings])
+        self._log = mmap.mmap(log_fd, 0)
+        self.tracker = BitmapTracker(log_fd, [one.block for one in mappings])
+        self.ram = MigrationRamSend(
+            worker=0,
+            regions=self.regions,
+            blocks=mappings,
+            tracker=self.tracker,
+            codec=codec(compress),
+            channel=self.channel,  # type: ignore[arg-type]
+            shared=shared,
+            batch_bytes=BATCH_BYTES,
+        )
+
+    def mark(self, block: int, pages: set[int]) -> None:
+        at = sum(bits_for(one.block.pages) for one in self.mappings[:block])
+        bits = np.frombuffer(self._log, dtype=np.uint8)[at : at + bits_for(self.mappings[block].block.pages)]
+        set_bits(bits, index_of(pages))
+
+    def round(self, number: int) -> None:
+        self.ram.migrate_ram_iterate(number, range(len(self.regions)), first_pass=number == 1)
+        self.ram.fence(number)
+
+    def close(self) -> None:
+        del self.ram
+        self.tracker.close()
+        self._log.close()
+
+
+@contextmanager
+def sending(*pages: int, compress: str = "none") -> Iterator[Source]:
+    fd = os.memfd_create("log", os.MFD_CLOEXEC)
+    os.ftruncate(fd, sum(map(bits_for, pages)))
+    with mapped(*pages) as mappings, shared_area(mappings, cut([one.block for one in mappings], 64)) as shared:
+        source = Source(mappings, shared, fd, compress)
+        try:
+            yield source
+        finally:
+            source.close()
+            os.close(fd)
+
+
+def write(source: Source, block: int, pages: set[int], tag: int) -> None:
+    source.mappings[block].pages[index_of(pages)] = content(tag, len(pages))
+    source.mark(block, pages)
+
+
+def write_zero(source: Source, block: int, pages: set[int]) -> None:
+    source.mappings[block].pages[index_of(pages)] = 0
+    source.mark(block, pages)
+
+
+def arrived(source: Source, *, compress: str) -> list[np.ndarray]:
+    """What a destination makes of everything that was sent."""
+    with mapped(*(one.block.pages for one in source.mappings)) as mappings, shared_area(mappings, []) as shared:
+        ram = MigrationRamReceive(worker=0, blocks=mappings, codec=codec(compress), shared=shared, batch_bytes=BATCH_BYTES)
+        for message in source.channel.messages:
+            ram.migrate_ram_receive([memoryview(frame) for frame in message])
+        return [file_pages(mapping) for mapping in mappings]
+
+
+block_sets = st.tuples(pages_below(PAGES[0]), pages_below(PAGES[1]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(block_sets, block_sets, block_sets, st.sampled_from(["none", "lz4"]))
+def test_every_dirty_page_is_sent_once_with_its_content(
+    first: tuple[set[int], set[int]], second: tuple[set[int], set[int]], zeroed: tuple[set[int], set[int]], compress: str
+) -> None:
+    with sending(*PAGES, compress=compress) as source:
+        for block in (0, 1):
+            write(source, block, first[block], 1)
+        source.round(1)
+        everything = {(block, page) for block in (0, 1) for page in range(PAGES[block])}
+        data = {(block, page) for block in (0, 1) for page in first[block]}
+        assert source.channel.pages("data") == Counter(data)
+        assert source.channel.pages("zero") == Counter(everything - data)
+
+        source.channel.headers.clear()
+        for block in (0, 1):
+            write(source, block, second[block], 2)
+            write_zero(source, block, zeroed[block])
+        source.round(2)
+        still = {(block, page) for block in (0, 1) for page in second[block] - zeroed[block]}
+        assert source.channel.pages("data") == Counter(still)
+        # The destination hears of a zero page only where it holds something else.
+        told = {(block, page) for block in (0, 1) for page in zeroed[block] & first[block]}
+        assert source.channel.pages("zero") == Counter(told)
+        for here, there in zip(source.mappings, arrived(source, compress=compress), strict=True):
+            assert np.array_equal(file_pages(here), there)
+        assert source.channel.buffers_out == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(block_sets)
+def test_what_was_sent_is_what_is_counted(written: tuple[set[int], set[int]]) -> None:
+    with sending(*PAGES) as source:
+        for block in (0, 1):
+            write(source, block, written[block], 1)
+        source.round(1)
+        counters = source.shared.counters(0)
+        assert counters.sent_pages == sum(map(len, written))
+        assert counters.sent_pages + counters.zero_pages + counters.skipped_pages == counters.handled_pages == sum(PAGES)
+        assert counters.wire_bytes == sum(len(frame) for message in source.channel.messages for frame in message)
+
+
+def test_a_fence_follows_everything_of_its_round() -> None:
+    with sending(*PAGES) as source:
+        write(source, 0, set(range(100)), 1)
+        source.ram.migrate_ram_iterate(1, [0, 1], first_pass=True)
+        sent = sum(source.channel.pages("data").values())
+        assert sent == BATCH_PAGES  # the rest waits for a full batch or the fence
+        source.ram.fence(1)
+        assert sum(source.channel.pages("data").values()) == 100
+        assert source.channel.fences == [(1, len(source.channel.messages))]
+        assert {header.round for header in source.channel.headers} == {1}
+        assert [header.sequence for header in source.channel.headers] == list(range(1, len(source.channel.headers) + 1))
+
+
+def test_pages_that_lie_together_go_out_from_where_they_are() -> None:
+    with sending(*PAGES) as source:
+        write(source, 0, set(range(0, 40)) | set(range(50, 70)), 1)
+        source.round(1)
+        assert [len(frame) for frame in source.channel.messages[0][1:]] == [40 * PAGE_BYTES, 20 * PAGE_BYTES]
+        assert source.channel._buffers == []
+
+
+def test_isolated_pages_are_gathered_into_one_frame() -> None:
+    with sending(*PAGES) as source:
+        write(source, 0, set(range(0, 2 * (DIRECT_RUNS + 1), 2)), 1)
+        source.round(1)
+        (message,) = [one for one, header in zip(source.channel.messages, source.channel.headers, strict=True) if len(header.data_runs)]
+        assert [len(frame) for frame in message[1:]] == [(DIRECT_RUNS + 1) * PAGE_BYTES]
+        assert source.channel.buffers_out == 0
+
+
+def test_batches_are_full_before_the_fence() -> None:
+    with sending(*PAGES) as source:
+        write(source, 0, set(range(0, 300, 2)), 1)
+        source.round(1)
+        sizes = [header.raw_bytes for header in source.channel.headers if header.raw_bytes]
+        assert sizes == [BATCH_BYTES, BATCH_BYTES, (150 - 2 * BATCH_PAGES) * PAGE_BYTES]
+
+
+def test_what_does_not_shrink_goes_out_as_it_is() -> None:
+    with sending(*PAGES, compress="lz4") as source:
+        write(source, 0, {1, 2}, 1)
+        source.mappings[1].pages[5] = 3
+        source.round(1)
+        assert [header.codec for header in source.channel.headers if header.raw_bytes] == [0, 1]
+        assert source.channel.headers[-1].payload_bytes < PAGE_BYTES
+        assert source.channel.buffers_out == 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_any_number_of_scattered_zero_pages_fits_what_the_destination_takes(step: int) -> None:
+    """Nothing but holes, more of them than a batch may have runs."""
+    pages = 8 * MAX_RUNS
+    with sending(pages) as source:
+        holes = np.arange(0, pages, step, dtype=np.int64)
+        span = Region(0, 0, pages)
+        source.ram.migrate_ram_send(DirtyRegion(span, np.zeros(pages, dtype=np.bool_), holes, 0), first_pass=True)
+        source.ram.migrate_ram_send(DirtyRegion(span, np.zeros(pages, dtype=np.bool_), holes[:5], 0), first_pass=True)
+        source.ram.fence(1)
+        told = np.concatenate([index_of_runs(header.zero_runs) for header in source.channel.headers])
+        assert np.array_equal(told, np.concatenate((holes, holes[:5])))
+
+
+def test_counting_consumes_nothing() -> None:
+    with sending(*PAGES) as source:
+        source.mappings[0].pages[:] = 1
+        source.round(1)
+        source.mark(0, {1, 2, 77})
+        numbers = range(len(source.regions))
+        assert source.ram.migrate_dirty_bitmap_sync(numbers) == 3
+        assert source.ram.migrate_dirty_bitmap_sync(numbers) == 3
