@@ -179,6 +179,21 @@ def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
     _check(_libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size_bytes), "fallocate")
 
 
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+
+
+def mincore(address: int, pages: int) -> npt.NDArray[np.bool_]:
+    """Which of the *pages* 4 KiB pages mapped at *address* are in memory; one entry a page.
+
+    For a shared file mapping that means: in the page cache, whoever put it there. Pages in swap and pages that
+    do not exist are both "not". 5 ns a page that this process has mapped, about 50 ns others.
+    """
+    vector = np.empty(pages, dtype=np.uint8)
+    _check(_libc.mincore(address, pages * 4096, vector.ctypes.data), "mincore")
+    vector &= 1
+    return vector.view(np.bool_)
+
+
 def is_hugetlbfs(fd: int) -> bool:
     """Whether the file lies on hugetlbfs, which has no write(2) and no SEEK_HOLE."""
     buffer = ctypes.create_string_buffer(256)

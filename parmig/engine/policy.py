@@ -15,7 +15,7 @@ SHRINK_WORTHWHILE = 0.75
 """Within the downtime limit another round is worth it while it leaves under 3/4 of the pages of the
 one before: it costs little and shortens the pause."""
 
-FEW_PAGES = 512
+FEW_PAGES = 64
 """Fewer pages than this (2 MiB) are not worth another round: sending them takes less than a fence."""
 
 EXTRA_ROUNDS = 4

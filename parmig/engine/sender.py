@@ -438,8 +438,8 @@ class MigrationSender:
         ):
             try:
                 self._thread.call(step)
-            except Exception as error:  # everything else must still be given back
-                problems.append(f"{step.__name__}: {error}")
+            except Exception as problem:  # everything else must still be given back
+                problems.append(f"{step.__name__}: {problem}")
         self._farewell(status, error)
         self._pool.close()
         self._thread.close()

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
+from parmig import linux
 from parmig.ram.bits import NO_INDEX, Index, Mask, mask_of_bits, mask_of_runs, runs_of_mask
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.extents import allocated_runs, has_data, keep_allocated
 from parmig.ram.regions import Region, spans
 from parmig.ram.shared import SharedArea
@@ -117,12 +118,25 @@ class DirtyScanner:
         holes = NO_INDEX
         dirty = found.dirty
         if uncertain.any():
-            exists: Mask = uncertain.copy()
-            keep_allocated(mapping.fd, mapping.file_offset_bytes, span.first_page, runs_of_mask(uncertain), exists)
-            gone: Mask = uncertain & ~exists
+            gone = self._gone(mapping, span, uncertain)
             dirty = dirty & ~gone
             holes = np.flatnonzero(gone & has) + span.first_page
         return DirtyRegion(span, dirty, holes)
+
+    def _gone(self, mapping: BlockMapping, span: Region, uncertain: Mask) -> Mask:
+        """Which of the *uncertain* pages are holes.
+
+        In core means it exists; only of the others (swapped out, or gone) the file is asked, extent by
+        extent. A guest that arrived by migration has most of its pages unmapped, in thousands of extents: asking
+        for all of them took 8 ms for 256 MiB, this takes 0.4.
+        """
+        address = mapping.pages.ctypes.data + span.first_page * PAGE_BYTES
+        gone: Mask = uncertain & ~linux.mincore(address, span.pages)
+        if gone.any():
+            exists = gone.copy()
+            keep_allocated(mapping.fd, mapping.file_offset_bytes, span.first_page, runs_of_mask(gone), exists)
+            gone &= ~exists
+        return gone
 
 
 class _Fresh(msgspec.Struct):

@@ -13,7 +13,7 @@ from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.codecs.base import PageCodec
 from parmig.ram.dirty import DirtyRegion, DirtyScanner
 from parmig.ram.flow import SendChannel
-from parmig.ram.packets import MAX_ZERO_PAGES, BatchHeader
+from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES, BatchHeader
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.base import DirtyTracker
@@ -67,6 +67,7 @@ class MigrationRamSend:
         self._data_pages = 0
         self._zero: list[Index] = []
         self._zero_pages = 0
+        self._zero_runs = 0  # at most: joined ones count once more
         self._began_ns = time.monotonic_ns()
         self.counters = WorkerCounters()
 
@@ -129,12 +130,16 @@ class MigrationRamSend:
     # -- batches --------------------------------------------------------------------------------
 
     def _queue_zero(self, index: Index) -> None:
-        for first in range(0, len(index), MAX_ZERO_PAGES // 2):
-            part = index[first : first + MAX_ZERO_PAGES // 2]
-            if self._zero_pages + len(part) > MAX_ZERO_PAGES // 2:
+        runs = int(np.count_nonzero(np.diff(index) != 1)) + 1
+        pages = MAX_ZERO_PAGES // 2 if runs <= MAX_RUNS // 2 else MAX_RUNS // 2
+        for first in range(0, len(index), pages):
+            part = index[first : first + pages]
+            part_runs = min(runs, len(part))
+            if self._zero_pages + len(part) > MAX_ZERO_PAGES // 2 or self._zero_runs + part_runs > MAX_RUNS // 2:
                 self._flush()
             self._zero.append(part)
             self._zero_pages += len(part)
+            self._zero_runs += part_runs
 
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
@@ -160,7 +165,7 @@ class MigrationRamSend:
         """Send one batch: the data pages *index* and every zero page that is waiting."""
         data_runs = runs_of_index(index)
         zero_runs = runs_of_index(np.sort(np.concatenate(self._zero))) if self._zero_pages else NO_RUNS
-        self._zero, self._zero_pages = [], 0
+        self._zero, self._zero_pages, self._zero_runs = [], 0, 0
         codec, payload, buffer = self._payload(index, data_runs.tolist())
         payload_bytes = sum(map(len, payload))
         header = BatchHeader(

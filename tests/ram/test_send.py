@@ -202,20 +202,25 @@ def test_a_fence_follows_everything_of_its_round() -> None:
         assert [header.sequence for header in source.channel.headers] == list(range(1, len(source.channel.headers) + 1))
 
 
+def data_frames(source: Source) -> list[int]:
+    """Sizes of the payload frames of the only batch that has data."""
+    (sent,) = [one for one, header in zip(source.channel.messages, source.channel.headers, strict=True) if header.raw_bytes]
+    return [len(frame) for frame in sent[1:]]
+
+
 def test_pages_that_lie_together_go_out_from_where_they_are() -> None:
     with sending(*PAGES) as source:
         write(source, 0, set(range(0, 40)) | set(range(50, 70)), 1)
         source.round(1)
-        assert [len(frame) for frame in source.channel.messages[0][1:]] == [40 * PAGE_BYTES, 20 * PAGE_BYTES]
-        assert source.channel._buffers == []
+        assert data_frames(source) == [40 * PAGE_BYTES, 20 * PAGE_BYTES]
+        assert source.channel._buffers == []  # none was ever needed
 
 
 def test_isolated_pages_are_gathered_into_one_frame() -> None:
     with sending(*PAGES) as source:
         write(source, 0, set(range(0, 2 * (DIRECT_RUNS + 1), 2)), 1)
         source.round(1)
-        (message,) = [one for one, header in zip(source.channel.messages, source.channel.headers, strict=True) if len(header.data_runs)]
-        assert [len(frame) for frame in message[1:]] == [(DIRECT_RUNS + 1) * PAGE_BYTES]
+        assert data_frames(source) == [(DIRECT_RUNS + 1) * PAGE_BYTES]
         assert source.channel.buffers_out == 0
 
 
@@ -248,7 +253,7 @@ def test_any_number_of_scattered_zero_pages_fits_what_the_destination_takes(step
         source.ram.migrate_ram_send(DirtyRegion(span, np.zeros(pages, dtype=np.bool_), holes[:5], 0), first_pass=True)
         source.ram.fence(1)
         told = np.concatenate([index_of_runs(header.zero_runs) for header in source.channel.headers])
-        assert np.array_equal(told, np.concatenate((holes, holes[:5])))
+        assert np.array_equal(np.sort(told), np.sort(np.concatenate((holes, holes[:5]))))
 
 
 def test_counting_consumes_nothing() -> None:

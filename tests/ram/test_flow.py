@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sending end of a data channel, over real sockets, against receiving ends that do right and wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import zmq
+
+from parmig.errors import LimitExceededError, ProtocolError
+from parmig.ram import flow
+from parmig.ram.flow import SendChannel
+from parmig.transport.base import Endpoint, parse_uri
+from parmig.transport.zeromq import ZmqTransport
+from parmig.units import NS_PER_MS, NS_PER_S
+
+SESSION = b"0123456789abcdef"
+BATCH_BYTES = 65536
+CREDIT_BYTES = 4 * 1000
+
+Answer = Callable[[bytes, int], list[bytes]]
+"""What a receiving end says to the first frame of a message, the size of which is given too."""
+
+
+class InterruptedForTestError(Exception):
+    pass
+
+
+class Receiver(threading.Thread):
+    """A receiving end in a thread; answers by *answer* until told to stop."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], answer: Answer) -> None:
+        super().__init__()
+        self._transport = ZmqTransport(context, "receiver", heartbeat=False, max_message_bytes=1 << 20)
+        self.endpoint: Endpoint = self._transport.bind(parse_uri("zmq+tcp://127.0.0.1:0"))
+        self._answer = answer
+        self._stopped = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        accepted = False
+        try:
+            while not self._stopped:
+                message = self._transport.read(10)
+                if message is None:
+                    continue
+                if not accepted:
+                    self._transport.accept()
+                    accepted = True
+                for one in self._answer(bytes(message[0]), sum(map(len, message))):
+                    self._transport.write([one])
+        except BaseException as error:
+            self.error = error
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.join()
+        self._transport.shutdown()
+
+
+@contextmanager
+def channel_to(answer: Answer, *, interrupt: Callable[[], None] = lambda: None, fd: int = -1) -> Iterator[SendChannel]:
+    own = os.eventfd(0) if fd < 0 else fd
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    receiver = Receiver(context, answer)
+    receiver.start()
+    transport = ZmqTransport(context, "sender", heartbeat=False, max_message_bytes=1 << 16)
+    try:
+        transport.connect(receiver.endpoint, timeout_ns=10 * NS_PER_S)
+        yield SendChannel(transport, "send worker 3", batch_bytes=BATCH_BYTES, interrupt_fd=own, interrupt=interrupt)
+    finally:
+        receiver.stop()
+        transport.shutdown()
+        context.term()
+        if fd < 0:
+            os.close(own)
+    assert receiver.error is None or isinstance(receiver.error, ProtocolError), receiver.error
+
+
+def open_(channel: SendChannel) -> SendChannel:
+    channel.open(session=SESSION, worker=3, protocol=7, limit_ns=10 * NS_PER_S)
+    return channel
+
+
+def batch(channel: SendChannel, size: int = 1000) -> None:
+    """Any bytes do: this receiving end does not look into batches."""
+    channel.send_batch([b"\3" + bytes(size - 1)], size, None)
+
+
+class Well:
+    """A receiving end that does right, some batches late."""
+
+    def __init__(self, seed: int = 0, most_late: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._most_late = most_late
+        self.hellos: list[bytes] = []
+        self.sequence = self.acked = 0
+        self.unacked: list[int] = []
+        self.most_unacked_bytes = 0
+
+    def __call__(self, frame: bytes, size: int) -> list[bytes]:
+        if frame[0] == flow.HELLO:
+            self.hellos.append(frame)
+            return [flow.welcome(CREDIT_BYTES)]
+        if frame[0] == flow.FENCE:
+            self.unacked.clear()
+            return [flow.answer_fence(memoryview(frame), self.sequence)]
+        self.sequence += 1
+        self.unacked.append(size)
+        self.most_unacked_bytes = max(self.most_unacked_bytes, sum(self.unacked))
+        if len(self.unacked) <= self._random.randint(0, self._most_late):
+            return []
+        self.unacked.clear()
+        return [flow.ack(self.sequence)]
+
+
+def test_the_hello_is_the_one_that_was_agreed() -> None:
+    well = Well()
+    with channel_to(well) as channel:
+        open_(channel)
+    (hello,) = well.hellos
+    agreed = {"session": SESSION, "worker": 3, "protocol": 7}
+    assert flow.check_hello([memoryview(hello)], **agreed)  # type: ignore[arg-type]
+    for other in ({"session": SESSION[::-1]}, {"worker": 4}, {"protocol": 8}):
+        assert not flow.check_hello([memoryview(hello)], **{**agreed, **other})  # type: ignore[arg-type]
+    for stranger in ([memoryview(b"")], [memoryview(hello[:-1])], [memoryview(hello), memoryview(b"")], [memoryview(b"\2" + hello[1:])]):
+        assert not flow.check_hello(stranger, **agreed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_credit_is_never_exceeded(seed: int) -> None:
+    well = Well(seed, most_late=3)
+    sizes = random.Random(seed)
+    with channel_to(well) as channel:
+        open_(channel)
+        for round_ in (1, 2):
+            for _ in range(100):
+                batch(channel, sizes.randint(16, 1000))
+            channel.fence(round_)
+        assert well.sequence == 200
+        assert channel.next_sequence() == 201
+    assert 1000 < well.most_unacked_bytes <= CREDIT_BYTES
+
+
+def test_a_batch_beyond_the_credit_goes_out_alone() -> None:
+    well = Well()
+    with channel_to(well) as channel:
+        open_(channel)
+        for _ in range(3):
+            batch(channel, 3 * CREDIT_BYTES)
+        channel.fence(1)
+    assert well.sequence == 3
+    assert well.most_unacked_bytes == 3 * CREDIT_BYTES
+
+
+def test_without_acknowledgements_only_the_credit_goes_out_and_an_interruption_ends_the_wait() -> None:
+    seen: list[int] = []
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def silent(frame: bytes, size: int) -> list[bytes]:
+        if frame[0] == flow.HELLO:
+            return [flow.welcome(CREDIT_BYTES)]
+        seen.append(size)
+        if len(seen) == 4:
+            os.eventfd_write(fd, 1)
+        return []
+
+    def interrupt() -> None:
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:
+            return
+        raise InterruptedForTestError
+
+    with channel_to(silent, interrupt=interrupt, fd=fd) as channel:
+        open_(channel)
+        with pytest.raises(InterruptedForTestError):
+            for _ in range(5):
+                batch(channel)
+        assert channel.next_sequence() == 5
+    assert seen == [1000] * 4
+    os.close(fd)
+
+
+def test_a_fence_with_nothing_sent_since_the_last_asks_nobody() -> None:
+    fences = []
+
+    def count(frame: bytes, size: int) -> list[bytes]:
+        if frame[0] == flow.FENCE:
+            fences.append(frame)
+        return well(frame, size)
+
+    well = Well()
+    with channel_to(count) as channel:
+        open_(channel)
+        channel.fence(1)
+        batch(channel)
+        channel.fence(2)
+        channel.fence(3)
+    assert len(fences) == 1
+
+
+def test_buffers_come_back_by_their_acknowledgement() -> None:
+    with channel_to(Well()) as channel:
+        open_(channel)
+        seen = set()
+        for _ in range(3 * flow.CREDIT_BATCHES):
+            buffer = channel.take_buffer()
+            assert buffer.shape == (16, 4096)
+            seen.add(buffer.ctypes.data)
+            channel.send_batch([b"\3" + bytes(99)], 100, buffer)
+        channel.fence(1)
+        assert len(seen) <= flow.CREDIT_BATCHES
+        # All of them are back: as many can be taken without waiting.
+        assert len({channel.take_buffer().ctypes.data for _ in range(flow.CREDIT_BATCHES)}) == flow.CREDIT_BATCHES
+
+
+def instead(kind: int, reply: Callable[[int], bytes]) -> Answer:
+    """A receiving end that answers messages of *kind* by *reply* of the number of batches."""
+    well = Well()
+
+    def answer(frame: bytes, size: int) -> list[bytes]:
+        right = well(frame, size)
+        return [reply(well.sequence)] if frame[0] == kind else right
+
+    return answer
+
+
+BAD_ANSWERS = [
+    pytest.param(flow.FENCE, lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n + 1), "names batch 2, sent were 1", id="fence of more"),
+    pytest.param(flow.FENCE, lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n - 1), "names batch 0, sent were 1", id="fence of less"),
+    pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 acknowledged, only 1", id="acknowledged too much"),
+    pytest.param(3, lambda n: flow.ack(n)[:-1], "kind 4", id="cut"),
+    pytest.param(3, lambda n: b"", "kind 0", id="empty"),
+    pytest.param(3, lambda n: b"\x63" * 16, "kind 99", id="unknown kind"),
+    pytest.param(3, lambda n: flow.welcome(1), "kind 2", id="second welcome"),
+]
+
+
+@pytest.mark.parametrize(("kind", "reply", "words"), BAD_ANSWERS)
+def test_a_wrong_answer_is_refused(kind: int, reply: Callable[[int], bytes], words: str) -> None:
+    with channel_to(instead(kind, reply)) as channel:
+        open_(channel)
+        batch(channel)
+        with pytest.raises(ProtocolError, match=f"send worker 3: .*{words}"):
+            channel.fence(1)
+
+
+def test_a_peer_without_a_welcome_is_given_up_by_name() -> None:
+    with channel_to(lambda frame, size: []) as channel, pytest.raises(LimitExceededError, match="send worker 3.*welcome"):
+        channel.open(session=SESSION, worker=3, protocol=7, limit_ns=50 * NS_PER_MS)
+
+
+@pytest.mark.parametrize("wait", ["fence", "credit", "buffer"])
+def test_a_peer_that_falls_silent_is_given_up_by_name(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "STALL_LIMIT_NS", 50 * NS_PER_MS)
+    with channel_to(lambda frame, size: [flow.welcome(CREDIT_BYTES)] if frame[0] == flow.HELLO else []) as channel:
+        open_(channel)
+        with pytest.raises(LimitExceededError, match=rf"send worker 3.*{wait}.*destination stuck"):
+            for _ in range(2 * flow.CREDIT_BATCHES):
+                buffer = channel.take_buffer() if wait == "buffer" else None
+                channel.send_batch([b"\3" + bytes(99)], 100 if wait != "credit" else 3000, buffer)
+            channel.fence(1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 17])
+def test_a_fence_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(ProtocolError, match=f"this one {size}"):
+        flow.answer_fence(memoryview(bytes(size)), 0)
