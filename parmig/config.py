@@ -23,6 +23,9 @@ BATCH_BYTES_RANGE = (256 * KIB, 4 * MIB)
 WORKER_PROGRAMS = ("workers.send:main", "workers.receive:main")
 """Dotted names of the worker programs; parmig itself never imports them."""
 
+GUARDIAN_PROGRAM = "workers.guardian:main"
+"""What sets the source right when the sender is killed."""
+
 
 def default_workers() -> int:
     """One worker per core, at most four: one stream carries about 15 Gb/s, so four fill most NICs."""

@@ -8,12 +8,10 @@ import os
 import platform
 import queue
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,7 @@ from parmig.engine.report import Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.base import Guest
 from parmig.guests.registry import open_guest
-
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "qemu"))  # the same machines as the tests use
-machines = import_module("machines")
-QemuMachine: Any = machines.QemuMachine
-build_initrd: Any = machines.build_initrd
+from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
 
 MIB = 1 << 20
 LIMIT_S = 120.0

@@ -104,7 +104,7 @@ def overhead_bytes(pids: list[int], guest_names: tuple[str, ...]) -> int:
 
 
 def bench_memory(runs: int, workers: int) -> dict[str, Any]:
-    """The highest Pss beyond the guest of the workers of either side, and of all else: both coordinators, fork server."""
+    """The highest Pss beyond the guest: workers of either side; all else (both coordinators, the fork server)."""
     peaks = {"send workers": 0, "receive workers": 0, "everything else": 0}
 
     def watch(sender: Any, receiver: Any) -> None:

@@ -234,6 +234,17 @@ class Stop(_Message, frozen=True):
 Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | Stop
 
 
+class Guard(_Message, frozen=True):
+    """Coordinator to the guardian: if I die, call *program* (``module:function``) with *setup*."""
+
+    program: str
+    setup: bytes
+
+
+class Disarm(_Message, frozen=True):
+    """Coordinator to the guardian: the guest is handed over (or I end in order); do nothing any more."""
+
+
 class WorkerReady(_Message, frozen=True):
     """Worker: connected (send) or listening at *port* (receive)."""
 
@@ -280,6 +291,7 @@ T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 _control_decoder = msgspec.msgpack.Decoder(ControlMessage)
 instruction_decoder = msgspec.msgpack.Decoder(Instruction)
+guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm)
 event_decoder = msgspec.msgpack.Decoder(WorkerEvent)
 
 

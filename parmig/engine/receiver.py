@@ -37,6 +37,7 @@ from parmig.errors import (
     UsageError,
 )
 from parmig.guests.base import Guest, GuestInfo
+from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
 from parmig.ram.receive import note_existing
@@ -144,6 +145,7 @@ class MigrationReceiver:
         endpoint = parse_uri(self._config.listen)
         for host in (endpoint.host, *self._config.paths):
             _check_exposure(host, insecure=self._config.insecure)
+        warm_up()
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)
@@ -519,7 +521,9 @@ def _lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
     first, last = ports
     if not first or last - first + 1 > workers:
         return []
-    return [f"--data-ports {first}-{last} of the destination are too few: {workers} workers and device state need one each"]
+    return [
+        f"--data-ports {first}-{last} of the destination are too few: {workers} workers and device state need one each"
+    ]
 
 
 def _lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import zmq
 
-from parmig.config import WORKER_PROGRAMS, SendConfig
+from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import events, messages
 from parmig.engine.agreement import CAPABILITIES, check_accept
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Tell
+from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.messages import Accept, Configure, SendSetup
 from parmig.engine.policy import Limits
@@ -35,6 +36,7 @@ from parmig.errors import (
     ProtocolError,
 )
 from parmig.guests.base import DirtyLog, Guest, GuestInfo
+from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import CREDIT_BATCHES
@@ -81,6 +83,7 @@ class MigrationSender:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control: ControlChannel | None = None
         self._pool = WorkerPool(WORKER_PROGRAMS[0], "send worker")
+        self._guardian = Guardian(GUARDIAN_PROGRAM)
         self._poller = zmq.Poller()
         self._shared: SharedArea | None = None
         self._log = DirtyLog("")
@@ -127,6 +130,7 @@ class MigrationSender:
 
     def _prepare(self) -> None:
         self._config.check()
+        warm_up()
         codec(self._config.compress)
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
@@ -362,6 +366,7 @@ class MigrationSender:
             case Do.RELEASE:
                 self._say(messages.Release(self._plan.state_bytes, self._plan.state_digest))
             case Do.HAND_OVER:
+                self._guardian.disarm()
                 self._watch_peer_only()
                 self._say(messages.HandOver(run=self._running))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
@@ -398,6 +403,7 @@ class MigrationSender:
 
     def _log_started(self, log: DirtyLog) -> Event:
         """The guest records writes: tell the workers how to read it."""
+        self._guardian.arm(self._guest.rescue())
         self._log = log
         self._report.tracker, self._report.tracker_reason = log.kind, log.reason
         fd = self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1

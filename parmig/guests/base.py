@@ -30,7 +30,7 @@ import msgspec
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import DirtyLog, Segment
 
-__all__ = ["DirtyLog", "Guest", "GuestInfo", "Segment", "StateSink"]
+__all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink"]
 
 
 class GuestInfo(msgspec.Struct, frozen=True):
@@ -45,6 +45,18 @@ class GuestInfo(msgspec.Struct, frozen=True):
     kind: str
     machine: str
     monitor: str
+
+
+class Rescue(msgspec.Struct, frozen=True):
+    """What sets a source guest right from another process.
+
+    Attributes:
+        program: ``module:function``, called with *setup*.
+        setup: its argument; no descriptor, no reference to the dead process.
+    """
+
+    program: str
+    setup: bytes
 
 
 class StateSink(Protocol):
@@ -132,6 +144,14 @@ class Guest(ABC):
         Called in any state before hand-over, after a partial pause or save too, and also when
         nothing was done yet. Settings that were changed are set back.
         """
+
+    def rescue(self) -> Rescue | None:
+        """What has to be done to go on here if this very process is killed before hand-over.
+
+        Asked once, after start_dirty_log(). None, the default: nothing of the guest's state depends on
+        this process living on.
+        """
+        return None
 
     def finish_source(self) -> None:
         """After a completed migration: release what the source still holds. It stays paused."""

@@ -180,7 +180,10 @@ class ZmqTransport(MigrationTransport):
         origin = frames.pop(0).bytes
         if (self._peer is not None and origin != self._peer) or not frames:
             return None
-        self._last = (origin, int(frames[0].get(zmq.SRCFD)))
+        try:
+            self._last = (origin, int(frames[0].get(zmq.SRCFD)))
+        except zmq.ZMQError:
+            return None  # bytes that libzmq takes for a peer from before ZMTP 2.0: those have no properties
         return [frame.buffer for frame in frames]
 
     def accept(self) -> None:

@@ -22,7 +22,7 @@ from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Progress, Report
 from parmig.engine.sender import MigrationSender
-from parmig.guests.base import StateSink
+from parmig.guests.base import DirtyLog, StateSink
 from parmig.guests.synthetic.guest import SyntheticGuest
 from parmig.guests.synthetic.options import parse_options
 from parmig.units import MIB
@@ -106,6 +106,10 @@ class HeldGuest(SyntheticGuest):
     def _at(self, name: str) -> None:
         if name in self.gates:
             self.gates[name].pass_()
+
+    def start_dirty_log(self, kind: str) -> DirtyLog:
+        self._at("start_dirty_log")
+        return super().start_dirty_log(kind)
 
     def pause(self, sink: StateSink) -> int:
         self._at("pause")

@@ -210,7 +210,7 @@ def data_frames(source: Source) -> list[int]:
 
 def test_pages_that_lie_together_go_out_from_where_they_are() -> None:
     with sending(*PAGES) as source:
-        write(source, 0, set(range(0, 40)) | set(range(50, 70)), 1)
+        write(source, 0, set(range(40)) | set(range(50, 70)), 1)
         source.round(1)
         assert data_frames(source) == [40 * PAGE_BYTES, 20 * PAGE_BYTES]
         assert source.channel._buffers == []  # none was ever needed

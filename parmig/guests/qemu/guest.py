@@ -12,15 +12,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, UsageError
-from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.base import DirtyLog, Guest, GuestInfo, Rescue, StateSink
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory import MappedBlock, close_memory, open_memory
 from parmig.guests.qemu.outgoing import Outgoing
 from parmig.guests.qemu.process import check_destination, check_source, has_ended, open_pidfd, quit_qemu
 from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.rescue import QemuRescue
 from parmig.guests.qemu.settings import Settings
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
 from parmig.units import NS_PER_S, parse_duration_ns
@@ -170,6 +173,12 @@ class QemuGuest(Guest):
                 self._settings.restore()
             raise
         self._settings.restore()
+
+    def rescue(self) -> Rescue:
+        """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket."""
+        capabilities, parameters = self._settings.old()
+        setup = QemuRescue(self._qmp.path, self._qmp.limit_s, self.is_running(), capabilities, parameters)
+        return Rescue("parmig.guests.qemu.rescue:set_right", msgspec.msgpack.encode(setup))
 
     def finish_source(self) -> None:
         """Set the settings back and drop the stream. QEMU stays paused, in ``postmigrate``.

@@ -174,6 +174,15 @@ class Outgoing:
         finally:
             self.close()
 
+    def undo_unfinished(self, *, running: bool) -> None:
+        """The same for a migration that another process had begun, and did not live to end.
+
+        Args:
+            running: whether the guest ran before.
+        """
+        self._was_running, self.started = running, True
+        self.undo()
+
     def _cancel(self) -> None:
         deadline = time.monotonic() + self._limit_s
         if self._status() in IDLE:

@@ -14,12 +14,24 @@ not expect on a plain descriptor (multifd, return-path, mapped-ram), or forbid x
 
 
 class Settings:
-    """Remembers what it changes. Not restored when this process is killed: QEMU then keeps the new values."""
+    """Remembers what it changes.
 
-    def __init__(self, qmp: Qmp) -> None:
+    Args:
+        qmp: the session; used, not owned.
+        capabilities: old values that are known already (a rescue), for :meth:`restore`.
+        parameters: the same.
+    """
+
+    def __init__(
+        self, qmp: Qmp, capabilities: Mapping[str, bool] | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> None:
         self._qmp = qmp
-        self._old_capabilities: dict[str, bool] = {}
-        self._old_parameters: dict[str, Any] = {}
+        self._old_capabilities = dict(capabilities or {})
+        self._old_parameters = dict(parameters or {})
+
+    def old(self) -> tuple[dict[str, bool], dict[str, Any]]:
+        """Capabilities and parameters that were changed, with their values before."""
+        return dict(self._old_capabilities), dict(self._old_parameters)
 
     def apply(self, capabilities: Collection[str], parameters: Mapping[str, Any]) -> None:
         """Switch *capabilities* on and all others (but LEFT_ALONE) off; set *parameters*.

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every transport promises, asked over loopback; peers that die, hang or jam are real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+import zmq
+
+from parmig.errors import PeerLostError, PeerUnreachableError, TransportError, UsageError
+from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
+from parmig.transport.registry import open_transport
+from parmig.units import MIB, NS_PER_S
+from tests.support import wait_until
+
+SCHEMES = ["zmq+tcp"]
+MAX_BYTES = 4 * MIB
+LIMIT_NS = 10 * NS_PER_S
+
+
+class Loop:
+    """Transports of one scheme in one ZeroMQ context, closed together."""
+
+    def __init__(self, scheme: str, stack: ExitStack) -> None:
+        self.scheme = scheme
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._stack = stack
+        stack.callback(self.context.term)
+
+    def open(self, name: str = "channel", *, heartbeat: bool = False, max_bytes: int = MAX_BYTES) -> MigrationTransport:
+        endpoint = Endpoint(self.scheme, "127.0.0.1", 0)
+        transport = open_transport(endpoint, self.context, name, heartbeat=heartbeat, max_message_bytes=max_bytes)
+        self._stack.callback(transport.shutdown)
+        return transport
+
+    def listen(self, **how: bool) -> tuple[MigrationTransport, Endpoint]:
+        transport = self.open("listener", **how)
+        return transport, transport.bind(Endpoint(self.scheme, "127.0.0.1", 0))
+
+    def connect(self, endpoint: Endpoint, **how: bool) -> MigrationTransport:
+        transport = self.open("connector", **how)
+        transport.connect(endpoint, timeout_ns=LIMIT_NS)
+        return transport
+
+    def pair(self) -> tuple[MigrationTransport, MigrationTransport, Endpoint]:
+        """A listening channel and its accepted peer."""
+        listener, endpoint = self.listen()
+        connector = self.connect(endpoint)
+        connector.write([b"hello"])
+        assert next_message(listener) == [b"hello"]
+        listener.accept()
+        return listener, connector, endpoint
+
+
+@pytest.fixture(params=SCHEMES)
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    with ExitStack() as stack:
+        yield Loop(request.param, stack)
+
+
+def next_message(transport: MigrationTransport) -> list[bytes]:
+    found: list[list[bytes]] = []
+
+    def read() -> bool:
+        message = transport.read(100)
+        if message is not None:
+            found.append([bytes(frame) for frame in message])
+        return bool(found)
+
+    wait_until(read, "a message")
+    return found[0]
+
+
+def lost(transport: MigrationTransport) -> bool:
+    """Whether reading finds the connection gone; what still comes is dropped."""
+    try:
+        transport.read(10)
+    except PeerLostError:
+        return True
+    return False
+
+
+PEER = """
+import sys, zmq
+from parmig.transport.base import parse_uri
+from parmig.transport.registry import open_transport
+role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
+transport = open_transport(uri, zmq.Context(), "peer", heartbeat=heartbeat, max_message_bytes=1 << 22)
+if role == "listen":
+    print(transport.bind(uri).port, flush=True)
+    while transport.read(1000) is None:
+        pass
+    transport.accept()
+else:
+    transport.connect(uri, timeout_ns=10 * 10**9)
+transport.write([b"hello"])
+if role == "jam":
+    sys.stdin.read()
+while True:
+    message = transport.read(1000)
+    if message is not None:
+        transport.write([bytes(frame) for frame in message])
+"""
+
+
+@contextmanager
+def peer(role: str, endpoint: Endpoint, *, heartbeat: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """Another process: ``connect`` and echo, ``jam`` (connect, never read), or ``listen`` and echo."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def accept_peer(listener: MigrationTransport) -> None:
+    assert next_message(listener) == [b"hello"]
+    listener.accept()
+
+
+# -- messages ---------------------------------------------------------------------------------------
+
+
+def test_messages_arrive_whole_and_in_order(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    sent = [[b"%d" % number, b"", bytes([number % 256]) * (number % 7), b"end"] for number in range(150)]
+    for frames in sent:
+        connector.write(frames)
+    assert [next_message(listener) for _ in sent] == sent
+    for frames in sent:
+        listener.write(frames)
+    assert [next_message(connector) for _ in sent] == sent
+
+
+def test_large_frames_arrive_from_where_they_lie(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    memory = np.random.default_rng(1).integers(0, 256, 8 * MIB, dtype=np.uint8)
+    frames = [b"header", memory[: 3 * MIB].data, bytearray(b"small"), memory[4 * MIB :].data]
+    connector.write(frames)
+    assert next_message(listener) == [bytes(frame) for frame in frames]
+
+
+def test_frames_stay_valid_while_they_are_referenced(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    for number in range(5):
+        connector.write([bytes([number]) * MIB])
+    held: list[list[memoryview]] = []
+
+    def take() -> bool:
+        message = listener.read(100)
+        if message is not None:
+            held.append(message)
+        return len(held) == 5
+
+    wait_until(take, "five messages")
+    assert [bytes(message[0]) == bytes([number]) * MIB for number, message in enumerate(held)] == [True] * 5
+
+
+def test_nothing_to_read_is_none(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    assert listener.read() is None
+    assert connector.read(1) is None
+
+
+def test_what_is_to_be_polled_tells_of_a_message(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    poller = zmq.Poller()
+    for item in listener.pollables():
+        poller.register(item, zmq.POLLIN)
+    while poller.poll(0):  # the monitor tells of connections too
+        listener.read()
+    connector.write([b"x"])
+    assert poller.poll(10_000)
+    assert next_message(listener) == [b"x"]
+
+
+# -- peers that go away -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heartbeat", [False, True])
+def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> None:
+    listener, endpoint = loop.listen(heartbeat=heartbeat)
+    with peer("connect", endpoint, heartbeat=heartbeat) as process:
+        accept_peer(listener)
+        assert not lost(listener)
+        process.kill()
+        wait_until(lambda: lost(listener), "the loss of a killed peer", 3)
+        with pytest.raises(PeerLostError, match="listener"):
+            listener.write([b"x"])
+
+
+@pytest.mark.parametrize("heartbeat", [False, True])
+def test_a_killed_peer_is_lost_to_the_connector(loop: Loop, heartbeat: bool) -> None:
+    with peer("listen", Endpoint(loop.scheme, "127.0.0.1", 0), heartbeat=heartbeat) as process:
+        assert process.stdout is not None
+        connector = loop.connect(Endpoint(loop.scheme, "127.0.0.1", int(process.stdout.readline())), heartbeat=heartbeat)
+        connector.write([b"hello"])
+        assert next_message(connector) == [b"hello"]
+        process.kill()
+        wait_until(lambda: lost(connector), "the loss of a killed peer", 3)
+        with pytest.raises(PeerLostError, match="connector"):
+            connector.write([b"x"])
+
+
+def test_what_was_sent_before_a_loss_can_still_be_read(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    for number in range(20):
+        connector.write([b"%d" % number])
+    connector.shutdown(linger_ms=5000)
+    assert [next_message(listener) for _ in range(20)] == [[b"%d" % number] for number in range(20)]
+    wait_until(lambda: lost(listener), "the loss")
+
+
+def test_a_loss_wakes_whoever_polls(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    poller = zmq.Poller()
+    for item in listener.pollables():
+        poller.register(item, zmq.POLLIN)
+    connector.shutdown()
+
+    def woken_and_lost() -> bool:
+        assert poller.poll(10_000), "nothing to poll for 10 s"
+        return lost(listener)
+
+    wait_until(woken_and_lost, "the loss")
+
+
+def test_a_peer_that_is_stopped_is_lost_on_a_channel_with_heartbeats(loop: Loop) -> None:
+    listener, endpoint = loop.listen(heartbeat=True)
+    with peer("connect", endpoint, heartbeat=True) as process:
+        accept_peer(listener)
+        listener.write([b"ping"])
+        assert next_message(listener) == [b"ping"]
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_until(lambda: lost(listener), "the loss of a stopped peer", 5)
+
+
+def test_a_jammed_peer_never_blocks_the_writer(loop: Loop) -> None:
+    listener, endpoint = loop.listen()
+    with peer("jam", endpoint):
+        accept_peer(listener)
+        frame = bytes(64 * 1024)
+        with pytest.raises(PeerLostError):
+            for _ in range(10_000):
+                listener.write([frame])
+
+
+# -- strangers --------------------------------------------------------------------------------------
+
+
+def test_strangers_do_not_disturb(loop: Loop) -> None:
+    listener, connector, endpoint = loop.pair()
+    for data in (b"", b"GET / HTTP/1.0\r\n\r\n", os.urandom(4096), b"\xff\0\0\0\0\0\0\0\1\x7f"):
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=10) as stranger:
+            stranger.sendall(data)
+            stranger.shutdown(socket.SHUT_WR)
+            try:
+                while stranger.recv(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+    speaker = loop.connect(endpoint)
+    speaker.write([b"I am your peer"])
+    speaker.shutdown(linger_ms=5000)
+    connector.write([b"still here"])
+    assert next_message(listener) == [b"still here"]
+    listener.write([b"and here"])
+    assert next_message(connector) == [b"and here"]
+
+
+def test_a_stranger_before_the_peer_is_not_accepted(loop: Loop) -> None:
+    listener, endpoint = loop.listen()
+    stranger = loop.connect(endpoint)
+    stranger.write([b"let me in"])
+    assert next_message(listener) == [b"let me in"]
+    with pytest.raises(PeerLostError, match="nobody was accepted"):
+        listener.write([b"x"])
+    right = loop.connect(endpoint)
+    right.write([b"hello"])
+    assert next_message(listener) == [b"hello"]
+    listener.accept()
+    stranger.write([b"me too"])
+    stranger.shutdown(linger_ms=5000)
+    right.write([b"data"])
+    assert next_message(listener) == [b"data"]
+    listener.write([b"answer"])
+    assert next_message(right) == [b"answer"]
+
+
+def test_a_message_beyond_the_limit_ends_its_senders_connection_only(loop: Loop) -> None:
+    listener, connector, endpoint = loop.pair()
+    stranger = loop.connect(endpoint)
+    stranger.write([bytes(MAX_BYTES + 1)])
+    wait_until(lambda: lost(stranger), "the end of the stranger's connection")
+    connector.write([bytes(MAX_BYTES)])
+    assert len(next_message(listener)[0]) == MAX_BYTES
+
+
+def test_a_peer_beyond_the_limit_is_lost(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    connector.write([bytes(MAX_BYTES + 1)])
+    wait_until(lambda: lost(listener), "the loss of the peer")
+
+
+# -- nobody there -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def tcp_listener() -> Iterator[tuple[socket.socket, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server, server.getsockname()[1]
+
+
+def test_nobody_at_an_address_is_told_with_the_address(loop: Loop) -> None:
+    with tcp_listener() as (_, port):
+        pass  # free again
+    with pytest.raises(PeerUnreachableError, match=rf"channel: nobody answers at {loop.scheme.replace('+', '.')}://127.0.0.1:{port}"):
+        loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
+
+
+def test_a_name_that_does_not_exist_is_unreachable(loop: Loop) -> None:
+    with pytest.raises(PeerUnreachableError, match=r"no-such-host\.invalid:4600"):
+        loop.open().connect(Endpoint(loop.scheme, "no-such-host.invalid", 4600), timeout_ns=NS_PER_S // 5)
+
+
+def test_a_listener_that_never_answers_is_unreachable(loop: Loop) -> None:
+    with tcp_listener() as (_, port), pytest.raises(PeerUnreachableError, match=f":{port} answers, but does not speak"):
+        loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
+
+
+def test_a_local_address_that_is_not_ours_is_told(loop: Loop) -> None:
+    _, endpoint = loop.listen()
+    with pytest.raises(PeerUnreachableError, match=r"from 192\.0\.2\.77"):
+        loop.open().connect(endpoint, local="192.0.2.77", timeout_ns=NS_PER_S // 5)
+
+
+def test_the_local_address_is_used(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(PeerUnreachableError):
+            loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", server.getsockname()[1]), local="127.0.0.9", timeout_ns=NS_PER_S // 5)
+        server.settimeout(10)
+        for _ in range(2):  # first the probe, then the channel
+            connection, address = server.accept()
+            connection.close()
+            assert address[0] == "127.0.0.9"
+
+
+def test_a_port_in_use_is_told(loop: Loop) -> None:
+    with tcp_listener() as (_, port), pytest.raises(TransportError, match=f"127.0.0.1:{port}.*in use.*another port"):
+        loop.open().bind(Endpoint(loop.scheme, "127.0.0.1", port))
+
+
+def test_an_address_that_is_not_ours_cannot_be_listened_on(loop: Loop) -> None:
+    with pytest.raises(TransportError, match=r"cannot listen on .*192\.0\.2\.77"):
+        loop.open().bind(Endpoint(loop.scheme, "192.0.2.77", 0))
+
+
+def test_all_addresses_can_be_listened_on(loop: Loop) -> None:
+    listener = loop.open()
+    endpoint = listener.bind(Endpoint(loop.scheme, "0.0.0.0", 0))
+    assert endpoint.port
+    loop.connect(Endpoint(loop.scheme, "127.0.0.1", endpoint.port)).write([b"x"])
+    assert next_message(listener) == [b"x"]
+
+
+# -- closing ----------------------------------------------------------------------------------------
+
+
+def test_closing_twice_is_fine_and_a_closed_channel_is_lost(loop: Loop) -> None:
+    listener, connector, _ = loop.pair()
+    calls: list[Callable[[MigrationTransport], object]] = [lambda one: one.write([b"x"]), lambda one: one.read()]
+    for transport in (listener, connector, loop.open()):
+        transport.shutdown()
+        transport.shutdown()
+        assert transport.pollables() == []
+        for call in calls:
+            with pytest.raises(PeerLostError, match="closed"):
+                call(transport)
+
+
+def test_an_unknown_scheme_is_refused(loop: Loop) -> None:
+    with pytest.raises(UsageError, match="unknown transport 'pigeon'"):
+        open_transport(Endpoint("pigeon", "host", 1), loop.context, "x", heartbeat=False, max_message_bytes=1)
+
+
+@pytest.mark.parametrize("text", ["zmq+tcp://host:1", "zmq+tcp://[::1]:65535", "tcp://10.0.0.1:0"])
+def test_an_address_reads_as_it_is_written(text: str) -> None:
+    assert str(parse_uri(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host:1", "zmq+tcp://host", "zmq+tcp://:1", "://host:1", "zmq+tcp://host:65536", "zmq+tcp://host:-1", "zmq+tcp://::1:5", "a://b:١"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="zmq"):
+        parse_uri(text)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sender that is killed, even while the guest is paused, leaves the guest running at the source."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from parmig.config import ReceiveConfig
+from parmig.engine.receiver import MigrationReceiver
+from parmig.engine.report import Report
+from parmig.guests.qemu.guest import QemuGuest, open_qemu
+from tests.qemu.machines import QemuMachine, wait_until
+
+pytestmark = pytest.mark.qemu
+
+MEMORY_BYTES = 256 << 20
+
+
+class HeldReceiver(threading.Thread):
+    """A receiver whose guest, once it has its state, says nothing until released."""
+
+    def __init__(self, guest: QemuGuest) -> None:
+        super().__init__()
+        self.loading, self.release = threading.Event(), threading.Event()
+        self.uris: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.report: Report | None = None
+        load = guest.finish_load
+
+        def held() -> None:
+            load()
+            self.loading.set()
+            self.release.wait(30)
+
+        guest.finish_load = held  # type: ignore[method-assign]
+        config = ReceiveConfig(listen="zmq+tcp://127.0.0.1:0")
+        self._receiver = MigrationReceiver(guest, config, listening=self.uris.put)
+
+    def run(self) -> None:
+        self.report = self._receiver.receive_loop()
+
+
+def killed_in_the_pause(source: QemuMachine, destination: QemuMachine) -> Report:
+    """Migrate, kill the sender while the guest is paused, and return what the receiver says."""
+    with open_qemu(destination.socket, incoming=True) as guest:
+        assert isinstance(guest, QemuGuest)
+        receiver = HeldReceiver(guest)
+        receiver.start()
+        try:
+            uri = receiver.uris.get(timeout=20)
+            command = [sys.executable, "-m", "parmig", "send", uri, "--guest", f"qemu:{source.socket}", "--quiet"]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sender:
+                try:
+                    assert receiver.loading.wait(60), "the destination never loaded the state"
+                    assert not source.ask("query-status")["running"]
+                finally:
+                    sender.kill()
+        finally:
+            receiver.release.set()
+            receiver.join(30)
+        assert receiver.report is not None
+        return receiver.report
+
+
+def test_a_sender_killed_in_the_pause_leaves_the_guest_running_at_the_source(
+    linux_guest: QemuMachine, initrd: Path
+) -> None:
+    before = linux_guest.settings()
+    with QemuMachine(initrd, memory_bytes=MEMORY_BYTES, incoming=True) as destination:
+        report = killed_in_the_pause(linux_guest, destination)
+        assert report.status == "failed"
+        assert report.error is not None
+        assert report.error.type == "PeerLostError"
+        wait_until(lambda: destination.process.poll() is not None, 20, "the loaded copy to be ended")
+    linux_guest.wait_for_ticks(2)
+    wait_until(lambda: linux_guest.settings() == before, 20, "the settings to be as before")
+    assert linux_guest.tracked_mappings() == 0
+
+
+def test_after_that_the_guest_can_be_migrated(linux_guest: QemuMachine, initrd: Path) -> None:
+    before = linux_guest.settings()
+    with QemuMachine(initrd, memory_bytes=MEMORY_BYTES, incoming=True) as destination:
+        killed_in_the_pause(linux_guest, destination)
+    wait_until(lambda: linux_guest.settings() == before, 20, "the settings to be as before")
+    with QemuMachine(initrd, memory_bytes=MEMORY_BYTES, incoming=True) as destination:
+        with open_qemu(destination.socket, incoming=True) as guest:
+            assert isinstance(guest, QemuGuest)
+            receiver = HeldReceiver(guest)
+            receiver.release.set()
+            receiver.start()
+            uri = receiver.uris.get(timeout=20)
+            command = [sys.executable, "-m", "parmig", "send", uri, "--guest", f"qemu:{linux_guest.socket}", "--quiet"]
+            assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+            receiver.join(30)
+        destination.wait_for_ticks(2)
