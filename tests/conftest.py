@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+import zmq
 
 from parmig.processes import _fork_server
 
@@ -19,9 +20,15 @@ PATIENCE_S = 5.0
 
 @pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers() -> None:
-    """The fork server and the resource tracker live as long as the interpreter: let them be there from the start."""
+    """What lives as long as the interpreter is there from the start: fork server, resource tracker, pyzmq's thread
+    that lets go of frames which were sent without a copy."""
     with _fork_server():
         pass
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://first-frame")
+        other.connect("inproc://first-frame")
+        other.send(bytes(1 << 20), copy=False)
+        one.recv()
 
 
 def _descriptors() -> set[tuple[int, str]]:
@@ -44,7 +51,9 @@ def _nothing_is_left_behind() -> Iterator[None]:
     descriptors, children = _descriptors(), _children()
     yield
     until = time.monotonic() + PATIENCE_S
-    while left := (_descriptors() - descriptors) | {(c.pid, c.name()) for c in _children() - children if c.is_running()}:
+    while left := (_descriptors() - descriptors) | {
+        (c.pid, c.name()) for c in _children() - children if c.is_running()
+    }:
         gc.collect()
         if time.monotonic() > until:
             pytest.fail(f"left behind (descriptor and file, or process and name): {sorted(left)}")

@@ -69,7 +69,9 @@ def test_parmig_does_not_import_the_workers(path: Path) -> None:
 def test_nothing_is_pickled(path: Path) -> None:
     tree = ast.parse((ROOT / path).read_text())
     assert not {name for name in imported(tree) if name.split(".")[0] in UNSAFE}
-    called = {node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    called = {
+        node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
     # multiprocess' own send() and recv() pickle; send_bytes() and recv_bytes() do not.
     assert not called & {"recv_pyobj", "send_pyobj", "recv_object", "send_object"}
 

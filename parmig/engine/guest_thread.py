@@ -38,9 +38,12 @@ class GuestThread:
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         """Run *function* in the thread, wait for it, and return or raise what it did."""
+        future = self._executor.submit(function, *arguments)
         try:
-            return self._executor.submit(function, *arguments).result(CALL_LIMIT_S)
+            return future.result(CALL_LIMIT_S)
         except TimeoutError as error:
+            if future.done():
+                raise  # the function's own
             raise LimitExceededError(
                 f"the guest did not finish {function.__name__} within {CALL_LIMIT_S:.0f} s"
             ) from error

@@ -325,7 +325,7 @@ def decode_control(frame: memoryview) -> ControlMessage:
     try:
         message: ControlMessage = _control_decoder.decode(frame[_PREAMBLE.size :])
         return message
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # text that is not UTF-8 is the latter
         raise ProtocolError(f"malformed control message: {error}") from error
 
 

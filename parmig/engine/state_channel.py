@@ -86,7 +86,12 @@ class StateSender:
         while (message := self._transport.read(timeout_ms)) is not None:
             if len(message) != 1 or len(message[0]) != _TAKEN.size:
                 raise ProtocolError(f"unexpected answer of {len(message)} frames on the state channel")
-            self._taken_bytes = _TAKEN.unpack(message[0])[1]
+            kind, taken_bytes = _TAKEN.unpack(message[0])
+            if kind != b"A" or not self._taken_bytes <= taken_bytes <= self.size_bytes:
+                raise ProtocolError(
+                    f"answer {kind!r} of {taken_bytes} bytes on the state channel, {self.size_bytes} were sent"
+                )
+            self._taken_bytes = taken_bytes
             timeout_ms = 0
         return self._taken_bytes != taken
 

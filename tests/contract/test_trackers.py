@@ -79,7 +79,9 @@ class Guest:
         self.tracker, self.scanner = self.open_scanner()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._uffd >= 0:
             os.close(self._uffd)
         del self.scanner
@@ -195,7 +197,9 @@ class Guest:
 
     def assert_arrived(self) -> None:
         for number, memory in enumerate(self.memory):
-            here = np.frombuffer(os.pread(memory.fd, memory.block.size_bytes, 0), dtype=np.uint8).reshape(-1, PAGE_BYTES)
+            here = np.frombuffer(os.pread(memory.fd, memory.block.size_bytes, 0), dtype=np.uint8).reshape(
+                -1, PAGE_BYTES
+            )
             differing = np.flatnonzero((here != self.destination[number]).any(axis=1))
             assert differing.tolist() == [], f"pages of block {number} that differ at the destination"
 
@@ -469,7 +473,9 @@ operations = st.lists(
 @every_tracker
 @settings(max_examples=60, deadline=None)
 @given(steps=operations)
-def test_whatever_the_guest_does_the_last_pass_completes_the_destination(kind: str, steps: list[tuple[str, int, int, int]]) -> None:
+def test_whatever_the_guest_does_the_last_pass_completes_the_destination(
+    kind: str, steps: list[tuple[str, int, int, int]]
+) -> None:
     with Guest(kind) as guest:
         first = True
         for what, a, b, c in steps:

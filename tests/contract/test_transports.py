@@ -115,7 +115,10 @@ while True:
 def peer(role: str, endpoint: Endpoint, *, heartbeat: bool = False) -> Iterator[subprocess.Popen[str]]:
     """Another process: ``connect`` and echo, ``jam`` (connect, never read), or ``listen`` and echo."""
     with subprocess.Popen(
-        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             yield process
@@ -203,7 +206,9 @@ def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> N
 def test_a_killed_peer_is_lost_to_the_connector(loop: Loop, heartbeat: bool) -> None:
     with peer("listen", Endpoint(loop.scheme, "127.0.0.1", 0), heartbeat=heartbeat) as process:
         assert process.stdout is not None
-        connector = loop.connect(Endpoint(loop.scheme, "127.0.0.1", int(process.stdout.readline())), heartbeat=heartbeat)
+        connector = loop.connect(
+            Endpoint(loop.scheme, "127.0.0.1", int(process.stdout.readline())), heartbeat=heartbeat
+        )
         connector.write([b"hello"])
         assert next_message(connector) == [b"hello"]
         process.kill()
@@ -250,7 +255,7 @@ def test_a_jammed_peer_never_blocks_the_writer(loop: Loop) -> None:
     with peer("jam", endpoint):
         accept_peer(listener)
         frame = bytes(64 * 1024)
-        with pytest.raises(PeerLostError):
+        with pytest.raises(PeerLostError):  # noqa: PT012  which write it is does not matter
             for _ in range(10_000):
                 listener.write([frame])
 
@@ -324,7 +329,9 @@ def tcp_listener() -> Iterator[tuple[socket.socket, int]]:
 def test_nobody_at_an_address_is_told_with_the_address(loop: Loop) -> None:
     with tcp_listener() as (_, port):
         pass  # free again
-    with pytest.raises(PeerUnreachableError, match=rf"channel: nobody answers at {loop.scheme.replace('+', '.')}://127.0.0.1:{port}"):
+    with pytest.raises(
+        PeerUnreachableError, match=rf"channel: nobody answers at {loop.scheme.replace('+', '.')}://127.0.0.1:{port}"
+    ):
         loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
 
 
@@ -347,7 +354,9 @@ def test_a_local_address_that_is_not_ours_is_told(loop: Loop) -> None:
 def test_the_local_address_is_used(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(PeerUnreachableError):
-            loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", server.getsockname()[1]), local="127.0.0.9", timeout_ns=NS_PER_S // 5)
+            loop.open().connect(
+                Endpoint(loop.scheme, "127.0.0.1", server.getsockname()[1]), local="127.0.0.9", timeout_ns=NS_PER_S // 5
+            )
         server.settimeout(10)
         for _ in range(2):  # first the probe, then the channel
             connection, address = server.accept()
@@ -399,7 +408,18 @@ def test_an_address_reads_as_it_is_written(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host:1", "zmq+tcp://host", "zmq+tcp://:1", "://host:1", "zmq+tcp://host:65536", "zmq+tcp://host:-1", "zmq+tcp://::1:5", "a://b:١"]
+    "text",
+    [
+        "",
+        "host:1",
+        "zmq+tcp://host",
+        "zmq+tcp://:1",
+        "://host:1",
+        "zmq+tcp://host:65536",
+        "zmq+tcp://host:-1",
+        "zmq+tcp://::1:5",
+        "a://b:١",
+    ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="zmq"):

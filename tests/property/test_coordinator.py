@@ -37,7 +37,14 @@ class World:
     """Guest, workers and destination, as queues of answers; checks every instruction as it comes."""
 
     def __init__(
-        self, *, workers: int, regions: int, seed: int, needs_sync: bool = False, verify: bool = False, same_memory: bool = True
+        self,
+        *,
+        workers: int,
+        regions: int,
+        seed: int,
+        needs_sync: bool = False,
+        verify: bool = False,
+        same_memory: bool = True,
     ) -> None:
         self.random = random.Random(seed)
         self.workers = workers
@@ -221,9 +228,19 @@ def test_left_alone_it_hands_over_once(settings_: World_) -> None:
     assert world.plan.status is MigrationStatus.COMPLETED
     assert world.plan.step is Step.DONE
     assert world.plan.error is None
-    assert [world.done.count(one) for one in (Do.START_LOG, Do.PAUSE, Do.SAVE_STATE, Do.RELEASE, Do.HAND_OVER, Do.FINISH)] == [1] * 6
+    assert [
+        world.done.count(one) for one in (Do.START_LOG, Do.PAUSE, Do.SAVE_STATE, Do.RELEASE, Do.HAND_OVER, Do.FINISH)
+    ] == [1] * 6
     order = [one for one in world.done if one is not Do.SYNC_LOG]
-    wanted = [Do.START_LOG, Do.PAUSE, Do.SAVE_STATE, *([Do.ASK_DIGEST] if world.verify else []), Do.RELEASE, Do.HAND_OVER, Do.FINISH]
+    wanted = [
+        Do.START_LOG,
+        Do.PAUSE,
+        Do.SAVE_STATE,
+        *([Do.ASK_DIGEST] if world.verify else []),
+        Do.RELEASE,
+        Do.HAND_OVER,
+        Do.FINISH,
+    ]
     assert order == wanted
     # A log that needs it is brought up to date before each count and each round but the first.
     counted = len(world.plan.record.facts)
@@ -295,7 +312,9 @@ def event_numbers(world: dict[str, object]) -> int:
     return World(**world).run()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [lambda: c.Failed(GuestError("x")), lambda: c.PeerVanished(PeerLostError("x")), c.CancelAsked])
+@pytest.mark.parametrize(
+    "make", [lambda: c.Failed(GuestError("x")), lambda: c.PeerVanished(PeerLostError("x")), c.CancelAsked]
+)
 def test_trouble_at_every_single_event_is_survived(make: Callable[[], Event]) -> None:
     settings_: dict[str, object] = {"workers": 2, "regions": 6, "seed": 7, "needs_sync": True, "verify": True}
     outcomes = Counter()

@@ -68,7 +68,9 @@ def headers(draw: st.DrawFn) -> BatchHeader:
 
 
 def same(one: BatchHeader, other: BatchHeader) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True))
+    return all(
+        np.array_equal(a, b) for a, b in zip(msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True)
+    )
 
 
 @given(headers())

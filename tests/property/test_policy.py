@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -23,14 +25,16 @@ def sent(pages: int, remaining: int) -> RoundFacts:
 
 def history(*pages: int) -> list[RoundFacts]:
     """Rounds that each send what the one before left; the last number remains."""
-    return [sent(before, after) for before, after in zip(pages, pages[1:], strict=False)]
+    return [sent(before, after) for before, after in pairwise(pages)]
 
 
 WITHIN = RATE_BYTES_PER_S // PAGE_BYTES * 3 // 10
 """Pages that 300 ms carry."""
 
 
-def run(remaining_after: list[int], limits: Limits = LIMIT, start: int = 10 * WITHIN) -> tuple[Verdict, list[RoundFacts]]:
+def run(
+    remaining_after: list[int], limits: Limits = LIMIT, start: int = 10 * WITHIN
+) -> tuple[Verdict, list[RoundFacts]]:
     """Decide round by round until something else than CONTINUE comes out."""
     rounds: list[RoundFacts] = []
     before = start
@@ -43,7 +47,9 @@ def run(remaining_after: list[int], limits: Limits = LIMIT, start: int = 10 * WI
     return Verdict.CONTINUE, rounds
 
 
-facts = st.builds(RoundFacts, st.integers(0, 1 << 44), st.integers(0, 1 << 44), st.integers(0, 1 << 34), st.integers(0, 1 << 32))
+facts = st.builds(
+    RoundFacts, st.integers(0, 1 << 44), st.integers(0, 1 << 44), st.integers(0, 1 << 34), st.integers(0, 1 << 32)
+)
 limits = st.builds(Limits, st.integers(1, 1 << 40), st.integers(0, 1 << 42), st.integers(0, 1 << 42))
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,9 @@ def test_regions_off_the_word_borders_are_refused(pages: int) -> None:
 
 @given(sizes, region_sizes, st.data())
 def test_spans_keep_order_and_coverage(pages: list[int], region_pages: int, data: st.DataObject) -> None:
-    chosen = data.draw(st.permutations(cut(blocks_of(pages), region_pages)).flatmap(lambda all_: st.just(all_[: len(all_) // 2 + 1])))
+    chosen = data.draw(
+        st.permutations(cut(blocks_of(pages), region_pages)).flatmap(lambda all_: st.just(all_[: len(all_) // 2 + 1]))
+    )
     if data.draw(st.booleans()):
         chosen = sorted(chosen, key=lambda region: (region.block, region.first_page))
     joined = list(spans(chosen))
@@ -48,7 +52,7 @@ def test_spans_keep_order_and_coverage(pages: list[int], region_pages: int, data
         return [(region.block, page) for region in regions for page in range(region.first_page, region.end_page)]
 
     assert flat(joined) == flat(chosen)
-    for before, after in zip(joined, joined[1:], strict=False):
+    for before, after in pairwise(joined):
         assert (before.block, before.end_page) != (after.block, after.first_page)  # else they were joined
 
 

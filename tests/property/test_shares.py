@@ -51,7 +51,10 @@ def test_each_region_is_handed_out_once(weights: list[int], workers: int, whole:
         taken.append((worker, bundle))
     assert sorted(region for _, bundle in taken for region in bundle) == list(range(len(weights)))
     assert all(shares.take(worker) == () for worker in range(workers))
-    foreign = [sum(owner[region] != worker for who, bundle in taken if who == worker for region in bundle) for worker in range(workers)]
+    foreign = [
+        sum(owner[region] != worker for who, bundle in taken if who == worker for region in bundle)
+        for worker in range(workers)
+    ]
     assert shares.stolen == foreign
     assert all(list(bundle) == sorted(bundle) for _, bundle in taken)
 

@@ -14,7 +14,9 @@ from parmig.status import BEFORE_HAND_OVER, ENDED, TRANSITIONS, MigrationStatus,
 
 
 @pytest.mark.parametrize(("status", "event"), list(itertools.product(MigrationStatus, StatusEvent)))
-def test_every_pair_moves_by_the_table_or_is_an_error_that_changes_nothing(status: MigrationStatus, event: StatusEvent) -> None:
+def test_every_pair_moves_by_the_table_or_is_an_error_that_changes_nothing(
+    status: MigrationStatus, event: StatusEvent
+) -> None:
     machine = StatusMachine()
     machine.status = status
     if (status, event) in TRANSITIONS:
@@ -62,7 +64,9 @@ def test_before_hand_over_every_trouble_ends_with_a_source_that_resumes(status: 
 
 
 def test_unknown_comes_only_after_hand_over() -> None:
-    assert {before for (before, _), after in TRANSITIONS.items() if after is MigrationStatus.UNKNOWN} == {MigrationStatus.HAND_OVER}
+    assert {before for (before, _), after in TRANSITIONS.items() if after is MigrationStatus.UNKNOWN} == {
+        MigrationStatus.HAND_OVER
+    }
 
 
 @given(st.lists(st.sampled_from(StatusEvent), max_size=40))
@@ -76,7 +80,9 @@ def test_no_sequence_of_events_resumes_a_source_after_hand_over(events: list[Sta
             pass
         handed_over |= machine.status is MigrationStatus.HAND_OVER
         assert machine.ended == (machine.status in ENDED)
-        assert not (handed_over and machine.status in BEFORE_HAND_OVER | {MigrationStatus.FAILED, MigrationStatus.CANCELLED})
+        assert not (
+            handed_over and machine.status in BEFORE_HAND_OVER | {MigrationStatus.FAILED, MigrationStatus.CANCELLED}
+        )
 
 
 def test_the_drawing_has_every_move_and_every_end() -> None:

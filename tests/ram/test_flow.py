@@ -129,7 +129,12 @@ def test_the_hello_is_the_one_that_was_agreed() -> None:
     assert flow.check_hello([memoryview(hello)], **agreed)  # type: ignore[arg-type]
     for other in ({"session": SESSION[::-1]}, {"worker": 4}, {"protocol": 8}):
         assert not flow.check_hello([memoryview(hello)], **{**agreed, **other})  # type: ignore[arg-type]
-    for stranger in ([memoryview(b"")], [memoryview(hello[:-1])], [memoryview(hello), memoryview(b"")], [memoryview(b"\2" + hello[1:])]):
+    for stranger in (
+        [memoryview(b"")],
+        [memoryview(hello[:-1])],
+        [memoryview(hello), memoryview(b"")],
+        [memoryview(b"\2" + hello[1:])],
+    ):
         assert not flow.check_hello(stranger, **agreed)  # type: ignore[arg-type]
 
 
@@ -180,7 +185,7 @@ def test_without_acknowledgements_only_the_credit_goes_out_and_an_interruption_e
 
     with channel_to(silent, interrupt=interrupt, fd=fd) as channel:
         open_(channel)
-        with pytest.raises(InterruptedForTestError):
+        with pytest.raises(InterruptedForTestError):  # noqa: PT012  the last of them
             for _ in range(5):
                 batch(channel)
         assert channel.next_sequence() == 5
@@ -233,8 +238,18 @@ def instead(kind: int, reply: Callable[[int], bytes]) -> Answer:
 
 
 BAD_ANSWERS = [
-    pytest.param(flow.FENCE, lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n + 1), "names batch 2, sent were 1", id="fence of more"),
-    pytest.param(flow.FENCE, lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n - 1), "names batch 0, sent were 1", id="fence of less"),
+    pytest.param(
+        flow.FENCE,
+        lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n + 1),
+        "names batch 2, sent were 1",
+        id="fence of more",
+    ),
+    pytest.param(
+        flow.FENCE,
+        lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n - 1),
+        "names batch 0, sent were 1",
+        id="fence of less",
+    ),
     pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 acknowledged, only 1", id="acknowledged too much"),
     pytest.param(3, lambda n: flow.ack(n)[:-1], "kind 4", id="cut"),
     pytest.param(3, lambda n: b"", "kind 0", id="empty"),
@@ -253,7 +268,10 @@ def test_a_wrong_answer_is_refused(kind: int, reply: Callable[[int], bytes], wor
 
 
 def test_a_peer_without_a_welcome_is_given_up_by_name() -> None:
-    with channel_to(lambda frame, size: []) as channel, pytest.raises(LimitExceededError, match="send worker 3.*welcome"):
+    with (
+        channel_to(lambda frame, size: []) as channel,
+        pytest.raises(LimitExceededError, match=r"send worker 3.*welcome"),
+    ):
         channel.open(session=SESSION, worker=3, protocol=7, limit_ns=50 * NS_PER_MS)
 
 
@@ -262,7 +280,7 @@ def test_a_peer_that_falls_silent_is_given_up_by_name(wait: str, monkeypatch: py
     monkeypatch.setattr(flow, "STALL_LIMIT_NS", 50 * NS_PER_MS)
     with channel_to(lambda frame, size: [flow.welcome(CREDIT_BYTES)] if frame[0] == flow.HELLO else []) as channel:
         open_(channel)
-        with pytest.raises(LimitExceededError, match=rf"send worker 3.*{wait}.*destination stuck"):
+        with pytest.raises(LimitExceededError, match=rf"send worker 3.*{wait}.*destination stuck"):  # noqa: PT012  whichever waits
             for _ in range(2 * flow.CREDIT_BATCHES):
                 buffer = channel.take_buffer() if wait == "buffer" else None
                 channel.send_batch([b"\3" + bytes(99)], 100 if wait != "credit" else 3000, buffer)

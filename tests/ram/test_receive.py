@@ -69,7 +69,9 @@ def message(
 
 
 @contextmanager
-def receiving(*pages: int, compress: str = "none") -> Iterator[tuple[MigrationRamReceive, list[BlockMapping], SharedArea]]:
+def receiving(
+    *pages: int, compress: str = "none"
+) -> Iterator[tuple[MigrationRamReceive, list[BlockMapping], SharedArea]]:
     with mapped(*pages, offset_pages=1) as mappings, shared_area(mappings, []) as shared:
         yield (
             MigrationRamReceive(worker=0, blocks=mappings, codec=codec(compress), shared=shared, batch_bytes=4 * MIB),
@@ -79,13 +81,18 @@ def receiving(*pages: int, compress: str = "none") -> Iterator[tuple[MigrationRa
 
 
 batches = st.lists(
-    st.tuples(pages_below(PAGES), pages_below(PAGES), st.sampled_from(["gathered", "direct", "lz4"]), st.integers(0, 1)), max_size=6
+    st.tuples(
+        pages_below(PAGES), pages_below(PAGES), st.sampled_from(["gathered", "direct", "lz4"]), st.integers(0, 1)
+    ),
+    max_size=6,
 )
 
 
 @settings(deadline=None, max_examples=80)
 @given(batches)
-def test_pages_land_where_they_belong_and_zero_pages_cost_nothing(drawn: list[tuple[set[int], set[int], str, int]]) -> None:
+def test_pages_land_where_they_belong_and_zero_pages_cost_nothing(
+    drawn: list[tuple[set[int], set[int], str, int]],
+) -> None:
     with receiving(PAGES, PAGES, compress="lz4") as (ram, mappings, _):
         model = [np.zeros((PAGES, PAGE_BYTES), dtype=np.uint8) for _ in mappings]
         placed: list[set[int]] = [set(), set()]
@@ -235,7 +242,12 @@ def test_garbage_is_refused_and_places_nothing(frames: list[bytes]) -> None:
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 4 MiB."""
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], check=False, capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], check=False, capture_output=True
+        ).returncode
+    ):
         pytest.skip("mounting a tmpfs is not allowed here")
     try:
         yield tmp_path
@@ -253,7 +265,7 @@ def test_a_full_memory_file_is_an_error_and_no_signal(small_tmpfs: Path, how: st
     shared = SharedArea(-1, workers=1, blocks=[mapping.block], regions=1)
     ram = MigrationRamReceive(worker=0, blocks=[mapping], codec=codec("none"), shared=shared, batch_bytes=4 * MIB)
     try:
-        with pytest.raises(MemoryFullError, match=rf"block 'pc.ram' at byte .* up to {size} bytes"):
+        with pytest.raises(MemoryFullError, match=rf"block 'pc.ram' at byte .* up to {size} bytes"):  # noqa: PT012  whichever fills it
             for number in range(8):  # 8 MiB
                 data = {step * page for page in range(256 * number, 256 * (number + 1))}
                 ram.migrate_ram_receive(message(number + 1, data, how=how)[0])

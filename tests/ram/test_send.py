@@ -61,7 +61,9 @@ class Recorder:
 
     def send_batch(self, frames: Sequence[Buffer], wire_bytes: int, buffer: Pages | None) -> None:
         assert wire_bytes == sum(map(len, frames))
-        self.headers.append(decode_batch(memoryview(frames[0]), blocks_pages=self.blocks_pages, max_raw_bytes=BATCH_BYTES))
+        self.headers.append(
+            decode_batch(memoryview(frames[0]), blocks_pages=self.blocks_pages, max_raw_bytes=BATCH_BYTES)
+        )
         self.messages.append([bytes(frame) for frame in frames])
         if buffer is not None:
             self.give_back(buffer)
@@ -138,7 +140,9 @@ def write_zero(source: Source, block: int, pages: set[int]) -> None:
 def arrived(source: Source, *, compress: str) -> list[np.ndarray]:
     """What a destination makes of everything that was sent."""
     with mapped(*(one.block.pages for one in source.mappings)) as mappings, shared_area(mappings, []) as shared:
-        ram = MigrationRamReceive(worker=0, blocks=mappings, codec=codec(compress), shared=shared, batch_bytes=BATCH_BYTES)
+        ram = MigrationRamReceive(
+            worker=0, blocks=mappings, codec=codec(compress), shared=shared, batch_bytes=BATCH_BYTES
+        )
         for message in source.channel.messages:
             ram.migrate_ram_receive([memoryview(frame) for frame in message])
         return [file_pages(mapping) for mapping in mappings]
@@ -150,7 +154,10 @@ block_sets = st.tuples(pages_below(PAGES[0]), pages_below(PAGES[1]))
 @settings(deadline=None, max_examples=60)
 @given(block_sets, block_sets, block_sets, st.sampled_from(["none", "lz4"]))
 def test_every_dirty_page_is_sent_once_with_its_content(
-    first: tuple[set[int], set[int]], second: tuple[set[int], set[int]], zeroed: tuple[set[int], set[int]], compress: str
+    first: tuple[set[int], set[int]],
+    second: tuple[set[int], set[int]],
+    zeroed: tuple[set[int], set[int]],
+    compress: str,
 ) -> None:
     with sending(*PAGES, compress=compress) as source:
         for block in (0, 1):
@@ -185,7 +192,9 @@ def test_what_was_sent_is_what_is_counted(written: tuple[set[int], set[int]]) ->
         source.round(1)
         counters = source.shared.counters(0)
         assert counters.sent_pages == sum(map(len, written))
-        assert counters.sent_pages + counters.zero_pages + counters.skipped_pages == counters.handled_pages == sum(PAGES)
+        assert (
+            counters.sent_pages + counters.zero_pages + counters.skipped_pages == counters.handled_pages == sum(PAGES)
+        )
         assert counters.wire_bytes == sum(len(frame) for message in source.channel.messages for frame in message)
 
 
@@ -204,7 +213,9 @@ def test_a_fence_follows_everything_of_its_round() -> None:
 
 def data_frames(source: Source) -> list[int]:
     """Sizes of the payload frames of the only batch that has data."""
-    (sent,) = [one for one, header in zip(source.channel.messages, source.channel.headers, strict=True) if header.raw_bytes]
+    (sent,) = [
+        one for one, header in zip(source.channel.messages, source.channel.headers, strict=True) if header.raw_bytes
+    ]
     return [len(frame) for frame in sent[1:]]
 
 

@@ -38,9 +38,6 @@ class DirtyTracker(ABC):
     needs_copy = False
     """Whether pages must be copied before they are sent, because :meth:`sent` looks at the copy."""
 
-    exact_count = True
-    """Whether :meth:`count` looks (cheap), or repeats what the last scan found."""
-
     @abstractmethod
     def arm(self, span: Region) -> None:
         """Begin: forget what was written so far; from now on writes to *span* are recorded."""
@@ -55,7 +52,10 @@ class DirtyTracker(ABC):
 
     @abstractmethod
     def count(self, span: Region) -> int:
-        """How many pages a scan would report as dirty, without consuming them."""
+        """How many pages a scan would report as dirty, without consuming them.
+
+        A tracker for which looking costs as much as scanning may repeat what its last scan found.
+        """
 
     def sent(self, block: int, index: Index, copies: Pages | None) -> None:
         """Pages *index* of *block* were sent as *copies*, or as zero pages when that is None."""

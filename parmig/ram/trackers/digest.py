@@ -52,7 +52,6 @@ class DigestTracker(DirtyTracker):
 
     name = "digest"
     needs_copy = True
-    exact_count = False
 
     def __init__(self, fd: int, blocks: Sequence[BlockMapping]) -> None:
         self._blocks = blocks

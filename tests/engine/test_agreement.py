@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every mismatch is found, and each is named."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from parmig.engine.agreement import CAPABILITIES, block_mismatches, check_accept, check_configure
+from parmig.engine.messages import Accept, Configure, DataEndpoint
+from parmig.guests.base import GuestInfo
+from parmig.ram.blocks import GuestRange, RamBlock
+
+INFO = GuestInfo("qemu", "pc-q35-9.2", "QEMU 9.2")
+
+
+def block(name: str, mib: int = 1, **fields: object) -> RamBlock:
+    size = mib << 20
+    return msgspec.structs.replace(RamBlock(name, size, ranges=(GuestRange(0, 0, size),)), **fields)
+
+
+BLOCKS = (block("pc.ram", 64), block("vga.vram", 16))
+WISH = Configure(
+    parmig="0",
+    kind="qemu",
+    machine="pc-q35-9.2",
+    blocks=BLOCKS,
+    allocated_bytes=0,
+    workers=2,
+    transport="zmq",
+    codec="lz4",
+    batch_bytes=1 << 20,
+    credit_bytes=6 << 20,
+    region_pages=512,
+    running=True,
+    verify=False,
+    capabilities=CAPABILITIES,
+)
+END = DataEndpoint("", 1)
+ANSWER = Accept("0", "qemu", "pc-q35-9.2", BLOCKS, "lz4", bytes(16), END, (END, END), CAPABILITIES)
+
+GUESTS = [
+    ({"kind": "synthetic"}, "guest kind: 'synthetic' there, 'qemu' here"),
+    ({"machine": "pc-q35-8.0"}, "machine type: 'pc-q35-8.0' there, 'pc-q35-9.2' here"),
+    ({"blocks": BLOCKS[:1]}, "RAM block 'vga.vram': only here"),
+    ({"blocks": (*BLOCKS, block("rom"))}, "RAM block 'rom': only there"),
+    ({"blocks": (BLOCKS[0], block("vga.vram", 32))}, "RAM block 'vga.vram': memory size 32 MiB there, 16 MiB here"),
+    (
+        {"blocks": (BLOCKS[0], block("vga.vram", 16, ranges=()))},
+        "RAM block 'vga.vram': guest physical addresses differ",
+    ),
+    (
+        {"blocks": (BLOCKS[0], block("vga.vram", 16, page_size_bytes=2 << 20))},
+        "RAM block 'vga.vram': page size 2097152 there, 4096 here",
+    ),
+    ({"blocks": (*BLOCKS, BLOCKS[1])}, "a RAM block name appears twice there"),
+    *(
+        ({"capabilities": tuple(one for one in CAPABILITIES if one != name)}, f"capability '{name}': missing there")
+        for name in CAPABILITIES
+    ),
+]
+
+
+def test_sides_that_match_have_nothing_to_say() -> None:
+    assert check_configure(WISH, INFO, BLOCKS) == []
+    assert check_accept(ANSWER, WISH, INFO) == []
+
+
+def test_the_order_of_blocks_and_the_monitor_do_not_matter() -> None:
+    assert check_configure(WISH, GuestInfo("qemu", "pc-q35-9.2", "QEMU 10"), BLOCKS[::-1]) == []
+
+
+def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
+    assert check_configure(msgspec.structs.replace(WISH, capabilities=(*CAPABILITIES, "teleport")), INFO, BLOCKS) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        *GUESTS,
+        ({"codec": "rar"}, "compression 'rar': not known here (known: none, lz4)"),
+        ({"transport": "pigeon"}, "transport 'pigeon': not known here (known: zmq)"),
+        ({"credit_bytes": 4096}, "credit of 4096 bytes is less than one batch of 1048576"),
+    ],
+)
+def test_each_wish_that_cannot_be_met_is_named(fields: dict[str, object], words: str) -> None:
+    (found,) = check_configure(msgspec.structs.replace(WISH, **fields), INFO, BLOCKS)
+    assert words in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        *GUESTS,
+        ({"codec": "none"}, "compression: 'none' there, 'lz4' here"),
+        ({"data": (END,)}, "workers: 1 there, 2 here"),
+    ],
+)
+def test_each_difference_in_the_answer_is_named(fields: dict[str, object], words: str) -> None:
+    (found,) = check_accept(msgspec.structs.replace(ANSWER, **fields), WISH, INFO)
+    assert words in found
+
+
+@pytest.mark.parametrize("size", [0, -4096, 4097])
+def test_blocks_of_odd_sizes_are_refused_even_when_both_have_them(size: int) -> None:
+    odd = (RamBlock("odd", size),)
+    (found,) = check_configure(msgspec.structs.replace(WISH, blocks=odd), INFO, odd)
+    assert "'odd'" in found
+    assert "whole pages" in found
+
+
+def test_all_mismatches_are_told_together() -> None:
+    wish = msgspec.structs.replace(WISH, machine="x", codec="rar", capabilities=(), blocks=(block("a"),))
+    found = check_configure(wish, INFO, BLOCKS)
+    assert len(found) == 1 + 1 + len(CAPABILITIES) + 3
+
+
+def test_both_the_size_and_the_page_size_of_a_block_are_told() -> None:
+    found = block_mismatches([block("a")], [block("a", 2, page_size_bytes=2 << 20)])
+    assert len(found) == 2

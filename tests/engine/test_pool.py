@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes are started, told of, and ended, whatever becomes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import psutil
+import pytest
+import zmq
+
+from parmig.config import WORKER_PROGRAMS
+from parmig.engine.messages import (
+    CountDirty,
+    DigestRegions,
+    ReceiveSetup,
+    RegionDigests,
+    SendRegions,
+    SendSetup,
+    WorkerFailed,
+    WorkerReady,
+)
+from parmig.engine.pool import WorkerPool, WorkerSaid
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.digest import RegionDigester
+from parmig.ram.regions import Region
+from parmig.units import MIB, NS_PER_S
+from tests.support import content, mapped, shared_area, wait_until
+
+SEND, RECEIVE = WORKER_PROGRAMS
+PAGES = 512
+REGIONS = [Region(0, first, 64) for first in range(0, PAGES, 64)]
+
+
+def receive_setup(mapping: BlockMapping, **fields: object) -> ReceiveSetup:
+    values = {
+        "worker": 0,
+        "workers": 1,
+        "blocks": (mapping.block,),
+        "file_offsets_bytes": (0,),
+        "uri": "zmq+tcp://127.0.0.1:0",
+        "session": bytes(16),
+        "codec": "none",
+        "batch_bytes": MIB,
+        "credit_bytes": 6 * MIB,
+        "region_pages": 64,
+    }
+    return ReceiveSetup(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
+    return SendSetup(
+        worker=0,
+        workers=1,
+        blocks=(mapping.block,),
+        file_offsets_bytes=(0,),
+        uri=uri,
+        local="",
+        session=bytes(16),
+        codec="none",
+        batch_bytes=MIB,
+        region_pages=64,
+        connect_timeout_ns=NS_PER_S // 10,
+    )
+
+
+def said_by(pool: WorkerPool, count: int = 1) -> list[WorkerSaid]:
+    """The next *count* events, waiting as the engine does: on what the pool says to poll."""
+    found: list[WorkerSaid] = []
+
+    def read() -> bool:
+        poller = zmq.Poller()
+        for fd in pool.pollables():
+            poller.register(fd, zmq.POLLIN)
+        poller.poll(100)
+        found.extend(pool.read())
+        return len(found) >= count
+
+    wait_until(read, f"{count} events of workers")
+    return found
+
+
+def test_a_worker_starts_answers_and_ends() -> None:
+    with mapped(PAGES) as (memory,), shared_area([memory], REGIONS) as shared:
+        memory.pages[70] = content(1)[0]
+        with WorkerPool(RECEIVE, "receive worker") as pool:
+            assert pool.start(receive_setup(memory), [shared.fd, memory.fd]) == 0
+            (ready,) = said_by(pool)
+            assert ready.worker == 0
+            assert isinstance(ready.event, WorkerReady)
+            assert ready.event.port
+            pool.tell(0, DigestRegions((0, 1)))
+            (answer,) = said_by(pool)
+            wanted = {number: RegionDigester().digest(memory, Region(0, 64 * number, 64)) for number in (0, 1)}
+            assert answer == WorkerSaid(0, RegionDigests(wanted))
+            assert len(pool) == 1
+            (pid,) = pool.pids()
+        assert not psutil.pid_exists(pid)
+        assert len(pool) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"codec": "rar"}, "unknown compression 'rar'"),
+        ({"uri": "pigeon://coop:1"}, "unknown transport 'pigeon'"),
+        ({"uri": "nonsense"}, "'nonsense' is not an address"),
+        ({"uri": "zmq+tcp://192.0.2.77:0"}, r"cannot listen on .*192\.0\.2\.77"),
+        ({"file_offsets_bytes": (PAGES * PAGE_BYTES,)}, "memory file of block 'ram0' has"),
+        ({"worker": "first"}, "Expected `int`, got `str`"),
+    ],
+)
+def test_a_worker_with_a_bad_setup_fails_in_words(fields: dict[str, object], words: str) -> None:
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        pool.start(receive_setup(memory, **fields), [shared.fd, memory.fd])
+        (said,) = [
+            one for one in said_by(pool, 2 if "codec" in fields else 1) if not isinstance(one.event, WorkerReady)
+        ]
+        assert isinstance(said.event, WorkerFailed)
+        assert re.match(f"receive worker 0: .*{words}", said.event.error.message)
+        assert pool.pollables() == []  # nothing more is expected of it
+
+
+def test_a_send_worker_that_reaches_nobody_says_where() -> None:
+    with mapped(PAGES) as (memory,), shared_area([memory], REGIONS) as shared, WorkerPool(SEND, "send worker") as pool:
+        pool.start(send_setup(memory, "zmq+tcp://127.0.0.1:1"), [shared.fd, memory.fd])
+        (said,) = said_by(pool)
+        assert isinstance(said.event, WorkerFailed)
+        assert said.event.error.type == "PeerUnreachableError"
+        assert "zmq+tcp://127.0.0.1:1" in said.event.error.message
+
+
+def test_an_instruction_that_is_not_for_it_ends_a_worker_in_words() -> None:
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        pool.start(receive_setup(memory), [shared.fd, memory.fd])
+        said_by(pool)
+        pool.tell(0, SendRegions(1, (0,), True))
+        (said,) = said_by(pool)
+        assert isinstance(said.event, WorkerFailed)
+        assert said.event.error.type == "ProtocolError"
+        assert "receive worker cannot SendRegions" in said.event.error.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_killed_worker_is_told_of_by_its_signal_while_the_others_go_on(number: signal.Signals) -> None:
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS, workers=2) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        for worker in (0, 1):
+            pool.start(receive_setup(memory, worker=worker, workers=2), [shared.fd, memory.fd])
+        said_by(pool, 2)
+        os.kill(pool.pids()[1], number)
+        (said,) = said_by(pool)
+        assert said.worker == 1
+        assert isinstance(said.event, WorkerFailed)
+        assert said.event.error.type == "WorkerError"
+        assert (
+            f"receive worker 1 (process {pool.pids()[1]}) was killed by signal {int(number)}"
+            in said.event.error.message
+        )
+        pool.tell(1, CountDirty(()))  # to the dead: nothing happens
+        assert pool.read() == []
+        pool.tell(0, DigestRegions((0,)))
+        assert said_by(pool)[0].worker == 0
+
+
+def test_sigbus_is_explained() -> None:
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        pool.start(receive_setup(memory), [shared.fd, memory.fd])
+        said_by(pool)
+        os.kill(pool.pids()[0], signal.SIGBUS)
+        (said,) = said_by(pool)
+        assert isinstance(said.event, WorkerFailed)
+        assert "no space left" in said.event.error.message
+
+
+def test_workers_ignore_ctrl_c() -> None:
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        pool.start(receive_setup(memory), [shared.fd, memory.fd])
+        said_by(pool)
+        os.kill(pool.pids()[0], signal.SIGINT)
+        pool.tell(0, DigestRegions((0,)))
+        assert isinstance(said_by(pool)[0].event, RegionDigests)
+
+
+def test_close_ends_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parmig.engine.pool.STOP_PATIENCE_S", 0.05)
+    with mapped(PAGES) as (memory,), shared_area([memory], REGIONS) as shared:
+        pool = WorkerPool(RECEIVE, "receive worker")
+        pool.start(receive_setup(memory), [shared.fd, memory.fd])
+        said_by(pool)
+        (pid,) = pool.pids()
+        os.kill(pid, signal.SIGSTOP)
+        pool.close()
+        assert not psutil.pid_exists(pid)
+        pool.close()

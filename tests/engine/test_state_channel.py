@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device state arrives whole, in order, bounded, and only from the source."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import zmq
+
+from parmig.engine import state_channel
+from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
+from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender
+from parmig.errors import LimitExceededError, PeerLostError, ProtocolError
+from parmig.transport.base import Endpoint
+from parmig.transport.zeromq import ZmqTransport
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.support import PATIENCE_S, wait_until
+
+SESSION = b"0123456789abcdef"
+
+
+class Ends:
+    """A destination that listens, and as many connections to it as are asked for."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stack.callback(self._context.term)
+        self.listener = self._transport("state channel")
+        self.endpoint = self.listener.bind(Endpoint("zmq+tcp", "127.0.0.1", 0))
+        self.early: list[bytes] = []
+        self.receiver = StateReceiver(self.listener, SESSION, self.early.append)
+        stack.callback(self.receiver.close)
+
+    def _transport(self, name: str) -> ZmqTransport:
+        transport = ZmqTransport(self._context, name, heartbeat=True, max_message_bytes=4 * MIB)
+        self._stack.callback(transport.shutdown)
+        return transport
+
+    def connect(self) -> ZmqTransport:
+        transport = self._transport("source")
+        transport.connect(self.endpoint, timeout_ns=10 * NS_PER_S)
+        return transport
+
+    def sender(self, session: bytes = SESSION) -> StateSender:
+        return StateSender(self.connect(), session)
+
+    def receive(self, size_bytes: int) -> None:
+        def received() -> bool:
+            self.receiver.receive()
+            return self.receiver.size_bytes >= size_bytes
+
+        wait_until(received, f"{size_bytes} bytes of state")
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    with ExitStack() as stack:
+        yield Ends(stack)
+
+
+def test_state_arrives_whole_and_in_order(ends: Ends) -> None:
+    sender = ends.sender()
+    big = np.random.default_rng(1).bytes(3 * MAX_STATE_CHUNK_BYTES + 5)
+    sender.write(b"screen")
+    sender.early = False
+    pieces = [b"a", b"", bytearray(b"bc"), memoryview(big)]
+    for piece in pieces:
+        sender.write(piece)
+    ends.receive(sender.size_bytes)
+    assert ends.early == [b"screen"]
+    assert b"".join(ends.receiver.held()) == b"abc" + big
+    assert b"".join(ends.receiver.held()) == b"abc" + big  # can be read again
+    assert ends.receiver.size_bytes == sender.size_bytes == len(b"screenabc" + big)
+    assert ends.receiver.digest == sender.digest
+    assert sender.digest != StateSenderOfNothing.digest
+
+
+class StateSenderOfNothing:
+    """The digest of no state at all."""
+
+    digest = "99aa06d3014798d86001c324468d497f"
+
+
+def test_no_state_has_the_known_digest(ends: Ends) -> None:
+    assert ends.sender().digest == ends.receiver.digest == StateSenderOfNothing.digest
+
+
+def test_views_of_other_items_are_taken_as_bytes(ends: Ends) -> None:
+    sender = ends.sender()
+    numbers = np.arange(100, dtype=np.uint32)
+    sender.early = False
+    sender.write(memoryview(numbers))
+    ends.receive(400)
+    assert b"".join(ends.receiver.held()) == numbers.tobytes()
+
+
+def test_what_is_written_is_copied(ends: Ends) -> None:
+    sender = ends.sender()
+    sender.early = False
+    data = bytearray(b"x" * MIB)
+    sender.write(data)
+    data[:] = bytes(MIB)
+    ends.receive(MIB)
+    assert b"".join(ends.receiver.held()) == b"x" * MIB
+
+
+def test_a_destination_that_takes_nothing_is_given_up(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_channel, "STALL_LIMIT_NS", 50 * NS_PER_MS)
+    sender = ends.sender()
+    with pytest.raises(LimitExceededError, match="device state"):
+        sender.write(bytes(WINDOW_BYTES + 2 * MAX_STATE_CHUNK_BYTES))
+    assert WINDOW_BYTES < sender.size_bytes <= WINDOW_BYTES + MAX_STATE_CHUNK_BYTES
+
+
+def test_aborting_ends_a_write_that_waits(ends: Ends) -> None:
+    sender = ends.sender()
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            sender.write(bytes(WINDOW_BYTES + 2 * MAX_STATE_CHUNK_BYTES))
+        except PeerLostError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    wait_until(lambda: sender.size_bytes > WINDOW_BYTES, "a full window")
+    sender.abort()
+    thread.join(PATIENCE_S)
+    assert [str(error) for error in errors] == ["the state channel was closed"]
+
+
+def test_strangers_are_ignored(ends: Ends) -> None:
+    for hello in (b"", b"H", b"H" + SESSION[::-1], b"D" + SESSION):
+        ends.connect().write([hello])
+    sender = ends.sender()
+    sender.write(b"early")
+    ends.receive(5)
+    ends.connect().write([b"D", b"late stranger"])
+    sender.write(b"more")
+    ends.receive(9)
+    assert ends.early == [b"early", b"more"]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b"X", b"data"],
+        [b"D"],
+        [b"D", b"a", b"b"],
+        [b"", b"data"],
+        [b"E", bytes(MAX_STATE_CHUNK_BYTES + 1)],
+        [b"H" + SESSION],
+    ],
+    ids=["kind", "no data", "too many frames", "no kind", "too long", "second hello"],
+)
+def test_what_may_not_come_is_refused(ends: Ends, frames: list[bytes]) -> None:
+    source = ends.connect()
+    source.write([b"H" + SESSION])
+    source.write(frames)
+
+    def refused() -> bool:
+        try:
+            ends.receiver.receive()
+        except ProtocolError:
+            return True
+        return False
+
+    wait_until(refused, "the refusal")
+    assert ends.receiver.size_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[b"A"], [b"A" + bytes(8), b"more"], [struct.pack(">cQ", b"Z", 1)], [struct.pack(">cQ", b"A", 1 << 40)]],
+    ids=["cut", "frames", "kind", "more than was sent"],
+)
+def test_a_wrong_answer_is_refused(ends: Ends, answer: list[bytes]) -> None:
+    sender = ends.sender()
+    sender.write(b"first")
+    ends.receive(5)
+    ends.listener.write(answer)
+
+    def refused() -> bool:
+        try:
+            sender.write(b"x")
+        except ProtocolError:
+            return True
+        return False
+
+    wait_until(refused, "the refusal")
+
+
+def test_a_destination_that_goes_away_is_noticed(ends: Ends) -> None:
+    sender = ends.sender()
+    sender.write(b"first")
+    ends.receive(5)
+    ends.listener.shutdown()
+
+    def noticed() -> bool:
+        try:
+            sender.write(b"x")
+        except PeerLostError:
+            return True
+        return False
+
+    wait_until(noticed, "the loss")
