@@ -79,7 +79,7 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[Path, ...] = ()
     compress: str = "none"
     tracker: str = "auto"
-    batch_bytes: int = 1 * MIB
+    batch_bytes: int = 2 * MIB
     max_bandwidth_bytes_per_s: int = 0
     downtime_limit_ns: int = 300 * NS_PER_MS
     max_downtime_ns: int = 0

@@ -204,6 +204,7 @@ def is_hugetlbfs(fd: int) -> bool:
 # -- processes: prctl(2), mallopt(3), pidfd_open(2) -----------------------------------------------
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -212,6 +213,11 @@ _M_ARENA_MAX = -8
 def die_with_parent(signal_number: int) -> None:
     """Have the kernel send *signal_number* to this process when its parent ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
+
+
+def name_process(name: str) -> None:
+    """Show this process as *name* in ``ps`` and ``top``; the kernel keeps 15 characters."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
 
 
 def keep_freed_memory(size_bytes: int) -> None:

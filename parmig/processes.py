@@ -21,6 +21,8 @@ import multiprocess
 from multiprocess import forkserver, reduction
 from multiprocess.connection import Connection
 
+from parmig import linux
+
 PRELOADED = ["numpy", "zmq", "msgspec", "xxhash", "lz4.block", "workers.send", "workers.receive"]
 
 _lock = threading.Lock()
@@ -40,8 +42,9 @@ def _arrive(passed: Any) -> int:
     return int(passed.detach())
 
 
-def _run(program: str, connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
+def _run(program: str, name: str, connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
     """In the new process: import the program and run it."""
+    linux.name_process(name)
     module, _, function = program.partition(":")
     getattr(import_module(module), function)(connection, setup, fds)
 
@@ -81,7 +84,7 @@ def start_process(program: str, name: str, setup: bytes, fds: Sequence[int]) -> 
 
     Args:
         program: ``module:function``.
-        name: shown in process lists of multiprocess.
+        name: shown in process lists, at most 15 characters of it.
         setup: passed as it is.
         fds: descriptors; the process gets duplicates of its own, in this order. -1 stays -1.
 
@@ -91,7 +94,7 @@ def start_process(program: str, name: str, setup: bytes, fds: Sequence[int]) -> 
     with _fork_server() as context:
         ours, theirs = context.Pipe(duplex=True)
         passed = [_Descriptor(fd) if fd >= 0 else -1 for fd in fds]
-        process = context.Process(target=_run, args=(program, theirs, setup, passed), name=name, daemon=True)
+        process = context.Process(target=_run, args=(program, name, theirs, setup, passed), name=name, daemon=True)
         try:
             process.start()
         except BaseException:

@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 from parmig.config import SendConfig
-from tools.bench_lab import MIB, QemuMachine, describe_host, median, migrate, qemu_migrate, to_json
+from tools.bench_lab import MIB, QemuMachine, describe_host, median, migrate, qemu_migrate, to_json, touch_memory
 
 
 def fill_random(machine: Any, memory_bytes: int) -> None:
@@ -32,6 +32,7 @@ def fill_random(machine: Any, memory_bytes: int) -> None:
 
 def contend(name: str, count: int, memory_bytes: int, source: Any) -> dict[str, float]:
     """One migration of *source* to a fresh destination; the source can go again afterwards."""
+    touch_memory(memory_bytes + 512 * MIB)
     with QemuMachine(memory_bytes=memory_bytes, incoming=True) as destination:
         if name == "qemu":
             found = qemu_migrate(source, destination, count)

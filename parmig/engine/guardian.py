@@ -29,7 +29,7 @@ class Guardian:
     def arm(self, rescue: Rescue | None) -> None:
         """Start it, unless nothing needs rescuing."""
         if rescue is not None:
-            self._process, self._connection = start_process(self._program, "parmig guardian", b"", [])
+            self._process, self._connection = start_process(self._program, "parmig-guardian", b"", [])
             self._tell(Guard(rescue.program, rescue.setup))
 
     def disarm(self) -> None:

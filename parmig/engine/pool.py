@@ -45,7 +45,12 @@ class WorkerPool:
     def start(self, setup: msgspec.Struct, fds: Sequence[int]) -> int:
         """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
         worker = len(self._processes)
-        process, connection = start_process(self._program, f"parmig {self._name} {worker}", messages.encode(setup), fds)
+        kind = "send" if self._name.startswith("send") else "recv"  # the kernel keeps 15 characters
+        process, connection = start_process(
+            self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds
+        )
+            self._program, f"parmig-{self._name.partition(' ')[0]}-{worker}", messages.encode(setup), fds
+        )
         self._processes.append(process)
         self._connections.append(connection)
         return worker

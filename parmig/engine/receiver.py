@@ -55,6 +55,9 @@ WORKERS_LIMIT_NS = 15 * NS_PER_S
 GOODBYE_LIMIT_NS = 3 * NS_PER_S
 """For the source's goodbye after the guest was resumed here; its absence changes nothing."""
 
+END_LIMIT_NS = 500 * NS_PER_MS
+"""For the source to close first after it was told of a failure."""
+
 POLL_MS = 200
 
 EXPLANATION_NS = 400 * NS_PER_MS
@@ -107,6 +110,7 @@ class MigrationReceiver:
         self._handed_over = False
         self._resumed_ns = 0
         self._round = 0
+        self._met = False
         self._finished = False
         self._suspect: tuple[ParmigError, int] | None = None
         self._report = Report(parmig=__version__, side="destination")
@@ -176,6 +180,7 @@ class MigrationReceiver:
             if frames is None or messages.peer_version(frames[0]) is None:
                 continue  # a stranger, or a port scanner
             self._control.transport.accept()
+            self._met = True
             try:
                 message = messages.decode_control(frames[0])
                 if not isinstance(message, Configure):
@@ -471,6 +476,8 @@ class MigrationReceiver:
         if self._state is not None:
             self._state.close()
         if self._control is not None:
+            if error is not None and self._met:
+                self._control.await_end(END_LIMIT_NS)
             self._control.close(linger_ms=500)
         self._context.term()
         if self._shared is not None:

@@ -444,8 +444,9 @@ class MigrationSender:
         ):
             try:
                 self._thread.call(step)
-            except Exception as problem:  # everything else must still be given back
-                problems.append(f"{step.__name__}: {problem}")
+            except Exception as caught:  # everything else must still be given back
+                problems.append(f"{step.__name__}: {caught}")
+        self._guardian.close()
         self._farewell(status, error)
         self._pool.close()
         self._thread.close()
@@ -459,8 +460,8 @@ class MigrationSender:
             self._shared.close()
         if self._log_fd >= 0:
             os.close(self._log_fd)
-        for problem in problems:
-            self._tell_progress(Progress(status=status.value, message=f"while ending: {problem}"))
+        for words in problems:
+            self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
         if self._control is None:

@@ -77,6 +77,7 @@ class SendChannel:
         self._unacked_bytes = 0
         self._credit_bytes = 0
         self._sequence = 0
+        self._fence_round = -1
         self._fenced_round = -1
         self._fenced_sequence = 0
         self.waiting_ns = 0
@@ -147,6 +148,7 @@ class SendChannel:
         """
         if self._sequence == self._fenced_sequence:
             return
+        self._fence_round = round_
         self._transport.write([_FENCE.pack(FENCE, round_, self._sequence)])
         self._wait(lambda: self._fenced_round == round_, f"the fence of round {round_}")
         if self._unacked:
@@ -199,6 +201,8 @@ class SendChannel:
                 raise ProtocolError(
                     f"{self._name}: fence of round {round_} names batch {sequence}, sent were {self._sequence}"
                 )
+            if round_ != self._fence_round:
+                raise ProtocolError(f"{self._name}: fence of round {round_} answered, asked was {self._fence_round}")
             self._acknowledge(sequence)
             self._fenced_round = round_
         elif kind == WELCOME and size == _WELCOME.size and len(message) == 1 and not self._credit_bytes:

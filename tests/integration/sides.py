@@ -396,7 +396,9 @@ def main(options: dict[str, Any]) -> None:
         threading.Thread(target=watch, args=(name, gate), daemon=True).start()
     threading.Thread(target=lambda: sys.stdin.readline() and guest.open_gates(), daemon=True).start()
     if receives:
-        report = MigrationReceiver(guest, ReceiveConfig(listen=LISTEN), listening=lambda uri: _say(uri=uri)).receive_loop()
+        report = MigrationReceiver(
+            guest, ReceiveConfig(listen=LISTEN), listening=lambda uri: _say(uri=uri)
+        ).receive_loop()
     else:
         config = SendConfig(**({"workers": 2, "verify": True} | options["send"]))
         told = set()
@@ -485,7 +487,9 @@ def guests(
 ) -> Iterator[tuple[HeldGuest, HeldGuest]]:
     """A source and a destination that fit."""
     with HeldGuest(options, hold=hold_source) as source:
-        shape = ",".join(item for item in options.split(",") if item.startswith(("memory", "blocks", "touched", "seed")))
+        shape = ",".join(
+            item for item in options.split(",") if item.startswith(("memory", "blocks", "touched", "seed"))
+        )
         with HeldGuest(
             shape if destination_options is None else destination_options,
             incoming=True,

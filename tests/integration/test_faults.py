@@ -234,7 +234,9 @@ def test_the_receiver_is_cancelled(moment: Moment) -> None:
 # -- a whole side dies ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["round 1", "a later round", "pausing", "the last round", "saving state", "loading state"])
+@pytest.mark.parametrize(
+    "name", ["round 1", "a later round", "pausing", "the last round", "saving state", "loading state"]
+)
 def test_the_receiver_process_is_killed(name: str) -> None:
     moment = MOMENTS[name]
     with ExitStack() as stack:
@@ -256,7 +258,9 @@ def test_the_receiver_process_is_killed(name: str) -> None:
         runs_on(source)
 
 
-@pytest.mark.parametrize("name", ["round 1", "a later round", "pausing", "the last round", "saving state", "loading state"])
+@pytest.mark.parametrize(
+    "name", ["round 1", "a later round", "pausing", "the last round", "saving state", "loading state"]
+)
 def test_the_sender_process_is_killed(name: str) -> None:
     moment = MOMENTS[name]
     with ExitStack() as stack:
@@ -376,7 +380,9 @@ def cancel_both(at: Migration) -> None:
 
 
 @pytest.mark.parametrize("what", [kill_workers, kill_source, cancel_both])
-def test_what_happens_after_hand_over_to_what_is_needed_no_more_changes_nothing(what: Callable[[Migration], None]) -> None:
+def test_what_happens_after_hand_over_to_what_is_needed_no_more_changes_nothing(
+    what: Callable[[Migration], None],
+) -> None:
     with guests(QUICK, hold_destination=["resume"]) as (source, destination), Migration(source, destination) as at:
         destination.gates["resume"].wait()
         what(at)
@@ -424,7 +430,9 @@ SEND = ("--guest", "synthetic:memory=32MiB,rate=200MiB/s", "--workers", "2", "--
 @pytest.mark.parametrize("line", ["active, round 1", "active, round 2", "pre-switchover"])
 def test_ctrl_c_in_a_command_ends_both_in_order(side: str, line: str) -> None:
     limit = ["--downtime-limit", "20s"] if line == "pre-switchover" else []
-    with Command("receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic:memory=32MiB", "--json") as there:
+    with Command(
+        "receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic:memory=32MiB", "--json"
+    ) as there:
         with Command("send", there.uri(), *SEND, *limit) as here:
             here.wait_for(line)
             family = [*_family(here), *_family(there)]

@@ -195,7 +195,14 @@ def test_the_command_line_moves_a_guest_and_both_sides_report_it() -> None:
     with (
         Command("receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic:memory=32MiB", "--json") as there,
         Command(
-            "send", there.uri(), "--guest", "synthetic:memory=32MiB,rate=40MiB/s", "--workers", "2", "--verify", "--json"
+            "send",
+            there.uri(),
+            "--guest",
+            "synthetic:memory=32MiB,rate=40MiB/s",
+            "--workers",
+            "2",
+            "--verify",
+            "--json",
         ) as here,
     ):
         code, report = here.end()

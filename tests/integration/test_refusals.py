@@ -141,7 +141,9 @@ def test_a_taken_data_port_is_told_to_both() -> None:
         first, last = _free_ports(3)
         taken.bind(("127.0.0.1", first))
         taken.listen()
-        with Migration(source, destination, receive=ReceiveConfig(listen=LISTEN, data_ports=(first, last))) as migration:
+        with Migration(
+            source, destination, receive=ReceiveConfig(listen=LISTEN, data_ports=(first, last))
+        ) as migration:
             for report in (migration.sent(), migration.received()):
                 assert report.error is not None
                 assert f"127.0.0.1:{first}" in report.error.message
@@ -265,7 +267,13 @@ def _send_garbage(context: Any, port: int) -> None:
     with context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.LINGER, 200)
         stranger.connect(f"tcp://127.0.0.1:{port}")
-        for frames in ([b""], [b"garbage"], [os.urandom(1000)] * 3, [b"H" + bytes(16)], [b"PARMIG\r\n" + bytes(4) + b"x"]):
+        for frames in (
+            [b""],
+            [b"garbage"],
+            [os.urandom(1000)] * 3,
+            [b"H" + bytes(16)],
+            [b"PARMIG\r\n" + bytes(4) + b"x"],
+        ):
             stranger.send_multipart(frames)
         assert not stranger.poll(50)
 
@@ -319,7 +327,9 @@ def test_nobody_listening_ends_with_1() -> None:
 @pytest.mark.parametrize("which", ["send", "receive"])
 def test_another_protocol_version_is_refused_by_name_on_both_sides(which: str) -> None:
     changed = {which: OTHER_VERSION}
-    with Command("receive", "--listen", LISTEN, "--guest", GUEST, "--json", prelude=changed.get("receive", "")) as there:
+    with Command(
+        "receive", "--listen", LISTEN, "--guest", GUEST, "--json", prelude=changed.get("receive", "")
+    ) as there:
         send = ("send", there.uri(), "--guest", GUEST, "--workers", "2", "--json")
         with Command(*send, prelude=changed.get("send", "")) as here:
             for code, report in (here.end(), there.end()):

@@ -9,11 +9,13 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
-from parmig.config import ReceiveConfig
+from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Report
+from parmig.engine.sender import MigrationSender
 from parmig.guests.qemu.guest import QemuGuest, open_qemu
 from tests.qemu.machines import QemuMachine, wait_until
 
@@ -80,6 +82,35 @@ def test_a_sender_killed_in_the_pause_leaves_the_guest_running_at_the_source(
     linux_guest.wait_for_ticks(2)
     wait_until(lambda: linux_guest.settings() == before, 20, "the settings to be as before")
     assert linux_guest.tracked_mappings() == 0
+
+
+def test_no_guardian_remains_after_a_migration(linux_guest: QemuMachine, initrd: Path) -> None:
+    with QemuMachine(initrd, memory_bytes=MEMORY_BYTES, incoming=True) as destination:
+        with (
+            open_qemu(destination.socket, incoming=True) as arriving,
+            open_qemu(linux_guest.socket, incoming=False) as leaving,
+        ):
+            assert isinstance(arriving, QemuGuest)
+            receiver = HeldReceiver(arriving)
+            receiver.start()
+            uri = receiver.uris.get(timeout=20)
+            sender = MigrationSender(leaving, uri, SendConfig(workers=1))
+            thread = threading.Thread(target=sender.start)
+            thread.start()
+            try:
+                assert receiver.loading.wait(60), "the destination never loaded the state"
+                assert len(guardians()) == 1
+            finally:
+                receiver.release.set()
+                thread.join(30)
+                receiver.join(30)
+            assert guardians() == []
+        destination.wait_for_ticks(2)
+
+
+def guardians() -> list[psutil.Process]:
+    """The guardians among our processes."""
+    return [one for one in psutil.Process().children(recursive=True) if one.name() == "parmig-guardian"]
 
 
 def test_after_that_the_guest_can_be_migrated(linux_guest: QemuMachine, initrd: Path) -> None:

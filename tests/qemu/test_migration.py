@@ -115,12 +115,20 @@ def refused(code: int, report: dict[str, Any], *words: str) -> None:
 @pytest.mark.parametrize(
     ("there", "words"),
     [
-        (["-machine", "q35,memory-backend=ram0", "-object", FILE + "ram,id=ram0,size=256M,share=on"], ("pc-i440fx", "pc-q35")),
-        (["-machine", "pc,memory-backend=other", "-object", FILE + "ram,id=other,size=256M,share=on"], ("'ram0'", "'other'")),
+        (
+            ["-machine", "q35,memory-backend=ram0", "-object", FILE + "ram,id=ram0,size=256M,share=on"],
+            ("pc-i440fx", "pc-q35"),
+        ),
+        (
+            ["-machine", "pc,memory-backend=other", "-object", FILE + "ram,id=other,size=256M,share=on"],
+            ("'ram0'", "'other'"),
+        ),
     ],
     ids=["machine type", "backend id"],
 )
-def test_a_machine_that_differs_is_refused_by_both(bare_guest: QemuMachine, there: list[str], words: tuple[str, ...]) -> None:
+def test_a_machine_that_differs_is_refused_by_both(
+    bare_guest: QemuMachine, there: list[str], words: tuple[str, ...]
+) -> None:
     with QemuMachine(memory=there, incoming=True) as destination, receive(destination) as receiver:
         settings = bare_guest.settings()
         with send(bare_guest, receiver.uri()) as sender:

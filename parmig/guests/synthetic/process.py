@@ -47,7 +47,7 @@ class GuestProcess:
         self._decoder = msgspec.msgpack.Decoder(m.Response)
         self.pidfd = -1
         try:
-            self._process, self._pipe = start_process(_PROGRAM, "parmig-synthetic", b"", [*memory_fds, bitmap_fd])
+            self._process, self._pipe = start_process(_PROGRAM, "parmig-guest", b"", [*memory_fds, bitmap_fd])
         except (OSError, EOFError) as error:
             raise GuestError(f"the synthetic guest's process could not be started: {error}") from error
         self.pid: int = self._process.pid
