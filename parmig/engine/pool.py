@@ -49,8 +49,6 @@ class WorkerPool:
         process, connection = start_process(
             self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds
         )
-            self._program, f"parmig-{self._name.partition(' ')[0]}-{worker}", messages.encode(setup), fds
-        )
         self._processes.append(process)
         self._connections.append(connection)
         return worker
