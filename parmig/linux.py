@@ -186,7 +186,7 @@ def mincore(address: int, pages: int) -> npt.NDArray[np.bool_]:
     """Which of the *pages* 4 KiB pages mapped at *address* are in memory; one entry a page.
 
     For a shared file mapping that means: in the page cache, whoever put it there. Pages in swap and pages that
-    do not exist are both "not". 5 ns a page that this process has mapped, about 50 ns others.
+    do not exist are both "not". 5 ns a page that this process has mapped, about 100 ns others.
     """
     vector = np.empty(pages, dtype=np.uint8)
     _check(_libc.mincore(address, pages * 4096, vector.ctypes.data), "mincore")

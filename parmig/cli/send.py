@@ -11,9 +11,9 @@ from parmig.cli import options as o
 from parmig.cli.output import run
 from parmig.cli.progress import showing_progress
 from parmig.cli.signals import cancelling
-from parmig.config import SendConfig, default_workers
+from parmig.config import DEFAULT_BATCH_BYTES, SendConfig, default_workers
 from parmig.engine.report import Report
-from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from parmig.units import NS_PER_MS, NS_PER_S
 
 
 def send(
@@ -24,7 +24,7 @@ def send(
     path: o.SendPathsOption = [],  # noqa: B006 - typer copies it
     compress: o.CompressOption = o.Compress.NONE,
     tracker: o.TrackerOption = o.Tracker.AUTO,
-    batch: o.BatchOption = 1 * MIB,
+    batch: o.BatchOption = DEFAULT_BATCH_BYTES,
     max_bandwidth: o.BandwidthOption = 0,
     downtime_limit: o.DowntimeLimitOption = 300 * NS_PER_MS,
     max_downtime: o.MaxDowntimeOption = 0,

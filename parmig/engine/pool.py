@@ -46,9 +46,7 @@ class WorkerPool:
         """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
         worker = len(self._processes)
         kind = "send" if self._name.startswith("send") else "recv"  # the kernel keeps 15 characters
-        process, connection = start_process(
-            self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds
-        )
+        process, connection = start_process(self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds)
         self._processes.append(process)
         self._connections.append(connection)
         return worker

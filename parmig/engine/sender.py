@@ -95,7 +95,6 @@ class MigrationSender:
         self._ready = 0
         self._suspect: tuple[ParmigError, int] | None = None
         self._paths: list[str] = []
-        self._setup_ns = 0
         self._progress = progress
         self._meter: ProgressMeter | None = None
         self._report = Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers)
@@ -108,14 +107,14 @@ class MigrationSender:
         error: ParmigError | None = None
         try:
             self._prepare()
-            self._setup_ns = time.monotonic_ns() - began
             while not self.migrate_iterate():
                 pass
         except ParmigError as caught:
             error = caught
         finally:
+            ended = time.monotonic_ns()
             self._tear_down(error)
-        return self._final_report(error, began)
+        return self._final_report(error, began, ended)
 
     def cancel(self) -> None:
         """Ask for the end; the guest goes on here unless hand-over has happened. Safe from a signal handler."""
@@ -480,10 +479,12 @@ class MigrationSender:
         if self._progress is not None:
             self._progress(progress)
 
-    def _final_report(self, error: ParmigError | None, began_ns: int) -> Report:
+    def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = self._report
-        report.total_time_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
-        report.setup_time_ms = self._setup_ns / NS_PER_MS
+        marks = self._plan.record.marks if self._plan is not None else {}
+        # As in QEMU: to the end of the migration, not of our own cleaning up; set-up ends where round 1 begins.
+        report.total_time_ms = (marks.get("resumed", ended_ns) - began_ns) / NS_PER_MS
+        report.setup_time_ms = (marks.get("active", ended_ns) - began_ns) / NS_PER_MS
         if self._plan is not None:
             record = self._plan.record
             error = error or self._plan.error

@@ -37,7 +37,7 @@ class RegionDigester:
         return xxhash.xxh3_64_intdigest(b"".join(chunks))
 
     def _chunk(self, mapping: BlockMapping, first_page: int, pages: int) -> bytes:
-        if pages == _CHUNK_PAGES and not has_data(mapping.fd, mapping.file_offset_bytes, first_page, pages):
+        if pages == _CHUNK_PAGES and not has_data(mapping, first_page, pages):
             return self._zero_chunk
         at = first_page * PAGE_BYTES
         view = memoryview(self._scratch)[: pages * PAGE_BYTES]

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pages of a memory file exist at all: the rest read as zero and cost nothing to move.
 
-lseek(2) with SEEK_DATA and SEEK_HOLE. tmpfs and memfd answer by page; a page that was swapped out is
-data; fallocated but never written is a hole. File systems without holes (hugetlbfs) say all is data.
-Looking never allocates, unlike reading through a mapping.
+A page in the page cache exists; mincore(2) tells that for a whole span in one call. Of the others lseek(2)
+with SEEK_DATA tells those that were swapped out from those that were never there. SEEK_HOLE is not asked about
+whole spans: it walks to the next hole, which in a fully used file is its end, each time (394 ms for
+2 GiB in 64 MiB regions, against 55). tmpfs and memfd know holes by page; file systems without holes (hugetlbfs)
+say that all is data. Looking never allocates, unlike reading through a mapping.
 """
 
 from __future__ import annotations
@@ -11,63 +13,56 @@ from __future__ import annotations
 import errno
 import os
 
-import numpy as np
-
-from parmig.ram.bits import Mask, Runs
-from parmig.ram.blocks import PAGE_BYTES
-
-
-def allocated_runs(fd: int, file_offset_bytes: int, first_page: int, pages: int) -> Runs:
-    """Runs of existing pages within ``[first_page, first_page + pages)`` of the block, in block pages.
-
-    About 32 ns a present page and 1 µs an extent (6.18, tmpfs): 8.4 ms for 1 GiB without holes.
-    """
-    at = file_offset_bytes + first_page * PAGE_BYTES
-    end = at + pages * PAGE_BYTES
-    found: list[tuple[int, int]] = []
-    while at < end:
-        try:
-            data = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but hole up to the end of the file
-                break
-            raise
-        if data >= end:
-            break
-        hole = min(os.lseek(fd, data, os.SEEK_HOLE), end)
-        found.append((data, hole))
-        at = hole
-    if not found:
-        return np.empty((0, 2), dtype=np.int64)
-    runs = np.array(found, dtype=np.int64) - file_offset_bytes
-    runs[:, 0] //= PAGE_BYTES
-    runs[:, 1] = -(-runs[:, 1] // PAGE_BYTES)
-    return runs
+from parmig import linux
+from parmig.ram.bits import Mask, runs_of_mask
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 
 
-def has_data(fd: int, file_offset_bytes: int, first_page: int, pages: int) -> bool:
-    """Whether any page of the range exists: one system call."""
-    at = file_offset_bytes + first_page * PAGE_BYTES
-    try:
-        return os.lseek(fd, at, os.SEEK_DATA) < at + pages * PAGE_BYTES
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return False
-        raise
-
-
-def keep_allocated(fd: int, file_offset_bytes: int, first_page: int, runs: Runs, mask: Mask) -> None:
-    """Clear the entries of *mask* (from *first_page* on) that are holes; only *runs* of it are set.
+def allocated_mask(mapping: BlockMapping, first_page: int, pages: int, among: Mask | None = None) -> Mask:
+    """Which of the block's pages ``[first_page, first_page + pages)`` exist; one entry a page, yours to change.
 
     Args:
-        runs: the runs of *mask*, relative to *first_page*.
+        among: the entries that matter; the others need not be right. None: all.
+
+    About 5 ns a page that this process has mapped, 100 ns others, and 1 µs for each run that is not in memory.
     """
-    if len(runs) > 64:  # many short runs: one sweep over the whole span is cheaper than a call for each
-        runs = np.array([[runs[0, 0], runs[-1, 1]]], dtype=np.int64)
-    for begin, end in runs.tolist():
-        present = np.zeros(end - begin, dtype=np.bool_)
-        for a, b in (
-            allocated_runs(fd, file_offset_bytes, first_page + begin, end - begin) - first_page - begin
-        ).tolist():
-            present[a:b] = True
-        mask[begin:end] &= present
+    address = mapping.pages.ctypes.data + first_page * PAGE_BYTES
+    present: Mask = linux.mincore(address, pages)
+    absent = ~present if among is None else among & ~present
+    for begin, end in runs_of_mask(absent).tolist():
+        while begin < end:  # a loop over extents, and only over those not in memory
+            data, begin = _next_data(mapping, first_page + begin, first_page + end)
+            present[data - first_page : begin - first_page] = True
+            begin -= first_page
+    return present
+
+
+def _next_data(mapping: BlockMapping, first_page: int, end_page: int) -> tuple[int, int]:
+    """The first extent of data within the pages, as (first, past the last); (end, end) when there is none."""
+    at, end = _offset(mapping, first_page), _offset(mapping, end_page)
+    data = _seek_data(mapping.fd, at)
+    if data is None or data >= end:
+        return end_page, end_page
+    hole = min(os.lseek(mapping.fd, data, os.SEEK_HOLE), end)
+    base = mapping.file_offset_bytes
+    return (data - base) // PAGE_BYTES, -((base - hole) // PAGE_BYTES)
+
+
+def has_data(mapping: BlockMapping, first_page: int, pages: int) -> bool:
+    """Whether any page of the range exists: one system call."""
+    data = _seek_data(mapping.fd, _offset(mapping, first_page))
+    return data is not None and data < _offset(mapping, first_page + pages)
+
+
+def _offset(mapping: BlockMapping, page: int) -> int:
+    return mapping.file_offset_bytes + page * PAGE_BYTES
+
+
+def _seek_data(fd: int, at: int) -> int | None:
+    """Where the first data at or after *at* begins; None when nothing but hole follows."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise

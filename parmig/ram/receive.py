@@ -15,8 +15,9 @@ from parmig.ram import flow
 from parmig.ram.bits import Index, Runs, index_of_runs, set_bits, test_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.codecs.base import PageCodec
-from parmig.ram.extents import allocated_runs
+from parmig.ram.extents import allocated_mask, has_data
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
+from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.transport.base import Buffer
 from parmig.units import MIB
@@ -170,8 +171,7 @@ def _note_placed(shared: SharedArea, block: int, index: Index) -> None:
 def note_existing(blocks: Sequence[BlockMapping], shared: SharedArea) -> None:
     """Enter into *shared* which pages the destination's memory files already have. Once, before workers start."""
     for number, mapping in enumerate(blocks):
-        for first in range(0, mapping.block.pages, 1 << 20):
-            pages = min(1 << 20, mapping.block.pages - first)
-            set_bits(
-                shared.bits[number], index_of_runs(allocated_runs(mapping.fd, mapping.file_offset_bytes, first, pages))
-            )
+        for first in range(0, mapping.block.pages, SPAN_PAGES):
+            pages = min(SPAN_PAGES, mapping.block.pages - first)
+            if has_data(mapping, first, pages):
+                set_bits(shared.bits[number], np.flatnonzero(allocated_mask(mapping, first, pages)) + first)

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from parmig.ram.bits import Index, Mask, Runs, mask_of_runs
+from parmig.ram.bits import Index, Mask
 from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, BlockMapping, Pages, RamBlock
-from parmig.ram.extents import allocated_runs
+from parmig.ram.extents import allocated_mask
 from parmig.ram.regions import Region
 from parmig.ram.trackers.base import DirtyTracker, Scan
 
@@ -73,12 +73,10 @@ class DigestTracker(DirtyTracker):
         self._pages[span.block][span.first_page : span.end_page] = 0
         self._groups[span.block][span.first_page // WORD_PAGES : -(-span.end_page // WORD_PAGES)] = 0
         # Nothing is known of a span that was never scanned: all that exists may have been written since.
-        runs = self._allocated(span)
-        self._note_count(span, int((runs[:, 1] - runs[:, 0]).sum()))
+        self._note_count(span, int(self._allocated(span).sum()))
 
-    def _allocated(self, span: Region) -> Runs:
-        mapping = self._blocks[span.block]
-        return allocated_runs(mapping.fd, mapping.file_offset_bytes, span.first_page, span.pages)
+    def _allocated(self, span: Region) -> Mask:
+        return allocated_mask(self._blocks[span.block], span.first_page, span.pages)
 
     def _note_count(self, span: Region, count: int) -> None:
         """Keep *count* for :meth:`count`, instead of what was found of the same pages in other pieces."""
@@ -88,8 +86,7 @@ class DigestTracker(DirtyTracker):
         self._last_counts[span.block, span.first_page] = count
 
     def scan(self, span: Region) -> Scan | None:
-        runs = self._allocated(span) - span.first_page
-        present: Mask = mask_of_runs(runs, span.pages) if len(runs) else np.zeros(span.pages, dtype=np.bool_)
+        present = self._allocated(span)
         sent = self._pages[span.block][span.first_page : span.end_page]
         # Holes are zero pages; they changed when something else was sent. Nothing sent (0): a hole since the arming.
         dirty: Mask = ~present & (sent != _ZERO_PAGE) & (sent != 0)
