@@ -120,7 +120,8 @@ def qemu_migrate(source: Any, destination: Any, channels: int) -> dict[str, Any]
     """One migration between two QEMUs by QEMU itself over loopback TCP: multifd with *channels*, or without (0).
 
     Returns:
-        the source's ``query-migrate``, with ``wall_ms`` from the command to "completed" on the source.
+        the source's ``query-migrate``, with ``wall_ms`` from the command until the destination has loaded everything:
+        the source says "completed" while megabytes are still in its sockets.
     """
     capabilities = [{"capability": "multifd", "state": channels > 0}, {"capability": "events", "state": True}]
     parameters: dict[str, Any] = {"max-bandwidth": 1 << 40, "downtime-limit": 300}
@@ -136,6 +137,8 @@ def qemu_migrate(source: Any, destination: Any, channels: int) -> dict[str, Any]
     while (found := source.ask("query-migrate")).get("status") != "completed":
         if found.get("status") == "failed" or time.monotonic() - began > LIMIT_S:
             raise RuntimeError(f"QEMU's own migration: {found}")
+        time.sleep(0.002)
+    while destination.ask("query-status")["status"] == "inmigrate":
         time.sleep(0.002)
     return {**found, "wall_ms": (time.monotonic() - began) * 1000}
 

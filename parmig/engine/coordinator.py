@@ -38,7 +38,7 @@ from parmig.engine.events import (
     WorkersReady,
 )
 from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
-from parmig.engine.policy import FEW_PAGES, Limits, Verdict, decide, expected_downtime_ns
+from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
 from parmig.errors import CancelledError, LimitExceededError, NotConvergingError, ParmigError
@@ -48,6 +48,10 @@ from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine
 from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
+
+WHOLE_PAGES = 2048
+"""With at most so many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once:
+twenty bundles, each with its answer, took 10 ms of a pause, the pages themselves 2."""
 
 
 class Step(enum.Enum):
@@ -194,7 +198,7 @@ class Coordinator:
         self.step = step
         self.round += 1
         self.record.begin_round(now_ns)
-        few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= FEW_PAGES * self._workers
+        few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= WHOLE_PAGES
         self._shares = Shares(self._owned, whole=few)
         self._outstanding = [0] * self._workers
         self._waiting = set(range(self._workers))
