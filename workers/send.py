@@ -100,8 +100,8 @@ def _loop(
     digester = RegionDigester()
     while True:
         match _next(inbox, channel):
-            case SendRegions(round=round_, regions=numbers, first_pass=first_pass):
-                ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass)
+            case SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes):
+                ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes)
                 inbox.tell(RegionsDone())
             case Fence(round=round_):
                 ram.fence(round_)

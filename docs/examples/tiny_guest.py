@@ -91,11 +91,12 @@ class TinyGuest(Guest):
             raise StateError(f"a tiny guest's state has {_STATE.size} bytes, {len(self._arrived)} arrived")
         (self.count,) = _STATE.unpack(self._arrived)
 
-    def resume(self) -> None:
+    def resume(self) -> int:
         if self._cpu is None:
             self._stop.clear()
             self._cpu = threading.Thread(target=self._run, name="tiny-cpu", daemon=True)
             self._cpu.start()
+        return time.monotonic_ns()
 
     def discard(self) -> None:
         self._halt()

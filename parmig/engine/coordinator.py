@@ -179,8 +179,9 @@ class Coordinator:
                 self.machine.move(StatusEvent.HANDED_OVER)
                 self.step = Step.RESUMING
                 return [Do.HAND_OVER]
-            case Step.RESUMING, PeerResumed():
-                self.record.mark("resumed", now_ns)
+            case Step.RESUMING, PeerResumed(since_ns=since_ns):
+                # Never before hand-over, whatever the peer says.
+                self.record.mark("resumed", max(now_ns - since_ns, self.record.marks["loaded"]))
                 self.machine.move(StatusEvent.RESUMED)
                 self.step = Step.DONE
                 return [Do.FINISH]
@@ -213,7 +214,7 @@ class Coordinator:
         regions = self._shares.take(worker)
         if regions:
             self._outstanding[worker] += 1
-            return [Tell(worker, SendRegions(self.round, regions, self.round == 1))]
+            return [Tell(worker, SendRegions(self.round, regions, self.round == 1, self.step is not Step.RESCANNING))]
         if worker in self._fencing:
             return []
         # Nothing is left to hand out to anyone, so the fence may follow what this worker still has.

@@ -85,7 +85,9 @@ class PeerLoaded(Event, frozen=True):
 
 
 class PeerResumed(Event, frozen=True):
-    """The guest runs at the destination."""
+    """The guest runs at the destination, since *since_ns* before the destination said so."""
+
+    since_ns: int = 0
 
 
 class Failed(Event, frozen=True):

@@ -123,9 +123,15 @@ class HandOver(_Message, frozen=True):
 
 
 class Resumed(_Message, frozen=True):
-    """Destination: the guest runs here (or stays paused, as it was)."""
+    """Destination: the guest runs here (or stays paused, as it was).
+
+    Attributes:
+        resume_ns: from hand-over until it ran.
+        since_ns: how long it had run when this was sent; the source takes that off its own clock's time.
+    """
 
     resume_ns: _Count
+    since_ns: _Count = 0
 
 
 class Progressed(_Message, frozen=True):
@@ -202,11 +208,17 @@ class StartTracking(_Message, frozen=True):
 
 
 class SendRegions(_Message, frozen=True):
-    """Coordinator: scan these regions and send what is dirty."""
+    """Coordinator: scan these regions and send what is dirty.
+
+    Attributes:
+        first_pass: these regions were never sent.
+        holes: look for pages that were given back, too; needless once the paused guest was looked through.
+    """
 
     round: int
     regions: tuple[int, ...]
     first_pass: bool
+    holes: bool = True
 
 
 class Fence(_Message, frozen=True):

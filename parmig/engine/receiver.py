@@ -109,6 +109,7 @@ class MigrationReceiver:
         self._load_began_ns = 0
         self._handed_over = False
         self._resumed_ns = 0
+        self._ran_ns = 0
         self._round = 0
         self._met = False
         self._finished = False
@@ -374,7 +375,7 @@ class MigrationReceiver:
                 self._watch_guest_and_source_only()
                 began = time.monotonic_ns()
                 if run:
-                    self._begin(lambda: self._resumed(began), self._guest.resume)
+                    self._begin(lambda: self._resumed(began), self._run_guest)
                 else:
                     self._resumed(began)
             case messages.Goodbye():
@@ -430,10 +431,14 @@ class MigrationReceiver:
         now = time.monotonic_ns()
         self._say(messages.Loaded(self._load_began_ns - self._release_ns, now - self._load_began_ns))
 
+    def _run_guest(self) -> None:
+        self._ran_ns = self._guest.resume()
+
     def _resumed(self, began_ns: int) -> None:
         self._machine.move(StatusEvent.RESUMED)
-        self._resumed_ns = time.monotonic_ns()
-        self._say(messages.Resumed(self._resumed_ns - began_ns))
+        self._resumed_ns = now = time.monotonic_ns()
+        ran_ns = max(began_ns, min(self._ran_ns or now, now))
+        self._say(messages.Resumed(ran_ns - began_ns, now - ran_ns))
 
     def _begin(self, then: Callable[[], None], function: Callable[..., Any], *arguments: object) -> None:
         """Call the guest in its thread; continue with *then* in the loop. An error ends the loop."""

@@ -316,8 +316,8 @@ class MigrationSender:
                 self._feed(events.Failed(self._suspect[0]))  # never hand over with something amiss
             case messages.Loaded(load_ns=load_ns):
                 self._feed(events.PeerLoaded(load_ns))
-            case messages.Resumed():
-                self._feed(events.PeerResumed())
+            case messages.Resumed(since_ns=since_ns):
+                self._feed(events.PeerResumed(since_ns))
             case messages.Failure(error=report):
                 symptom = report.type == PeerLostError.__name__
                 error = PeerLostError if symptom else PeerFailedError

@@ -187,8 +187,12 @@ class Guest(ABC):
         """
 
     @abstractmethod
-    def resume(self) -> None:
-        """Hand-over has happened: run."""
+    def resume(self) -> int:
+        """Hand-over has happened: run.
+
+        Returns:
+            the instant from which on the guest ran, on the clock of ``time.monotonic_ns()``.
+        """
 
     @abstractmethod
     def discard(self) -> None:

@@ -60,11 +60,14 @@ class DirtyScanner:
         self._tracker = tracker
         self._shared = shared
 
-    def find(self, numbers: Sequence[int], *, first_pass: bool) -> Iterator[DirtyRegion]:
-        """What must be sent of the regions *numbers*, span by span; clean spans yield nothing."""
+    def find(self, numbers: Sequence[int], *, first_pass: bool, holes: bool = True) -> Iterator[DirtyRegion]:
+        """What must be sent of the regions *numbers*, span by span; clean spans yield nothing.
+
+        With *holes* false, pages that were given back are not looked for (0.6 instead of 2 ms per GiB).
+        """
         armed, fresh = self._sort(numbers)
         for span in spans(self._regions[number] for number in armed):
-            found = self._tracker.scan(span)
+            found = self._tracker.scan(span, holes=holes)
             if found is not None:
                 yield self._from_scan(span, found)
         if first_pass:

@@ -77,12 +77,15 @@ class MigrationRamSend:
         """How many pages of the regions *numbers* are dirty now; nothing is consumed."""
         return self._scanner.count(numbers)
 
-    def migrate_ram_iterate(self, round_: int, numbers: Sequence[int], *, first_pass: bool) -> None:
-        """Send what is dirty in the regions *numbers*; full batches go out, the rest waits for the fence."""
+    def migrate_ram_iterate(self, round_: int, numbers: Sequence[int], *, first_pass: bool, holes: bool = True) -> None:
+        """Send what is dirty in the regions *numbers*; full batches go out, the rest waits for the fence.
+
+        With *holes* false, pages that were given back are not looked for.
+        """
         self._round = round_
         handled = self.counters.handled_pages
         began = time.monotonic_ns()
-        for dirty in self._scanner.find(numbers, first_pass=first_pass):
+        for dirty in self._scanner.find(numbers, first_pass=first_pass, holes=holes):
             self.counters.scan_ns += time.monotonic_ns() - began
             self.migrate_ram_send(dirty, first_pass=first_pass)
             began = time.monotonic_ns()

@@ -123,9 +123,9 @@ class HeldGuest(SyntheticGuest):
         self._at("finish_load")
         super().finish_load()
 
-    def resume(self) -> None:
+    def resume(self) -> int:
         self._at("resume")
-        super().resume()
+        return super().resume()
 
     def open_gates(self) -> None:
         """Let everything go on."""

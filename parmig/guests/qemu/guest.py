@@ -223,13 +223,16 @@ class QemuGuest(Guest):
         """
         self._incoming.finish()
 
-    def resume(self) -> None:
+    def resume(self) -> int:
         """Run.
+
+        Returns:
+            when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``.
 
         Raises:
             GuestError: QEMU cannot; the message has its words.
         """
-        self._incoming.resume()
+        return self._incoming.resume()
 
     def discard(self) -> None:
         """End QEMU if it was given any state; else leave it waiting, ready for another try.

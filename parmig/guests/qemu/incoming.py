@@ -96,14 +96,24 @@ class Incoming:
             # QEMU before 9.1 ends when it cannot load, and has told the reason on its standard error only.
             raise StateError(f"QEMU did not load the device state: {failure_words(self._qmp)}") from error
 
-    def resume(self) -> None:
+    def resume(self) -> int:
         """Run.
+
+        QEMU's answer comes milliseconds after the guest runs, because the virtual CPUs then hold the lock that
+        its main loop needs. The RESUME event carries the time.
+
+        Returns:
+            when the guest ran, on the clock of ``time.monotonic_ns()``.
 
         Raises:
             GuestError: QEMU cannot; the message has its words.
         """
-        self._qmp.execute("cont")
-        self.resumed = True
+        with self._qmp.listen("RESUME") as listener:
+            self._qmp.execute("cont")
+            answered_ns = time.monotonic_ns()
+            self.resumed = True
+            event = listener.take()  # it is sent before the answer, so it is here; not if the guest ran already
+            return answered_ns if event is None else min(event.at_ns, answered_ns)
 
     def close(self) -> None:
         """Close the stream and stop listening. Never raises; calling it twice is fine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -207,9 +208,10 @@ class SyntheticGuest(Guest):
         self._ask(m.LoadState(data), m.Done, self._slow_limit_s)
         self._incoming = False
 
-    def resume(self) -> None:
-        """Run; StatusError when the guest waits for its state."""
+    def resume(self) -> int:
+        """Run; StatusError when the guest waits for its state. Returns when it said that it runs."""
         self._run()
+        return time.monotonic_ns()
 
     def discard(self) -> None:
         """Kill the process: this copy never runs. Its memory stays readable until close()."""

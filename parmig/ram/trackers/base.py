@@ -43,8 +43,11 @@ class DirtyTracker(ABC):
         """Begin: forget what was written so far; from now on writes to *span* are recorded."""
 
     @abstractmethod
-    def scan(self, span: Region) -> Scan | None:
+    def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         """What was written since the last arm or scan, re-armed in the same step.
+
+        Args:
+            holes: also tell which pages are unmapped; a tracker may do so anyway.
 
         Returns:
             None when nothing was written and nothing is unmapped.

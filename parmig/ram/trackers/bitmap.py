@@ -51,7 +51,7 @@ class BitmapTracker(DirtyTracker):
     def arm(self, span: Region) -> None:
         self._slice(span)[:] = 0
 
-    def scan(self, span: Region) -> Scan | None:
+    def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         part = self._slice(span)
         if not part.any():
             return None

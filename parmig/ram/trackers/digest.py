@@ -85,7 +85,7 @@ class DigestTracker(DirtyTracker):
                 del self._last_counts[block, first]
         self._last_counts[span.block, span.first_page] = count
 
-    def scan(self, span: Region) -> Scan | None:
+    def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         present = self._allocated(span)
         sent = self._pages[span.block][span.first_page : span.end_page]
         # Holes are zero pages; they changed when something else was sent. Nothing sent (0): a hole since the arming.

@@ -25,6 +25,15 @@ from parmig.ram.regions import SPAN_PAGES, Region
 from parmig.ram.trackers.base import DirtyTracker, Scan
 
 _REARM = linux.PM_SCAN_WP_MATCHING | linux.PM_SCAN_CHECK_WPASYNC
+_WRITTEN = {"mask": linux.PAGE_IS_WRITTEN, "returned": linux.PAGE_IS_WRITTEN}
+"""The kernel's fast path: it takes untouched pages as WRITTEN too, and marks them."""
+
+_WRITTEN_OR_UNMAPPED = {
+    "inverted": linux.PAGE_IS_PRESENT,
+    "anyof": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT,
+    "returned": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED,
+}
+
 _VECTOR_REGIONS = SPAN_PAGES // 8
 """Answer entries a call: 24 bytes each, 192 KiB; a span with more runs takes more calls."""
 
@@ -72,21 +81,14 @@ class PagemapTracker(DirtyTracker):
 
     def arm(self, span: Region) -> None:
         for _, start, end in self._pieces(span):
-            # The fast path of the kernel: it takes untouched pages as WRITTEN too and marks them.
-            for _ in self._walk(start, end, flags=_REARM, mask=linux.PAGE_IS_WRITTEN, returned=linux.PAGE_IS_WRITTEN):
+            for _ in self._walk(start, end, flags=_REARM, **_WRITTEN):
                 pass
 
-    def scan(self, span: Region) -> Scan | None:
+    def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         found: Scan | None = None
+        how = _WRITTEN_OR_UNMAPPED if holes else _WRITTEN
         for offset, start, end in self._pieces(span):
-            for regions in self._walk(
-                start,
-                end,
-                flags=_REARM,
-                inverted=linux.PAGE_IS_PRESENT,
-                anyof=linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT,
-                returned=linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED,
-            ):
+            for regions in self._walk(start, end, flags=_REARM, **how):
                 if found is None:
                     found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
                 _add(found, regions, start, offset)
@@ -95,7 +97,7 @@ class PagemapTracker(DirtyTracker):
     def count(self, span: Region) -> int:
         pages = 0
         for _, start, end in self._pieces(span):
-            for regions in self._walk(start, end, mask=linux.PAGE_IS_WRITTEN, returned=linux.PAGE_IS_WRITTEN):
+            for regions in self._walk(start, end, **_WRITTEN):
                 pages += int((regions["end"] - regions["start"]).sum()) // PAGE_BYTES
         return pages
 
