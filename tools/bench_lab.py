@@ -8,6 +8,8 @@ import os
 import platform
 import queue
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,7 +25,6 @@ from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.base import Guest
-from parmig.guests.registry import open_guest
 from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
 
 MIB = 1 << 20
@@ -108,12 +109,18 @@ def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch:
 
 
 def migrate(source: Any, destination: Any, config: SendConfig) -> Report:
-    """One migration between two QEMUs by parmig."""
-    with (
-        open_guest(f"qemu:{source.socket}", incoming=False) as leaving,
-        open_guest(f"qemu:{destination.socket}", incoming=True) as arriving,
-    ):
-        return migrate_guests(leaving, arriving, config)[0]
+    """One migration between two QEMUs by the commands, each side a process of its own as on two hosts."""
+    parmig = [sys.executable, "-m", "parmig"]
+    listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", f"qemu:{destination.socket}", "--json"]
+    with subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as receiver:
+        assert receiver.stderr is not None
+        uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
+        send = ["send", uri, "--guest", f"qemu:{source.socket}", "--workers", str(config.workers), "--json", "--quiet"]
+        told = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
+        receiver.communicate(timeout=LIMIT_S)
+    report = msgspec.json.decode(told, type=Report)
+    report.raise_for_status()
+    return report
 
 
 def qemu_migrate(source: Any, destination: Any, channels: int) -> dict[str, Any]:

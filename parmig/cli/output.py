@@ -20,6 +20,10 @@ from parmig.engine.report import ErrorReport, GuestReport, Report
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
 from parmig.version import __version__
 
+SWITCH_INTERVAL_S = 0.0002
+"""How long one thread of this process may keep the interpreter while another waits. The loop, the guest's thread and
+QMP's hand the pause from one to the other; with Python's 5 ms each hand-over may cost that much."""
+
 
 def echo_error(error: ErrorReport) -> None:
     """The error as one message for a person, on standard error."""
@@ -81,6 +85,7 @@ def run(body: Callable[[], Report], *, side: str, guest: str, as_json: bool) -> 
         guest: what was given as ``--guest``, for the same.
         as_json: print JSON.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         report = body()
     except UsageError as error:
