@@ -161,7 +161,8 @@ def runs_on(guest: SyntheticGuest) -> None:
 def never_ran(guest: SyntheticGuest) -> None:
     """The destination after a failure: gone, and never started."""
     assert not guest.is_running()
-    assert guest._process is not None and not guest._process.is_alive()
+    assert guest._process is not None
+    assert not guest._process.is_alive()
 
 
 class Migration:

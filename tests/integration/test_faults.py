@@ -407,7 +407,7 @@ def test_a_receiver_that_waits_can_be_cancelled() -> None:
 
 
 def test_a_sender_that_waits_for_an_answer_can_be_cancelled() -> None:
-    with guests(SLOW) as (source, destination), HeldGuest("memory=32MiB") as second:
+    with guests(SLOW) as (source, destination), HeldGuest("memory=32MiB") as second:  # noqa: SIM117 - too long on one line
         with Migration(source, destination, SendConfig(workers=2, **SLOW_RATE)) as at:
             at.at_round(1)  # so the receiver has its peer, and answers no other
             with Migration(second, None, uri=at.uri) as other:  # type: ignore[arg-type]

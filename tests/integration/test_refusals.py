@@ -339,7 +339,7 @@ def test_another_protocol_version_is_refused_by_name_on_both_sides(which: str) -
 
 
 def test_other_memory_ends_both_commands_with_3() -> None:
-    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=64MiB", "--json") as there:
+    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=64MiB", "--json") as there:  # noqa: SIM117 - too long on one line
         with Command("send", there.uri(), "--guest", GUEST, "--json") as here:
             for code, report in (here.end(), there.end()):
                 assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), report["error"]
