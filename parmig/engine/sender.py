@@ -37,7 +37,7 @@ from parmig.errors import (
 )
 from parmig.guests.base import DirtyLog, Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.blocks import BlockMemory
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import CREDIT_BATCHES
 from parmig.ram.regions import cut, region_pages_for
@@ -86,7 +86,6 @@ class MigrationSender:
         self._guardian = Guardian(GUARDIAN_PROGRAM)
         self._poller = zmq.Poller()
         self._shared: SharedArea | None = None
-        self._log = DirtyLog("")
         self._log_fd = -1
         self._state: StateSender | None = None
         self._state_transport: Any = None
@@ -403,13 +402,9 @@ class MigrationSender:
     def _log_started(self, log: DirtyLog) -> Event:
         """The guest records writes: tell the workers how to read it."""
         self._guardian.arm(self._guest.rescue())
-        self._log = log
         self._report.tracker, self._report.tracker_reason = log.kind, log.reason
         fd = self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
-        mappings = [BlockMapping(one) for one in self._guest.memory()]
-        area_bytes = log_area_bytes(log, mappings)
-        for mapping in mappings:
-            mapping.close()
+        area_bytes = log_area_bytes(log, [one.block for one in self._guest.memory()])
         if area_bytes:
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)

@@ -99,9 +99,9 @@ class MigrationRamReceive:
         self.counters.zero_pages += len(index)
 
     def _place_data(self, header: BatchHeader, payload: Sequence[memoryview]) -> None:
-        if header.codec:
-            payload = [self._decode(header, payload)]
         index = index_of_runs(header.data_runs)
+        if header.codec:
+            payload = [self._decode(header, index, payload)]
         runs = header.data_runs
         if len(payload) == len(runs):  # a frame a run, as it is sent from contiguous memory
             lengths = (runs[:, 1] - runs[:, 0]) * PAGE_BYTES
@@ -115,12 +115,12 @@ class MigrationRamReceive:
         self._place_mixed(header.block, runs, payload[0])
         _note_placed(self._shared, header.block, index)
 
-    def _decode(self, header: BatchHeader, payload: Sequence[memoryview]) -> memoryview:
+    def _decode(self, header: BatchHeader, index: Index, payload: Sequence[memoryview]) -> memoryview:
         if self._decoder is None or header.codec != self._codec.number or len(payload) != 1:
             raise ProtocolError(
                 f"batch {header.sequence} is encoded by codec {header.codec}, agreed is {self._codec.name}"
             )
-        return self._decoder.decode(header.block, index_of_runs(header.data_runs), payload[0], header.raw_bytes)
+        return self._decoder.decode(header.block, index, payload[0], header.raw_bytes)
 
     def _place_mixed(self, block: int, runs: Runs, raw: memoryview) -> None:
         """Place pages that lie one after the other in *raw*: long runs one by one, short ones together."""

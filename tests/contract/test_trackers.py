@@ -110,7 +110,7 @@ class Guest:
                 (Segment(0, 100, addresses[1]), Segment(100, BLOCKS_PAGES[1] - 100, addresses[1] + 100 * PAGE_BYTES)),
             )
         self.log = DirtyLog(self.kind, pid=os.getpid() if segments else 0, segments=segments)
-        size = log_area_bytes(self.log, self.mappings)
+        size = log_area_bytes(self.log, [mapping.block for mapping in self.mappings])
         if self.kind == "bitmap":
             size = sum(bits.bits_for(count) for count in BLOCKS_PAGES)
         if size:

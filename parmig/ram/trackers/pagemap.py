@@ -19,6 +19,7 @@ import numpy as np
 
 from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
+from parmig.ram.bits import index_of_runs
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import SPAN_PAGES, Region
@@ -120,7 +121,7 @@ def _add(found: Scan, regions: linux.PageRegions, start: int, offset: int) -> No
     written = (categories & linux.PAGE_IS_WRITTEN) != 0
     unknown = (categories & (linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED)) == 0
     # Regions are disjoint and ascend: one flat index with its region's verdicts repeated.
-    before = np.cumsum(lengths) - lengths
-    index = np.repeat(begin.astype(np.int64) - before, lengths) + np.arange(int(lengths.sum()), dtype=np.int64)
+    first = begin.astype(np.int64)
+    index = index_of_runs(np.stack((first, first + lengths), axis=1))
     found.dirty[index] = np.repeat(written | unknown, lengths)
     found.unmapped[index] = np.repeat(~present, lengths)

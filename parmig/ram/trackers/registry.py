@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.errors import UsageError
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.blocks import BlockMapping, RamBlock
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.trackers.base import DirtyTracker
 from parmig.ram.trackers.bitmap import BitmapTracker
@@ -16,9 +16,9 @@ from parmig.ram.trackers.pagemap import PagemapTracker
 TRACKERS = (PagemapTracker.name, BitmapTracker.name, DigestTracker.name)
 
 
-def log_area_bytes(log: DirtyLog, blocks: Sequence[BlockMapping]) -> int:
+def log_area_bytes(log: DirtyLog, blocks: Sequence[RamBlock]) -> int:
     """Shared memory that the workers need besides the guest's own log: only digests need any."""
-    return digest_area_bytes([mapping.block for mapping in blocks]) if log.kind == DigestTracker.name else 0
+    return digest_area_bytes(blocks) if log.kind == DigestTracker.name else 0
 
 
 def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[BlockMapping]) -> DirtyTracker:
