@@ -8,7 +8,8 @@
     ├── RefusedError                 3  a check before the start said no
     │   ├── GuestRefusedError        3  this guest cannot be migrated as it is set up
     │   ├── HostRefusedError         3  this host does not allow or offer what was asked for
-    │   └── PeerRefusedError         3  the two sides do not match
+    │   ├── PeerRefusedError         3  the two sides do not match
+    │   └── SnapshotRefusedError     3  the snapshot is damaged or of another guest
     ├── GuestError                   1  the virtual machine monitor failed or went away
     ├── StateError                   1  device state cannot be saved, read or loaded
     ├── TransportError               1  a connection could not be made or was lost
@@ -17,6 +18,15 @@
     ├── ProtocolError                1  the peer said what the protocol does not allow
     ├── PeerFailedError              1  the peer reported its own failure
     ├── WorkerError                  1  a worker process failed or died
+    ├── StreamError                  1  bytes that are no stream of QEMU's format
+    │   ├── StreamTruncatedError     1  it ends too early
+    │   ├── StreamTooLongError       1  a length over its limit, or bytes after the end
+    │   ├── StreamMagicError         1  it is something else
+    │   ├── StreamVersionError       1  a version of it that is not known
+    │   ├── StreamSectionError       1  a section that is not known or not due
+    │   ├── StreamFooterError        1  a section that does not end where it should
+    │   └── StreamDataError          1  a word of RAM, a block or a value that makes no sense
+    ├── SnapshotError                1  a snapshot file could not be written or read
     ├── MemoryFullError              1  the destination's memory file has no space left
     ├── NotConvergingError           1  the guest writes faster than the network carries
     ├── LimitExceededError           1  a wait or the whole migration took too long
@@ -66,6 +76,10 @@ class PeerRefusedError(RefusedError):
     """The two sides do not match: version, blocks, page sizes, capabilities."""
 
 
+class SnapshotRefusedError(RefusedError):
+    """The snapshot file is damaged or of another guest; nothing was touched."""
+
+
 class GuestError(ParmigError):
     """The virtual machine monitor failed, answered with an error, or went away."""
 
@@ -96,6 +110,54 @@ class PeerFailedError(ParmigError):
 
 class WorkerError(ParmigError):
     """A worker process failed or died."""
+
+
+class StreamError(ParmigError):
+    """Bytes that are no stream of QEMU's format; nothing after the offset was looked at.
+
+    Args:
+        message: what was expected, what was found, where, and what to do.
+        offset_bytes: where in the stream, appended to the message; None where nobody knows.
+
+    Attributes:
+        offset_bytes: as given.
+    """
+
+    def __init__(self, message: str = "", offset_bytes: int | None = None) -> None:
+        super().__init__(message if offset_bytes is None else f"{message} (at byte {offset_bytes} of the stream)")
+        self.offset_bytes = offset_bytes
+
+
+class StreamTruncatedError(StreamError):
+    """The stream ends where more was promised."""
+
+
+class StreamTooLongError(StreamError):
+    """A length over its limit, or bytes after the end."""
+
+
+class StreamMagicError(StreamError):
+    """The first bytes are not those of QEMU's format: this is something else."""
+
+
+class StreamVersionError(StreamError):
+    """A version of the stream, or of a part of it, that is not known."""
+
+
+class StreamSectionError(StreamError):
+    """A section or command of a type, number or name that is not known, or not due where it stands."""
+
+
+class StreamFooterError(StreamError):
+    """A section is not followed by its footer: its reader and its writer disagree on its length."""
+
+
+class StreamDataError(StreamError):
+    """A RAM word, a block, a page number, an encoding or a value that makes no sense."""
+
+
+class SnapshotError(ParmigError):
+    """A snapshot file could not be written or read; the guest is as it was."""
 
 
 class MemoryFullError(ParmigError):

@@ -15,13 +15,15 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets."""
+    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets. ``file:///PATH`` has its path as host."""
 
     scheme: str
     host: str
     port: int
 
     def __str__(self) -> str:
+        if self.scheme == "file":
+            return f"file://{self.host}"
         return f"{self.scheme}://{self.host}:{self.port}"
 
 
@@ -29,9 +31,13 @@ def parse_uri(text: str) -> Endpoint:
     """The endpoint that *text* names.
 
     Raises:
-        UsageError: not of the form ``scheme://host:port``, or a port outside 0 to 65535.
+        UsageError: not of the form ``scheme://host:port`` or ``file:///PATH``, or a port outside 0 to 65535.
     """
     scheme, separator, rest = text.partition("://")
+    if scheme == "file":
+        if not rest.startswith("/") or "\0" in rest:
+            raise UsageError(f"{text!r} is not the address of a file; write it like file:///var/tmp/guest.parmig")
+        return Endpoint(scheme, rest, 0)
     host, colon, port = rest.rpartition(":")
     if not (separator and colon and scheme and host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise UsageError(f"{text!r} is not an address; write it like zmq+tcp://192.0.2.1:4600")
@@ -79,6 +85,10 @@ class MigrationTransport(ABC):
         Raises:
             PeerLostError: the connection is gone and nothing is left to read.
         """
+
+    def skip(self, count_bytes: int) -> int:
+        """(files) Go on so many bytes further, and return that; 0 where every byte must be read or written."""
+        return 0
 
     @abstractmethod
     def accept(self) -> None:

@@ -402,7 +402,7 @@ def test_an_unknown_scheme_is_refused(loop: Loop) -> None:
         open_transport(Endpoint("pigeon", "host", 1), loop.context, "x", heartbeat=False, max_message_bytes=1)
 
 
-@pytest.mark.parametrize("text", ["zmq+tcp://host:1", "zmq+tcp://[::1]:65535", "tcp://10.0.0.1:0"])
+@pytest.mark.parametrize("text", ["zmq+tcp://host:1", "zmq+tcp://[::1]:65535", "tcp://10.0.0.1:0", "file:///tmp/a b:c"])
 def test_an_address_reads_as_it_is_written(text: str) -> None:
     assert str(parse_uri(text)) == text
 
@@ -424,3 +424,14 @@ def test_an_address_reads_as_it_is_written(text: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="zmq"):
         parse_uri(text)
+
+
+@pytest.mark.parametrize("text", ["file://", "file://relative", "file://host:1", "file:///a\0b"])
+def test_a_file_has_an_absolute_path(text: str) -> None:
+    with pytest.raises(UsageError, match="file:///"):
+        parse_uri(text)
+
+
+def test_a_file_is_no_peer(loop: Loop) -> None:
+    with pytest.raises(UsageError, match="file:///x is a file"):
+        open_transport(parse_uri("file:///x"), loop.context, "x", heartbeat=False, max_message_bytes=1)

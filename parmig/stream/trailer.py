@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What parmig appends to its snapshots: which guest it is, and the digest of all that stands before it.
+
+Text behind the VMDESCRIPTION, on a page border (newlines fill up), without a NUL, without a brace, and shorter than a
+page. QEMU reads no further than the VMDESCRIPTION; analyze-migration.py looks for the last NUL of the file and the
+brace after it, and passes over this. See ``docs/format.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import xxhash
+
+from parmig.errors import StreamDataError, StreamVersionError
+from parmig.stream.flags import TARGET_PAGE_BYTES
+
+VERSION = 1
+
+MARKED_SECTION_ID = 0x7061726D
+"""("parm") The number of RAM's section in a file that ends with a trailer: without one it was cut short. Any number
+will do for QEMU, whose own are small."""
+
+DIGEST_PIECE_BYTES = 64 << 20
+"""The file is digested in pieces of so many bytes, each on its own, so that many processes can do it."""
+
+_MAGIC = b"parmig-snapshot "
+_LINES = re.compile(
+    rb"parmig-snapshot (?P<version>\d{1,4})\n"
+    rb"written-by (?P<parmig>[\x21-\x7a]{1,64})\n"
+    rb"guest (?P<guest>[\x21-\x7a]{1,64})\n"
+    rb"running (?P<running>yes|no)\n"
+    rb"body-bytes (?P<body>\d{1,19})\n"
+    rb"digest (?P<digest>[0-9a-f]{32})\n"
+    rb"check (?P<check>[0-9a-f]{16})\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trailer:
+    """What stands at the end of a snapshot.
+
+    Attributes:
+        parmig: version of the writer.
+        guest: kind of the guest: ``qemu``, ``synthetic``.
+        body_bytes: of the file before the trailer: whole pages.
+        digest: of those bytes, as ``ram.digest`` makes it of pieces of DIGEST_PIECE_BYTES; 32 hexadecimal digits.
+        running: whether the guest ran when it was saved.
+    """
+
+    parmig: str
+    guest: str
+    body_bytes: int
+    digest: str
+    running: bool = True
+
+    def encode(self) -> bytes:
+        """The text, with a check of its own in the last line.
+
+        Raises:
+            StreamDataError: a value that cannot be in it.
+        """
+        text = (
+            f"parmig-snapshot {VERSION}\nwritten-by {self.parmig}\nguest {self.guest}\n"
+            f"running {'yes' if self.running else 'no'}\nbody-bytes {self.body_bytes}\ndigest {self.digest}\n"
+        ).encode()
+        text += f"check {xxhash.xxh3_64_hexdigest(text)}\n".encode()
+        if not _LINES.fullmatch(text):
+            raise StreamDataError(f"{self} cannot be written: names are of 1 to 64 ASCII characters without spaces")
+        return text
+
+
+def trailer_offset(file_bytes: int) -> int:
+    """Where in a file of that size its trailer begins, if it has one."""
+    return max(0, file_bytes - 1) // TARGET_PAGE_BYTES * TARGET_PAGE_BYTES
+
+
+def decode(content: bytes, offset_bytes: int) -> Trailer | None:
+    """The trailer that *content* is, all of the file from *offset_bytes* on; None when it is none.
+
+    Raises:
+        StreamVersionError: of another version.
+        StreamDataError: it begins like one and is damaged.
+    """
+    if not content.startswith(_MAGIC):
+        return None
+    version = content[len(_MAGIC) :].partition(b"\n")[0]
+    if version.isdigit() and len(version) < 5 and int(version) != VERSION:
+        raise StreamVersionError(f"expected version {VERSION} of the trailer, found {int(version)}", offset_bytes)
+    found = _LINES.fullmatch(content)
+    check_at = content.rfind(b"check ")
+    if found is None or xxhash.xxh3_64_hexdigest(content[:check_at]).encode() != found["check"]:
+        raise StreamDataError("the trailer, which holds the digest of the file, is damaged", offset_bytes)
+    trailer = Trailer(
+        found["parmig"].decode(),
+        found["guest"].decode(),
+        int(found["body"]),
+        found["digest"].decode(),
+        running=found["running"] == b"yes",
+    )
+    if trailer.body_bytes != offset_bytes:
+        raise StreamDataError(
+            f"the trailer stands at byte {offset_bytes} of the file, it says {trailer.body_bytes}: bytes were added "
+            "or lost before it",
+            offset_bytes,
+        )
+    return trailer

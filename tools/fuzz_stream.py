@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feed damaged streams to the readers: they return or raise a StreamError, and (--plain) take less than 64 MiB.
+
+usage: python -m tools.fuzz_stream [TARGET ...] [--seconds 60] [--plain] [--seed N] [--findings DIR]
+
+Targets: sections, ram, data_file, vmdescription, xbzrle; all of them, one after the other, where none is named. With
+atheris (the extra ``fuzz``) inputs are led by coverage, each target in a process of its own; with --plain, or without
+atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from parmig.errors import StreamError
+from parmig.stream import MigrationDataFile, xbzrle
+from parmig.stream import vmdescription as vmd
+from parmig.stream.ram_words import (
+    EncodedPage,
+    RamWordReader,
+    encode_page_words,
+    encode_zero_words,
+    read_setup,
+    write_block_list,
+)
+from tests.stream.streams import BLOCKS, DEVICE, DEVICE_BYTES, each_page, put, read_whole, reading, whole_stream
+
+MEMORY_LIMIT_BYTES = 64 << 20
+DESCRIPTION = vmd.VmDescription(page_size=4096, devices=[DEVICE])
+
+
+class FindingError(Exception):
+    """What a reader must not do."""
+
+
+def pieces(content: bytes) -> MigrationDataFile:
+    """All of *content* but its first byte, which tells the length of the pieces that it arrives in."""
+    step = (content[0] if content else 0) * 16 + 1
+    return reading(content[1:], *range(step, min(len(content), 64 * step), step))
+
+
+def sections(content: bytes) -> None:
+    """Header, configuration, sections, a device, RAM, description."""
+    read_whole(pieces(content), DESCRIPTION)
+
+
+def ram(content: bytes) -> None:
+    """The list of blocks, with each combination of capabilities, and words; encoded pages are decoded."""
+    how = content[0] if content else 0
+    data = pieces(content)
+    words = RamWordReader(data, read_setup(data, ignore_shared=bool(how & 1), mapped_ram=bool(how & 2)))
+    while not data.at_end():
+        for run in words.read_section():
+            if isinstance(run, EncodedPage):
+                run.decode(bytes(4096))
+            for _ in each_page(run):
+                pass
+
+
+def data_file(content: bytes) -> None:
+    """Getting, looking and skipping by a program in the input, compared with slices of it."""
+    program, rest = content[1:33], content[33:]
+    data, at = pieces(content[:1] + rest), 0
+    for step in program:
+        count = step >> 3
+        got: object
+        expected: object
+        match step & 7:
+            case 0:
+                got, expected, moved = data.get_byte(), int.from_bytes(rest[at : at + 1], "big"), 1
+            case 1:
+                got, expected, moved = data.get_be16(), int.from_bytes(rest[at : at + 2], "big"), 2
+            case 2:
+                got, expected, moved = data.get_be64(), int.from_bytes(rest[at : at + 8], "big"), 8
+            case 3:
+                got, expected, moved = data.get_buffer(count), rest[at : at + count], count
+            case 4:
+                got, expected, moved = bytes(data.peek_view(count, count)), rest[at : at + count], 0
+            case 5:
+                data.skip(count)
+                got, expected, moved = data.position_bytes, at + count, count
+            case 6:
+                got, expected, moved = data.peek_byte(count), rest[at + count], 0
+            case _:
+                got, expected, moved = data.at_end(), at == len(rest), 0
+        at += moved
+        if got != expected or data.position_bytes != at:
+            raise FindingError(f"step {step:#x}: {got!r} at {data.position_bytes}, expected {expected!r} at {at}")
+
+
+def vmdescription(content: bytes) -> None:
+    """JSON behind two bytes of length and so many bytes of a device, which every device in it must decode."""
+    size = int.from_bytes(content[:2], "big")
+    body, tail = content[2 : 2 + size], content[2 + size :]
+    where = vmd.find(tail)
+    description = vmd.parse(tail[where] if where else tail)
+    vmd.parse(vmd.build(description))
+    for device in description.devices[:8]:
+        vmd.device_bytes(device)
+        vmd.decode(device, body)
+
+
+def xbzrle_pages(content: bytes) -> None:
+    """Differences and compressed pages."""
+    old = bytes(range(256)) * 16
+    decode = xbzrle.inflate if content[:1] == b"z" else lambda payload: xbzrle.decode(payload, old)
+    page = decode(content[1:])
+    if len(page) != 4096:
+        raise FindingError(f"a page of {len(page)} bytes")
+    again = xbzrle.encode(old, page)
+    if again is not None and xbzrle.decode(again, old) != page:
+        raise FindingError("the page is not encoded as it is decoded")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "sections": sections,
+    "ram": ram,
+    "data_file": data_file,
+    "vmdescription": vmdescription,
+    "xbzrle": xbzrle_pages,
+}
+
+
+def seeds(target: str) -> list[bytes]:
+    """Valid inputs."""
+    stream = whole_stream()
+    json = vmd.build(DESCRIPTION)
+    blocks = [replace(one, gpa=0) for one in BLOCKS]
+    words = put(lambda data: write_block_list(data, blocks)) + encode_zero_words("mem0", np.arange(8, 20))
+    words += bytes(encode_page_words(bytearray(8300), "mem0", np.arange(2), np.ones((2, 4096), np.uint8)))
+    words += (3 << 12 | 0x60).to_bytes(8, "big") + b"\1\0\3\0\1x"
+    packed = zlib.compress(bytes(4096))
+    words += (4 << 12 | 0x120).to_bytes(8, "big") + len(packed).to_bytes(4, "big") + packed
+    found = {
+        "sections": [b"\xff" + stream, b"\3" + stream],
+        "ram": [bytes((how,)) + words + (0x10).to_bytes(8, "big") for how in (1, 0xFD)],
+        "data_file": [bytes(range(33)) + bytes(range(200)), b"\2" + bytes(range(0, 256, 8)) * 5],
+        "vmdescription": [
+            len(DEVICE_BYTES).to_bytes(2, "big") + DEVICE_BYTES + json,
+            b"\0\0" + vmd.build(vmd.VmDescription(page_size=4096, devices=[])),
+        ],
+        "xbzrle": [b"x" + (xbzrle.encode(bytes(4096), b"\1" * 100 + bytes(3996)) or b""), b"z" + packed],
+    }
+    return found[target]
+
+
+def check(target: str, content: bytes) -> None:
+    """One execution; raises whatever is not documented."""
+    try:
+        TARGETS[target](content)
+    except StreamError:
+        pass
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had so far; ru_maxrss would count its parent's too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """*content* with a few bytes changed, taken out, put in or doubled, or cut off."""
+    found = bytearray(content)
+    for _ in range(chance.choice((1, 1, 2, 4, 16))):
+        at = chance.randrange(len(found) + 1)
+        width = chance.choice((1, 1, 2, 4, 8, 300))
+        match chance.randrange(6):
+            case 0:
+                found[at : at + width] = chance.randbytes(width)
+            case 1:
+                found[at : at + width] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * width
+            case 2 if found:
+                found[min(at, len(found) - 1)] ^= 1 << chance.randrange(8)
+            case 3:
+                del found[at : at + width]
+            case 4:
+                found[at:at] = found[at : at + width]
+            case _ if not chance.randrange(4):
+                del found[at:]
+    return bytes(found)
+
+
+def fuzz_plain(target: str, seconds: float, seed: int, findings: Path) -> str:
+    """Damage valid inputs at random for some time; what to tell of it.
+
+    Raises:
+        FindingError: memory grew too much; other exceptions as the reader raised them. The input is in *findings*.
+    """
+    chance, pool = random.Random(seed), seeds(target)
+    for one in pool:
+        TARGETS[target](one)  # a seed that fails would test nothing
+    before = peak_bytes()
+    until, executions = time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        content = damaged(chance.choice(pool), chance)
+        try:
+            check(target, content)
+            if peak_bytes() - before > MEMORY_LIMIT_BYTES:
+                raise FindingError(f"memory grew by {peak_bytes() - before} bytes")
+        except BaseException:
+            findings.mkdir(parents=True, exist_ok=True)
+            (findings / f"{target}-{zlib.crc32(content):08x}").write_bytes(content)
+            raise
+        executions += 1
+    return f"{executions} executions, no finding, memory grew by {(peak_bytes() - before) >> 10} KiB"
+
+
+def fuzz_atheris(target: str, seconds: float, seed: int, findings: Path) -> None:
+    """Fuzz one target in this process by coverage; ends the process."""
+    import atheris
+
+    atheris.instrument_all()
+    corpus = findings / f"corpus-{target}"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(seeds(target)):
+        (corpus / f"seed-{number}").write_bytes(one)
+    options = [
+        f"-max_total_time={seconds:g}",
+        f"-seed={seed}",
+        "-max_len=16384",
+        "-rss_limit_mb=0",  # atheris 3.0 itself keeps a few hundred bytes of each execution: --plain looks at memory
+        "-print_final_stats=1",
+    ]
+    atheris.Setup(
+        [sys.argv[0], *options, f"-artifact_prefix={findings}/{target}-", str(corpus)],
+        lambda content: check(target, content),
+    )
+    atheris.Fuzz()
+
+
+def main() -> int:
+    """Fuzz what was chosen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], metavar="TARGET")
+    parser.add_argument("--seconds", type=float, default=60, help="for each target")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    plain = options.plain or importlib.util.find_spec("atheris") is None
+    if options.in_this_process:
+        fuzz_atheris(options.targets[0], options.seconds, options.seed, options.findings)
+    for target in options.targets or TARGETS:
+        if plain:
+            print(f"{target}: {fuzz_plain(target, options.seconds, options.seed, options.findings)}", flush=True)
+            continue
+        own = ["--in-this-process", "--seconds", f"{options.seconds}", "--seed", f"{options.seed}"]
+        command = [sys.executable, "-m", "tools.fuzz_stream", target, *own, "--findings", str(options.findings)]
+        print(f"{target}:", flush=True)
+        if (code := subprocess.run(command, check=False).returncode) != 0:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
