@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device state by declared, typed, versioned fields, as the rust-vmm proposal asks for."""
+"""Device state by declared, typed, versioned fields, as the rust-vmm proposal asks for.
 
+``docs/state.md`` shows how to declare a device.
+"""
+
+from parmig.state.arrays import MigrationStateArray
+from parmig.state.base import MISSING
+from parmig.state.declare import migration_state, migration_struct, state_of
+from parmig.state.device import MigrationState, migration_state_pop, migration_state_push
 from parmig.state.fields import (
     FIELD_TYPE_BOOL,
     FIELD_TYPE_BUFFER,
@@ -10,10 +17,32 @@ from parmig.state.fields import (
     FIELD_TYPE_U64,
     FieldType,
     FieldValue,
-    MigrationStateArray,
     MigrationStateField,
 )
-from parmig.state.registry import MigrationState, StateRegistry, migration_state_pop, migration_state_push
+from parmig.state.live import LiveHandlers, LiveState
+from parmig.state.markers import (
+    NOT_MIGRATED,
+    U16,
+    U32,
+    U64,
+    Bool,
+    BoolArray,
+    Buffer,
+    Byte,
+    ByteArray,
+    Length,
+    Limit,
+    Since,
+    Subsection,
+    U16Array,
+    U32Array,
+    U64Array,
+    Until,
+)
+from parmig.state.nested import MigrationStateStructArray, MigrationStateStructField
+from parmig.state.registry import StateRegistry
+from parmig.state.save import StateSaver
+from parmig.state.structs import MigrationStateStruct, MigrationStateSubsection
 
 __all__ = [
     "FIELD_TYPE_BOOL",
@@ -22,12 +51,40 @@ __all__ = [
     "FIELD_TYPE_U16",
     "FIELD_TYPE_U32",
     "FIELD_TYPE_U64",
+    "MISSING",
+    "NOT_MIGRATED",
+    "U16",
+    "U32",
+    "U64",
+    "Bool",
+    "BoolArray",
+    "Buffer",
+    "Byte",
+    "ByteArray",
     "FieldType",
     "FieldValue",
+    "Length",
+    "Limit",
+    "LiveHandlers",
+    "LiveState",
     "MigrationState",
     "MigrationStateArray",
     "MigrationStateField",
+    "MigrationStateStruct",
+    "MigrationStateStructArray",
+    "MigrationStateStructField",
+    "MigrationStateSubsection",
+    "Since",
     "StateRegistry",
+    "StateSaver",
+    "Subsection",
+    "U16Array",
+    "U32Array",
+    "U64Array",
+    "Until",
+    "migration_state",
     "migration_state_pop",
     "migration_state_push",
+    "migration_struct",
+    "state_of",
 ]

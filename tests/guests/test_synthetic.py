@@ -27,6 +27,7 @@ from parmig.guests.synthetic.ledger import BlockLedger
 from parmig.guests.synthetic.messages import Pause
 from parmig.guests.synthetic.options import block_layout, parse_options, touched_layout
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.state import state_of
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 
 needs_pagemap = pytest.mark.skipif(linux.probe_write_tracking() is not None, reason=str(linux.probe_write_tracking()))
@@ -284,7 +285,7 @@ def test_nothing_is_written_while_paused() -> None:
 def test_a_guest_is_opened_by_its_scheme_and_says_what_it_is() -> None:
     with open_guest("synthetic:memory=1MiB,running=no", incoming=False) as guest:
         info = guest.info()
-        assert (info.kind, info.machine) == ("synthetic", "synthetic-1")
+        assert (info.kind, info.machine) == ("synthetic", "synthetic-2")
         assert info.monitor.startswith("parmig")
         assert not guest.is_running()
         guest.pause(Sink())
@@ -320,7 +321,7 @@ def test_a_destination_chooses_the_pages_that_the_source_would_have_chosen() -> 
     with block_ledger(64, 64) as (first, _), block_ledger(64, 64) as (second, _):
         source, destination = Writer([first], MIB, "random", 3), Writer([second], 0, "burst", 4)
         source.tick(20 * NS_PER_MS)
-        destination.state().migration_state_pop(source.state().migration_state_push())
+        state_of(destination).migration_state_pop(state_of(source).migration_state_push())
         first.counts[:] = 0
         for writer in (source, destination):
             writer.tick(20 * NS_PER_MS)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices of a synthetic guest: a counter, a ring in guest memory, a serial log, and the writer.
 
-Each has a ``tick`` (or ``write``) that the program calls while the guest runs, and a ``state`` that
-declares what of it must arrive at the destination.
+Each has a ``tick`` (or ``write``) that the program calls while the guest runs. Its annotations declare what of it
+must arrive at the destination.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -15,15 +16,7 @@ from parmig.errors import StateError
 from parmig.guests.synthetic.ledger import BlockLedger, Marker, PageNumbers, Words, mix, mix_one
 from parmig.guests.synthetic.options import PATTERNS
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.state import (
-    FIELD_TYPE_BUFFER,
-    FIELD_TYPE_BYTE,
-    FIELD_TYPE_U32,
-    FIELD_TYPE_U64,
-    MigrationState,
-    MigrationStateArray,
-    MigrationStateField,
-)
+from parmig.state import U64, Buffer, Byte, Limit, migration_state
 from parmig.units import KIB, NS_PER_S
 
 RING_ENTRIES = 256
@@ -38,8 +31,11 @@ _BURST_NS = NS_PER_S // 2
 _TICK_PAGES_MAX = 8192  # about 20 ms of writing: what a pause waits for at most
 
 
+@migration_state("counter")
 class CounterDevice:
     """A timer: one count a tick, which must go on at the destination without a jump."""
+
+    value: U64
 
     def __init__(self) -> None:
         self.value = 0
@@ -48,11 +44,8 @@ class CounterDevice:
         """Count."""
         self.value += 1
 
-    def state(self) -> MigrationState:
-        """What arrives at the destination."""
-        return MigrationState("counter", self, [MigrationStateField("value", FIELD_TYPE_U64)])
 
-
+@migration_state("ring")
 class RingDevice:
     """A queue as virtio has: entries and a copy of the indices in guest memory, the indices themselves device state.
 
@@ -64,6 +57,10 @@ class RingDevice:
         mapping: the first block; not owned.
         mark: its dirty log.
     """
+
+    produced: U64
+    taken: U64
+    saves: U64
 
     def __init__(self, mapping: BlockMapping, mark: Marker) -> None:
         self.produced = 0
@@ -98,17 +95,17 @@ class RingDevice:
             return f"ring device: {len(wrong)} entries are wrong in memory, the first is {wrong[0]} of {self.produced}"
         return f"ring device: {self.fault}" if self.fault else ""
 
-    def state(self) -> MigrationState:
-        """What arrives at the destination."""
-        names = ("produced", "taken", "saves")
-        fields = [MigrationStateField(name, FIELD_TYPE_U64) for name in names]
-        return MigrationState("ring", self, fields, pre_save=self._pre_save, post_load=self._post_load)
-
-    def _pre_save(self) -> None:
+    def pre_save(self) -> None:
+        """Write to guest memory, as devices do that flush something before they are saved."""
         self.saves += 1
         self._publish()
 
-    def _post_load(self, _: int) -> None:
+    def post_load(self, _: int) -> None:
+        """Refuse indices that cannot be.
+
+        Raises:
+            StateError: says which.
+        """
         if not 0 <= self.produced - self.taken <= RING_ENTRIES or self.produced > _INDEX_MAX:
             raise StateError(f"expected indices at most {RING_ENTRIES} apart, found {self.produced}, {self.taken}")
 
@@ -120,8 +117,12 @@ class RingDevice:
         return np.stack((numbers, ~mix(numbers)), axis=1)
 
 
+@migration_state("serial")
 class SerialLog:
     """A serial port: a numbered line about every 100 ms, of which the last 64 KiB are kept."""
+
+    lines: U64
+    text: Annotated[Buffer, Limit(_LOG_BYTES)]
 
     def __init__(self) -> None:
         self.lines = 0
@@ -137,12 +138,8 @@ class SerialLog:
                 kept = kept[kept.index(b"\n", len(kept) - _LOG_BYTES + _LINE_BYTES) + 1 :]
             self.text = kept
 
-    def state(self) -> MigrationState:
-        """What arrives at the destination."""
-        lines = MigrationStateField("lines", FIELD_TYPE_U64)
-        return MigrationState("serial", self, [lines, MigrationStateField("text", FIELD_TYPE_BUFFER, limit=_LOG_BYTES)])
 
-
+@migration_state("writer")
 class Writer:
     """What the guest's programs do: write to pages at a rate, in a pattern.
 
@@ -155,6 +152,13 @@ class Writer:
         pattern: one of PATTERNS.
         seed: of the choice.
     """
+
+    rate_bytes_per_s: U64
+    seed: U64
+    step: U64
+    run_ns: U64
+    credit: U64
+    pattern: Byte
 
     def __init__(self, ledgers: Sequence[BlockLedger], rate_bytes_per_s: int, pattern: str, seed: int) -> None:
         self.ledgers = ledgers
@@ -192,14 +196,12 @@ class Writer:
             if cuts[index] < cuts[index + 1]:
                 ledger.record(chosen[part] - borders[index], writes[part])
 
-    def state(self) -> MigrationState:
-        """What arrives at the destination, the throttle apart."""
-        names = ("rate_bytes_per_s", "seed", "step", "run_ns", "credit")
-        fields = [MigrationStateField(name, FIELD_TYPE_U64) for name in names]
-        pattern = MigrationStateField("pattern", FIELD_TYPE_BYTE)
-        return MigrationState("writer", self, [*fields, pattern], post_load=self._post_load)
+    def post_load(self, _: int) -> None:
+        """Refuse a pattern that there is not.
 
-    def _post_load(self, _: int) -> None:
+        Raises:
+            StateError: says which.
+        """
         if self.pattern >= len(PATTERNS):
             raise StateError(f"expected a pattern below {len(PATTERNS)}, found {self.pattern}")
 
@@ -215,9 +217,3 @@ class Writer:
             return (low % np.uint64(touched)).astype(np.int64)
         cold = np.uint64(hot) + low % np.uint64(touched - hot)
         return np.where(high % np.uint64(10) < 9, low % np.uint64(hot), cold).astype(np.int64)
-
-
-def ledger_state(ledger: BlockLedger, index: int) -> MigrationState:
-    """What of the account of block *index* arrives at the destination."""
-    fields = [MigrationStateField("key", FIELD_TYPE_U64), MigrationStateArray("counts", FIELD_TYPE_U32)]
-    return MigrationState("ledger", ledger, fields, instance_id=index, post_load=ledger.post_load)

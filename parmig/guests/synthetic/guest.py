@@ -15,13 +15,10 @@ from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
 from parmig.guests.synthetic import messages as m
 from parmig.guests.synthetic.dirty import bitmap_bytes, choose_log
 from parmig.guests.synthetic.messages import SyntheticStats
-from parmig.guests.synthetic.options import SyntheticOptions, block_layout, parse_options
+from parmig.guests.synthetic.options import MACHINE, SyntheticOptions, block_layout, parse_options
 from parmig.guests.synthetic.process import GuestProcess
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
 from parmig.units import GIB, KIB, MIB
-
-MACHINE = "synthetic-1"
-"""What device state depends on; to be counted up when the devices change."""
 
 _ANSWER_LIMIT_S = 10.0
 _SLOW_LIMIT_S = 30.0  # what handles all of memory: and so much more for each GiB
@@ -153,6 +150,10 @@ class SyntheticGuest(Guest):
         self.throttle(0)
         if self._paused_here:
             self._run()
+
+    def can_throttle(self) -> bool:
+        """Yes."""
+        return True
 
     def throttle(self, percent: int) -> None:
         """Write at ``100 - percent`` % of the rate.

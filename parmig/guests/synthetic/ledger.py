@@ -22,6 +22,7 @@ import numpy.typing as npt
 from parmig import linux
 from parmig.errors import StateError
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.state import U64, U32Array, migration_state
 from parmig.units import MIB
 
 PageNumbers = npt.NDArray[np.int64]
@@ -47,6 +48,7 @@ def mix_one(number: int) -> int:
     return int(mix(np.array([number & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))[0])
 
 
+@migration_state("ledger")
 class BlockLedger:
     """The touched pages of a block: ``counts[i]`` writes to page ``first_page + i``.
 
@@ -58,15 +60,18 @@ class BlockLedger:
         mark: the dirty log.
 
     Attributes:
-        counts: u32 array, device state.
         key: device state.
+        counts: device state.
     """
+
+    key: U64
+    counts: U32Array
 
     def __init__(self, mapping: BlockMapping, first_page: int, touched_pages: int, key: int, mark: Marker) -> None:
         self.mapping = mapping
         self.first_page = first_page
         self.key = key
-        self.counts: npt.NDArray[np.uint32] = np.zeros(touched_pages, dtype=np.uint32)
+        self.counts = np.zeros(touched_pages, dtype=np.uint32)
         self._mark = mark
 
     def post_load(self, _: int) -> None:

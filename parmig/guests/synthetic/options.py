@@ -14,6 +14,9 @@ from parmig.errors import UsageError
 from parmig.ram.blocks import PAGE_BYTES, GuestRange, RamBlock
 from parmig.units import MIB, parse_rate, parse_size
 
+MACHINE = "synthetic-2"
+"""What device state depends on; to be counted up when the devices change."""
+
 PATTERNS = ("random", "sequential", "hot", "burst")
 """Which pages the writer picks. The position is the number in device state: append only."""
 

@@ -17,12 +17,12 @@ import msgspec
 from parmig import linux
 from parmig.errors import GuestError, ParmigError, StateError, StatusError
 from parmig.guests.synthetic import messages as m
-from parmig.guests.synthetic.devices import CounterDevice, RingDevice, SerialLog, Writer, ledger_state
+from parmig.guests.synthetic.devices import CounterDevice, RingDevice, SerialLog, Writer
 from parmig.guests.synthetic.dirty import DirtyRecorder
 from parmig.guests.synthetic.ledger import BlockLedger, mix_one
-from parmig.guests.synthetic.options import RESERVED_PAGES, SyntheticOptions, block_layout, touched_layout
+from parmig.guests.synthetic.options import MACHINE, RESERVED_PAGES, SyntheticOptions, block_layout, touched_layout
 from parmig.ram.blocks import BlockMapping, BlockMemory
-from parmig.state import StateRegistry
+from parmig.state import StateRegistry, state_of
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _TICK_NS = 5 * NS_PER_MS
@@ -107,9 +107,9 @@ class GuestProgram:
         self.writer = Writer(self.ledgers, options.rate_bytes_per_s, options.pattern, options.seed)
         self.registry = StateRegistry()
         for device in (self.counter, self.ring, self.serial, self.writer):
-            self.registry.register(device.state())
+            self.registry.register(state_of(device))
         for index, ledger in enumerate(self.ledgers):
-            self.registry.register(ledger_state(ledger, index))
+            self.registry.register(state_of(ledger, index))
             if not incoming and options.fill != "zero":
                 ledger.fill(options.fill)
         self.running = False
@@ -166,11 +166,11 @@ class GuestProgram:
             case m.SaveState():
                 if self._waits_for_state:
                     raise StatusError("there is no state to save: this guest waits for its own")
-                return m.State(self.registry.save_all())
+                return m.State(self.registry.save_all(machine=MACHINE))
             case m.LoadState():
                 if not self._waits_for_state:
                     raise StateError("state was loaded already, or the guest is not an incoming one")
-                self.registry.load_all(request.data)
+                self.registry.load_all(request.data, machine=MACHINE)
                 self._waits_for_state = False
             case m.Check():
                 self._check()

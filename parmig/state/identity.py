@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, numbers and versions of what is in a stream: what may be declared, and what may be loaded."""
+
+from __future__ import annotations
+
+from parmig.errors import StateError
+from parmig.stream.flags import MAX_NAME_BYTES
+
+U32_MAX = 0xFFFF_FFFF
+"""Versions, instances and counts are u32."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be written.
+
+    Raises:
+        ValueError: it is not 1 to 255 printable ASCII characters.
+    """
+    if not (name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME_BYTES):
+        raise ValueError(f"idstr {name!r} is not 1 to {MAX_NAME_BYTES} printable ASCII characters")
+
+
+def check_instance(name: str, instance_id: int) -> None:
+    """Refuse a number that cannot be written.
+
+    Raises:
+        ValueError: it is no u32.
+    """
+    if not 0 <= instance_id <= U32_MAX:
+        raise ValueError(f"{name}: instance_id out of range: expected 0 to {U32_MAX}, found {instance_id}")
+
+
+def check_versions(name: str, version: int, minimum_version: int) -> None:
+    """Refuse versions that cannot be written.
+
+    Raises:
+        ValueError: they are out of range, or the oldest is above the newest.
+    """
+    if not 1 <= minimum_version <= version <= U32_MAX:
+        raise ValueError(f"{name}: versions out of range: expected 1 <= {minimum_version} <= {version} <= {U32_MAX}")
+
+
+def refuse_version(found: int, version: int, minimum_version: int) -> None:
+    """Refuse a record whose version is not known here.
+
+    Raises:
+        StateError: *found* is newer than *version* or older than *minimum_version*.
+    """
+    if found > version:
+        raise StateError(
+            f"expected version {minimum_version} to {version}, found {found}; "
+            "the destination must be at least as new as the source"
+        )
+    if found < minimum_version:
+        raise StateError(
+            f"expected version {minimum_version} to {version}, found {found}; "
+            "the source is too old for this destination"
+        )

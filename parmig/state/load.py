@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading: a stream into registered components, all devices or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from parmig.errors import StateError
+from parmig.state.base import LoadPlan, within
+from parmig.state.device import MigrationState
+from parmig.state.identity import refuse_version
+from parmig.state.live import LiveState
+from parmig.state.structs import Decoded
+from parmig.stream.configuration import Configuration
+from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader
+
+
+class StateLoader:
+    """One loading from *data*: read(), then apply().
+
+    Args:
+        lookup: the component of an idstr and instance_id; StateError when there is none.
+        components: all that must be in the stream, in the order in which devices are set.
+        data: where the stream begins.
+    """
+
+    def __init__(
+        self,
+        lookup: Callable[[str, int], MigrationState | LiveState],
+        components: Sequence[MigrationState | LiveState],
+        data: MigrationDataFile,
+    ) -> None:
+        self._lookup = lookup
+        self._components = components
+        self._data = data
+        self._sections = SectionReader(data)
+        self._begun: set[str] = set()
+        self._decoded: dict[str, Decoded] = {}
+        self._complete: set[str] = set()
+        self._plans: list[tuple[MigrationState, LoadPlan]] = []
+
+    def read(self, machine: str | None, capabilities: Sequence[str]) -> None:
+        """Read the whole stream. Live components are loaded, of devices nothing is set.
+
+        Raises:
+            StateError, StreamError: as :meth:`parmig.state.registry.StateRegistry.load`.
+        """
+        self._sections.read_header()
+        found = self._sections.next()
+        if not isinstance(found, Configuration):
+            raise StateError("device state: expected a configuration first, found none; was it saved by parmig?")
+        _compare(found, machine, capabilities)
+        while not isinstance(item := self._sections.next(), EndOfStream):
+            if not isinstance(item, SectionHead):
+                raise StateError(f"device state: expected sections of devices, found {_describe(item)}")
+            self._section(item)
+            self._sections.footer(item)
+        self._sections.vmdescription()
+        missing = [one.name for one in self._components if one.name not in self._complete]
+        if missing:
+            raise StateError(f"device state: expected records of {', '.join(missing)}, found none that is complete")
+        devices = [one for one in self._components if isinstance(one, MigrationState)]
+        self._plans = [(one, one.plan(self._decoded[one.name])) for one in devices]
+
+    def apply(self) -> None:
+        """(after :meth:`read`) Set the devices and call their hooks.
+
+        Raises:
+            StateError: an attribute cannot be set, or a ``post_load`` refused.
+        """
+        for one, plan in self._plans:
+            one.apply(plan)
+
+    def _section(self, head: SectionHead) -> None:
+        with within("device state"):
+            component = self._lookup(head.idstr, head.instance_id)
+        is_head = head.kind in (SectionKind.START, SectionKind.FULL)
+        if is_head and component.name in self._begun:
+            raise StateError(f"device {component.name}: expected one record, found a second")
+        self._begun.add(component.name)
+        if isinstance(component, LiveState):
+            self._live_section(component, head)
+        elif head.kind is SectionKind.FULL:
+            self._decoded[component.name] = component.decode(self._data, head.version_id)
+            self._complete.add(component.name)
+        else:
+            raise StateError(f"device {component.name}: expected one FULL section, found {head.kind.name}")
+
+    def _live_section(self, component: LiveState, head: SectionHead) -> None:
+        if head.kind is SectionKind.FULL:
+            raise StateError(f"device {component.name}: expected START, PART and END sections, found FULL")
+        with within(f"device {component.name}"):
+            if head.kind is SectionKind.START:
+                refuse_version(head.version_id, component.version, component.minimum_version)
+                component.handlers.load_setup()
+            component.handlers.load(self._data, head.kind, head.version_id)
+        if head.kind is SectionKind.END:
+            self._complete.add(component.name)
+
+
+def _compare(found: Configuration, machine: str | None, capabilities: Sequence[str]) -> None:
+    if machine is not None and found.machine != machine:
+        raise StateError(f"device state: expected machine {machine!r}, found {found.machine!r}")
+    if set(found.capabilities) != set(capabilities):
+        expected, seen = (", ".join(sorted(names)) or "none" for names in (capabilities, found.capabilities))
+        raise StateError(f"device state: expected capabilities: {expected}, found: {seen}")
+
+
+def _describe(item: Configuration | Command) -> str:
+    return f"command {item.command.name}" if isinstance(item, Command) else "a configuration"
