@@ -23,9 +23,14 @@ BATCH_BYTES_RANGE = (256 * KIB, 4 * MIB)
 WORKER_PROGRAMS = ("workers.send:main", "workers.receive:main")
 """Dotted names of the worker programs; parmig itself never imports them."""
 
+SNAPSHOT_PROGRAMS = ("workers.save:main", "workers.restore:main")
+"""The same for snapshots: the one that writes a file, the one that reads it."""
+
 GUARDIAN_PROGRAM = "workers.guardian:main"
 """What sets the source right when the sender is killed."""
 
+
+SNAPSHOT_FORMATS = ("mapped-ram", "stream")
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs
@@ -74,6 +79,10 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_downtime_ns: when rounds no longer shrink, pause all the same if this suffices; 0 means
             a stall fails the migration.
         timeout_ns: of the whole migration up to the pause; 0 is none.
+        auto_converge: slow a guest down that dirties memory faster than it is sent, in steps, until the pause.
+        throttle_initial_percent: of its virtual CPUs' time that the first step takes.
+        throttle_increment_percent: what each further step takes in addition.
+        throttle_max_percent: what all steps together take at most.
         connect_timeout_ns: how long to try to reach the receiver.
         verify: compare a digest of all RAM on both sides while both are paused.
         quit_source: end the source VMM after success instead of leaving it paused.
@@ -89,6 +98,10 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
     downtime_limit_ns: int = 300 * NS_PER_MS
     max_downtime_ns: int = 0
     timeout_ns: int = 0
+    auto_converge: bool = False
+    throttle_initial_percent: int = 20
+    throttle_increment_percent: int = 10
+    throttle_max_percent: int = 99
     connect_timeout_ns: int = 3 * NS_PER_S
     verify: bool = False
     quit_source: bool = False
@@ -103,11 +116,73 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
             (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
             (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
             (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
+            (1 <= self.throttle_increment_percent <= 99, "a throttle's increment must be 1 to 99 percent"),
+            (
+                1 <= self.throttle_initial_percent <= self.throttle_max_percent <= 99,
+                "a throttle must begin at 1 percent or more and end at 99 or less, "
+                f"not go from {self.throttle_initial_percent} to {self.throttle_max_percent}",
+            ),
             (self.transport in ("zmq",), f"unknown transport {self.transport!r}; known is zmq"),
         ]
         for holds, message in rules:
             if not holds:
                 raise UsageError(message)
+
+
+class SaveConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a guest is saved to a file.
+
+    Attributes:
+        workers: processes that write.
+        format: ``mapped-ram``, pages at fixed places, or ``stream``, sequential; both are QEMU's.
+        tracker: as of SendConfig.
+        max_bandwidth_bytes_per_s: of pages to the file, over all workers together; 0 is no limit.
+        downtime_limit_ns: pause when what remains can be written in this time.
+        max_downtime_ns, timeout_ns: as of SendConfig.
+        replace: whether a file of that name may be replaced.
+    """
+
+    workers: int = msgspec.field(default_factory=default_workers)
+    format: str = "mapped-ram"
+    tracker: str = "auto"
+    max_bandwidth_bytes_per_s: int = 0
+    downtime_limit_ns: int = 300 * NS_PER_MS
+    max_downtime_ns: int = 0
+    timeout_ns: int = 0
+    replace: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first value that makes no sense."""
+        rules = [
+            (1 <= self.workers <= MAX_WORKERS, f"workers must be 1 to {MAX_WORKERS}, not {self.workers}"),
+            (
+                self.format in SNAPSHOT_FORMATS,
+                f"unknown format {self.format!r}; known are {', '.join(SNAPSHOT_FORMATS)}",
+            ),
+            (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
+            (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
+            (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise UsageError(message)
+
+
+class RestoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a guest is restored from a file.
+
+    Attributes:
+        workers: processes that read.
+        paused: leave the guest paused, whatever it was when it was saved.
+    """
+
+    workers: int = msgspec.field(default_factory=default_workers)
+    paused: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first value that makes no sense."""
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise UsageError(f"workers must be 1 to {MAX_WORKERS}, not {self.workers}")
 
 
 class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):

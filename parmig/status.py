@@ -17,6 +17,7 @@ class MigrationStatus(enum.Enum):
     PRE_SWITCHOVER = "pre-switchover"
     DEVICE = "device"
     HAND_OVER = "hand-over"
+    FINISHING = "finishing"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -31,6 +32,8 @@ class StatusEvent(enum.Enum):
     PAUSED = "paused"
     RAM_COMPLETE = "RAM complete"
     HANDED_OVER = "handed over"
+    WENT_ON = "went on"
+    SAVED = "saved"
     RESUMED = "resumed"
     ERROR = "error"
     CANCEL = "cancel"
@@ -46,10 +49,13 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
     (S.PRE_SWITCHOVER, E.RAM_COMPLETE): S.DEVICE,
     (S.DEVICE, E.HANDED_OVER): S.HAND_OVER,
     (S.HAND_OVER, E.RESUMED): S.COMPLETED,
+    # A snapshot has no hand-over: the source goes on, and the file is finished meanwhile.
+    (S.DEVICE, E.WENT_ON): S.FINISHING,
+    (S.FINISHING, E.SAVED): S.COMPLETED,
     # Before hand-over every way out leads back to a running source.
     **{
         (status, event): end
-        for status in (S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEVICE)
+        for status in (S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEVICE, S.FINISHING)
         for event, end in ((E.ERROR, S.FAILED), (E.PEER_LOST, S.FAILED), (E.CANCEL, S.CANCELLED))
     },
     # After it only the destination knows; a cancel comes too late and changes nothing.
@@ -62,7 +68,7 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
 ENDED = frozenset({S.COMPLETED, S.FAILED, S.CANCELLED, S.UNKNOWN})
 """Statuses that nothing follows."""
 
-BEFORE_HAND_OVER = frozenset({S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEVICE})
+BEFORE_HAND_OVER = frozenset({S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEVICE, S.FINISHING})
 """Statuses in which the source may still resume its guest."""
 
 

@@ -49,6 +49,10 @@ def test_the_defaults_make_sense() -> None:
         ("downtime_limit_ns", 0),
         ("max_downtime_ns", -1),
         ("timeout_ns", -1),
+        ("throttle_initial_percent", 0),
+        ("throttle_increment_percent", 0),
+        ("throttle_max_percent", 100),
+        ("throttle_max_percent", 19),
         ("transport", "pigeon"),
     ],
 )

@@ -59,3 +59,9 @@ def test_every_error_survives_a_process_border(one: type[ParmigError]) -> None:
 @pytest.mark.parametrize("one", CLASSES)
 def test_every_error_says_when_it_happens(one: type[ParmigError]) -> None:
     assert (one.__doc__ or "").strip()
+
+
+def test_an_error_of_a_stream_keeps_its_place_over_a_process_border() -> None:
+    copy = pickle.loads(pickle.dumps(errors.StreamDataError("words", 42)))
+    assert (str(copy), copy.offset_bytes) == ("words (at byte 42 of the stream)", 42)
+    assert errors.StreamError("words").offset_bytes is None

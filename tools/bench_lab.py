@@ -22,7 +22,7 @@ import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.report import Report
+from parmig.engine.report import DowntimePhases, Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.base import Guest
 from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
@@ -38,7 +38,9 @@ __all__ = [
     "initrd",
     "median",
     "migrate",
+    "migrate_by_commands",
     "migrate_guests",
+    "phases_median",
     "qemu_migrate",
     "touch_memory",
 ]
@@ -67,6 +69,11 @@ def touch_memory(size_bytes: int) -> None:
 def median(values: Sequence[float]) -> float:
     """The median; 0 of nothing."""
     return statistics.median(values) if values else 0.0
+
+
+def phases_median(phases: Sequence[DowntimePhases]) -> dict[str, float]:
+    """The median of each phase, in milliseconds."""
+    return {name: round(median([getattr(one, name) for one in phases]), 2) for name in DowntimePhases.__struct_fields__}
 
 
 def describe_host() -> dict[str, Any]:
@@ -109,13 +116,18 @@ def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch:
 
 
 def migrate(source: Any, destination: Any, config: SendConfig) -> Report:
-    """One migration between two QEMUs by the commands, each side a process of its own as on two hosts."""
+    """One migration between two QEMUs by the commands."""
+    return migrate_by_commands(f"qemu:{source.socket}", f"qemu:{destination.socket}", config)
+
+
+def migrate_by_commands(source: str, destination: str, config: SendConfig) -> Report:
+    """One migration between two guests, as ``--guest`` names them: each side a process of its own as on two hosts."""
     parmig = [sys.executable, "-m", "parmig"]
-    listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", f"qemu:{destination.socket}", "--json"]
+    listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", destination, "--json"]
     with subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
-        send = ["send", uri, "--guest", f"qemu:{source.socket}", "--workers", str(config.workers), "--json", "--quiet"]
+        send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet"]
         told = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
         receiver.communicate(timeout=LIMIT_S)
     report = msgspec.json.decode(told, type=Report)

@@ -20,9 +20,9 @@ from parmig.engine.messages import Instruction, StartTracking, Stop, WorkerEvent
 from parmig.ram.blocks import BlockMapping, BlockMemory, RamBlock
 from parmig.units import MIB
 
-KEPT_MEMORY_BYTES = 16 * MIB
+KEPT_MEMORY_BYTES = 24 * MIB
 """Freed memory that malloc keeps: ZeroMQ allocates each large message, and fresh pages would fault
-each time. 16 MiB covers the credit of a channel."""
+each time. As much as the credit of a channel."""
 
 
 class StopRequestedError(BaseException):
@@ -66,6 +66,11 @@ class Inbox:
             if isinstance(instruction, StartTracking) and instruction.has_fd:
                 self.log_fd = reduction.recv_handle(self._connection)
             self._pending.append(instruction)
+
+    def wait(self, timeout_ms: int | None = None) -> None:
+        """Wait until there is something to read, so long at most, and read it; raises as :meth:`check`."""
+        self._poll.poll(timeout_ms)
+        self.check()
 
     def take(self) -> Instruction | None:
         """The next instruction that was read, if any."""

@@ -10,32 +10,26 @@ from multiprocess.connection import Connection
 
 from parmig.engine.messages import (
     PROTOCOL_VERSION,
-    CountDirty,
-    Counted,
     DigestRegions,
-    Fence,
-    Fenced,
     Instruction,
     RegionDigests,
-    RegionsDone,
-    SendRegions,
     SendSetup,
-    StartTracking,
+    WorkerEvent,
     WorkerReady,
 )
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
 from parmig.ram.digest import RegionDigester
-from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.flow import SendChannel
+from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.registry import open_tracker
 from parmig.transport.base import parse_uri
 from parmig.transport.registry import open_transport
 from workers.bootstrap import Inbox, map_blocks, run_worker
+from workers.rounds import await_tracker, serve_rounds
 
 
 def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
@@ -66,47 +60,24 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         session=setup.session, worker=setup.worker, protocol=PROTOCOL_VERSION, limit_ns=setup.connect_timeout_ns
     )
     inbox.tell(WorkerReady())
-    log = _first_instruction(inbox, channel)
+    digester = RegionDigester()
+    tracker = await_tracker(inbox, channel.idle, blocks)
     ram = MigrationRamSend(
         worker=setup.worker,
         regions=regions,
         blocks=blocks,
-        tracker=open_tracker(log, inbox.log_fd, blocks),
-        codec=codec(setup.codec),
-        channel=channel,
+        tracker=tracker,
+        outlet=ChannelOutlet(channel, codec(setup.codec), blocks, tracker, shared),
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )
-    _loop(inbox, ram, channel, blocks, regions)
+    serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, blocks, regions))
 
 
-def _next(inbox: Inbox, channel: SendChannel) -> Instruction:
-    while (instruction := inbox.take()) is None:
-        channel.idle()
-        inbox.check()
-    return instruction
-
-
-def _first_instruction(inbox: Inbox, channel: SendChannel) -> DirtyLog:
-    first = _next(inbox, channel)
-    if not isinstance(first, StartTracking):
-        raise ProtocolError(f"a send worker expects StartTracking first, not {type(first).__name__}")
-    return first.log
-
-
-def _loop(
-    inbox: Inbox, ram: MigrationRamSend, channel: SendChannel, blocks: list[BlockMapping], regions: list[Region]
-) -> None:
-    digester = RegionDigester()
-    while True:
-        match _next(inbox, channel):
-            case SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes):
-                ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes)
-                inbox.tell(RegionsDone())
-            case Fence(round=round_):
-                ram.fence(round_)
-                inbox.tell(Fenced(round_, ram.counters))
-            case CountDirty(regions=numbers):
-                inbox.tell(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
-            case DigestRegions(regions=numbers):
-                inbox.tell(RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers}))
+def _answer(
+    instruction: Instruction, digester: RegionDigester, blocks: list[BlockMapping], regions: list[Region]
+) -> WorkerEvent:
+    match instruction:
+        case DigestRegions(regions=numbers):
+            return RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers})
+    raise ProtocolError(f"a send worker cannot {type(instruction).__name__}")

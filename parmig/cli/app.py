@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from parmig.cli import demo, doctor, receive, send
+from parmig.cli import demo, doctor, inspect, receive, restore, save, send
 from parmig.version import __version__
 
 app = typer.Typer(
@@ -21,6 +21,9 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(receive.receive)
 app.command()(send.send)
+app.command()(save.save)
+app.command()(restore.restore)
+app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 
 

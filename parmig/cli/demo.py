@@ -22,11 +22,12 @@ class DemoGuest(enum.StrEnum):
     """Guests that the demo can start."""
 
     SYNTHETIC = "synthetic"
+    KVM = "kvm"
     QEMU = "qemu"
 
 
 class Pattern(enum.StrEnum):
-    """How the synthetic guest writes to its memory."""
+    """How the guest writes to its memory."""
 
     RANDOM = "random"
     SEQUENTIAL = "sequential"
@@ -51,10 +52,16 @@ def demo(
             parser=o.read_rate,
             metavar="RATE",
             show_default="100MiB/s",
-            help="How fast the synthetic guest writes to its memory.",
+            help="(synthetic, kvm) How fast the guest writes to its memory.",
         ),
     ] = 100 * MIB,
-    pattern: Annotated[Pattern, typer.Option("--pattern", help="Where the synthetic guest writes.")] = Pattern.RANDOM,
+    auto_converge: o.AutoConvergeOption = False,
+    pattern: Annotated[
+        Pattern, typer.Option("--pattern", help="(synthetic, kvm) Where it writes; kvm: random or sequential.")
+    ] = Pattern.RANDOM,
+    vcpus: Annotated[
+        int, typer.Option("--vcpus", min=1, max=64, metavar="N", help="(kvm) Virtual CPUs of the guest.")
+    ] = 2,
     kernel: Annotated[
         Path | None,
         typer.Option(
@@ -73,7 +80,12 @@ def demo(
     guest went on at the destination.
     """
     sending = SendConfig(
-        workers=workers, transport=transport.value, compress=compress.value, tracker=tracker.value, verify=True
+        workers=workers,
+        transport=transport.value,
+        compress=compress.value,
+        tracker=tracker.value,
+        auto_converge=auto_converge,
+        verify=True,
     )
 
     def body() -> Report:
@@ -84,6 +96,7 @@ def demo(
             memory_bytes=memory,
             dirty_rate_bytes_per_s=dirty_rate,
             pattern=pattern.value,
+            vcpus=vcpus,
             kernel=str(kernel) if kernel else "",
             initrd=str(initrd) if initrd else "",
             send=sending,

@@ -79,8 +79,15 @@ class Tracker(enum.StrEnum):
     DIGEST = "digest"
 
 
+class Format(enum.StrEnum):
+    """Formats of snapshots by name."""
+
+    MAPPED_RAM = "mapped-ram"
+    STREAM = "stream"
+
+
 GuestOption = Annotated[
-    str, typer.Option("--guest", metavar="GUEST", help="qemu:QMP-SOCKET, or synthetic[:OPTIONS].", show_default=False)
+    str, typer.Option("--guest", metavar="GUEST", help="qemu:QMP-SOCKET, kvm[:OPTIONS], or synthetic[:OPTIONS].", show_default=False)
 ]
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=1, max=MAX_WORKERS, metavar="N", help="Worker processes on each side.")
@@ -88,6 +95,9 @@ WorkersOption = Annotated[
 TransportOption = Annotated[Transport, typer.Option("--transport", help="What carries the pages.")]
 CompressOption = Annotated[Compress, typer.Option("--compress", help="How pages are packed.")]
 TrackerOption = Annotated[Tracker, typer.Option("--tracker", help="How writes to memory are noticed.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="mapped-ram: pages at fixed places; stream: one after the other.")
+]
 BatchOption = Annotated[
     int,
     typer.Option("--batch", parser=read_size, metavar="SIZE", show_default="1MiB", help="Guest bytes in one message."),
@@ -121,6 +131,18 @@ MaxDowntimeOption = Annotated[
         show_default="off",
         help="Where rounds no longer shrink, pause all the same if this suffices; off: the migration fails instead.",
     ),
+]
+AutoConvergeOption = Annotated[
+    bool, typer.Option("--auto-converge", help="Slow a guest that outruns the network down, in steps, until the pause.")
+]
+ThrottleInitialOption = Annotated[
+    int, typer.Option("--throttle-initial", min=1, max=99, metavar="PERCENT", help="Its first step.")
+]
+ThrottleIncrementOption = Annotated[
+    int, typer.Option("--throttle-increment", min=1, max=99, metavar="PERCENT", help="Its further steps.")
+]
+ThrottleMaxOption = Annotated[
+    int, typer.Option("--throttle-max", min=1, max=99, metavar="PERCENT", help="Its last step.")
 ]
 TimeoutOption = Annotated[
     int,

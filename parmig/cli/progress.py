@@ -104,6 +104,8 @@ def figures(progress: Progress) -> list[str]:
         parts.append(f"{format_size(progress.remaining_bytes)} remaining")
     if progress.time_left_ms is not None:
         parts.append(f"{format_ms(progress.time_left_ms)} left")
+    if progress.throttle_percent:
+        parts.append(f"throttled by {progress.throttle_percent} %")
     return parts
 
 

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from parmig.engine.report import Report
+from parmig.engine.report import Report, SnapshotReport
 from parmig.units import MIB, format_ms, format_rate, format_size
 
 PIPE_COLUMNS = 120
@@ -39,14 +39,26 @@ def headline(report: Report) -> list[tuple[str, str]]:
         lines.append(("total time", format_ms(report.total_time_ms)))
     if report.downtime_ms is not None:
         lines.append(("downtime", f"{format_ms(report.downtime_ms)}{_phases(report)}"))
+    if report.max_throttle_percent:
+        lines.append(("throttle", f"the guest was slowed down by up to {report.max_throttle_percent} %"))
     if report.throughput_mib_per_s:
         rate = format_rate(report.throughput_mib_per_s * MIB)
-        lines.append(("throughput", f"{rate} of guest memory in round 1, {report.workers} workers"))
+        when = "in round 1" if report.rounds else "placed"
+        lines.append(("throughput", f"{rate} of guest memory {when}, {report.workers} workers"))
     if report.ram.total_bytes:
         lines.append(("memory", _traffic(report)))
-    if report.verified is not None:
+    if report.snapshot is not None:
+        lines += _snapshot(report.snapshot)
+    elif report.verified is not None:
         lines.append(("verified", _verified(report)))
     return lines
+
+
+def _snapshot(told: SnapshotReport) -> list[tuple[str, str]]:
+    lines = [("file", f"{told.file}: {told.format}, {format_size(told.file_bytes)}")] if told.file_bytes else []
+    if told.digest is not None:
+        lines.append(("digest", told.digest))
+    return lines + [("note", note) for note in told.notes]
 
 
 def _phases(report: Report) -> str:
@@ -56,9 +68,9 @@ def _phases(report: Report) -> str:
 
 
 def _traffic(report: Report) -> str:
-    ram = report.ram
+    ram, where = report.ram, "of pages" if report.snapshot else "on the wire"
     return (
-        f"{format_size(ram.wire_bytes)} on the wire for {format_size(ram.total_bytes)}: "
+        f"{format_size(ram.wire_bytes)} {where} for {format_size(ram.total_bytes)}: "
         f"{ram.sent_pages} pages sent, {ram.zero_pages} zero, {ram.skipped_pages} skipped"
     )
 
@@ -73,7 +85,9 @@ def _verified(report: Report) -> str:
 def rounds_table(report: Report) -> Table:
     """A row for each round."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("round", "dirty pages", "sent", "zero", "skipped", "wire", "scan", "duration"):
+    throttled = bool(report.max_throttle_percent)
+    columns = ["round", "dirty pages", "sent", "zero", "skipped", "wire", "scan", "duration"]
+    for column in columns + ["throttle"] * throttled:
         table.add_column(column, justify="right")
     for one in report.rounds:
         table.add_row(
@@ -82,6 +96,7 @@ def rounds_table(report: Report) -> Table:
             format_size(one.wire_bytes),
             format_ms(one.scan_ms),
             format_ms(one.duration_ms),
+            *[f"{one.throttle_percent} %"] * throttled,
         )
     return table
 

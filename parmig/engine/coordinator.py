@@ -30,6 +30,8 @@ from parmig.engine.events import (
     PeerVanished,
     StateSaved,
     Tell,
+    Throttle,
+    Throttled,
     Tick,
     WorkerCounted,
     WorkerDigested,
@@ -38,7 +40,7 @@ from parmig.engine.events import (
     WorkersReady,
 )
 from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
-from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns
+from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
 from parmig.errors import CancelledError, LimitExceededError, NotConvergingError, ParmigError
@@ -71,6 +73,10 @@ class Step(enum.Enum):
     DIGESTING = "comparing digests"
     LOADING = "loading device state at the destination"
     RESUMING = "resuming at the destination"
+    GOING_ON = "letting the guest go on"
+    COMPOSING = "writing the last of the file"
+    SUMMING = "digesting the file"
+    COMMITTING = "giving the file its name"
     DONE = "done"
 
 
@@ -132,6 +138,8 @@ class Coordinator:
                 return self._cancel()
             case Tick():
                 return self._check_time(now_ns)
+            case Throttled():
+                return []
         return self._proceed(event, now_ns)
 
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
@@ -157,7 +165,8 @@ class Coordinator:
                 self.machine.move(StatusEvent.PAUSED)
                 self.record.mark("stopped", min(stopped_ns, now_ns))
                 self.record.mark("paused", now_ns)
-                return self._sync_then(Step.SYNCING_FINAL, Step.FINAL, now_ns)
+                lifted = self._throttle(0)  # not before: it would write at full speed until it is paused
+                return self._sync_then(Step.SYNCING_FINAL, Step.FINAL, now_ns) + lifted
             case Step.SYNCING_FINAL, LogSynced():
                 return self._begin_round(Step.FINAL, now_ns)
             case Step.SAVING, StateSaved(size_bytes=size_bytes, digest=digest):
@@ -181,7 +190,9 @@ class Coordinator:
                 return [Do.HAND_OVER]
             case Step.RESUMING, PeerResumed(since_ns=since_ns):
                 # Never before hand-over, whatever the peer says.
-                self.record.mark("resumed", max(now_ns - since_ns, self.record.marks["loaded"]))
+                ran_ns = max(now_ns - since_ns, self.record.marks["loaded"])
+                self.record.mark("resumed", ran_ns)
+                self.record.mark("finished", ran_ns)
                 self.machine.move(StatusEvent.RESUMED)
                 self.step = Step.DONE
                 return [Do.FINISH]
@@ -254,7 +265,8 @@ class Coordinator:
         self.record.remaining(self._counted)
         match decide(self.record.facts, self._limits, now_ns - self.record.marks["active"]):
             case Verdict.CONTINUE:
-                return self._begin_round(Step.SENDING, now_ns)
+                throttled = self._throttle(next_throttle_percent(self.record.facts, self._limits))
+                return throttled + self._begin_round(Step.SENDING, now_ns)
             case Verdict.PAUSE:
                 self.step = Step.PAUSING
                 return [Do.PAUSE]
@@ -262,6 +274,12 @@ class Coordinator:
                 return self._end(StatusEvent.ERROR, self._stalled())
             case Verdict.TIMEOUT:
                 return self._time_is_up()
+
+    def _throttle(self, percent: int) -> list[Instruction]:
+        if percent == self.record.throttle_percent:
+            return []
+        self.record.throttle(percent)
+        return [Throttle(percent)]
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -321,9 +339,11 @@ class Coordinator:
         limits = f"--downtime-limit {format_ms(self._limits.downtime_ns / NS_PER_MS)}"
         if self._limits.max_downtime_ns:
             limits += f" and --max-downtime {format_ms(self._limits.max_downtime_ns / NS_PER_MS)}"
+        percent = self.record.throttle_percent
+        throttled, advice = (f", even throttled by {percent} %", "") if percent else ("", " (--auto-converge)")
         return NotConvergingError(
-            f"the guest dirties memory as fast as it can be sent: {self._outlook()}beyond {limits}; "
-            "allow a longer pause, give it more bandwidth, or slow the guest"
+            f"the guest dirties memory as fast as it can be sent{throttled}: {self._outlook()}beyond {limits}; "
+            f"allow a longer pause, give it more bandwidth, or slow the guest{advice}"
         )
 
     def _outlook(self) -> str:

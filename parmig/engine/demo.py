@@ -17,7 +17,7 @@ import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.report import ErrorReport, Progress, Report
-from parmig.errors import CancelledError, GuestError, HostRefusedError, LimitExceededError, ParmigError
+from parmig.errors import CancelledError, GuestError, HostRefusedError, LimitExceededError, ParmigError, UsageError
 from parmig.guests.base import Guest
 from parmig.guests.registry import open_guest
 from parmig.units import GIB, MIB, NS_PER_S, format_size
@@ -38,10 +38,11 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What to show.
 
     Attributes:
-        guest: ``synthetic`` or ``qemu``.
+        guest: ``synthetic``, ``kvm`` or ``qemu``.
         memory_bytes: of the guest; it is needed twice, for both sides are here.
-        dirty_rate_bytes_per_s: (synthetic) how fast the guest writes.
-        pattern: (synthetic) where it writes.
+        dirty_rate_bytes_per_s: (synthetic, kvm) how fast the guest writes.
+        pattern: (synthetic, kvm) where it writes; kvm knows ``random`` and ``sequential``.
+        vcpus: (kvm) how many virtual CPUs it has.
         kernel: (qemu) file of the Linux kernel to boot; empty: firmware only.
         initrd: (qemu) its initial RAM disk.
         send: how to migrate.
@@ -51,6 +52,7 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 1 * GIB
     dirty_rate_bytes_per_s: int = 100 * MIB
     pattern: str = "random"
+    vcpus: int = 2
     kernel: str = ""
     initrd: str = ""
     send: SendConfig
@@ -141,6 +143,9 @@ class Demo:
             from parmig.engine.demo_qemu import qemu_pair
 
             return stack.enter_context(qemu_pair(config.memory_bytes, kernel=config.kernel, initrd=config.initrd))
+        if config.guest == "kvm":
+            machine = f"kvm:memory={config.memory_bytes},vcpus={config.vcpus}"
+            return f"{machine},program={_kvm_program(config.pattern)},rate={config.dirty_rate_bytes_per_s}", machine
         memory = f"synthetic:memory={config.memory_bytes}"
         return f"{memory},rate={config.dirty_rate_bytes_per_s},pattern={config.pattern}", memory
 
@@ -226,6 +231,18 @@ class _Receiving:
         if self._report is None:
             raise LimitExceededError(f"the receiver did not end within {RECEIVER_END_LIMIT_S:.0f} s")
         return self._report
+
+
+def _kvm_program(pattern: str) -> str:
+    """The program of a KVM guest that writes in *pattern*.
+
+    Raises:
+        UsageError: there is none.
+    """
+    programs = {"random": "random", "sequential": "increment"}
+    if pattern not in programs:
+        raise UsageError(f"a KVM guest cannot write in the pattern {pattern!r}; choose {' or '.join(programs)}")
+    return programs[pattern]
 
 
 def require_memory(memory_bytes: int) -> None:

@@ -65,6 +65,10 @@ class GuestPaused(Event, frozen=True):
     stopped_ns: int
 
 
+class Throttled(Event, frozen=True):
+    """The guest runs at the speed that was asked for."""
+
+
 class StateSaved(Event, frozen=True):
     """All device state was handed to the state channel."""
 
@@ -88,6 +92,22 @@ class PeerResumed(Event, frozen=True):
     """The guest runs at the destination, since *since_ns* before the destination said so."""
 
     since_ns: int = 0
+
+
+class WentOn(Event, frozen=True):
+    """(snapshot) The guest runs on here since *ran_ns*."""
+
+    ran_ns: int
+
+
+class Composed(Event, frozen=True):
+    """(snapshot) The file is complete but for its digest, which is made of so many *pieces*."""
+
+    pieces: int
+
+
+class Committed(Event, frozen=True):
+    """(snapshot) The file has its name."""
 
 
 class Failed(Event, frozen=True):
@@ -124,6 +144,9 @@ class Do(enum.Enum):
     RELEASE = "let the destination load the state"
     HAND_OVER = "hand over"
     FINISH = "finish: the guest runs at the destination"
+    GO_ON = "let the guest go on here"
+    COMPOSE = "write what is left of the file"
+    COMMIT = "give the file its digest and its name"
     ABANDON = "go back: the guest goes on here"
     GIVE_UP = "stay paused: only the destination knows"
 
@@ -135,4 +158,10 @@ class Tell(msgspec.Struct, frozen=True):
     instruction: messages.Instruction
 
 
-Instruction = Do | Tell
+class Throttle(msgspec.Struct, frozen=True):
+    """Let the guest's virtual CPUs run only ``100 - percent`` % of the time. Nothing waits for it."""
+
+    percent: int
+
+
+Instruction = Do | Tell | Throttle

@@ -239,11 +239,23 @@ class DigestRegions(_Message, frozen=True):
     regions: tuple[int, ...]
 
 
+class PlaceRegions(_Message, frozen=True):
+    """Coordinator: make these regions of memory what the snapshot has, page by page from their places."""
+
+    regions: tuple[int, ...]
+
+
+class PlaceStream(_Message, frozen=True):
+    """Coordinator: read all pages of the sequential snapshot and place them; only follow it with *check_only*."""
+
+    check_only: bool
+
+
 class Stop(_Message, frozen=True):
     """Coordinator: end now."""
 
 
-Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | Stop
+Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | PlaceRegions | PlaceStream | Stop
 
 
 class Guard(_Message, frozen=True):
@@ -290,13 +302,20 @@ class RegionDigests(_Message, frozen=True):
     digests: dict[int, int]
 
 
+class Placed(_Message, frozen=True):
+    """Worker: the answer to PlaceRegions and PlaceStream; pages of the latter end at byte *end_bytes*."""
+
+    counters: WorkerCounters
+    end_bytes: int = 0
+
+
 class WorkerFailed(_Message, frozen=True):
     """Worker: I failed and end."""
 
     error: ErrorReport
 
 
-WorkerEvent = WorkerReady | WorkerConnected | RegionsDone | Fenced | Counted | RegionDigests | WorkerFailed
+WorkerEvent = WorkerReady | WorkerConnected | RegionsDone | Fenced | Counted | RegionDigests | Placed | WorkerFailed
 
 T = TypeVar("T")
 

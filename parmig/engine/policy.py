@@ -31,6 +31,12 @@ STALL_IMPROVEMENT = 0.95
 LOCAL_MINIMUM = 1.1
 """A stalled migration pauses when what remains is within 10 % of the lowest seen: a local minimum."""
 
+THROTTLE_TRIGGER = 0.5
+"""A guest that dirtied more than half of what a round sent is throttled, or throttled more. QEMU's threshold."""
+
+THROTTLE_ROUNDS = 2
+"""So many such rounds in a row until throttling begins, as in QEMU: one may be a burst."""
+
 
 class RoundFacts(msgspec.Struct, frozen=True):
     """What policy knows of a finished round.
@@ -40,20 +46,31 @@ class RoundFacts(msgspec.Struct, frozen=True):
         duration_ns: of the round, fence included.
         scan_ns: of the slowest worker, in the dirty log.
         remaining_pages: dirty when the round was over.
+        throttle_percent: how far the guest was slowed down meanwhile; never less than in the round before.
     """
 
     sent_bytes: int
     duration_ns: int
     scan_ns: int
     remaining_pages: int
+    throttle_percent: int = 0
+
+
+class ThrottleSteps(msgspec.Struct, frozen=True):
+    """How a guest is slowed down, in percent of the time that its virtual CPUs would run."""
+
+    initial_percent: int
+    increment_percent: int
+    max_percent: int
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What was configured; zero means none for all but ``downtime_ns``."""
+    """What was configured; zero means none for all but ``downtime_ns``; without ``throttle`` nothing is slowed down."""
 
     downtime_ns: int
     max_downtime_ns: int = 0
     timeout_ns: int = 0
+    throttle: ThrottleSteps | None = None
 
 
 class Verdict(enum.Enum):
@@ -96,7 +113,7 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, elapsed_ns: int) -> Ver
         return Verdict.PAUSE if not _still_shrinking(rounds, limits) else Verdict.CONTINUE
     if limits.timeout_ns and elapsed_ns >= limits.timeout_ns:
         return Verdict.TIMEOUT
-    if not is_stalled(rounds):
+    if not is_stalled(rounds) or next_throttle_percent(rounds, limits) > rounds[-1].throttle_percent:
         return Verdict.CONTINUE
     if not limits.max_downtime_ns:
         return Verdict.STALLED
@@ -104,6 +121,24 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, elapsed_ns: int) -> Ver
     if expected_downtime_ns(rounds) <= limits.max_downtime_ns:
         return Verdict.PAUSE if remaining <= lowest * LOCAL_MINIMUM else Verdict.CONTINUE
     return Verdict.STALLED if len(rounds) >= 4 * STALL_ROUNDS else Verdict.CONTINUE
+
+
+def next_throttle_percent(rounds: Sequence[RoundFacts], limits: Limits) -> int:
+    """How far to slow the guest down in the round after the last of *rounds*; never less than in that one.
+
+    A guest whose pause would be short enough is not slowed down any further, however fast it writes.
+    """
+    last, steps = rounds[-1], limits.throttle
+    if steps is None or expected_downtime_ns(rounds) <= limits.downtime_ns:
+        return last.throttle_percent
+    needed = 1 if last.throttle_percent else THROTTLE_ROUNDS
+    outruns = len(rounds) >= needed and all(
+        facts.remaining_pages * PAGE_BYTES > facts.sent_bytes * THROTTLE_TRIGGER for facts in rounds[-needed:]
+    )
+    if not outruns and not is_stalled(rounds):
+        return last.throttle_percent
+    step = steps.increment_percent if last.throttle_percent else steps.initial_percent
+    return min(last.throttle_percent + step, steps.max_percent)
 
 
 def _still_shrinking(rounds: Sequence[RoundFacts], limits: Limits) -> bool:
@@ -122,7 +157,8 @@ def _still_shrinking(rounds: Sequence[RoundFacts], limits: Limits) -> bool:
 
 
 def is_stalled(rounds: Sequence[RoundFacts]) -> bool:
-    """Whether what remains has not reached a new minimum for STALL_ROUNDS rounds."""
+    """Whether what remains has not reached a new minimum for STALL_ROUNDS rounds at the guest's present speed."""
+    rounds = [facts for facts in rounds if facts.throttle_percent == rounds[-1].throttle_percent]
     if len(rounds) <= STALL_ROUNDS:
         return False
     before = min(facts.remaining_pages for facts in rounds[:-STALL_ROUNDS])

@@ -45,7 +45,7 @@ class WorkerPool:
     def start(self, setup: msgspec.Struct, fds: Sequence[int]) -> int:
         """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
         worker = len(self._processes)
-        kind = "send" if self._name.startswith("send") else "recv"  # the kernel keeps 15 characters
+        kind = self._name.split()[0].replace("receive", "recv")  # the kernel keeps 15 characters of it all
         process, connection = start_process(self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds)
         self._processes.append(process)
         self._connections.append(connection)

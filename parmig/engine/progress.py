@@ -64,4 +64,5 @@ class ProgressMeter:
                 (b - a) / seconds for a, b in zip(wire_then, self._looks[-1][2], strict=True)
             ),
             time_left_ms=remaining * PAGE_BYTES / rate * 1000 if rate > 0 else None,
+            throttle_percent=self._plan.record.throttle_percent,
         )

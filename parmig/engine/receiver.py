@@ -40,7 +40,7 @@ from parmig.guests.base import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
-from parmig.ram.receive import note_existing
+from parmig.ram.place import note_existing
 from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine

@@ -20,12 +20,15 @@ class Record:
         rounds: finished rounds.
         facts: the same as policy sees them.
         marks: instants by name; see :meth:`phases` for those of the pause.
+        throttle_percent: how far the guest is slowed down now.
+        max_throttle_percent: the same at its highest.
     """
 
     def __init__(self, workers: int, total_pages: int) -> None:
         self.rounds: list[RoundReport] = []
         self.facts: list[RoundFacts] = []
         self.marks: dict[str, int] = {}
+        self.throttle_percent = self.max_throttle_percent = 0
         self.load_ns = 0
         self.stolen = [0] * workers
         self._total_pages = total_pages
@@ -36,6 +39,11 @@ class Record:
     def mark(self, name: str, now_ns: int) -> None:
         """Remember that *name* happened now."""
         self.marks[name] = now_ns
+
+    def throttle(self, percent: int) -> None:
+        """The guest is slowed down so far from now on."""
+        self.throttle_percent = percent
+        self.max_throttle_percent = max(self.max_throttle_percent, percent)
 
     def begin_round(self, now_ns: int) -> None:
         """A round begins."""
@@ -62,6 +70,7 @@ class Record:
             scan_ms=max(m.scan_ns for m in moved) / NS_PER_MS,
             duration_ms=(now_ns - self._round_began_ns) / NS_PER_MS,
             paused=paused,
+            throttle_percent=self.throttle_percent,
         )
         self.rounds.append(report)
         return report
@@ -75,6 +84,7 @@ class Record:
                 duration_ns=round(last.duration_ms * NS_PER_MS),
                 scan_ns=round(last.scan_ms * NS_PER_MS),
                 remaining_pages=pages,
+                throttle_percent=last.throttle_percent,
             )
         )
 

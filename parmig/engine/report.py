@@ -47,7 +47,10 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
 
 
 class RoundReport(msgspec.Struct, kw_only=True):
-    """One pass over all regions; ``scan_ms`` is the slowest worker's time in the dirty log."""
+    """One pass over all regions; ``scan_ms`` is the slowest worker's time in the dirty log.
+
+    ``throttle_percent`` is the share of its time that the guest was kept from running.
+    """
 
     round: int
     dirty_pages: int = 0
@@ -58,6 +61,7 @@ class RoundReport(msgspec.Struct, kw_only=True):
     scan_ms: float = 0.0
     duration_ms: float = 0.0
     paused: bool = False
+    throttle_percent: int = 0
 
 
 class RamReport(msgspec.Struct, kw_only=True):
@@ -89,6 +93,24 @@ class DigestReport(msgspec.Struct, kw_only=True):
     destination: str | None = None
 
 
+class SnapshotReport(msgspec.Struct, kw_only=True):
+    """(save, restore) The file, and what was done besides carrying pages.
+
+    ``digest`` is of all of the file but its trailer; null: it has none, QEMU wrote it.
+    """
+
+    file: str = ""
+    format: str = ""
+    file_bytes: int = 0
+    digest: str | None = None
+    compose_ms: float = 0.0
+    digest_ms: float = 0.0
+    sync_ms: float = 0.0
+    place_ms: float = 0.0
+    load_ms: float = 0.0
+    notes: list[str] = []
+
+
 class Report(msgspec.Struct, kw_only=True):
     """The whole report; ``side`` says who wrote it (``source`` or ``destination``)."""
 
@@ -110,10 +132,12 @@ class Report(msgspec.Struct, kw_only=True):
     throughput_mib_per_s: float = 0.0
     state_bytes: int = 0
     rounds: list[RoundReport] = []
+    max_throttle_percent: int = 0
     ram: RamReport = msgspec.field(default_factory=RamReport)
     per_worker: list[WorkerReport] = []
     verified: bool | None = None
     digest: DigestReport = msgspec.field(default_factory=DigestReport)
+    snapshot: SnapshotReport | None = None
 
     @property
     def exit_code(self) -> int:
@@ -140,6 +164,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         rate_bytes_per_s: guest bytes handled per second of late.
         worker_rates_bytes_per_s: wire bytes per second of each worker.
         time_left_ms: until the pause, estimated; None when unknown.
+        throttle_percent: how far the guest is slowed down.
         message: a line for a log; empty when only the numbers changed.
     """
 
@@ -151,4 +176,5 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     rate_bytes_per_s: float = 0.0
     worker_rates_bytes_per_s: tuple[float, ...] = ()
     time_left_ms: float | None = None
+    throttle_percent: int = 0
     message: str = ""

@@ -7,8 +7,8 @@ the order given here; it never calls from a worker process.
 
 Source::
 
-    memory() ─ start_dirty_log() ─ [sync_dirty_log()]* ─ pause(sink) ─ sync_dirty_log() ─ save_state(sink)
-             ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
+    memory() ─ start_dirty_log() ─ [sync_dirty_log(), throttle(percent)]* ─ pause(sink) ─ sync_dirty_log()
+             ─ [throttle(0)] ─ save_state(sink) ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
     and from any point before hand-over: resume_source() ─ stop_dirty_log() ─ close()
 
 Destination::
@@ -22,7 +22,7 @@ See ``docs/guests.md`` for an example that is complete.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -37,7 +37,7 @@ class GuestInfo(msgspec.Struct, frozen=True):
     """What both sides compare before anything is touched.
 
     Attributes:
-        kind: the scheme of the guest: ``qemu``, ``synthetic``.
+        kind: the scheme of the guest: ``qemu``, ``kvm``, ``synthetic``.
         machine: what device state depends on (QEMU: the versioned machine type); compared literally.
         monitor: name and version of the VMM, for the report; not compared.
     """
@@ -85,6 +85,13 @@ class Guest(ABC):
         Raises:
             GuestRefusedError: the memory cannot be reached from outside; says which option helps.
         """
+
+    def state_blocks(self) -> Mapping[str, int]:
+        """Blocks of RAM that travel within device state, as video memory does: name and size in bytes.
+
+        They are not among :meth:`memory`. Asked for snapshots only. Must not disturb the guest.
+        """
+        return {}
 
     @abstractmethod
     def is_running(self) -> bool:
@@ -138,11 +145,15 @@ class Guest(ABC):
         """Write the device state of the paused guest to *sink*. May still write RAM: a scan follows."""
 
     @abstractmethod
-    def resume_source(self) -> None:
-        """Undo everything: after a failure or a cancel the guest runs (or stays paused) as before.
+    def resume_source(self) -> int | None:
+        """Undo everything: after a failure, a cancel or a snapshot the guest runs (or stays paused) as before.
 
         Called in any state before hand-over, after a partial pause or save too, and also when
-        nothing was done yet. Settings that were changed are set back.
+        nothing was done yet. Settings that were changed are set back, a throttle too.
+
+        Returns:
+            the instant from which on the guest ran again, on the clock of ``time.monotonic_ns()``; None where
+            the VMM does not tell: the return of the call counts then.
         """
 
     def rescue(self) -> Rescue | None:
@@ -160,8 +171,20 @@ class Guest(ABC):
         """After a completed migration, if asked for: end the VMM instead of leaving it paused."""
         raise NotImplementedError(f"{type(self).__name__} cannot be ended from here")
 
+    def can_throttle(self) -> bool:
+        """Whether :meth:`throttle` works; asked before anything is touched, where the user wants it.
+
+        Raises:
+            GuestRefusedError: in place of False, where there is a reason to tell.
+        """
+        return False
+
     def throttle(self, percent: int) -> None:
-        """Let the virtual CPUs run only ``100 - percent`` % of the time; 0 is full speed."""
+        """Let the virtual CPUs run only ``100 - percent`` % of the time, 0 to 99; 0 is full speed.
+
+        Returns at once: it does not wait for a virtual CPU. It is 0 again after resume_source(), is no part
+        of device state, and ends with this process at the latest.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be throttled")
 
     # -- destination ----------------------------------------------------------------------------
@@ -169,6 +192,10 @@ class Guest(ABC):
     @abstractmethod
     def prepare_incoming(self) -> None:
         """Make ready to take device state; the guest must not run, not even after loading."""
+
+    def prepare_restore(self) -> None:
+        """The same for a snapshot, whose state holds all pages of :meth:`state_blocks` and nothing of the others."""
+        self.prepare_incoming()
 
     @abstractmethod
     def write_state(self, data: memoryview) -> None:

@@ -74,8 +74,8 @@ class DirtyScanner:
             for span in spans(self._regions[number] for number in fresh.empty):
                 yield _empty(span)
         for span in spans(self._regions[number] for number in fresh.begun):
-            self._tracker.arm(span)
-            yield self._from_extents(span, first_pass=first_pass)
+            known = self._tracker.arm(span)
+            yield self._from_extents(span, known, first_pass=first_pass)
         self._shared.armed[fresh.begun] = 1
 
     def count(self, numbers: Sequence[int]) -> int:
@@ -103,8 +103,11 @@ class DirtyScanner:
     def _allocated(self, span: Region, among: Mask | None = None) -> Mask:
         return allocated_mask(self._blocks[span.block], span.first_page, span.pages, among)
 
-    def _from_extents(self, span: Region, *, first_pass: bool) -> DirtyRegion:
-        present = self._allocated(span)
+    def _from_extents(self, span: Region, known: Mask | None, *, first_pass: bool) -> DirtyRegion:
+        """All pages that exist. What is *known* to need not be asked: 0.1 instead of 26 ms per GiB."""
+        present = self._allocated(span) if known is None else known
+        if known is not None and not known.all():
+            present = known | self._allocated(span, ~known)
         if not first_pass:  # the whole region was empty, and the destination knows that
             return DirtyRegion(span, present)
         holes = np.flatnonzero(~present) + span.first_page

@@ -26,7 +26,7 @@ import zmq
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.transport.base import Buffer, MigrationTransport
-from parmig.units import NS_PER_MS, NS_PER_S
+from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 HELLO, WELCOME, ACK, FENCE, FENCED = 1, 2, 4, 5, 6
 _HELLO = struct.Struct(">BxHI16s")
@@ -34,13 +34,25 @@ _WELCOME = struct.Struct(">B3xI")
 _ACK = struct.Struct(">B7xQ")
 _FENCE = struct.Struct(">B3xIQ")
 
-CREDIT_BATCHES = 4
-"""Batches in flight on a channel: 16 MiB at the default size. With batches of 4 MiB, loopback, 2 cores: 3 in flight
-0.93, 4 and 6 the best within noise; at 1 ms round trip four of 4 MiB carry 16 GiB/s."""
+CREDIT_BATCHES = 6
+"""Batches in flight on a channel: 24 MiB at the default size. Of 4, 5, 6 and 8 batches of 4 MiB on loopback with 2
+cores 1539, 1557, 1576 and 1632 MiB/s (medians of 4): four processes share the cores, and what is queued bridges
+their turns. Eight would take the receive worker past its 32 MiB."""
+
+HEADER_BYTES = 16 * KIB
+"""What a batch's header is taken for in the credit: a table of 2,000 runs."""
+
+BUFFERS = 4
+"""Private buffers of gathered pages a channel: those batches are small, or of scattered pages and slow to make."""
 
 STALL_LIMIT_NS = 30 * NS_PER_S
 """No acknowledgement for this long while some are due: the destination hangs. A 4 MiB batch needs
 30 s only below 140 KiB/s."""
+
+
+def credit_bytes(batch_bytes: int) -> int:
+    """What a channel may have unacknowledged, for batches of this size."""
+    return CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
 
 
 class SendChannel:
@@ -100,7 +112,7 @@ class SendChannel:
 
     def take_buffer(self) -> Pages:
         """A private buffer of one batch, shape (pages, 4096); it comes back by its acknowledgement."""
-        if not self._buffers and self._buffers_made < CREDIT_BATCHES:
+        if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
             self._buffers.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
         if not self._buffers:

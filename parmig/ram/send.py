@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source end of the page path: dirty regions in, batches out. One instance a worker."""
+"""The source end of the page path: dirty regions in, batches to an outlet. One instance a worker."""
 
 from __future__ import annotations
 
@@ -8,33 +8,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig.ram.bits import NO_INDEX, NO_RUNS, Index, clear_bits, runs_of_index, set_bits, test_bits
+from parmig.ram.bits import NO_INDEX, Index, clear_bits, set_bits, test_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.codecs.base import PageCodec
 from parmig.ram.dirty import DirtyRegion, DirtyScanner
-from parmig.ram.flow import SendChannel
-from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES, BatchHeader
+from parmig.ram.outlets.base import Outlet
+from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.base import DirtyTracker
 from parmig.ram.zero import zero_mask
-from parmig.transport.base import Buffer
-
-DIRECT_RUNS = 4
-"""A batch of at most so many runs is sent straight from guest memory, a frame a run; more runs are
-gathered into one private buffer (a take of 256 scattered pages costs 38 µs, a frame about 10 µs)."""
 
 
 class MigrationRamSend:
-    """Finds, packs and sends the pages of the regions that one worker was given.
+    """Finds the pages of the regions that one worker was given, and passes them on in batches.
 
     Args:
         worker: its number, for the counters.
         regions: all regions, by number.
         blocks: mappings of the blocks, by number.
         tracker: reads the dirty log.
-        codec: the negotiated codec; set up here for this channel.
-        channel: to the receive worker.
+        outlet: takes the batches.
         shared: what the workers of this side share.
         batch_bytes: guest bytes in a batch.
     """
@@ -46,8 +39,7 @@ class MigrationRamSend:
         regions: Sequence[Region],
         blocks: Sequence[BlockMapping],
         tracker: DirtyTracker,
-        codec: PageCodec,
-        channel: SendChannel,
+        outlet: Outlet,
         shared: SharedArea,
         batch_bytes: int,
     ) -> None:
@@ -55,9 +47,7 @@ class MigrationRamSend:
         self._regions = regions
         self._blocks = blocks
         self._tracker = tracker
-        self._codec_number = codec.number
-        self._encoder = codec.encoder()
-        self._channel = channel
+        self._outlet = outlet
         self._shared = shared
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._scanner = DirtyScanner(regions, blocks, tracker, shared)
@@ -100,8 +90,10 @@ class MigrationRamSend:
             self._flush()
             self._block = block
         bits = self._shared.bits[block]
+        # Later rounds need not tell what the destination knows; at first it may hold anything.
+        told = first_pass and self._outlet.knows_nothing
         if len(dirty.holes):
-            self._queue_zero(dirty.holes)
+            self._queue_zero(dirty.holes if told else dirty.holes[test_bits(bits, dirty.holes)])
             clear_bits(bits, dirty.holes)
             self._tracker.sent(block, dirty.holes, None)
             self.counters.handled_pages += len(dirty.holes)
@@ -115,8 +107,7 @@ class MigrationRamSend:
             zero = zero_mask(words, part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
-                # Later rounds need not tell what the destination knows; at first it may hold anything.
-                self._queue_zero(zeros if first_pass else zeros[test_bits(bits, zeros)])
+                self._queue_zero(zeros if told else zeros[test_bits(bits, zeros)])
                 clear_bits(bits, zeros)
                 self._tracker.sent(block, zeros, None)
                 self.counters.zero_pages += len(zeros)
@@ -124,10 +115,10 @@ class MigrationRamSend:
             self._queue_data(part)
 
     def fence(self, round_: int) -> None:
-        """Send what is left of the round and wait until the destination has placed all of it."""
+        """Pass on what is left of the round and wait until all of it is in place."""
         self._round = round_
         self._flush()
-        self._channel.fence(round_)
+        self._outlet.fence(round_)
         self._publish()
 
     # -- batches --------------------------------------------------------------------------------
@@ -165,50 +156,14 @@ class MigrationRamSend:
         return np.sort(np.concatenate(self._data)) if len(self._data) > 1 else self._data[0]
 
     def _emit(self, index: Index) -> None:
-        """Send one batch: the data pages *index* and every zero page that is waiting."""
-        data_runs = runs_of_index(index)
-        zero_runs = runs_of_index(np.sort(np.concatenate(self._zero))) if self._zero_pages else NO_RUNS
+        """Pass on one batch: the data pages *index* and every zero page that is waiting."""
+        zero = np.sort(np.concatenate(self._zero)) if self._zero_pages else NO_INDEX
         self._zero, self._zero_pages, self._zero_runs = [], 0, 0
-        codec, payload, buffer = self._payload(index, data_runs.tolist())
-        payload_bytes = sum(map(len, payload))
-        header = BatchHeader(
-            codec=codec,
-            block=self._block,
-            round=self._round,
-            sequence=self._channel.next_sequence(),
-            raw_bytes=len(index) * PAGE_BYTES,
-            payload_bytes=payload_bytes,
-            data_runs=data_runs,
-            zero_runs=zero_runs,
-        ).encode()
-        wire_bytes = len(header) + payload_bytes
-        self._channel.sleep_until(self._shared.reserve(wire_bytes))
-        self._channel.send_batch([header, *payload], wire_bytes, buffer)
+        self.counters.wire_bytes += self._outlet.emit(self._block, self._round, index, zero)
         self.counters.sent_pages += len(index)
-        self.counters.wire_bytes += wire_bytes
         self._publish()
 
-    def _payload(self, index: Index, runs: list[list[int]]) -> tuple[int, list[Buffer], np.ndarray | None]:
-        """Codec number, frames, and the private buffer that they lie in, if any."""
-        if not len(index):
-            return 0, [], None
-        mapping = self._blocks[self._block]
-        if self._encoder is None and not self._tracker.needs_copy and len(runs) <= DIRECT_RUNS:
-            return 0, [mapping.buffer[first * PAGE_BYTES : end * PAGE_BYTES] for first, end in runs], None
-        buffer = self._channel.take_buffer()
-        copies = buffer[: len(index)]
-        # mode="clip" writes straight into out; the default would go through a buffer (38 against 121 µs)
-        np.take(mapping.pages, index, axis=0, out=copies, mode="clip")
-        self._tracker.sent(self._block, index, copies)
-        raw = memoryview(copies.data).cast("B")
-        if self._encoder is not None:
-            packed = self._encoder.encode(self._block, index, raw)
-            if packed is not None:
-                self._channel.give_back(buffer)
-                return self._codec_number, [packed], None
-        return 0, [raw], buffer
-
     def _publish(self) -> None:
-        self.counters.waiting_ns = self._channel.waiting_ns
-        self.counters.busy_ns = time.monotonic_ns() - self._began_ns - self._channel.waiting_ns
+        self.counters.waiting_ns = self._outlet.waiting_ns
+        self.counters.busy_ns = time.monotonic_ns() - self._began_ns - self._outlet.waiting_ns
         self._shared.publish(self._worker, self.counters)

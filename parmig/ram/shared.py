@@ -3,7 +3,7 @@
 
 One memory file, made by the coordinator, mapped by every worker. No locks are needed for most of it:
 counters have one writer each, and everything per region is touched only by the region's owner of the
-round, with a fence between owners. The rate limit is the exception and has a record lock.
+round, with a fence between owners. The exceptions have a record lock: the rate limit, and the end of a snapshot file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import fcntl
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -116,13 +117,37 @@ class SharedArea:
         rate = int(self._limit[0])
         if rate <= 0:
             return now
-        fcntl.lockf(self.fd, fcntl.LOCK_EX)  # a record lock: the kernel frees it when a worker dies
-        try:
+        with self._alone():
             free = max(now, int(self._limit[1])) + size_bytes * NS_PER_S // rate
             self._limit[1] = free
+        return free
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While inside, no other process is."""
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)  # a record lock: the kernel frees it when a worker dies
+        try:
+            yield
         finally:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
-        return free
+
+    # -- the end of a file that all of them append to -------------------------------------------
+
+    @property
+    def file_end_bytes(self) -> int:
+        """Where the file ends now."""
+        return int(self._limit[2])
+
+    def begin_file(self, end_bytes: int) -> None:
+        """What is appended begins at *end_bytes*; before the workers start."""
+        self._limit[2] = end_bytes
+
+    def take_space(self, size_bytes: int) -> int:
+        """Move the end of the file on by *size_bytes*, which are the caller's alone; returns where they begin."""
+        with self._alone():
+            began = int(self._limit[2])
+            self._limit[2] = began + size_bytes
+        return began
 
     def close(self) -> None:
         """Unmap and close; views handed out must be gone."""

@@ -12,7 +12,7 @@ from parmig.cli.app import app
 from parmig.version import __version__
 
 runner = CliRunner()
-COMMANDS = ("demo", "receive", "send", "doctor")
+COMMANDS = ("demo", "receive", "send", "save", "restore", "inspect", "doctor")
 RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic"]
 SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "synthetic"]
 
@@ -27,6 +27,9 @@ def test_help_lists_exactly_the_commands_that_exist() -> None:
         "demo",
         "receive",
         "send",
+        "save",
+        "restore",
+        "inspect",
         "doctor",
     ]
     result = runner.invoke(app, ["--help"])
@@ -49,6 +52,7 @@ def test_every_command_has_help(command: str) -> None:
         ["send"],
         ["send", "zmq+tcp://127.0.0.1:1"],
         ["receive", "--guest", "synthetic"],
+        ["inspect"],
         ["demo", "--memory", "lots"],
         ["demo", "--dirty-rate", "fast"],
         ["demo", "--pattern", "paisley"],

@@ -203,6 +203,7 @@ def test_values_that_make_no_sense_together_are_bad_usage(engine: FakeEngine) ->
 def test_every_option_of_send_arrives_in_the_configuration(engine: FakeEngine) -> None:
     options = "--workers 3 --path 10.0.0.1-10.0.0.2 --path 10.1.0.2 --compress lz4 --tracker digest --batch 2MiB "
     options += "--max-bandwidth 1GiB/s --downtime-limit 50ms --max-downtime 2s --timeout 1m --connect-timeout 1s "
+    options += "--auto-converge --throttle-initial 30 --throttle-increment 20 --throttle-max 80 "
     assert invoke(*SEND, *f"{options} --verify --quit-source".split()).exit_code == 0
     (config,) = engine.configs
     assert isinstance(config, SendConfig)
@@ -261,6 +262,7 @@ def test_a_guest_that_finds_its_memory_wrong_fails_the_command(
 
 def test_the_summary_has_the_figures_a_person_looks_for(engine: FakeEngine) -> None:
     result = invoke(*SEND)
+    assert "throttle" not in result.stdout
     for words in (
         "completed",
         "1 GiB of memory",
@@ -271,6 +273,13 @@ def test_the_summary_has_the_figures_a_person_looks_for(engine: FakeEngine) -> N
         "worker",
     ):
         assert words in result.stdout
+
+
+def test_the_summary_tells_of_a_throttle(engine: FakeEngine) -> None:
+    engine.sent.rounds[0].throttle_percent = engine.sent.max_throttle_percent = 40
+    words = invoke(*SEND).stdout
+    assert "slowed down by up to 40 %" in words
+    assert words.count("40 %") == 2
 
 
 def test_progress_goes_to_standard_error_and_quiet_leaves_it_out(engine: FakeEngine) -> None:
@@ -292,9 +301,11 @@ def test_a_demo_whose_destination_failed_fails(engine: FakeEngine) -> None:
 
 
 def test_the_demo_verifies_and_passes_its_options_on(engine: FakeEngine) -> None:
-    invoke("demo", "--memory", "64MiB", "--dirty-rate", "5MiB/s", "--pattern", "hot", "--workers", "2")
+    options = ["--memory", "64MiB", "--dirty-rate", "5MiB/s", "--pattern", "hot", "--workers", "2", "--auto-converge"]
+    invoke("demo", *options)
     config = next(one for one in engine.configs if isinstance(one, SendConfig))
     assert config.verify
+    assert config.auto_converge
     assert config.workers == 2
     source, destination = FakeGuest.opened
     assert source.options == "memory=67108864,rate=5242880,pattern=hot"

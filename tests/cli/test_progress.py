@@ -16,12 +16,14 @@ FULL = Progress(
     rate_bytes_per_s=100.0 * MIB,
     worker_rates_bytes_per_s=(60.0 * MIB, 40.0 * MIB),
     time_left_ms=600.0,
+    throttle_percent=30,
 )
 
 
 def test_a_line_has_all_that_is_known() -> None:
     assert plain_line(FULL) == (
-        "active, round 2, 40/100 pages, 100 MiB/s, 60 MiB remaining, 600.0 ms left, workers 60 MiB/s 40 MiB/s"
+        "active, round 2, 40/100 pages, 100 MiB/s, 60 MiB remaining, 600.0 ms left, throttled by 30 %, "
+        "workers 60 MiB/s 40 MiB/s"
     )
 
 

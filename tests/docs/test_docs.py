@@ -9,7 +9,7 @@ from types import FunctionType
 import msgspec
 import pytest
 
-from parmig.cli import demo, receive, send
+from parmig.cli import demo, inspect, receive, restore, save, send
 from parmig.engine import report
 from tools import make_tables
 
@@ -83,17 +83,20 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
         "RamReport": "ram",
         "WorkerReport": "per_worker",
         "DigestReport": "digest",
+        "SnapshotReport": "snapshot",
     }
     section = sections[0] if struct is report.Report else by_title[titles[struct.__name__]]
     documented = re.findall(r"^\| `(\w+)` \|", section, re.M)
     assert documented == list(struct.__struct_fields__)
 
 
-@pytest.mark.parametrize("command", [demo.demo, receive.receive, send.send])
+@pytest.mark.parametrize(
+    "command", [demo.demo, receive.receive, send.send, save.save, restore.restore, inspect.inspect]
+)
 def test_every_option_is_documented_in_its_section(command: FunctionType) -> None:
     name = command.__name__
     section = (ROOT / "docs/cli.md").read_text().split(f"## parmig {name}\n")[1].split("\n## ")[0]
-    options = {parameter for parameter in command.__annotations__ if parameter not in ("return", "uri")}
+    options = {parameter for parameter in command.__annotations__ if parameter not in ("return", "uri", "file")}
     for option in options:
         flag = "--json" if option == "as_json" else f"--{option.replace('_', '-')}"
         assert f"`{flag}" in section, flag

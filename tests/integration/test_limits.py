@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import pytest
 
+import docs.examples.tiny_guest
+from parmig.config import SendConfig
+from parmig.engine.sender import MigrationSender
+from parmig.guests.registry import open_guest
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.integration.sides import Discard, guests, migrate, never_ran, runs_on
+from tests.integration.sides import Discard, HeldGuest, Migration, guests, migrate, never_ran, runs_on, until
 
 RESTLESS = "memory=16MiB,rate=400MiB/s"
 """Dirties all of its memory many times in each round at 32 MiB/s."""
@@ -49,6 +54,76 @@ def test_with_a_longer_pause_allowed_it_completes_at_a_local_minimum() -> None:
         assert report.downtime_ms > 20
         destination.pause(Discard())
         destination.check()
+
+
+# -- auto-converge -------------------------------------------------------------------------------------
+
+SMALL = "memory=8MiB,rate=400MiB/s"
+CONVERGE = {**NARROW, "downtime_limit_ns": 20 * NS_PER_MS, "auto_converge": True}
+
+
+def runs_at_full_speed(guest: HeldGuest) -> None:
+    """A tick is 5 ms or more of running, and so many pages it writes at least, unless it is throttled."""
+    before = guest.stats()
+    until(lambda: guest.stats().counter >= before.counter + 40, "the guest's next ticks")
+    after = guest.stats()
+    least = (after.counter - before.counter) * guest.options.rate_bytes_per_s // 200 // PAGE_BYTES
+    assert after.pages_written - before.pages_written >= least - 1
+
+
+@pytest.mark.parametrize("tracker", ["pagemap", "bitmap"])
+def test_with_a_throttle_it_converges_and_goes_on_at_full_speed(tracker: str) -> None:
+    steps = {"throttle_initial_percent": 60, "throttle_increment_percent": 20}
+    with guests(SMALL, destination_options=SMALL) as (source, destination):
+        config = SendConfig(workers=2, verify=True, tracker=tracker, **CONVERGE, **steps)
+        with Migration(source, destination, config) as at:
+            report = at.sent()
+        assert (report.error, report.status, report.verified) == (None, "completed", True)
+        running = [one.throttle_percent for one in report.rounds if not one.paused]
+        assert running[:3] == [0, 0, 60]
+        assert running == sorted(running)
+        assert report.max_throttle_percent == running[-1]
+        assert [one.throttle_percent for one in report.rounds if one.paused] == [0, 0]
+        assert {one.throttle_percent for one in at.seen} >= {0, 60}
+        runs_at_full_speed(destination)
+        destination.pause(Discard())
+        destination.check()
+
+
+def test_where_the_last_step_does_not_help_it_fails_and_the_source_is_at_full_speed() -> None:
+    with guests(SMALL) as (source, destination):
+        report, _ = migrate(source, destination, throttle_initial_percent=50, throttle_max_percent=50, **CONVERGE)
+        assert report.error is not None
+        assert (report.status, report.error.type) == ("failed", "NotConvergingError"), report.error
+        assert "even throttled by 50 %" in report.error.message
+        assert report.max_throttle_percent == 50
+        runs_at_full_speed(source)
+        runs_on(source)
+        never_ran(destination)
+
+
+def test_a_guest_that_cannot_be_slowed_down_is_refused_by_name() -> None:
+    assert docs.examples.tiny_guest  # importing it registers the scheme
+    with open_guest("tiny:256KiB", incoming=False) as guest:
+        report = MigrationSender(guest, "zmq+tcp://127.0.0.1:1", SendConfig(auto_converge=True)).start()
+        assert report.error is not None
+        assert (report.error.type, report.exit_code) == ("GuestRefusedError", 3)
+        assert "tiny guest" in report.error.message
+        assert "--auto-converge" in report.error.message
+        assert guest.is_running()
+
+
+def test_a_cancel_ends_the_throttle() -> None:
+    with guests(SMALL) as (source, destination):
+        with Migration(source, destination, SendConfig(workers=2, throttle_initial_percent=90, **CONVERGE)) as at:
+            until(lambda: any(one.throttle_percent for one in at.seen), "the first step")
+            assert at.sender is not None
+            at.sender.cancel()
+            report = at.sent()
+        assert report.status == "cancelled"
+        assert report.max_throttle_percent >= 90
+        runs_at_full_speed(source)
+        runs_on(source)
 
 
 @pytest.mark.parametrize("rate", [8 * MIB, 32 * MIB])

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.engine import coordinator as c
-from parmig.engine.coordinator import Coordinator, Do, Event, Instruction, Step, Tell
+from parmig.engine.coordinator import Coordinator, Do, Event, Instruction, Step, Tell, Throttle
 from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
-from parmig.engine.policy import Limits
+from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.errors import (
     CancelledError,
     GuestError,
@@ -31,6 +31,7 @@ from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S
 
 REGION_PAGES = 512
+STEPS = ThrottleSteps(20, 10, 99)
 
 
 class World:
@@ -45,6 +46,7 @@ class World:
         needs_sync: bool = False,
         verify: bool = False,
         same_memory: bool = True,
+        throttle: ThrottleSteps | None = None,
     ) -> None:
         self.random = random.Random(seed)
         self.workers = workers
@@ -52,7 +54,10 @@ class World:
         self.needs_sync = needs_sync
         self.verify = verify
         self.same_memory = same_memory
-        self.plan = Coordinator(self.regions, workers, Limits(300 * NS_PER_MS, 0, 0), verify=verify)
+        self.plan = Coordinator(self.regions, workers, Limits(300 * NS_PER_MS, 0, 0, throttle), verify=verify)
+        self.throttle_percent = 0
+        self.throttles: list[int] = []  # at the beginning of each round
+        self.stands = False
         self.now_ns = 10**9
         self.dirty = self.random.randrange(0, 200_000)
         self.queues: list[list[Event]] = [[] for _ in range(workers)]  # a worker answers in order
@@ -80,6 +85,9 @@ class World:
         if isinstance(instruction, Tell):
             self.tell(instruction.worker, instruction.instruction)
             return
+        if isinstance(instruction, Throttle):
+            self.throttle(instruction.percent)
+            return
         self.done.append(instruction)
         carry_out: dict[Do, Callable[[], None]] = {
             Do.START_LOG: lambda: self.guest.append(c.LogStarted(self.needs_sync)),
@@ -98,6 +106,14 @@ class World:
     @staticmethod
     def expect(holds: bool) -> None:
         assert holds
+
+    def throttle(self, percent: int) -> None:
+        if self.stands:
+            assert percent == 0 < self.throttle_percent, "lifted without need"
+        else:
+            assert self.throttle_percent < percent <= STEPS.max_percent, "eased or lifted while it runs"
+        self.throttle_percent = percent
+        self.guest.append(c.Throttled())
 
     def tell(self, worker: int, instruction: object) -> None:
         answers = self.queues[worker]
@@ -142,6 +158,7 @@ class World:
         assert round_ == self.round + 1
         self.round, self.given, self.fenced = round_, Counter(), set()
         self.fenced_and_told = set()
+        self.throttles.append(self.throttle_percent)
         for after, instruction in (("pause", Do.PAUSE), ("save", Do.SAVE_STATE)):
             self.rounds_after[after] += instruction in self.done
 
@@ -160,6 +177,7 @@ class World:
         self.round_is_over()
         assert self.done.count(Do.SAVE_STATE) == 1
         assert Do.PAUSE in self.done
+        assert self.throttle_percent == 0, "a guest that is throttled is saved"
         assert self.rounds_after == {"pause": 1, "save": 0}, "state saved before all of RAM was in place"
         self.guest.append(c.StateSaved(4711, "state"))
 
@@ -192,6 +210,7 @@ class World:
         if isinstance(event, c.WorkerFenced):
             self.fenced_and_told.add(event.worker)
         self.loaded |= isinstance(event, c.PeerLoaded)
+        self.stands |= isinstance(event, c.GuestPaused)
         return event
 
     def run(self, *, at: int = -1, trouble: Event | None = None) -> int:
@@ -216,6 +235,7 @@ worlds = st.fixed_dictionaries(
         "seed": st.integers(0, 1 << 32),
         "needs_sync": st.booleans(),
         "verify": st.booleans(),
+        "throttle": st.sampled_from([None, STEPS]),
     }
 )
 World_ = dict[str, int]
@@ -269,6 +289,17 @@ def test_what_the_workers_counted_is_in_the_rounds(settings_: World_) -> None:
     record = world.plan.record
     assert record.ram().sent_pages == sum(one.sent_pages for one in world.counters)
     assert [one.sent_pages for one in record.per_worker([])] == [one.sent_pages for one in world.counters]
+
+
+@given(worlds)
+def test_the_record_has_the_throttle_of_each_round(settings_: World_) -> None:
+    world = World(**settings_)  # type: ignore[arg-type]
+    world.run()
+    told = [one.throttle_percent for one in world.plan.record.rounds]
+    assert told == [*world.throttles[:-2], 0, 0]
+    assert world.plan.record.max_throttle_percent == max(told)
+    if settings_["throttle"] is None:
+        assert not any(told)
 
 
 troubles = st.sampled_from(
@@ -362,8 +393,9 @@ def test_the_time_limit_ends_a_migration_that_sends_and_spares_one_that_pauses()
         assert isinstance(world.plan.error, LimitExceededError) == ends
 
 
-def test_a_guest_that_never_shrinks_ends_with_the_options_that_help() -> None:
-    world = World(workers=2, regions=5, seed=1)
+@pytest.mark.parametrize(("throttle", "words"), [(None, "(--auto-converge)"), (STEPS, "even throttled by 99 %")])
+def test_a_guest_that_never_shrinks_ends_with_the_options_that_help(throttle: ThrottleSteps | None, words: str) -> None:
+    world = World(workers=2, regions=5, seed=1, throttle=throttle)
     world.handle(c.WorkersReady())
     while not world.plan.machine.ended:
         event = world.next_event()
@@ -374,4 +406,5 @@ def test_a_guest_that_never_shrinks_ends_with_the_options_that_help() -> None:
         world.handle(event)
     assert isinstance(world.plan.error, NotConvergingError)
     assert "--downtime-limit 300" in str(world.plan.error)
+    assert words in str(world.plan.error)
     assert world.done[-1] is Do.ABANDON

@@ -3,14 +3,26 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import random
+from collections.abc import Callable
+from itertools import cycle, pairwise
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from parmig.engine import policy
-from parmig.engine.policy import FEW_PAGES, Limits, RoundFacts, Verdict, decide, expected_downtime_ns
+from parmig.engine.policy import (
+    FEW_PAGES,
+    Limits,
+    RoundFacts,
+    ThrottleSteps,
+    Verdict,
+    decide,
+    expected_downtime_ns,
+    next_throttle_percent,
+)
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import GIB, NS_PER_MS, NS_PER_S
 
@@ -153,6 +165,94 @@ def test_a_round_of_few_pages_does_not_measure_the_network(much: int, few: int) 
 def test_the_last_scan_is_part_of_the_expected_pause(rounds: list[RoundFacts]) -> None:
     assume(any(one.sent_bytes for one in rounds))
     assert expected_downtime_ns(rounds) >= rounds[-1].scan_ns
+
+
+STEPS = ThrottleSteps(20, 10, 99)
+THROTTLING = Limits(LIMIT.downtime_ns, throttle=STEPS)
+TOTAL = 10 * WITHIN
+
+
+def throttled(dirtied: Callable[[int, int], int], limits: Limits = THROTTLING) -> tuple[Verdict, list[RoundFacts]]:
+    """Go on to the end with a guest that dirties ``dirtied(percent, sent)`` pages in a round; look at each step."""
+    rounds: list[RoundFacts] = []
+    percent, before = 0, TOTAL
+    while True:
+        facts = sent(before, dirtied(percent, before))
+        rounds.append(msgspec.structs.replace(facts, throttle_percent=percent))
+        verdict = decide(rounds, limits, 0)
+        if verdict is not Verdict.CONTINUE:
+            return verdict, rounds
+        following = next_throttle_percent(rounds, limits)
+        assert percent <= following <= 99
+        percent, before = following, rounds[-1].remaining_pages
+        assert len(rounds) < 1000, "it does not end"
+
+
+steps = st.tuples(st.integers(1, 99), st.integers(1, 99), st.integers(1, 99)).map(
+    lambda three: ThrottleSteps(min(three[0], three[2]), three[1], max(three[0], three[2]))
+)
+
+
+@given(st.floats(1.0, 49.0))
+def test_a_guest_that_outruns_the_network_converges_with_no_more_throttle_than_it_takes(ratio: float) -> None:
+    def dirtied(percent: int, before: int) -> int:
+        return min(TOTAL, int(before * ratio * (100 - percent) / 100))
+
+    assert throttled(dirtied, LIMIT)[0] is Verdict.STALLED
+    verdict, rounds = throttled(dirtied)
+    assert verdict is Verdict.PAUSE
+    assert expected_downtime_ns(rounds) <= LIMIT.downtime_ns
+    *_, before_last, last = sorted({one.throttle_percent for one in rounds})
+    assert last <= 99
+    assert ratio * (100 - before_last) / 100 > policy.THROTTLE_TRIGGER
+
+
+@given(steps, st.integers(TOTAL // 2 + 1, TOTAL))
+def test_a_hopeless_guest_is_stalled_only_after_enough_rounds_at_the_last_step(
+    steps: ThrottleSteps, remaining: int
+) -> None:
+    verdict, rounds = throttled(lambda *_: remaining, Limits(LIMIT.downtime_ns, throttle=steps))
+    assert verdict is Verdict.STALLED
+    assert [one.throttle_percent for one in rounds] == [
+        *[0] * policy.THROTTLE_ROUNDS,
+        *range(steps.initial_percent, steps.max_percent, steps.increment_percent),
+        *[steps.max_percent] * (policy.STALL_ROUNDS + 1),
+    ]
+
+
+@given(steps, st.randoms(use_true_random=False))
+def test_whatever_a_guest_does_throttling_comes_to_an_end(steps: ThrottleSteps, random: random.Random) -> None:
+    verdict, rounds = throttled(lambda *_: random.randrange(TOTAL), Limits(LIMIT.downtime_ns, throttle=steps))
+    assert verdict is Verdict.PAUSE or rounds[-1].throttle_percent == steps.max_percent
+
+
+def test_a_guest_that_writes_in_bursts_is_slowed_down_when_it_is_stalled() -> None:
+    waves = cycle([8 * WITHIN, 3 * WITHIN])
+    verdict, rounds = throttled(lambda *_: next(waves))
+    assert [one.throttle_percent for one in rounds[:7]] == [0, 0, 0, 0, 0, 0, 20]
+    assert verdict is Verdict.STALLED
+    assert rounds[-1].throttle_percent == 99
+
+
+def test_one_round_of_many_writes_is_no_reason_to_throttle() -> None:
+    assert next_throttle_percent(history(TOTAL, TOTAL), THROTTLING) == 0
+    assert next_throttle_percent(history(TOTAL, TOTAL * 2 // 5, TOTAL * 2 // 5), THROTTLING) == 0
+    assert next_throttle_percent(history(TOTAL, TOTAL, TOTAL), THROTTLING) == 20
+    assert next_throttle_percent(history(TOTAL, TOTAL, TOTAL), LIMIT) == 0
+
+
+@given(st.integers(0, 99), st.lists(st.integers(1, WITHIN), min_size=2, max_size=20))
+def test_a_guest_that_could_be_paused_is_not_slowed_down_further(percent: int, remaining: list[int]) -> None:
+    rounds = [msgspec.structs.replace(one, throttle_percent=percent) for one in history(*remaining)]
+    assume(expected_downtime_ns(rounds) <= LIMIT.downtime_ns)
+    assert next_throttle_percent(rounds, THROTTLING) == percent
+
+
+def test_the_longer_pause_is_for_after_the_last_step() -> None:
+    limits = Limits(LIMIT.downtime_ns, 10 * LIMIT.downtime_ns, throttle=STEPS)
+    verdict, rounds = throttled(lambda *_: 5 * WITHIN, limits)
+    assert verdict is Verdict.PAUSE
+    assert rounds[-1].throttle_percent == 99
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=policy.STALL_ROUNDS + 1, max_size=20))

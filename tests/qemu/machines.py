@@ -175,6 +175,11 @@ class QemuMachine:
         assert self._monitor
         return self._monitor.execute(command, **arguments)
 
+    def version(self) -> tuple[int, int]:
+        """QEMU's major and minor number."""
+        assert self._monitor
+        return self._monitor.version[:2]
+
     def settings(self) -> tuple[Any, Any]:
         """Migration capabilities and parameters."""
         return self.ask("query-migrate-capabilities"), self.ask("query-migrate-parameters")

@@ -124,6 +124,14 @@ def test_other_trackers_than_known_are_refused(bare_guest: QemuMachine) -> None:
         assert bare_guest.tracked_mappings() == 0
 
 
+def test_throttling_is_refused_with_the_reason(bare_guest: QemuMachine) -> None:
+    with (
+        open_qemu(bare_guest.socket, incoming=False) as guest,
+        pytest.raises(GuestRefusedError, match="only while it migrates their memory itself"),
+    ):
+        guest.can_throttle()
+
+
 def test_auto_falls_back_with_the_reason(bare_guest: QemuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "probe_write_tracking", lambda: "the kernel is old")
     with open_qemu(bare_guest.socket, incoming=False) as guest:

@@ -215,15 +215,15 @@ def test_buffers_come_back_by_their_acknowledgement() -> None:
     with channel_to(Well()) as channel:
         open_(channel)
         seen = set()
-        for _ in range(3 * flow.CREDIT_BATCHES):
+        for _ in range(3 * flow.BUFFERS):
             buffer = channel.take_buffer()
             assert buffer.shape == (16, 4096)
             seen.add(buffer.ctypes.data)
             channel.send_batch([b"\3" + bytes(99)], 100, buffer)
         channel.fence(1)
-        assert len(seen) <= flow.CREDIT_BATCHES
+        assert len(seen) <= flow.BUFFERS
         # All of them are back: as many can be taken without waiting.
-        assert len({channel.take_buffer().ctypes.data for _ in range(flow.CREDIT_BATCHES)}) == flow.CREDIT_BATCHES
+        assert len({channel.take_buffer().ctypes.data for _ in range(flow.BUFFERS)}) == flow.BUFFERS
 
 
 def instead(kind: int, reply: Callable[[int], bytes]) -> Answer:

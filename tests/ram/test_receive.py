@@ -20,7 +20,8 @@ from parmig.ram import flow
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.codecs.registry import codec
 from parmig.ram.packets import BatchHeader
-from parmig.ram.receive import WRITE_RUN_PAGES, MigrationRamReceive, note_existing
+from parmig.ram.place import WRITE_RUN_PAGES, note_existing
+from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.shared import SharedArea
 from parmig.units import MIB
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, runs_of, shared_area

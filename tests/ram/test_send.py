@@ -18,10 +18,11 @@ from parmig.ram.bits import bits_for, index_of_runs, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
 from parmig.ram.codecs.registry import codec
 from parmig.ram.dirty import DirtyRegion
+from parmig.ram.outlets.channel import DIRECT_RUNS, ChannelOutlet
 from parmig.ram.packets import MAX_RUNS, BatchHeader, decode_batch
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import Region, cut
-from parmig.ram.send import DIRECT_RUNS, MigrationRamSend
+from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.transport.base import Buffer
@@ -93,8 +94,7 @@ class Source:
             regions=self.regions,
             blocks=mappings,
             tracker=self.tracker,
-            codec=codec(compress),
-            channel=self.channel,  # type: ignore[arg-type]
+            outlet=ChannelOutlet(self.channel, codec(compress), mappings, self.tracker, shared),  # type: ignore[arg-type]
             shared=shared,
             batch_bytes=BATCH_BYTES,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, UsageError
 from parmig.guests.base import DirtyLog, Guest, GuestInfo, Rescue, StateSink
+from parmig.guests.qemu import layout
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory import MappedBlock, close_memory, open_memory
@@ -33,6 +34,7 @@ DEFAULT_LIMIT_S = 30.0
 
 SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
 DESTINATION_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
+RESTORE_CAPABILITIES = ("events", "late-block-activate")
 
 # What QEMU moves itself goes to a local socket: no limit, and the last of it within a generous pause, so that
 # a guest that keeps drawing on its screen does not hold up the switch. TLS is the engine's matter.
@@ -86,6 +88,16 @@ class QemuGuest(Guest):
         """The shared memory backends, in order of their ids."""
         return [block.memory for block in self._blocks]
 
+    def state_blocks(self) -> Mapping[str, int]:
+        """Video memory, ROMs and the like, which QEMU moves itself.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        own = {one.memory.block.name for one in self._blocks}
+        found = layout.block_sizes(self._qmp.monitor("info ramblock"))
+        return {name: size_bytes for name, size_bytes in found.items() if size_bytes and name not in own}
+
     def is_running(self) -> bool:
         """Whether the virtual CPUs run now.
 
@@ -93,6 +105,17 @@ class QemuGuest(Guest):
             GuestError: QEMU is gone.
         """
         return bool(self._qmp.execute("query-status")["running"])
+
+    def can_throttle(self) -> bool:
+        """No: ``cpu-throttle`` is a part of QEMU's own RAM migration, which has nothing to do here.
+
+        Raises:
+            GuestRefusedError: always.
+        """
+        raise GuestRefusedError(
+            "QEMU slows its virtual CPUs down only while it migrates their memory itself: leave out --auto-converge; "
+            "allow a longer pause with --max-downtime, or limit QEMU's processor time yourself (cgroup cpu.max)"
+        )
 
     def start_dirty_log(self, kind: str) -> DirtyLog:
         """Attach to QEMU's memory, and make its migration settings ready, so that failures show early.
@@ -159,20 +182,24 @@ class QemuGuest(Guest):
         """
         self._outgoing.save(sink)
 
-    def resume_source(self) -> None:
+    def resume_source(self) -> int | None:
         """Cancel whatever QEMU does, let the guest run if it ran before, and set the settings back.
+
+        Returns:
+            when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``; None if it was not told.
 
         Raises:
             GuestError: QEMU is gone or refuses.
         """
         try:
-            self._outgoing.undo()
+            ran_ns = self._outgoing.undo()
         except BaseException:
             # What went wrong first is what matters; QEMU is probably gone.
             with contextlib.suppress(GuestError):
                 self._settings.restore()
             raise
         self._settings.restore()
+        return ran_ns
 
     def rescue(self) -> Rescue:
         """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket."""
@@ -204,6 +231,15 @@ class QemuGuest(Guest):
             GuestError: QEMU refuses or is gone.
         """
         self._settings.apply(DESTINATION_CAPABILITIES, DESTINATION_PARAMETERS)
+        self._incoming.hold()
+
+    def prepare_restore(self) -> None:
+        """As prepare_incoming(), for a stream without ``x-ignore-shared``: QEMU leaves alone what is not in it.
+
+        Raises:
+            GuestError: QEMU refuses or is gone.
+        """
+        self._settings.apply(RESTORE_CAPABILITIES, DESTINATION_PARAMETERS)
         self._incoming.hold()
 
     def write_state(self, data: memoryview) -> None:

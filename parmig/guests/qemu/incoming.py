@@ -9,7 +9,7 @@ import time
 
 from parmig.errors import GuestError, StateError
 from parmig.guests.qemu.events import Event, Listener
-from parmig.guests.qemu.outgoing import FD_NAME, failure_words, make_stream
+from parmig.guests.qemu.outgoing import FD_NAME, failure_words, make_stream, run
 from parmig.guests.qemu.qmp import Qmp
 
 EXIT_ON_ERROR = (9, 1)
@@ -99,21 +99,15 @@ class Incoming:
     def resume(self) -> int:
         """Run.
 
-        QEMU's answer comes milliseconds after the guest runs, because the virtual CPUs then hold the lock that
-        its main loop needs. The RESUME event carries the time.
-
         Returns:
             when the guest ran, on the clock of ``time.monotonic_ns()``.
 
         Raises:
             GuestError: QEMU cannot; the message has its words.
         """
-        with self._qmp.listen("RESUME") as listener:
-            self._qmp.execute("cont")
-            answered_ns = time.monotonic_ns()
-            self.resumed = True
-            event = listener.take()  # it is sent before the answer, so it is here; not if the guest ran already
-            return answered_ns if event is None else min(event.at_ns, answered_ns)
+        ran_ns = run(self._qmp)
+        self.resumed = True
+        return ran_ns
 
     def close(self) -> None:
         """Close the stream and stop listening. Never raises; calling it twice is fine."""

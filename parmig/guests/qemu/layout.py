@@ -87,9 +87,16 @@ def ram_names(ramblocks: str) -> dict[str, str]:
     Machine types up to 4.0 call a backend's block by its QOM path, ``/objects/NAME`` (hw/core/machine.c,
     x-use-canonical-path-for-ramblock-id); backends that no device uses are not listed by their name.
     """
-    rows = (re.match(r" *(\S.*?) +\d+ [KMGT]iB +0x", line) for line in ramblocks.splitlines())
-    names = [row[1] for row in rows if row]
-    return {name.removeprefix("/objects/"): name for name in names}
+    return {name.removeprefix("/objects/"): name for name in block_sizes(ramblocks)}
+
+
+def block_sizes(ramblocks: str) -> dict[str, int]:
+    """Name and size in bytes of the blocks that ``info ramblock`` lists: those with a name are in QEMU's stream.
+
+    The size is what the guest uses of a block now; ROMs may have room for more.
+    """
+    rows = (re.match(r" *(\S.*?) +\d+ [KMGT]iB +0x[0-9a-f]+ +0x([0-9a-f]+) ", line) for line in ramblocks.splitlines())
+    return {row[1]: int(row[2], 16) for row in rows if row}
 
 
 def check_backends(found: Sequence[Backend], version: tuple[int, int, int]) -> None:

@@ -54,6 +54,27 @@ def make_stream(qmp: Qmp) -> socket.socket:
     return ours
 
 
+def run(qmp: Qmp) -> int:
+    """Let the guest run.
+
+    QEMU's answer comes milliseconds after the guest runs, because the virtual CPUs then hold the lock that
+    its main loop needs. The RESUME event carries the time.
+
+    Returns:
+        when the guest ran, on the clock of ``time.monotonic_ns()``.
+
+    Raises:
+        GuestError: QEMU cannot; the message has its words.
+    """
+    with qmp.listen("RESUME") as listener:
+        qmp.execute("cont")
+        answered_ns = time.monotonic_ns()
+        event = None
+        with contextlib.suppress(GuestError):  # lost since the answer: the guest runs all the same
+            event = listener.take()  # it is sent before the answer, so it is here; not if the guest ran already
+        return answered_ns if event is None else min(event.at_ns, answered_ns)
+
+
 def failure_words(qmp: Qmp) -> str:
     """What QEMU says about its failed migration; never raises."""
     try:
@@ -160,17 +181,22 @@ class Outgoing:
             sink.write(self._buffer[:count])
         return count > 0
 
-    def undo(self) -> None:
+    def undo(self) -> int | None:
         """Stop the migration, wherever it is; a guest that ran before it runs again.
+
+        Returns:
+            when it ran, on the clock of ``time.monotonic_ns()``; None if it was not told to.
 
         Raises:
             GuestError: QEMU is gone, or does not let go.
         """
         try:
-            if self.started:
-                self._cancel()
-                self._run_again()
-                self.started = False
+            if not self.started:
+                return None
+            self._cancel()
+            ran_ns = self._run_again()
+            self.started = False
+            return ran_ns
         finally:
             self.close()
 
@@ -205,13 +231,14 @@ class Outgoing:
     def _status(self) -> str:
         return str(self._qmp.execute("query-migrate").get("status", ""))
 
-    def _run_again(self) -> None:
+    def _run_again(self) -> int | None:
         """QEMU resumes by itself after a cancel; after completion, and some failures, it has to be told."""
         if not self._was_running:
-            return
+            return None
         state = self._qmp.execute("query-status")
-        if not state["running"] and state["status"] in ("postmigrate", "finish-migrate", "paused"):
-            self._qmp.execute("cont")
+        if state["running"] or state["status"] not in ("postmigrate", "finish-migrate", "paused"):
+            return None
+        return run(self._qmp)
 
     def close(self) -> None:
         """Close the stream and stop listening. Never raises; calling it twice is fine."""

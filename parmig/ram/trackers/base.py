@@ -39,8 +39,13 @@ class DirtyTracker(ABC):
     """Whether pages must be copied before they are sent, because :meth:`sent` looks at the copy."""
 
     @abstractmethod
-    def arm(self, span: Region) -> None:
-        """Begin: forget what was written so far; from now on writes to *span* are recorded."""
+    def arm(self, span: Region) -> Mask | None:
+        """Begin: forget what was written so far; from now on writes to *span* are recorded.
+
+        Returns:
+            pages of the span that are known to exist in the memory file, where arming tells; the others
+            may exist too. None: nothing is known.
+        """
 
     @abstractmethod
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
-from parmig.ram.bits import index_of_runs
+from parmig.ram.bits import Index, Mask, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import SPAN_PAGES, Region
@@ -34,6 +34,8 @@ _WRITTEN_OR_UNMAPPED = {
     "anyof": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT,
     "returned": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED,
 }
+
+_MAPPED = {"mask": linux.PAGE_IS_PRESENT, "returned": linux.PAGE_IS_PRESENT}
 
 _VECTOR_REGIONS = SPAN_PAGES // 8
 """Answer entries a call: 24 bytes each, 192 KiB; a span with more runs takes more calls."""
@@ -80,10 +82,14 @@ class PagemapTracker(DirtyTracker):
                 "its memory is no longer under write tracking (did the process end or remap it?)"
             ) from error
 
-    def arm(self, span: Region) -> None:
-        for _, start, end in self._pieces(span):
+    def arm(self, span: Region) -> Mask | None:
+        mapped: Mask = np.zeros(span.pages, dtype=np.bool_)
+        for offset, start, end in self._pieces(span):
             for _ in self._walk(start, end, flags=_REARM, **_WRITTEN):
                 pass
+            for regions in self._walk(start, end, **_MAPPED):
+                mapped[_index(regions, start, offset)] = True
+        return mapped
 
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         found: Scan | None = None
@@ -114,14 +120,18 @@ def _overlapping(segments: Sequence[Segment], span: Region) -> Iterator[Segment]
 
 def _add(found: Scan, regions: linux.PageRegions, start: int, offset: int) -> None:
     """Enter the kernel's *regions* (addresses from *start*, which is page *offset*) into *found*."""
-    begin = (regions["start"] - start) // PAGE_BYTES + offset
     lengths = ((regions["end"] - regions["start"]) // PAGE_BYTES).astype(np.int64)
     categories = regions["categories"]
     present = (categories & linux.PAGE_IS_PRESENT) != 0
     written = (categories & linux.PAGE_IS_WRITTEN) != 0
     unknown = (categories & (linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED)) == 0
-    # Regions are disjoint and ascend: one flat index with its region's verdicts repeated.
-    first = begin.astype(np.int64)
-    index = index_of_runs(np.stack((first, first + lengths), axis=1))
+    # One flat index with its region's verdicts repeated.
+    index = _index(regions, start, offset)
     found.dirty[index] = np.repeat(written | unknown, lengths)
     found.unmapped[index] = np.repeat(~present, lengths)
+
+
+def _index(regions: linux.PageRegions, start: int, offset: int) -> Index:
+    """The pages of the kernel's *regions*, which are disjoint and ascend; address *start* is page *offset*."""
+    runs = np.stack((regions["start"], regions["end"]), axis=1).astype(np.int64)
+    return index_of_runs((runs - start) // PAGE_BYTES + offset)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that are no shared memory of the guest (video memory, ROMs): they travel in its state, and wait here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from parmig.errors import StreamTooLongError
+from parmig.ram.bits import Bits, Index, mask_of_bits
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.zero import zero_mask
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.units import GIB, format_size
+
+MAX_IMAGES_BYTES = 16 * GIB
+"""All of them together; screens and ROMs take some 20 MiB. Only pages that are not zero take memory."""
+
+
+class BlockImages:
+    """A memory file for each of *entries*, none of which is empty; a context manager.
+
+    Attributes:
+        memory: the blocks and their descriptors.
+        mappings: the same, mapped.
+
+    Raises:
+        StreamTooLongError: they would be larger than anything that travels in a guest's state.
+    """
+
+    def __init__(self, entries: Sequence[BlockEntry]) -> None:
+        total_bytes = sum(entry.size_bytes for entry in entries)
+        if total_bytes > MAX_IMAGES_BYTES:
+            names = ", ".join(entry.name for entry in entries[:8])
+            raise StreamTooLongError(f"{format_size(total_bytes)} of blocks that are no shared memory: {names}")
+        self.memory: list[BlockMemory] = []
+        self.mappings: list[BlockMapping] = []
+        for entry in entries:
+            fd = os.memfd_create("parmig-image", os.MFD_CLOEXEC)
+            block = RamBlock(entry.name, entry.pages * PAGE_BYTES)
+            os.ftruncate(fd, block.size_bytes)
+            self.memory.append(BlockMemory(block, fd))
+            self.mappings.append(BlockMapping(self.memory[-1]))
+
+    def close(self) -> None:
+        """Give the memory back. Calling it twice is fine."""
+        for mapping in self.mappings:
+            mapping.close()
+        for one in self.memory:
+            os.close(one.fd)
+        self.mappings, self.memory = [], []
+
+    def __enter__(self) -> BlockImages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def data_pages(mapping: BlockMapping, existing: Bits) -> Index:
+    """Pages of the block that hold anything but zero, among those that exist."""
+    index = np.flatnonzero(mask_of_bits(existing, 0, mapping.block.pages))
+    found: Index = index[~zero_mask(mapping.words, index)]
+    return found

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker of a snapshot is told once, at its start; the rest of the conversation is in ``engine.messages``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from parmig.ram.blocks import RamBlock
+
+
+class SaveSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """To a worker that writes.
+
+    Attributes:
+        file: name of the snapshot, for errors.
+        mapped: whether pages have fixed places; else they go into sections of a sequential stream.
+        pages_offsets_bytes: (mapped) where page 0 of each block is in the file.
+    """
+
+    worker: int
+    workers: int
+    blocks: tuple[RamBlock, ...]
+    file_offsets_bytes: tuple[int, ...]
+    region_pages: int
+    batch_bytes: int
+    file: str
+    mapped: bool
+    pages_offsets_bytes: tuple[int, ...]
+
+
+class RestoreSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """To a worker that reads.
+
+    Attributes:
+        file: name of the snapshot, for errors.
+        body_bytes: of it without parmig's trailer.
+        bitmap_offsets_bytes: (mapped) where the bitmap of each block is in the file.
+        pages_offsets_bytes: (mapped) where page 0 of each block is in the file.
+    """
+
+    worker: int
+    workers: int
+    blocks: tuple[RamBlock, ...]
+    file_offsets_bytes: tuple[int, ...]
+    region_pages: int
+    file: str
+    body_bytes: int
+    bitmap_offsets_bytes: tuple[int, ...]
+    pages_offsets_bytes: tuple[int, ...]

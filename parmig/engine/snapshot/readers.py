@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker processes that read a snapshot, as their coordinator sees them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import zmq
+
+from parmig.config import SNAPSHOT_PROGRAMS
+from parmig.engine import messages
+from parmig.engine.messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
+from parmig.engine.pool import WorkerPool
+from parmig.engine.snapshot.digest import digest_pieces
+from parmig.engine.snapshot.messages import RestoreSetup
+from parmig.engine.snapshot.opened import OpenSnapshot
+from parmig.errors import GuestError, LimitExceededError, ProtocolError
+from parmig.ram.bits import Bits
+from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.digest import combine
+from parmig.ram.place import note_existing
+from parmig.ram.regions import cut, region_pages_for
+from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.units import NS_PER_S
+
+POLL_MS = 200
+
+STALL_LIMIT_NS = 60 * NS_PER_S
+"""No answer and no page for so long: the disk, or the server that has the file, hangs."""
+
+E = TypeVar("E")
+
+
+class Readers:
+    """Workers over one snapshot and one guest's memory; a context manager that ends them.
+
+    Args:
+        snapshot: opened; used, not owned.
+        memory: of all blocks in the file: where their pages go.
+        workers: how many.
+        watch_fd: readable when the guest's monitor died, or None.
+        wake_fd: to wake up for, besides the workers.
+        turn: called several times a second while waiting; raises to end that.
+
+    Attributes:
+        counters: of each worker, when it had placed everything.
+    """
+
+    def __init__(
+        self,
+        snapshot: OpenSnapshot,
+        memory: Sequence[BlockMemory],
+        workers: int,
+        *,
+        watch_fd: int | None,
+        wake_fd: int,
+        turn: Callable[[], None],
+    ) -> None:
+        self._snapshot = snapshot
+        self._memory = memory
+        self._workers = workers
+        self._turn = turn
+        self._blocks = tuple(one.block for one in memory)
+        self._region_pages = region_pages_for(self._blocks, workers)
+        self._regions = len(cut(self._blocks, self._region_pages))
+        self._shared = SharedArea(-1, workers=workers, blocks=self._blocks, regions=self._regions)
+        self._pool = WorkerPool(SNAPSHOT_PROGRAMS[1], "load worker")
+        self._poller = zmq.Poller()
+        self._watch_fd = watch_fd
+        for fd in (wake_fd, watch_fd):
+            if fd is not None:
+                self._poller.register(fd, zmq.POLLIN)
+        self.counters: list[WorkerCounters] = []
+
+    def start(self) -> None:
+        """Start the workers; memory is looked at, not touched."""
+        mappings = [BlockMapping(one) for one in self._memory]
+        note_existing(mappings, self._shared)
+        for mapping in mappings:
+            mapping.close()
+        places = {entry.name: entry.mapped for entry in self._snapshot.blocks}
+        mapped = [place for block in self._blocks if (place := places[block.name]) is not None]
+        for worker in range(self._workers):
+            setup = RestoreSetup(
+                worker=worker,
+                workers=self._workers,
+                blocks=self._blocks,
+                file_offsets_bytes=tuple(one.file_offset_bytes for one in self._memory),
+                region_pages=self._region_pages,
+                file=self._snapshot.name,
+                body_bytes=self._snapshot.body_bytes,
+                bitmap_offsets_bytes=tuple(place.bitmap_offset_bytes for place in mapped),
+                pages_offsets_bytes=tuple(place.pages_offset_bytes for place in mapped),
+            )
+            self._pool.start(setup, [self._shared.fd, self._snapshot.fd, *(one.fd for one in self._memory)])
+        for item in self._pool.pollables():
+            self._poller.register(item, zmq.POLLIN)
+        self._gather(WorkerReady, self._workers)
+
+    def digest(self) -> str:
+        """The digest of the file, without its trailer.
+
+        Raises:
+            WorkerError, LimitExceededError: it could not be made.
+        """
+        pieces = len(digest_pieces(self._snapshot.name, self._snapshot.body_bytes))
+        for worker in range(self._workers):
+            self._pool.tell(worker, DigestRegions(tuple(range(worker, pieces, self._workers))))
+        digests: dict[int, int] = {}
+        for told in self._gather(RegionDigests, self._workers):
+            digests |= told.digests
+        return combine(digests, pieces)
+
+    def place_mapped(self) -> None:
+        """Place all pages from their places in the file.
+
+        Raises:
+            ParmigError: a worker failed; the memory is worth nothing.
+        """
+        for worker in range(self._workers):
+            self._pool.tell(worker, PlaceRegions(tuple(range(worker, self._regions, self._workers))))
+        self.counters = [told.counters for told in self._gather(Placed, self._workers)]
+
+    def place_sequential(self, *, check_only: bool) -> int:
+        """Have one worker read the file from its start; returns where its pages end.
+
+        Args:
+            check_only: place nothing.
+
+        Raises:
+            StreamError: the stream is damaged.
+            ParmigError: a worker failed.
+        """
+        self._pool.tell(0, PlaceStream(check_only))
+        (told,) = self._gather(Placed, 1)
+        self.counters = [told.counters]
+        return told.end_bytes
+
+    @property
+    def handled_pages(self) -> int:
+        """Pages that all workers together have placed so far."""
+        return sum(self._shared.counters(worker).handled_pages for worker in range(self._workers))
+
+    def existing(self, block: int) -> Bits:
+        """Which pages of that block of memory exist. A view."""
+        return self._shared.bits[block]
+
+    def _gather(self, kind: type[E], count: int) -> list[E]:
+        """Wait for *count* events of that kind, by worker."""
+        found: dict[int, E] = {}
+        seen, since_ns = self.handled_pages, time.monotonic_ns()
+        while len(found) < count:
+            ready = dict(self._poller.poll(POLL_MS))
+            self._turn()
+            if self._watch_fd in ready:
+                raise GuestError("the guest's virtual machine monitor died while its memory was filled")
+            for worker, event in self._pool.read():
+                if isinstance(event, messages.WorkerFailed):
+                    raise messages.restore_error(event.error)
+                if not isinstance(event, kind):
+                    raise ProtocolError(f"load worker {worker} said {type(event).__name__}")
+                found[worker] = event
+                since_ns = time.monotonic_ns()
+            if (handled := self.handled_pages) != seen:
+                seen, since_ns = handled, time.monotonic_ns()
+            if time.monotonic_ns() - since_ns > STALL_LIMIT_NS:
+                raise LimitExceededError(
+                    f"{self._snapshot.name}: nothing was read for {STALL_LIMIT_NS // NS_PER_S} s; does its disk hang?"
+                )
+        return [found[worker] for worker in sorted(found)]
+
+    def close(self) -> None:
+        """End the workers. Calling it twice is fine."""
+        self._pool.close()
+        if self._shared.fd >= 0:
+            self._shared.close()
+            self._shared.fd = -1
+
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A snapshot's devices, and its small blocks, as the stream that a guest takes as its state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from parmig.engine.snapshot.compose import pieces, put_block, put_head, put_rest
+from parmig.engine.snapshot.devices import find_opaque
+from parmig.engine.snapshot.images import BlockImages
+from parmig.engine.snapshot.opened import QEMU, OpenSnapshot
+from parmig.engine.snapshot.state import GuestState
+from parmig.guests.base import Guest
+from parmig.ram.bits import Bits
+from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.sections import SectionWriter
+from parmig.transport.file import FileTransport
+
+
+def give_state(guest: Guest, snapshot: OpenSnapshot, images: BlockImages, existing: Sequence[Bits]) -> int:
+    """Give *guest* its state; its own memory is in place already.
+
+    Args:
+        images: the blocks that travel in its state, with their pages.
+        existing: of each of them, which pages exist.
+
+    Returns:
+        how many bytes it was given.
+
+    Raises:
+        ParmigError: the guest does not take it.
+    """
+    opaque = None if snapshot.trailer is None else find_opaque(snapshot.fd, snapshot.devices)
+    if opaque is not None:
+        return _write(guest, snapshot.fd, opaque)
+    fd = os.memfd_create("parmig-state", os.MFD_CLOEXEC)
+    try:
+        return _write(guest, fd, range(_compose(fd, snapshot, images, existing)))
+    finally:
+        os.close(fd)
+
+
+def _write(guest: Guest, fd: int, where: range) -> int:
+    for piece in pieces(fd, where):
+        guest.write_state(memoryview(piece))
+    return len(where)
+
+
+def _compose(fd: int, snapshot: OpenSnapshot, images: BlockImages, existing: Sequence[Bits]) -> int:
+    """Write the stream to *fd*; returns its size in bytes."""
+    data = MigrationDataFile(FileTransport.from_fd(fd, "device state"), "device state")
+    machine = snapshot.head.configuration.machine
+    has_ram = bool(images.memory) or snapshot.kind == QEMU
+    if has_ram:
+        entries = [BlockEntry(one.block.name, one.block.size_bytes) for one in images.memory]
+        put_head(data, machine, (), entries)
+        for entry, mapping, bits in zip(entries, images.mappings, existing, strict=True):
+            put_block(data, entry, mapping, bits)
+    else:
+        sections = SectionWriter(data)
+        sections.header()
+        sections.configuration(machine)
+    state = GuestState(snapshot.fd, snapshot.devices, is_stream=True, description=snapshot.description)
+    put_rest(data, machine, (), state, with_ram=has_ram)
+    return data.position_bytes

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest out of a file: all is checked before the guest is touched; then pages, then its state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from parmig.config import RestoreConfig
+from parmig.engine import messages
+from parmig.engine.guest_thread import GuestThread
+from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
+from parmig.engine.snapshot.fit import mismatches
+from parmig.engine.snapshot.images import BlockImages
+from parmig.engine.snapshot.opened import OpenSnapshot
+from parmig.engine.snapshot.readers import Readers
+from parmig.engine.snapshot.replay import give_state
+from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
+from parmig.guests.base import Guest
+from parmig.processes import warm_up
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory
+from parmig.units import MIB, NS_PER_MS
+from parmig.version import __version__
+
+
+class SnapshotRestorer:
+    """Starts *guest* from a file that parmig or QEMU wrote.
+
+    Args:
+        guest: opened by the caller with ``incoming=True``; the caller also closes it.
+        path: of the file.
+        config: how.
+        progress: called now and then, in the thread that called :meth:`start`.
+    """
+
+    def __init__(
+        self, guest: Guest, path: Path, config: RestoreConfig, *, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        self._guest = guest
+        self._path = path
+        self._config = config
+        self._progress = progress
+        self._thread = GuestThread()
+        self._cancelled = False
+        self._touched = False
+        self._status = "setup"
+        self._readers: Readers | None = None
+        self._told = SnapshotReport(file=str(path))
+        self._report = Report(
+            parmig=__version__, side="destination", transport="file", workers=config.workers, snapshot=self._told
+        )
+
+    def start(self) -> Report:
+        """Restore the guest. Returns the report, whatever the outcome; after a failure it never runs."""
+        began_ns = time.monotonic_ns()
+        error: ParmigError | None = None
+        try:
+            with ExitStack() as stack:
+                self._restore(stack)
+        except ParmigError as caught:
+            error = caught
+        finally:
+            self._tear_down(failed=error is not None)
+        self._report.total_time_ms = _ms_since(began_ns)
+        phase, self._status = self._status, "completed"
+        if error is not None:
+            self._status = "cancelled" if isinstance(error, CancelledError) else "failed"
+            self._report.error = messages.describe_error(error, error.phase or phase)
+        self._report.status = self._status
+        self._tell()
+        return self._report
+
+    def cancel(self) -> None:
+        """Give up. Safe from a signal handler."""
+        self._cancelled = True
+        self._thread.wake()
+
+    # -- the steps ------------------------------------------------------------------------------
+
+    def _restore(self, stack: ExitStack) -> None:
+        began_ns = time.monotonic_ns()
+        self._config.check()
+        warm_up()
+        self._tell(f"restoring from {self._path}")
+        snapshot = stack.enter_context(OpenSnapshot(self._path))
+        self._describe(snapshot)
+        memory, images = self._match(snapshot, stack)
+        self._readers = readers = stack.enter_context(
+            Readers(
+                snapshot,
+                memory,
+                self._config.workers,
+                watch_fd=self._guest.watch_fd(),
+                wake_fd=self._thread.wake_fd,
+                turn=self._turn,
+            )
+        )
+        readers.start()
+        self._report.setup_time_ms = _ms_since(began_ns)
+        self._check_content(snapshot, readers)
+        self._check_cancelled()
+        self._touched = True
+        self._status = "active"
+        self._thread.call(self._guest.prepare_restore)
+        self._place(snapshot, readers)
+        self._status = "device"
+        self._tell()
+        began_ns = time.monotonic_ns()
+        first = len(memory) - len(images.memory)
+        existing = [readers.existing(number) for number in range(first, len(memory))]
+        self._report.state_bytes = self._thread.call(give_state, self._guest, snapshot, images, existing)
+        self._thread.call(self._guest.finish_load)
+        self._told.load_ms = _ms_since(began_ns)
+        self._check_cancelled()
+        if not self._config.paused and (snapshot.trailer is None or snapshot.trailer.running):
+            self._thread.call(self._guest.resume)
+
+    def _describe(self, snapshot: OpenSnapshot) -> None:
+        self._told.format = "mapped-ram" if snapshot.head.mapped_ram else "stream"
+        self._told.file_bytes = snapshot.file_bytes
+        self._report.guest = GuestReport(
+            kind=snapshot.kind,
+            machine=snapshot.head.configuration.machine,
+            memory_bytes=sum(block.size_bytes for block in snapshot.blocks),
+        )
+        if snapshot.trailer is None:
+            self._told.notes.append("QEMU wrote this file: it has no digest to check its content by")
+
+    def _match(self, snapshot: OpenSnapshot, stack: ExitStack) -> tuple[list[BlockMemory], BlockImages]:
+        """Where the pages of all blocks go: the guest's memory, and images for blocks that travel in its state.
+
+        Raises:
+            SnapshotRefusedError: the guest is another; every mismatch is named.
+        """
+        info = self._thread.call(self._guest.info)
+        memory = {one.block.name: one for one in self._thread.call(self._guest.memory)}
+        others = self._thread.call(self._guest.state_blocks)
+        self._report.guest.monitor = info.monitor
+        self._report.guest.page_size_bytes = min(one.block.page_size_bytes for one in memory.values())
+        machine, blocks = snapshot.head.configuration.machine, [one.block for one in memory.values()]
+        found = mismatches(snapshot.kind, machine, snapshot.blocks, info, blocks, others)
+        if found:
+            raise SnapshotRefusedError(f"{self._path} is of another guest: {'; '.join(found)}")
+        images = stack.enter_context(BlockImages([one for one in snapshot.blocks if one.name not in memory]))
+        return [*memory.values(), *images.memory], images
+
+    def _check_content(self, snapshot: OpenSnapshot, readers: Readers) -> None:
+        """All that can be checked without touching the guest.
+
+        Raises:
+            SnapshotRefusedError: the content is damaged.
+        """
+        began_ns = time.monotonic_ns()
+        if snapshot.trailer is not None:
+            found = readers.digest()
+            self._told.digest_ms = _ms_since(began_ns)
+            self._told.digest = snapshot.trailer.digest
+            self._report.verified = found == snapshot.trailer.digest
+            if not self._report.verified:
+                raise SnapshotRefusedError(
+                    f"{self._path} is damaged: its digest is {found}, it was written with {snapshot.trailer.digest}; "
+                    "use another copy of it"
+                )
+        elif not snapshot.head.mapped_ram:
+            self._read_sequential(snapshot, readers, check_only=True)
+
+    def _read_sequential(self, snapshot: OpenSnapshot, readers: Readers, *, check_only: bool) -> None:
+        try:
+            snapshot.note_devices(readers.place_sequential(check_only=check_only))
+        except StreamError as error:
+            kind = SnapshotRefusedError if check_only else SnapshotError
+            raise kind(f"{self._path} is damaged: {error}") from error
+
+    def _place(self, snapshot: OpenSnapshot, readers: Readers) -> None:
+        began_ns = time.monotonic_ns()
+        if snapshot.head.mapped_ram:
+            readers.place_mapped()
+        else:
+            self._read_sequential(snapshot, readers, check_only=False)
+        self._told.place_ms = _ms_since(began_ns)
+        total_bytes = self._report.guest.memory_bytes
+        self._report.throughput_mib_per_s = total_bytes / MIB / (self._told.place_ms / 1000)
+        self._report.ram = RamReport(
+            total_bytes=total_bytes,
+            wire_bytes=sum(one.wire_bytes for one in readers.counters),
+            sent_pages=sum(one.sent_pages for one in readers.counters),
+            zero_pages=sum(one.zero_pages for one in readers.counters),
+        )
+        self._report.per_worker = [
+            WorkerReport(worker=worker, path=str(self._path), sent_pages=one.sent_pages, wire_bytes=one.wire_bytes)
+            for worker, one in enumerate(readers.counters)
+        ]
+
+    # -- meanwhile ------------------------------------------------------------------------------
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("cancelled; the guest was not started")
+
+    def _turn(self) -> None:
+        """While workers are waited for."""
+        self._thread.finished()
+        self._check_cancelled()
+        self._tell()
+
+    def _tell(self, message: str = "") -> None:
+        if self._progress is not None:
+            total_pages = self._report.guest.memory_bytes // PAGE_BYTES
+            handled_pages = 0 if self._readers is None else min(self._readers.handled_pages, total_pages)
+            progress = Progress(
+                status=self._status, total_pages=total_pages, handled_pages=handled_pages, message=message
+            )
+            self._progress(progress)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _tear_down(self, *, failed: bool) -> None:
+        """What was touched and did not come to its end must never run."""
+        self._readers = None
+        if failed and self._touched:
+            try:
+                self._thread.call(self._guest.discard)
+            except ParmigError as error:
+                self._told.notes.append(f"while ending: {error}")
+        self._thread.close()
+
+
+def _ms_since(began_ns: int) -> float:
+    return (time.monotonic_ns() - began_ns) / NS_PER_MS

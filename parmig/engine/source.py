@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What moving a guest and saving it have in common on the source: the loop, the workers, the guest, the report.
+
+The plan (``coordinator``) decides; this carries out what concerns the workers and the guest. What is at the other
+end, a receiver or a file, is the subclass's matter.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import zmq
+
+from parmig.config import GUARDIAN_PROGRAM
+from parmig.engine import events, messages
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.events import Do, Event, Tell, Throttle
+from parmig.engine.guardian import Guardian
+from parmig.engine.guest_thread import GuestThread
+from parmig.engine.pool import WorkerPool
+from parmig.engine.progress import ProgressMeter
+from parmig.engine.report import GuestReport, Progress, Report
+from parmig.errors import CancelledError, GuestError, ParmigError, PeerLostError, ProtocolError
+from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.registry import log_area_bytes
+from parmig.status import BEFORE_HAND_OVER, MigrationStatus
+from parmig.units import NS_PER_MS
+
+POLL_MS = 200
+"""How often the loop wakes without any event: for the time limit and for progress."""
+
+EXPLANATION_NS = 400 * NS_PER_MS
+"""A lost connection is a symptom. For so long the cause may still arrive: the peer's word, or the news
+that one of our workers died; well within the second in which a failure must be known."""
+
+
+class CountingSink(StateSink, Protocol):
+    """Where device state goes, and what went there so far."""
+
+    size_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of everything written so far."""
+
+    def abort(self) -> None:
+        """Make a waiting write fail."""
+
+
+class SourceSide(ABC):
+    """Takes the memory and the state of *guest* while it runs.
+
+    Args:
+        guest: opened by the caller, who also closes it.
+        pool: of workers, not started; owned from here on.
+        report: to be filled in.
+        tracker: kind of dirty log to ask the guest for.
+        progress: called now and then, in the thread that called :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        pool: WorkerPool,
+        report: Report,
+        *,
+        tracker: str,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._guest = guest
+        self._pool = pool
+        self._report = report
+        self._tracker = tracker
+        self._progress = progress
+        self._thread = GuestThread()
+        self._guardian = Guardian(GUARDIAN_PROGRAM)
+        self._poller = zmq.Poller()
+        self._cancelled = False
+        self._shared: SharedArea | None = None
+        self._log_fd = -1
+        self._state: CountingSink | None = None
+        self._plan: Coordinator | None = None
+        self._ready = 0
+        self._suspect: tuple[ParmigError, int] | None = None
+        self._paths: list[str] = []
+        self._meter: ProgressMeter | None = None
+
+    # -- the caller's side ----------------------------------------------------------------------
+
+    def start(self) -> Report:
+        """Do all of it. Returns the report, whatever the outcome; on failure the guest runs on here."""
+        began = time.monotonic_ns()
+        error: ParmigError | None = None
+        try:
+            self._prepare()
+            while not self.migrate_iterate():
+                pass
+        except ParmigError as caught:
+            error = caught
+        finally:
+            ended = time.monotonic_ns()
+            self._tear_down(error)
+        return self._final_report(error, began, ended)
+
+    def cancel(self) -> None:
+        """Ask for the end; the guest goes on here unless hand-over has happened. Safe from a signal handler."""
+        self._cancelled = True
+        self._thread.wake()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("cancelled; the guest goes on here")
+
+    # -- what a subclass adds -------------------------------------------------------------------
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Check everything, make the plan, start the workers; the guest is not touched."""
+
+    @abstractmethod
+    def _do(self, what: Do) -> None:
+        """Carry out an instruction that concerns the other end."""
+
+    def _listen(self) -> None:
+        """Hear what the other end says, once a turn."""
+
+    def _round_began(self) -> None:
+        """A round began while the guest runs."""
+
+    def _last_steps(self, status: MigrationStatus) -> Sequence[Callable[[], None]]:
+        """Calls of the guest that end a migration which ended in *status*, after its log was stopped."""
+        return ()
+
+    def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
+        """The guest is set right; the workers still live."""
+
+    def _close(self) -> None:
+        """Nobody else is left: give back the rest."""
+
+    # -- before the guest is touched ------------------------------------------------------------
+
+    def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
+        """What the guest is and where its memory is, for the report too."""
+        info = self._thread.call(self._guest.info)
+        memory = list(self._thread.call(self._guest.memory))
+        self._report.guest = GuestReport(
+            kind=info.kind,
+            memory_bytes=sum(one.block.size_bytes for one in memory),
+            page_size_bytes=min(one.block.page_size_bytes for one in memory),
+            machine=info.machine,
+            monitor=info.monitor,
+        )
+        return info, memory
+
+    def _watch(self, *more: Any) -> None:
+        """Wake the loop for workers, guest, and *more*."""
+        for item in [*more, *self._pool.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
+            if item is not None:
+                self._poller.register(item, zmq.POLLIN)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def migrate_iterate(self) -> bool:
+        """One turn: wait for anything to happen, decide, do it. Returns whether all has ended."""
+        assert self._plan is not None
+        ready = dict(self._poller.poll(POLL_MS))
+        watch = self._guest.watch_fd()
+        self._thread.finished()
+        if self._plan.status is not MigrationStatus.HAND_OVER:  # afterwards neither is needed any more
+            if watch is not None and watch in ready:
+                self._feed(events.Failed(GuestError("the guest's virtual machine monitor died during the migration")))
+            for worker, event in self._pool.read():
+                self._worker_said(worker, event)
+        self._listen()
+        if self._cancelled:
+            self._cancelled = False
+            self._feed(events.CancelAsked())
+        if self._suspect is not None and time.monotonic_ns() >= self._suspect[1]:
+            self._feed(events.Failed(self._suspect[0]))
+        self._feed(events.Tick())
+        if self._meter is not None and self._progress is not None:
+            progress = self._meter.look()
+            if progress is not None:
+                self._tell_progress(progress)
+        return self._plan.machine.ended
+
+    def _feed(self, event: Event) -> None:
+        assert self._plan is not None
+        before = self._plan.round
+        for instruction in self._plan.handle(event, time.monotonic_ns()):
+            self._carry_out(instruction)
+        if self._plan.round != before and self._plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
+            self._round_began()
+
+    def _worker_said(self, worker: int, event: messages.WorkerEvent) -> None:
+        match event:
+            case messages.WorkerReady():
+                self._ready += 1
+                if self._ready == len(self._pool):
+                    self._feed(events.WorkersReady())
+            case messages.RegionsDone():
+                self._feed(events.WorkerIdle(worker))
+            case messages.Fenced(counters=counters):
+                self._feed(events.WorkerFenced(worker, counters))
+            case messages.Counted(pages=pages):
+                self._feed(events.WorkerCounted(worker, pages))
+            case messages.RegionDigests(digests=digests):
+                self._feed(events.WorkerDigested(worker, digests))
+            case messages.WorkerFailed(error=report):
+                error = messages.restore_error(report)
+                # A scan fails a moment before the death of the process that it scans is told.
+                self._fail(error, symptom=isinstance(error, GuestError))
+            case _:
+                self._fail(ProtocolError(f"worker {worker} said {type(event).__name__}"))
+
+    def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
+        """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""
+        if symptom or isinstance(error, PeerLostError):
+            self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
+        else:
+            self._feed(events.Failed(error))
+
+    # -- doing ----------------------------------------------------------------------------------
+
+    def _carry_out(self, instruction: events.Instruction) -> None:
+        match instruction:
+            case Tell(worker=worker, instruction=told):
+                self._pool.tell(worker, told)
+            case Throttle(percent=percent):
+                self._begin(lambda _: events.Throttled(), self._guest.throttle, percent)
+            case Do.START_LOG:
+                self._begin(self._log_started, self._guest.start_dirty_log, self._tracker)
+            case Do.SYNC_LOG:
+                self._begin(lambda _: events.LogSynced(), self._guest.sync_dirty_log)
+            case Do.PAUSE:
+                self._begin(events.GuestPaused, self._guest.pause, self._state)
+            case Do.SAVE_STATE:
+                self._begin(self._state_saved, self._save_state)
+            case Do():
+                self._do(instruction)
+
+    def _begin(self, then: Callable[[Any], Event], function: Callable[..., Any], *arguments: object) -> None:
+        """Call the guest in its thread; feed what *then* makes of the result."""
+        self._thread.begin(lambda future: self._feed_result(then, function, future), function, *arguments)
+
+    def _feed_result(self, then: Callable[[Any], Event], function: Callable[..., Any], future: Future[Any]) -> None:
+        try:
+            event = then(future.result())
+        except ParmigError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(ParmigError(f"{function.__name__}: {type(error).__name__}: {error}"))
+        else:
+            self._feed(event)
+
+    def _log_started(self, log: DirtyLog) -> Event:
+        """The guest records writes: tell the workers how to read it."""
+        self._guardian.arm(self._guest.rescue())
+        self._report.tracker, self._report.tracker_reason = log.kind, log.reason
+        fd = self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
+        area_bytes = log_area_bytes(log, [one.block for one in self._guest.memory()])
+        if area_bytes:
+            self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
+            os.ftruncate(fd, area_bytes)
+        for worker in range(len(self._pool)):
+            self._pool.tell(worker, messages.StartTracking(log, fd >= 0), fd)
+        return events.LogStarted(needs_sync=log.kind == "bitmap")
+
+    def _save_state(self) -> None:
+        assert self._state is not None
+        self._guest.save_state(self._state)
+
+    def _state_saved(self, _: object) -> Event:
+        assert self._state is not None
+        return events.StateSaved(self._state.size_bytes, self._state.digest)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _tear_down(self, error: ParmigError | None) -> None:
+        """On every way out: the guest first, then the other end, then everything of ours."""
+        status = self._plan.status if self._plan is not None else MigrationStatus.NONE
+        if self._state is not None:
+            self._state.abort()
+        problems = []
+        abandoned = status in BEFORE_HAND_OVER or status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED)
+        touched = self._plan is not None and status is not MigrationStatus.SETUP
+        for step in (
+            *([self._guest.resume_source] if abandoned and touched else []),
+            self._guest.stop_dirty_log,
+            *self._last_steps(status),
+        ):
+            try:
+                self._thread.call(step)
+            except Exception as caught:  # everything else must still be given back
+                problems.append(f"{step.__name__}: {caught}")
+        self._guardian.close()
+        if error is None and self._plan is not None:
+            error = self._plan.error
+        self._farewell(status, error)
+        self._pool.close()
+        self._thread.close()
+        self._close()
+        if self._shared is not None:
+            self._meter = None
+            self._shared.close()
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+        for words in problems:
+            self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
+
+    def _tell_progress(self, progress: Progress) -> None:
+        if self._progress is not None:
+            self._progress(progress)
+
+    def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
+        report = self._report
+        marks = self._plan.record.marks if self._plan is not None else {}
+        # As in QEMU: to the end of the migration, not of our own cleaning up; set-up ends where round 1 begins.
+        report.total_time_ms = (marks.get("finished", ended_ns) - began_ns) / NS_PER_MS
+        report.setup_time_ms = (marks.get("active", ended_ns) - began_ns) / NS_PER_MS
+        if self._plan is not None:
+            record = self._plan.record
+            error = error or self._plan.error
+            report.status = self._plan.status.value
+            report.rounds, report.ram = record.rounds, record.ram()
+            report.max_throttle_percent = record.max_throttle_percent
+            report.per_worker, report.paths = record.per_worker(self._paths), sorted(set(self._paths))
+            report.throughput_mib_per_s = record.throughput_mib_per_s()
+            report.downtime_ms = record.downtime_ms()
+            report.state_bytes = self._plan.state_bytes
+            if report.downtime_ms is not None:
+                report.downtime_phases_ms = record.phases()
+        if error is not None:
+            report.error = messages.describe_error(error, error.phase or "setup")
+            if report.status not in ("cancelled", "unknown"):
+                report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
+        return report

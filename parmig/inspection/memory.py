@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory in a stream: its list of blocks, and how many pages of each are there."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+from parmig.errors import StreamDataError, StreamSectionError, StreamVersionError
+from parmig.inspection.pages import MOST_MARKED_PAGES, BlockTally, count_mapped
+from parmig.inspection.report import BlockInspection, Inspection
+from parmig.inspection.source import Source
+from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.flags import TARGET_PAGE_BYTES
+from parmig.stream.ram_blocks import RAM_IDSTR, RAM_VERSION, BlockEntry, iter_setup
+from parmig.stream.ram_words import RamWordReader
+from parmig.stream.sections import SectionHead, SectionKind
+from parmig.units import GIB
+
+IGNORE_SHARED, MAPPED_RAM = "x-ignore-shared", "mapped-ram"
+"""Capabilities that change the format of the list of blocks."""
+
+
+class MemoryReader:
+    """The live sections of a stream, of which RAM alone can be read; what they hold goes into *found*."""
+
+    def __init__(self, data: MigrationDataFile, source: Source, found: Inspection) -> None:
+        self._data, self._source, self._found = data, source, found
+        self._words: RamWordReader | None = None
+        self._tallies: dict[str, tuple[BlockTally, BlockInspection]] = {}
+        self.unfinished = False
+
+    def read(self, head: SectionHead) -> None:
+        """The body of the section *head*; its footer comes next.
+
+        Raises:
+            StreamSectionError: not of RAM, or RAM for a second time.
+            StreamVersionError: a version of RAM that is not known.
+            StreamDataError, StreamTooLongError, StreamTruncatedError: as the readers of RAM.
+            SnapshotError: the file cannot be read.
+        """
+        if head.idstr != RAM_IDSTR:
+            raise self._data.error(
+                StreamSectionError,
+                f"section {head.idstr!r} has live data, and only its device knows how much: nothing more can be read",
+                head.offset_bytes,
+            )
+        if head.kind is SectionKind.START:
+            self._words = self._start(head)
+        assert self._words is not None  # a SectionReader gives no PART or END before a START
+        for run in self._words.read_section():
+            counted = self._tallies.get(run.block)
+            if counted is None:
+                raise self._data.error(StreamDataError, "a page among the sections, where mapped-ram has none")
+            counted[0].add(run)
+        self.unfinished = head.kind is not SectionKind.END
+
+    def _start(self, head: SectionHead) -> RamWordReader:
+        if self._words:
+            raise self._data.error(StreamSectionError, "RAM begins a second time", head.offset_bytes)
+        if head.version_id != RAM_VERSION:
+            raise self._data.error(
+                StreamVersionError, f"expected version {RAM_VERSION} of RAM, found {head.version_id}", head.offset_bytes
+            )
+        capabilities = self._found.capabilities
+        entries: list[BlockEntry] = []
+        for entry in iter_setup(
+            self._data,
+            ignore_shared=IGNORE_SHARED in capabilities,
+            mapped_ram=MAPPED_RAM in capabilities,
+            with_page_size=() if capabilities else _PageSizes(self._data),
+        ):
+            entries.append(entry)
+            self._found.blocks.append(self._block(entry))
+        if MAPPED_RAM not in capabilities:
+            marked = sum(entry.pages for entry in entries) <= MOST_MARKED_PAGES
+            for entry, block in zip(entries, self._found.blocks, strict=True):
+                self._tallies[entry.name] = BlockTally(entry, marked=marked), block
+        return RamWordReader(self._data, entries)
+
+    def _block(self, entry: BlockEntry) -> BlockInspection:
+        block = BlockInspection(
+            name=entry.name, bytes=entry.size_bytes, gpa=entry.gpa, page_size_bytes=entry.page_size_bytes
+        )
+        if entry.mapped is not None:
+            block.bitmap_offset_bytes = entry.mapped.bitmap_offset_bytes
+            block.pages_offset_bytes = entry.mapped.pages_offset_bytes
+            if self._source.fd is not None:
+                count_mapped(self._source.fd, entry, block)
+            else:
+                block.pages_normal = block.pages_zero = block.pages_distinct = None
+        return block
+
+    def sum_up(self) -> Iterator[str]:
+        """Write what was counted into ``found``; gives a line for each thing that a reader may not expect."""
+        for tally, block in self._tallies.values():
+            tally.tell(block)
+        blocks = self._found.blocks
+        if self._found.complete and not blocks:
+            yield "no memory"
+        absent = [block.name for block in blocks if block.bytes and block.pages_distinct == 0]
+        if absent and IGNORE_SHARED in self._found.capabilities:
+            yield f"without the pages of {', '.join(absent)}: {IGNORE_SHARED} leaves shared memory out"
+        if huge := [block.name for block in blocks if block.page_size_bytes is not None]:
+            yield f"written with postcopy-ram: {', '.join(huge)} told the size of huge pages"
+        if any(block.pages_normal is None for block in blocks):
+            yield "pages are not counted: the maps of mapped-ram can only be looked at in a file"
+        elif any(block.pages_distinct is None for block in blocks):
+            yield "pages that are told twice are not found out: too much memory"
+
+
+class _PageSizes(Container[str]):
+    """Whether the entry of a block goes on with a page size, which nothing but the value itself can tell.
+
+    There is one for a block in huge pages, with ``postcopy-ram``. Anything else that can stand there begins with the
+    length of a name, or is a word of RAM without an offset: neither is a number like this.
+    """
+
+    def __init__(self, data: MigrationDataFile) -> None:
+        self._data = data
+
+    def __contains__(self, _name: object) -> bool:
+        value = int.from_bytes(self._data.peek_view(8, 8), "big")
+        return TARGET_PAGE_BYTES < value <= GIB and value.bit_count() == 1

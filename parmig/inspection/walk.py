@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goes through a stream once, from its header to its end, and writes down what is there.
+
+Sections have no length. Memory tells its own end, word by word; devices are as long as the description at the end of
+the stream says, and without it what follows memory is one piece.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from parmig.errors import ParmigError, StreamError, StreamSectionError, StreamTruncatedError
+from parmig.inspection.devices import DeviceReader
+from parmig.inspection.memory import MAPPED_RAM, MemoryReader
+from parmig.inspection.report import DeviceInspection, Inspection, InspectionError, SectionInspection, TrailerInspection
+from parmig.inspection.source import Source, open_source
+from parmig.stream import trailer, vmdescription
+from parmig.stream.configuration import Configuration
+from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.flags import (
+    MIGRATION_VM_EOF,
+    MIGRATION_VM_FILE_VERSION,
+    MIGRATION_VM_SECTION_FOOTER,
+    MIGRATION_VM_VMDESCRIPTION,
+)
+from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader
+from parmig.units import KIB, MIB
+
+MOST_TRAILING_BYTES = 64 * KIB
+"""Looked at behind the end of the stream; parmig's own trailer, with what fills up the page before it, has less."""
+SHOWN_BYTES = 80
+MOST_NAMED = 10
+EOF_TAIL_BYTES = 6
+"""A footer, be32 of its section, and EOF."""
+
+
+def inspect_file(path: str) -> Inspection:
+    """What the stream in the file or pipe at *path* (``-``: standard input) holds.
+
+    A stream that is damaged or cut short is described as far as it goes: ``complete`` is False, ``error`` and
+    ``notes`` tell why.
+
+    Raises:
+        UsageError: *path* cannot be opened.
+    """
+    with open_source(path) as source:
+        walk = _Walk(source)
+        found = walk.found
+        try:
+            walk.whole()
+            found.complete = True
+        except ParmigError as error:
+            offset_bytes = error.offset_bytes if isinstance(error, StreamError) else None
+            found.error = InspectionError(type=type(error).__name__, message=str(error), offset_bytes=offset_bytes)
+            found.notes.append(str(error))
+        walk.sum_up()
+    return found
+
+
+class _Walk:
+    """One way through *source*; what was found so far is in ``found``."""
+
+    def __init__(self, source: Source) -> None:
+        self.found = Inspection(file=source.name, allocated_bytes=source.allocated_bytes)
+        self._source = source
+        self._data = MigrationDataFile(source.transport, source.name)
+        self._reader = SectionReader(self._data)
+        self._sections: dict[tuple[str, int], SectionInspection] = {}
+        self._memory = MemoryReader(self._data, source, self.found)
+        self._devices: DeviceReader | None = None
+
+    def whole(self) -> None:
+        """Go from the header to the end.
+
+        Raises:
+            StreamError, SnapshotError, TransportError, LimitExceededError: why it goes no further.
+        """
+        self._reader.read_header()
+        self.found.format, self.found.version = "qemu-stream", MIGRATION_VM_FILE_VERSION
+        while not isinstance(item := self._reader.next(), EndOfStream):
+            if isinstance(item, Configuration):
+                self._configuration(item)
+            elif isinstance(item, Command):
+                name = item.command.name
+                self.found.commands[name] = self.found.commands.get(name, 0) + 1
+            elif not self._section(item):
+                return
+        if self._memory.unfinished:
+            raise self._data.error(StreamSectionError, "the stream ends, but its RAM has not ended", item.offset_bytes)
+        self._description()
+        self._trailing()
+
+    def _configuration(self, configuration: Configuration) -> None:
+        found = self.found
+        found.machine, found.capabilities = configuration.machine, list(configuration.capabilities)
+        found.uuid = str(UUID(bytes=configuration.uuid)) if configuration.uuid else None
+        if MAPPED_RAM in found.capabilities:
+            found.format = MAPPED_RAM
+
+    def _section(self, head: SectionHead) -> bool:
+        """A section with its body and footer; False when its end cannot be known."""
+        kind = "full" if head.kind is SectionKind.FULL else "live"
+        section = self._sections.get((kind, head.section_id))
+        if section is None:
+            section = self._sections[kind, head.section_id] = SectionInspection(
+                kind=kind,
+                section_id=head.section_id,
+                idstr=head.idstr,
+                instance_id=head.instance_id,
+                version=head.version_id,
+                offset_bytes=head.offset_bytes,
+            )
+            self.found.sections.append(section)
+        if kind == "live":
+            self._memory.read(head)
+        elif not self._device(head):
+            return False
+        self._reader.footer(head)
+        section.parts += 1
+        section.bytes = (section.bytes or 0) + self._data.position_bytes - head.offset_bytes
+        return True
+
+    # -- devices --------------------------------------------------------------------------------
+
+    def _device(self, head: SectionHead) -> bool:
+        """The body of a device's section; False when nothing tells its length."""
+        if self._devices is None:
+            tail = self._source.tail()
+            place = vmdescription.find(tail)
+            if place is None:
+                self._undescribed(head, tail)
+                return False
+            self._devices = DeviceReader(vmdescription.parse(tail[place]), self.found.notes)
+        self.found.devices.append(self._devices.read(self._data, head))
+        return True
+
+    def _undescribed(self, head: SectionHead, tail: bytes) -> None:
+        """Without a description: all that is left is state of *head* and of others that nobody can tell."""
+        name, size_bytes = head.idstr, self._source.size_bytes() - head.offset_bytes
+        self.found.devices.append(DeviceInspection(idstr=name, instance_id=head.instance_id, version=head.version_id))
+        if self._memory.unfinished:
+            raise self._data.error(
+                StreamSectionError,
+                f"device {name!r} stands before the end of memory, and no description tells its length",
+                head.offset_bytes,
+            )
+        self.found.device_state_bytes = size_bytes
+        mark, last = tail[-EOF_TAIL_BYTES : 1 - EOF_TAIL_BYTES], tail[-1:]
+        whole = mark == bytes((MIGRATION_VM_SECTION_FOOTER,)) and last == bytes((MIGRATION_VM_EOF,))
+        if not whole or self._is_snapshot():  # a snapshot of parmig always has a description
+            raise self._data.error(
+                StreamTruncatedError,
+                f"the stream is cut off within or behind its device state, {size_bytes} bytes from {name!r} on: it "
+                "does not end with a description, nor, as a stream without one, with a footer and the mark of the end",
+                head.offset_bytes,
+            )
+        self.found.notes.append(
+            f"no description of devices at the end (VMDESCRIPTION): device state, {size_bytes} bytes from {name!r} on, "
+            "cannot be split into devices"
+        )
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _description(self) -> None:
+        found = self.found
+        if self._data.at_end() or self._data.peek_byte() != MIGRATION_VM_VMDESCRIPTION:
+            found.notes.append("no description of devices at the end (VMDESCRIPTION)")
+        else:
+            found.vmdescription_bytes = len(self._reader.vmdescription() or b"")
+        if left := self._devices.left if self._devices else []:
+            more = " and more" if len(left) > MOST_NAMED else ""
+            found.notes.append(f"described, but not there: devices {', '.join(left[:MOST_NAMED])}{more}")
+
+    def _trailing(self) -> None:
+        """What follows the end of the stream: nothing, parmig's trailer, or something else."""
+        data, found, end_bytes = self._data, self.found, self._data.position_bytes
+        content = bytearray()
+        while len(content) < MOST_TRAILING_BYTES and not data.at_end():
+            content += data.peek_view(1, MOST_TRAILING_BYTES)
+            data.advance(end_bytes + len(content) - data.position_bytes)
+        while self._source.fd is None and not data.at_end():  # a pipe tells its length at its end
+            data.advance(len(data.peek_view(1, MIB)))
+        total_bytes = self._source.size_bytes()
+        found.trailing_bytes = total_bytes - end_bytes
+        offset_bytes = max(end_bytes, trailer.trailer_offset(total_bytes))
+        told = trailer.decode(bytes(content[offset_bytes - end_bytes :]), offset_bytes)
+        if told is not None:
+            found.trailer = TrailerInspection(
+                parmig=told.parmig, guest=told.guest, body_bytes=told.body_bytes, digest=told.digest
+            )
+            found.notes.append("a snapshot of parmig; its digest was not compared with its content")
+        elif self._is_snapshot():
+            raise data.error(
+                StreamTruncatedError, "a snapshot of parmig without its trailer: it was cut off", end_bytes
+            )
+        elif content:
+            shown = bytes(content[:SHOWN_BYTES])
+            found.notes.append(f"{found.trailing_bytes} bytes follow the end of the stream: {shown!r}")
+
+    def _is_snapshot(self) -> bool:
+        """Whether parmig wrote this as a snapshot, which ends with a trailer."""
+        return any(section.section_id == trailer.MARKED_SECTION_ID for section in self.found.sections)
+
+    def sum_up(self) -> None:
+        """What follows from all that was found."""
+        found = self.found
+        found.total_bytes = self._source.size_bytes()
+        found.device_state_bytes += sum(one.bytes or 0 for one in found.sections if one.kind == "full")
+        found.notes += self._memory.sum_up()
+        if found.format and found.allocated_bytes is not None and found.allocated_bytes + MIB < found.total_bytes:
+            found.notes.append(
+                f"sparse: {found.total_bytes} bytes long, {found.allocated_bytes} of them allocated on the disk"
+            )

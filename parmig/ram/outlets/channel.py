@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches to a receive worker: header, codec, credit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from parmig.ram.bits import Index, runs_of_index
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.codecs.base import PageCodec
+from parmig.ram.flow import SendChannel
+from parmig.ram.outlets.base import Outlet
+from parmig.ram.packets import BatchHeader
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.base import DirtyTracker
+from parmig.transport.base import Buffer
+
+DIRECT_RUNS = 4
+"""A batch of at most so many runs is sent straight from guest memory, a frame a run; more runs are
+gathered into one private buffer (a take of 256 scattered pages costs 38 µs, a frame about 10 µs)."""
+
+
+class ChannelOutlet(Outlet):
+    """Sends each batch as one message of a data channel.
+
+    Args:
+        channel: to the receive worker; open.
+        codec: the negotiated codec; set up here for this channel.
+        blocks: mappings of the blocks, by number.
+        tracker: is told what was sent.
+        shared: holds the rate limit.
+    """
+
+    def __init__(
+        self,
+        channel: SendChannel,
+        codec: PageCodec,
+        blocks: Sequence[BlockMapping],
+        tracker: DirtyTracker,
+        shared: SharedArea,
+    ) -> None:
+        self._channel = channel
+        self._codec_number = codec.number
+        self._encoder = codec.encoder()
+        self._blocks = blocks
+        self._tracker = tracker
+        self._shared = shared
+
+    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+        data_runs = runs_of_index(data)
+        codec, payload, buffer = self._payload(block, data, data_runs.tolist())
+        payload_bytes = sum(map(len, payload))
+        header = BatchHeader(
+            codec=codec,
+            block=block,
+            round=round_,
+            sequence=self._channel.next_sequence(),
+            raw_bytes=len(data) * PAGE_BYTES,
+            payload_bytes=payload_bytes,
+            data_runs=data_runs,
+            zero_runs=runs_of_index(zero),
+        ).encode()
+        wire_bytes = len(header) + payload_bytes
+        self._channel.sleep_until(self._shared.reserve(wire_bytes))
+        self._channel.send_batch([header, *payload], wire_bytes, buffer)
+        return wire_bytes
+
+    def _payload(self, block: int, index: Index, runs: list[list[int]]) -> tuple[int, list[Buffer], np.ndarray | None]:
+        """Codec number, frames, and the private buffer that they lie in, if any."""
+        if not len(index):
+            return 0, [], None
+        mapping = self._blocks[block]
+        if self._encoder is None and not self._tracker.needs_copy and len(runs) <= DIRECT_RUNS:
+            return 0, [mapping.buffer[first * PAGE_BYTES : end * PAGE_BYTES] for first, end in runs], None
+        buffer = self._channel.take_buffer()
+        copies = buffer[: len(index)]
+        # mode="clip" writes straight into out; the default would go through a buffer (38 against 121 µs)
+        np.take(mapping.pages, index, axis=0, out=copies, mode="clip")
+        self._tracker.sent(block, index, copies)
+        raw = memoryview(copies.data).cast("B")
+        if self._encoder is not None:
+            packed = self._encoder.encode(block, index, raw)
+            if packed is not None:
+                self._channel.give_back(buffer)
+                return self._codec_number, [packed], None
+        return 0, [raw], buffer
+
+    def fence(self, round_: int) -> None:
+        self._channel.fence(round_)
+
+    @property
+    def waiting_ns(self) -> int:
+        return self._channel.waiting_ns

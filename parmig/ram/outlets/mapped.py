@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages to fixed places of a file: QEMU's mapped-ram layout, which many processes can write at once.
+
+The page space of the file is an image of the block, zero pages are holes in it. Which pages are stored is what
+``SharedArea.bits`` says, bit for bit the bitmap of the format; it is written when the file is finished.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+from parmig import linux
+from parmig.errors import SnapshotError
+from parmig.ram.bits import Index, runs_of_index
+from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.outlets.file import FileOutlet
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.base import DirtyTracker
+
+
+class MappedRamOutlet(FileOutlet):
+    """Writes each page to its own place.
+
+    Args:
+        pages_offsets_bytes: where page 0 of each block is in the file.
+    """
+
+    knows_nothing = False  # the file is new: what was never written there reads as zero
+
+    def __init__(
+        self,
+        fd: int,
+        name: str,
+        blocks: Sequence[BlockMapping],
+        tracker: DirtyTracker,
+        shared: SharedArea,
+        *,
+        wait: Callable[[int | None], None],
+        pages_offsets_bytes: Sequence[int],
+    ) -> None:
+        super().__init__(fd, name, blocks, tracker, shared, wait=wait)
+        self._pages_offsets_bytes = pages_offsets_bytes
+
+    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+        size_bytes = len(data) * PAGE_BYTES
+        self._take_turn(size_bytes)
+        base = self._pages_offsets_bytes[block]
+        copies = self._private_copy(block, data)
+        source = self._blocks[block].buffer if copies is None else memoryview(copies.data).cast("B")
+        done = 0
+        for first, end in runs_of_index(data).tolist():  # a write for each run
+            at = first if copies is None else done
+            self._write(base + first * PAGE_BYTES, [source[at * PAGE_BYTES : (at + end - first) * PAGE_BYTES]])
+            done += end - first
+        for first, end in runs_of_index(zero).tolist():
+            self._clear(base + first * PAGE_BYTES, (end - first) * PAGE_BYTES)
+        return size_bytes
+
+    def _clear(self, offset_bytes: int, size_bytes: int) -> None:
+        """Make bytes that were written zero again, as a hole where the file system has holes."""
+        try:
+            linux.punch_hole(self._fd, offset_bytes, size_bytes)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise SnapshotError(
+                    f"{self._name}: cannot clear {size_bytes} bytes at byte {offset_bytes} of the file: "
+                    f"{error.strerror}"
+                ) from error
+            self._write(offset_bytes, [bytes(size_bytes)])

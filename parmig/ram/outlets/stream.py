@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages to the next free place of a file, as sections of QEMU's sequential stream.
+
+Each batch is one complete PART section of known length, so workers need nothing of each other but the end of the
+file, which they move on in turn (``SharedArea.take_space``). Rounds are separated by fences, so what a later round
+says of a page stands behind what an earlier one said, and a reader ends with the last.
+
+Zero pages are told in the first pass too, as QEMU does: a file may be loaded where memory is not empty. It costs
+9 bytes for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from parmig.ram.bits import Index, is_one_run
+from parmig.ram.blocks import BlockMapping
+from parmig.ram.outlets.file import FileOutlet
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.base import DirtyTracker
+from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes, part_section
+from parmig.transport.base import Buffer
+
+
+class StreamOutlet(FileOutlet):
+    """Writes each batch as a section of its own.
+
+    Args:
+        section_id: of RAM in the stream.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        name: str,
+        blocks: Sequence[BlockMapping],
+        tracker: DirtyTracker,
+        shared: SharedArea,
+        *,
+        wait: Callable[[int | None], None],
+        section_id: int,
+    ) -> None:
+        super().__init__(fd, name, blocks, tracker, shared, wait=wait)
+        self._section_id = section_id
+        self._buffer = np.empty(0, dtype=np.uint8)
+
+    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+        name = self._blocks[block].block.name
+        pieces: list[Buffer] = []
+        if len(zero):
+            pieces.append(encode_zero_words(name, zero))
+        if len(data):
+            pieces.append(self._page_words(block, name, data))
+        frames = part_section(self._section_id, pieces)
+        size_bytes = sum(map(len, frames))
+        self._take_turn(size_bytes)
+        self._write(self._shared.take_space(size_bytes), frames)
+        return size_bytes
+
+    def _page_words(self, block: int, name: str, index: Index) -> memoryview:
+        """The words of the pages with the pages; valid until the next call."""
+        needed_bytes = page_words_bytes(name, len(index))
+        if len(self._buffer) < needed_bytes:
+            self._buffer = np.empty(needed_bytes, dtype=np.uint8)
+        pages = self._private_copy(block, index)
+        if pages is None:
+            source = self._blocks[block].pages
+            pages = source[index[0] : index[-1] + 1] if is_one_run(index) else source[index]
+        return encode_page_words(self._buffer.data, name, index, pages)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both workers of snapshots do: digest pieces of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from parmig.engine.snapshot.digest import FileDigester
+
+
+def digest_file(
+    numbers: Sequence[int], fd: int, file: str, body_bytes: int, done: Callable[[], None]
+) -> dict[int, int]:
+    """The digests of pieces *numbers* of the first *body_bytes* of the file *fd*, which is called *file*.
+
+    *done* is called for each piece.
+    """
+    if not numbers:
+        return {}
+    digester = FileDigester(fd, file, body_bytes)
+    found = {}
+    for number in numbers:
+        done()
+        found[number] = digester.digest(number)
+    digester.close()
+    return found

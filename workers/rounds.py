@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every worker on the source does between its start and its end, whatever it passes pages on to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from parmig.engine.messages import (
+    CountDirty,
+    Counted,
+    Fence,
+    Fenced,
+    Instruction,
+    RegionsDone,
+    SendRegions,
+    StartTracking,
+    WorkerEvent,
+)
+from parmig.errors import ProtocolError
+from parmig.ram.blocks import BlockMapping
+from parmig.ram.send import MigrationRamSend
+from parmig.ram.trackers.base import DirtyTracker
+from parmig.ram.trackers.registry import open_tracker
+from workers.bootstrap import Inbox
+
+
+def await_tracker(inbox: Inbox, idle: Callable[[], None], blocks: Sequence[BlockMapping]) -> DirtyTracker:
+    """Wait for the dirty log and open it.
+
+    Args:
+        idle: waits until there may be an instruction.
+    """
+    first = _next(inbox, idle)
+    if not isinstance(first, StartTracking):
+        raise ProtocolError(f"a worker on the source expects StartTracking first, not {type(first).__name__}")
+    return open_tracker(first.log, inbox.log_fd, blocks)
+
+
+def serve_rounds(
+    inbox: Inbox, idle: Callable[[], None], ram: MigrationRamSend, answer: Callable[[Instruction], WorkerEvent]
+) -> NoReturn:
+    """Carry out instructions until told to stop.
+
+    Args:
+        idle: waits until there may be an instruction.
+        answer: what is said to instructions that are not about rounds.
+    """
+    while True:
+        match _next(inbox, idle):
+            case SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes):
+                ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes)
+                inbox.tell(RegionsDone())
+            case Fence(round=round_):
+                ram.fence(round_)
+                inbox.tell(Fenced(round_, ram.counters))
+            case CountDirty(regions=numbers):
+                inbox.tell(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
+            case instruction:
+                inbox.tell(answer(instruction))
+
+
+def _next(inbox: Inbox, idle: Callable[[], None]) -> Instruction:
+    while (instruction := inbox.take()) is None:
+        idle()
+        inbox.check()
+    return instruction
