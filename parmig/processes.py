@@ -23,7 +23,10 @@ from multiprocess.connection import Connection
 
 from parmig import linux
 
-PRELOADED = ["numpy", "zmq", "msgspec", "xxhash", "lz4.block", "workers.send", "workers.receive"]
+PRELOADED = [
+    *("numpy", "zmq", "msgspec", "xxhash", "lz4.block"),
+    *("workers.send", "workers.receive", "workers.save", "workers.restore"),
+]
 
 _lock = threading.Lock()
 

@@ -10,6 +10,7 @@ from parmig.errors import UsageError
 from parmig.guests.base import Guest
 
 _SCHEMES: dict[str, str] = {
+    "kvm": "parmig.guests.kvm.guest:open_kvm",
     "qemu": "parmig.guests.qemu.guest:open_qemu",
     "synthetic": "parmig.guests.synthetic.guest:open_synthetic",
 }

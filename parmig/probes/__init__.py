@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
-from parmig.probes import host, tracking
+from parmig.probes import host, kvm, tracking
 from parmig.probes.base import Probe, Status
 
 __all__ = ["Probe", "Status", "migration_possible", "probe_host"]
@@ -24,6 +24,8 @@ _PROBES: tuple[tuple[str, Callable[[], Probe]], ...] = (
     ("PAGEMAP_SCAN", tracking.probe_pagemap_scan),
     ("ptrace", tracking.probe_ptrace),
     ("KVM", host.probe_kvm),
+    ("KVM guest", kvm.probe_kvm_guest),
+    ("KVM dirty log", kvm.probe_kvm_dirty_log),
     ("QEMU", host.probe_qemu),
     ("hugetlb pool", host.probe_hugetlb),
     ("shmem huge pages", host.probe_shmem_huge),

@@ -71,6 +71,7 @@ class BlockMapping:
 
     Args:
         memory: the block and its descriptor; the descriptor is used, not owned.
+        writable: whether it may be written through this mapping.
 
     Attributes:
         pages: the block's memory, shape (pages, 4096), dtype uint8. A view; valid until close().
@@ -80,7 +81,7 @@ class BlockMapping:
         GuestRefusedError: the file is shorter than the block.
     """
 
-    def __init__(self, memory: BlockMemory) -> None:
+    def __init__(self, memory: BlockMemory, *, writable: bool = True) -> None:
         self.block = memory.block
         self.fd = memory.fd
         self.file_offset_bytes = memory.file_offset_bytes
@@ -91,7 +92,8 @@ class BlockMapping:
                 f"memory file of block {self.block.name!r} has {found} bytes, the block needs {end}; "
                 "give the memory backend the guest's full size"
             )
-        self._map = mmap.mmap(memory.fd, memory.block.size_bytes, offset=memory.file_offset_bytes)
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        self._map = mmap.mmap(memory.fd, memory.block.size_bytes, offset=memory.file_offset_bytes, access=access)
         self.buffer = memoryview(self._map)
         self.pages: Pages = np.frombuffer(self._map, dtype=np.uint8).reshape(-1, PAGE_BYTES)
         self.words: npt.NDArray[np.uint64] = self.pages.view(np.uint64)

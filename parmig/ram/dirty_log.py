@@ -22,9 +22,12 @@ class DirtyLog(msgspec.Struct, frozen=True):
         pid: (pagemap) the process whose page tables are the log.
         segments: (pagemap) for each block, in the order of ``memory()``, where that process maps it.
         reason: why this kind was chosen, for the report.
+        rearm: (bitmap) name of the socket at which the log's owner re-arms a slice (``ram.rearm``); empty: whatever
+            is added to the bitmap is re-armed already.
     """
 
     kind: str
     pid: int = 0
     segments: tuple[tuple[Segment, ...], ...] = ()
     reason: str = ""
+    rearm: str = ""

@@ -15,11 +15,16 @@ from parmig.guests.base import Guest, GuestInfo
 from parmig.guests.registry import open_guest
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.trackers.registry import TRACKERS
+from tests.kvm.machines import needs_kvm
 from tests.support import wait_until
 
 assert docs.examples.tiny_guest  # importing it registers the scheme
 
-GUESTS = ["synthetic:memory=2MiB,rate=4MiB/s,blocks=2", "tiny:256KiB"]
+GUESTS = [
+    "synthetic:memory=2MiB,rate=4MiB/s,blocks=2",
+    "tiny:256KiB",
+    pytest.param("kvm:memory=2MiB,rate=4MiB/s,vcpus=2", marks=needs_kvm),
+]
 
 
 class Sink(bytearray):
@@ -29,7 +34,7 @@ class Sink(bytearray):
         self.extend(data)
 
 
-@pytest.fixture(params=GUESTS, ids=lambda text: text.partition(":")[0])
+@pytest.fixture(params=GUESTS, ids=["synthetic", "tiny", "kvm"])
 def text(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -169,6 +174,19 @@ def test_a_migration_that_failed_can_be_tried_again(source: Guest, done: int) ->
         source.resume_source()
         source.stop_dirty_log()
     assert source.is_running()
+
+
+def test_a_throttle_is_there_or_said_not_to_be_and_can_be_lifted_in_the_pause(source: Guest) -> None:
+    if not source.can_throttle():
+        with pytest.raises(NotImplementedError, match="cannot be throttled"):
+            source.throttle(50)
+        return
+    for percent in (20, 99):
+        source.throttle(percent)
+    source.pause(Sink())
+    source.throttle(0)
+    source.resume_source()
+    wait_until(changes(source), "the guest to go on")
 
 
 def test_ending_the_log_unasked_or_twice_is_fine(source: Guest) -> None:

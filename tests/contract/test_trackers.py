@@ -2,7 +2,8 @@
 """What every dirty tracker promises, asked of each through the DirtyScanner and a real memory file.
 
 The guest is this process: it writes through a mapping of its own, which for ``pagemap`` is registered
-with userfaultfd, and for ``bitmap`` it keeps account and adds it to the shared bitmap in sync().
+with userfaultfd, and for ``bitmap`` it keeps account and adds it to the shared bitmap in sync(). Or it is a
+virtual CPU, whose stores KVM records.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.base import DirtyTracker
 from parmig.ram.trackers.registry import TRACKERS, log_area_bytes, open_tracker
+from tests.kvm.machines import StoringVm, needs_kvm
 from tests.support import content
 
 NO_PAGEMAP = linux.probe_write_tracking()
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(kind == "pagemap" and NO_PAGEMAP is not None, reason=str(NO_PAGEMAP)))
     for kind in TRACKERS
-]
+] + [pytest.param(kind, marks=needs_kvm) for kind in ("KVM log", "KVM ring")]
 every_tracker = pytest.mark.parametrize("kind", KINDS)
 
 BLOCKS_PAGES = (200, 330)
@@ -204,9 +206,38 @@ class Guest:
             assert differing.tolist() == [], f"pages of block {number} that differ at the destination"
 
 
+class KvmGuest(Guest):
+    """The same, written to by a virtual CPU; what it discards is the monitor's to tell."""
+
+    def _start_log(self) -> None:
+        self.log_fd = os.memfd_create("log", os.MFD_CLOEXEC)
+        os.ftruncate(self.log_fd, sum(bits.bits_for(count) for count in BLOCKS_PAGES))
+        addresses = [pages.ctypes.data for pages in self.pages]
+        self.vm = StoringVm(addresses, BLOCKS_PAGES, self.log_fd, ring=self.kind == "KVM ring")
+        self._stack.callback(self.vm.close)
+        self.log = self.vm.recorder.start("bitmap", "auto")
+
+    def write(self, block: int, page: int, tag: int = 1) -> None:
+        self.vm.store(block, page, content(tag).tobytes())
+
+    def write_zero(self, block: int, page: int) -> None:
+        self.vm.store(block, page, bytes(PAGE_BYTES))
+
+    def sync(self) -> None:
+        for slot, discarded in zip(self.vm.slots, self._unsynced, strict=True):
+            for page in discarded:
+                self.vm.recorder.mark(slot.first_bit + page, slot.first_bit + page + 1)
+            discarded.clear()
+        self.vm.recorder.sync()
+
+
+def rig(kind: str) -> Guest:
+    return KvmGuest(kind) if kind.startswith("KVM") else Guest(kind)
+
+
 @pytest.fixture
 def guest(kind: str) -> Iterator[Guest]:
-    with Guest(kind) as one:
+    with rig(kind) as one:
         yield one
 
 
@@ -476,7 +507,7 @@ operations = st.lists(
 def test_whatever_the_guest_does_the_last_pass_completes_the_destination(
     kind: str, steps: list[tuple[str, int, int, int]]
 ) -> None:
-    with Guest(kind) as guest:
+    with rig(kind) as guest:
         first = True
         for what, a, b, c in steps:
             if what == "write":

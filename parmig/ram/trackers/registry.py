@@ -33,7 +33,7 @@ def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[BlockMapping]) -> 
     if log.kind == PagemapTracker.name:
         return PagemapTracker(log)
     if log.kind == BitmapTracker.name:
-        return BitmapTracker(log_fd, [mapping.block for mapping in blocks])
+        return BitmapTracker(log_fd, [mapping.block for mapping in blocks], log.rearm)
     if log.kind == DigestTracker.name:
         return DigestTracker(log_fd, blocks)
     raise UsageError(f"unknown dirty tracker {log.kind!r}; known are {', '.join(TRACKERS)}")

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of a KVM guest: a serial port, a timer and a disk, all reached through I/O ports.
+
+A device has registers (``read``, ``write``), used by the vCPU that met them. ``start`` and ``stop`` frame the times in
+which the guest runs; outside of them no register is used. Its annotations declare what of it must arrive at the
+destination.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, ClassVar
+
+from parmig.errors import GuestError, GuestRefusedError
+from parmig.guests.kvm.ram import GuestRam
+from parmig.state import U16, U32, U64, Buffer, Length, Limit, migration_state
+from parmig.units import KIB, NS_PER_S
+
+SERIAL_PORT = 0x3F8
+TIMER_PORT = 0x510
+DISK_PORT = 0x520
+
+TICK_HZ = 100
+READ, WRITE = 1, 2
+"""Commands of the disk."""
+
+Rest = Callable[[int], None]
+"""Rests the calling vCPU until an instant of time.monotonic_ns(), or until it has to stop."""
+
+_SECTOR_BYTES = 512
+_TICK_NS = NS_PER_S // TICK_HZ
+_LOG_BYTES = 16 * KIB
+
+
+class Part:
+    """Anything of a machine that has state and knows of the times in which the guest runs."""
+
+    def start(self) -> None:
+        """The guest begins to run."""
+
+    def stop(self) -> None:
+        """The guest stands still."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class Device(Part, ABC):
+    """Something behind a range of ports.
+
+    Attributes:
+        ports: the ports.
+    """
+
+    ports: ClassVar[range]
+
+    @abstractmethod
+    def read(self, offset: int, rest: Rest) -> int:
+        """The value at port ``ports[offset]``."""
+
+    @abstractmethod
+    def write(self, offset: int, value: int) -> None:
+        """*value* was written to port ``ports[offset]``."""
+
+
+@migration_state("serial")
+class SerialPort(Device):
+    """A 16550 that is always ready to send and receives nothing.
+
+    Args:
+        path: a file to which whole lines are appended; empty: none.
+
+    Attributes:
+        registers: as written, by their ports.
+        divisor: of the rate, which takes the place of the first two ports while bit 7 of line control is set.
+        text: the last 16 KiB that were sent, beginning with a whole line.
+    """
+
+    ports = range(SERIAL_PORT, SERIAL_PORT + 8)
+    registers: Annotated[Buffer, Length(8)]
+    divisor: U16
+    text: Annotated[Buffer, Limit(_LOG_BYTES)]
+
+    def __init__(self, path: str) -> None:
+        self.registers = bytes(8)
+        self.divisor = 12
+        self.text = b""
+        self._fd = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if path else -1
+
+    def read(self, offset: int, rest: Rest) -> int:
+        if offset < 2 and self._shows_divisor:
+            return self.divisor >> 8 * offset & 0xFF
+        # Nothing received, no interrupt pending, transmitter empty, the other side ready.
+        return {0: 0x00, 2: 0x01, 5: 0x60, 6: 0xB0}.get(offset, self.registers[offset])
+
+    def write(self, offset: int, value: int) -> None:
+        value &= 0xFF
+        if offset < 2 and self._shows_divisor:
+            self.divisor = self.divisor & 0xFF00 >> 8 * offset | value << 8 * offset
+        elif offset == 0:
+            self._send(bytes([value]))
+        else:
+            self.registers = self.registers[:offset] + bytes([value]) + self.registers[offset + 1 :]
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    @property
+    def _shows_divisor(self) -> bool:
+        return bool(self.registers[3] & 0x80)
+
+    def _send(self, letter: bytes) -> None:
+        text = self.text + letter
+        if self._fd >= 0 and letter == b"\n":
+            with suppress(OSError):  # a full disk under its log does not stop a guest
+                os.write(self._fd, text[text.rfind(b"\n", 0, -1) + 1 :])
+        if len(text) > _LOG_BYTES:
+            text = text[(text.find(b"\n") + 1) or _LOG_BYTES :]
+        self.text = text
+
+
+@migration_state("timer")
+class TimerDevice(Device):
+    """A clock that ticks 100 times a second while the guest runs, and on which a vCPU can wait.
+
+    Port 0: the number of ticks, when the next one has come or the vCPU has to stop. Port 4: the number of ticks now.
+
+    Attributes:
+        elapsed_ns: for how long the guest had run when it stopped last.
+    """
+
+    ports = range(TIMER_PORT, TIMER_PORT + 8)
+    elapsed_ns: U64
+
+    def __init__(self) -> None:
+        self.elapsed_ns = 0
+        self._started_ns = 0
+
+    def start(self) -> None:
+        self._started_ns = time.monotonic_ns()
+
+    def stop(self) -> None:
+        self.elapsed_ns += time.monotonic_ns() - self._started_ns
+
+    def read(self, offset: int, rest: Rest) -> int:
+        origin_ns = self._started_ns - self.elapsed_ns
+        ticks = (time.monotonic_ns() - origin_ns) // _TICK_NS
+        if offset:
+            return ticks
+        rest(origin_ns + (ticks + 1) * _TICK_NS)
+        return (time.monotonic_ns() - origin_ns) // _TICK_NS
+
+    def write(self, offset: int, value: int) -> None:
+        """The clock cannot be set."""
+
+
+@migration_state("disk")
+class BlockDevice(Device):
+    """A disk: sectors of a file that are copied to and from guest memory on command, before the command returns.
+
+    Ports, 32 bits each: 0 sector, 4 and 8 the guest physical address, 12 the command, READ or WRITE. Read: 12 is 0
+    when the last command succeeded, 16 the number of sectors.
+
+    Args:
+        path: of the file; both sides of a migration on one host, or on shared storage, have the same.
+        ram: guest memory.
+
+    Raises:
+        GuestRefusedError: the file cannot be opened.
+    """
+
+    ports = range(DISK_PORT, DISK_PORT + 20)
+    sector: U32
+    address_low: U32
+    address_high: U32
+    status: U32
+
+    def __init__(self, path: str, ram: GuestRam) -> None:
+        self.sector = self.address_low = self.address_high = self.status = 0
+        self._ram = ram
+        self._fd = _open(path, os.O_RDWR)
+        self.sectors = os.fstat(self._fd).st_size // _SECTOR_BYTES
+
+    def read(self, offset: int, rest: Rest) -> int:
+        return {0: self.sector, 4: self.address_low, 8: self.address_high, 12: self.status}.get(offset, self.sectors)
+
+    def write(self, offset: int, value: int) -> None:
+        if offset == 0:
+            self.sector = value
+        elif offset == 4:
+            self.address_low = value
+        elif offset == 8:
+            self.address_high = value
+        elif offset == 12:
+            self.status = 0 if self._carry(value) else 1
+
+    def pre_save(self) -> None:
+        """Let the file hold all that was written: the destination may read it on another host."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _carry(self, command: int) -> bool:
+        """Do *command*; returns whether all of the sector was carried."""
+        if command not in (READ, WRITE) or self.sector >= self.sectors:
+            return False
+        address = self.address_high << 32 | self.address_low
+        try:
+            memory = self._ram.view(address, _SECTOR_BYTES)
+            if command == WRITE:
+                return os.pwrite(self._fd, memory, self.sector * _SECTOR_BYTES) == _SECTOR_BYTES
+            done = os.preadv(self._fd, [memory], self.sector * _SECTOR_BYTES)
+        except (GuestError, OSError):
+            return False
+        self._ram.wrote(address, _SECTOR_BYTES)
+        return done == _SECTOR_BYTES
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise GuestRefusedError(f"{path}: {error.strerror}; a file that can be written is needed") from error

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KVM guest as the engine sees it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import msgspec
+
+from parmig.errors import GuestRefusedError
+from parmig.guests.kvm.monitor import KvmStats
+from parmig.guests.kvm.options import KvmOptions, parse_options
+from parmig.guests.kvm.ram import BLOCK_NAME, ram_block
+from parmig.guests.spawned import messages as m
+from parmig.guests.spawned.guest import SpawnedGuest
+from parmig.units import KIB, MIB
+
+_PROGRAM = "parmig.guests.kvm.monitor:main"
+_STATE_LIMIT_BYTES = 1 * MIB  # of the machine's devices
+_STATE_LIMIT_BYTES_PER_VCPU = 64 * KIB
+
+
+class KvmGuest(SpawnedGuest):
+    """A virtual machine in a process of its own.
+
+    Args:
+        options: what machine.
+        incoming: True: memory is empty and state is to come; the guest cannot run before.
+
+    Raises:
+        HostRefusedError: this host has no KVM, or not what the options ask for.
+        GuestRefusedError: a file that the options name cannot be used.
+        GuestError: the process could not be started or did not come up.
+    """
+
+    def __init__(self, options: KvmOptions, *, incoming: bool = False) -> None:
+        self._options = options
+        super().__init__(
+            "kvm",
+            _PROGRAM,
+            options,
+            [ram_block(options.memory_bytes)],
+            state_limit_bytes=_STATE_LIMIT_BYTES + options.vcpus * _STATE_LIMIT_BYTES_PER_VCPU,
+            incoming=incoming,
+            running=options.running,
+        )
+
+    def _create_file(self, name: str, size_bytes: int) -> int:
+        """A memory file; for the memory the file that the options name: made if it is not there, or of its size."""
+        path = self._options.file
+        if name != BLOCK_NAME or not path:
+            return super()._create_file(name, size_bytes)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise GuestRefusedError(f"memory file {path}: {error.strerror}") from error
+        self._fds.append(fd)
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size not in (0, size_bytes):
+            raise GuestRefusedError(
+                f"memory file {path}: expected an empty file or one of {size_bytes} bytes, found {found.st_size}"
+            )
+        os.ftruncate(fd, size_bytes)
+        return fd
+
+    def stats(self) -> KvmStats:
+        """Counters as of now."""
+        return msgspec.msgpack.decode(self._ask(m.Ask(), m.Answer).stats, type=KvmStats)
+
+
+def open_kvm(options: str, *, incoming: bool) -> KvmGuest:
+    """The guest that ``kvm:OPTIONS`` names; it owns a process until close().
+
+    Raises:
+        UsageError: bad options.
+        HostRefusedError, GuestRefusedError, GuestError: as KvmGuest.
+    """
+    return KvmGuest(parse_options(options), incoming=incoming)

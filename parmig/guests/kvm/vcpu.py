@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual CPU and the thread that runs it.
+
+The thread is in KVM_RUN, without the interpreter's lock, or handles an exit, or is parked. It parks while anybody
+holds it, and only when KVM_RUN was interrupted: an exit that the kernel completes at the next entry (a port or
+memory access) is completed then, because ``immediate_exit`` turns a held vCPU back right after that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from parmig import linux
+from parmig.errors import GuestError
+from parmig.guests.kvm.devices import TICK_HZ, Device
+from parmig.units import NS_PER_S
+
+KICK = signal.SIGUSR1
+"""Interrupts KVM_RUN; the process has a handler for it that does nothing."""
+
+_PARK_LIMIT_S = 5.0
+
+
+class Vcpu:
+    """One virtual CPU; held as ``stopped`` from the start.
+
+    Args:
+        kvm: descriptor of /dev/kvm.
+        vm: of the VM.
+        number: of the vCPU.
+        devices: by port, with the port's place in the device.
+        ring_full: called when the dirty ring of this vCPU is full.
+
+    Attributes:
+        fd: its descriptor.
+        failure: why it cannot go on; empty: it can.
+    """
+
+    def __init__(
+        self, kvm: int, vm: int, number: int, devices: dict[int, tuple[Device, int]], ring_full: Callable[[], None]
+    ) -> None:
+        self.fd = linux.kvm_create_vcpu(vm, number)
+        self.failure = ""
+        self._map = linux.kvm_map_run(kvm, self.fd)
+        self._run = linux.KvmRun.from_buffer(self._map)
+        self._devices = devices
+        self._ring_full = ring_full
+        self._holds = {"stopped"}
+        self._parked = True
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._loop, name=f"vcpu-{number}", daemon=True)
+        self._thread.start()
+
+    # -- from other threads ---------------------------------------------------------------------
+
+    def hold(self, why: str) -> None:
+        """Have it park soon; it stays so until everything it is held for was released."""
+        with self._changed:
+            self._holds.add(why)
+            self._run.immediate_exit = 1
+            self._changed.notify_all()
+        assert self._thread.ident is not None
+        signal.pthread_kill(self._thread.ident, KICK)
+
+    def release(self, why: str) -> None:
+        """Take back :meth:`hold` for this reason."""
+        with self._changed:
+            self._holds.discard(why)
+            self._run.immediate_exit = bool(self._holds)
+            self._changed.notify_all()
+
+    def wait_parked(self) -> None:
+        """Wait until it is parked: its registers may be read and set then.
+
+        Raises:
+            GuestError: it took too long.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._parked, _PARK_LIMIT_S):
+                raise GuestError(f"{self._thread.name} did not stop within {_PARK_LIMIT_S:g} s")
+
+    def close(self) -> None:
+        """End the thread and give everything back; it must be held."""
+        self._ended = True
+        self.hold("ended")
+        self._thread.join(_PARK_LIMIT_S)
+        del self._run
+        self._map.close()
+        os.close(self.fd)
+
+    # -- in the thread --------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._ended:
+            with self._changed:
+                self._parked = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._ended or not self._holds)
+                self._parked = False
+            try:
+                self._go()
+            except Exception as error:
+                self._fail(f"{self._thread.name}: {error!r}")
+
+    def _go(self) -> None:
+        """Run until held."""
+        while True:
+            if linux.kvm_run(self.fd):
+                self._exited()
+            elif self._holds:
+                return
+
+    def _exited(self) -> None:
+        reason = self._run.exit_reason
+        if reason == linux.KVM_EXIT_IO:
+            self._port_access(self._run.io)
+        elif reason == linux.KVM_EXIT_MMIO:
+            if not self._run.mmio.is_write:  # nothing is there
+                self._run.mmio.data[:] = [0xFF] * 8
+        elif reason == linux.KVM_EXIT_DIRTY_RING_FULL:
+            self._ring_full()
+        elif reason == linux.KVM_EXIT_HLT:  # without an interrupt controller in the kernel; nothing would end it
+            self._rest(time.monotonic_ns() + NS_PER_S // TICK_HZ)
+        else:
+            name = linux.KVM_EXIT_NAMES.get(reason, str(reason))
+            self._fail(f"{self._thread.name} stopped by KVM_EXIT_{name}, {bytes(self._run.words).hex()}")
+
+    def _port_access(self, io: linux.KvmExitIo) -> None:
+        device, offset = self._devices.get(io.port, (None, 0))
+        for at in range(io.data_offset, io.data_offset + io.count * io.size, io.size):
+            place = slice(at, at + io.size)
+            if io.direction == linux.KVM_EXIT_IO_OUT:
+                if device is not None:
+                    device.write(offset, int.from_bytes(self._map[place], "little"))
+            else:
+                value = device.read(offset, self._rest) if device is not None else -1
+                self._map[place] = (value & (1 << 8 * io.size) - 1).to_bytes(io.size, "little")
+
+    def _rest(self, until_ns: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._holds, max(0, until_ns - time.monotonic_ns()) / NS_PER_S)
+
+    def _fail(self, why: str) -> None:
+        self.failure = self.failure or why
+        self.hold("failed")

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest whose monitor is a process that parmig starts, as the engine sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
+
+import msgspec
+
+from parmig.errors import GuestError, StateError, StatusError, UsageError
+from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.spawned import messages as m
+from parmig.guests.spawned.process import MonitorProcess
+from parmig.ram.bits import bits_for
+from parmig.ram.blocks import BlockMemory, RamBlock
+from parmig.units import GIB, KIB
+
+_ANSWER_LIMIT_S = 10.0
+_SLOW_LIMIT_S = 30.0  # what handles all of memory: and so much more for each GiB
+_SLOW_LIMIT_S_PER_GIB = 10.0
+_SINK_BYTES = 256 * KIB
+
+_R = TypeVar("_R")
+
+
+class SpawnedGuest(Guest):
+    """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.base.Guest`.
+
+    Every method that asks the process raises GuestError when that is gone or does not answer in time.
+
+    Args:
+        kind: of guest: ``kvm``.
+        program: ``module:function`` of the monitor.
+        options: of the guest, a structure; the monitor gets it in msgpack.
+        blocks: the RAM blocks; each gets a memory file of its own.
+        state_limit_bytes: more device state than this is refused.
+        incoming: True: memory is empty and state is to come; the guest cannot run before.
+        running: whether it runs from the start, unless it is an incoming one.
+
+    Raises:
+        GuestError: the process could not be started or did not come up.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        program: str,
+        options: msgspec.Struct,
+        blocks: Sequence[RamBlock],
+        *,
+        state_limit_bytes: int,
+        incoming: bool,
+        running: bool,
+    ) -> None:
+        self._kind = kind
+        self._incoming = incoming
+        self._machine = ""
+        self._running = False
+        self._paused_here = False
+        self._accepting = False
+        self._logging = ""
+        self._state = bytearray()
+        self._state_limit_bytes = state_limit_bytes
+        self._slow_limit_s = _SLOW_LIMIT_S + _SLOW_LIMIT_S_PER_GIB * sum(block.size_bytes for block in blocks) / GIB
+        self._fds: list[int] = []
+        self._memory: list[BlockMemory] = []
+        self._bitmap_fd = -1
+        self._process: MonitorProcess | None = None
+        try:
+            self._memory = [BlockMemory(block, self._create_file(block.name, block.size_bytes)) for block in blocks]
+            self._bitmap_fd = self._create_file("dirty", sum(bits_for(block.pages) for block in blocks))
+            self._process = MonitorProcess(program, kind, self._fds)
+            start = m.Start(msgspec.msgpack.encode(options), incoming)
+            self._machine = self._ask(start, m.Started, self._slow_limit_s).machine
+            if running and not incoming:
+                self.resume()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_file(self, name: str, size_bytes: int) -> int:
+        """A descriptor of a new file for block *name*, or for the bitmap ``dirty``; close() closes it."""
+        fd = os.memfd_create(f"parmig-{name}", os.MFD_CLOEXEC)
+        self._fds.append(fd)
+        os.ftruncate(fd, size_bytes)
+        return fd
+
+    def info(self) -> GuestInfo:
+        """What the guest is."""
+        return GuestInfo(self._kind, self._machine, _monitor())
+
+    def memory(self) -> Sequence[BlockMemory]:
+        """Its blocks, each in a file of its own that stays open until close()."""
+        return self._memory
+
+    def is_running(self) -> bool:
+        """Whether virtual CPUs and devices run now."""
+        return self._running and self._process is not None and self._process.is_alive()
+
+    # -- source ---------------------------------------------------------------------------------
+
+    def start_dirty_log(self, kind: str) -> DirtyLog:
+        """Begin to record writes by *kind*: ``auto`` or what the monitor knows.
+
+        Raises:
+            HostRefusedError: this host does not allow it.
+            GuestRefusedError: there is no such log.
+        """
+        log = self._ask(m.StartLog(kind), m.Log).log
+        self._logging = log.kind
+        return log
+
+    def sync_dirty_log(self) -> None:
+        """(``bitmap``) Add all writes made before the call to the shared bitmap."""
+        if self._logging == "bitmap":
+            self._ask(m.SyncLog(), m.Done)
+
+    def dirty_bitmap_fd(self) -> int:
+        """Descriptor of the shared bitmap, open until close()."""
+        return self._bitmap_fd
+
+    def stop_dirty_log(self) -> None:
+        """End the recording. Fine when none is on or the process is gone: nothing of it is left then."""
+        logging, self._logging = self._logging, ""
+        if logging and self._process is not None:
+            try:
+                self._ask(m.StopLog(), m.Done)
+            except GuestError:
+                if self._process.is_alive():
+                    raise
+
+    def pause(self, sink: StateSink) -> int:
+        """Stop; nothing goes to *sink* yet.
+
+        Returns:
+            the instant of the stop, on the clock of ``time.monotonic_ns()``; of this call when it was paused.
+        """
+        # Before asking: a process that hangs past the limit may stop later, and resume_source() must undo that too.
+        self._paused_here = self._paused_here or self._running
+        stopped_ns = self._ask(m.Pause(), m.Done).value_ns
+        self._running = False
+        return stopped_ns
+
+    def save_state(self, sink: StateSink) -> None:
+        """Write the state of all devices to *sink*.
+
+        Raises:
+            StatusError: the guest runs.
+        """
+        data = memoryview(self._ask(m.SaveState(), m.State, self._slow_limit_s).data)
+        for start in range(0, len(data), _SINK_BYTES):
+            sink.write(data[start : start + _SINK_BYTES])
+
+    def resume_source(self) -> None:
+        """Full speed, and running if :meth:`pause` had stopped it."""
+        self.throttle(0)
+        if self._paused_here:
+            self.resume()
+
+    def quit(self) -> None:
+        """End the process; its memory stays readable until close()."""
+        self.discard()
+
+    def can_throttle(self) -> bool:
+        """Yes."""
+        return True
+
+    def throttle(self, percent: int) -> None:
+        """Run ``100 - percent`` % of the time.
+
+        Raises:
+            UsageError: *percent* is not 0 to 99.
+        """
+        if not 0 <= percent <= 99:
+            raise UsageError(f"throttle: expected 0 to 99 percent, found {percent}")
+        self._ask(m.Throttle(percent), m.Done)
+
+    # -- destination ----------------------------------------------------------------------------
+
+    def prepare_incoming(self) -> None:
+        """Make ready to take device state.
+
+        Raises:
+            StatusError: the guest was not opened as an incoming one, or has its state.
+        """
+        if not self._incoming:
+            raise StatusError("expected a guest opened with incoming=True, found one with a state of its own")
+        self._state.clear()
+        self._accepting = True
+
+    def write_state(self, data: memoryview) -> None:
+        """Keep the next bytes of device state, copying them.
+
+        Raises:
+            StatusError: prepare_incoming() was not called.
+            StateError: they are more than this guest's state can be.
+        """
+        if not self._accepting:
+            raise StatusError("write_state: expected prepare_incoming() before")
+        if len(self._state) + data.nbytes > self._state_limit_bytes:
+            raise StateError(
+                f"device state: expected at most {self._state_limit_bytes} bytes for this guest, "
+                f"found {len(self._state) + data.nbytes} or more"
+            )
+        self._state += data
+
+    def finish_load(self) -> None:
+        """Load what was written; the guest stays paused.
+
+        Raises:
+            StatusError: prepare_incoming() was not called.
+            StateError: a device refused it.
+        """
+        if not self._accepting:
+            raise StatusError("finish_load: expected prepare_incoming() before")
+        self._accepting = False
+        data = bytes(self._state)
+        self._state.clear()
+        self._ask(m.LoadState(data), m.Done, self._slow_limit_s)
+        self._incoming = False
+
+    def resume(self) -> int:
+        """Run; StatusError when the guest waits for its state.
+
+        Returns:
+            the instant from which on it ran, on the clock of ``time.monotonic_ns()``.
+        """
+        since_ns = self._ask(m.Run(), m.Done).value_ns
+        self._running = True
+        self._paused_here = False
+        return since_ns
+
+    def discard(self) -> None:
+        """Kill the process: this copy never runs. Its memory stays readable until close()."""
+        self._running = self._accepting = False
+        if self._process is not None:
+            self._process.kill()
+
+    # -- both -----------------------------------------------------------------------------------
+
+    def watch_fd(self) -> int | None:
+        """A pidfd of the process, open until close()."""
+        return None if self._process is None else self._process.pidfd
+
+    def close(self) -> None:
+        """End the process and close all descriptors. Never raises; calling it twice is fine."""
+        self._running = False
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
+        while self._fds:
+            with contextlib.suppress(OSError):
+                os.close(self._fds.pop())
+        self._memory = []
+
+    # -- for tests and the demonstration --------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Process id of the monitor; GuestError when it is closed."""
+        return self._alive().pid
+
+    def check(self) -> None:
+        """Compare memory with what device state says of it.
+
+        Raises:
+            StatusError: the guest runs.
+            GuestError: pages are lost, stale or torn; says which.
+        """
+        self._ask(m.Check(), m.Done, self._slow_limit_s)
+
+    def serial_text(self) -> str:
+        """The last lines of the serial log."""
+        return self._ask(m.Ask(), m.Answer).serial_text
+
+    def _ask(self, request: m.Request, expected: type[_R], limit_s: float = _ANSWER_LIMIT_S) -> _R:
+        reply = self._alive().ask(request, limit_s)
+        if not isinstance(reply, expected):
+            raise GuestError(f"the {self._kind} guest answered {type(request).__name__} with {type(reply).__name__}")
+        return reply
+
+    def _alive(self) -> MonitorProcess:
+        if self._process is None:
+            raise GuestError(f"the {self._kind} guest is closed")
+        return self._process
+
+
+def _monitor() -> str:
+    try:
+        return f"parmig {version('parmig')}"
+    except PackageNotFoundError:
+        return "parmig"  # run from a checkout that is not installed

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor's end of the pipe: requests in, replies out, one at a time.
+
+The process ends with its pipe.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from parmig import linux
+from parmig.errors import GuestError, ParmigError, StateError, StatusError
+from parmig.guests.base import DirtyLog
+from parmig.guests.spawned import messages as m
+from parmig.state import StateRegistry
+
+
+class Pipe(Protocol):
+    """The monitor's end of the pipe (a ``multiprocess`` connection)."""
+
+    def recv_bytes(self) -> bytes:
+        """The next message; EOFError when the other end is closed."""
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send a message."""
+
+
+class Monitor(ABC):
+    """A virtual machine and what can be asked of it.
+
+    Args:
+        incoming: it waits for state and must not run before.
+
+    Attributes:
+        machine: what device state depends on; compared literally with the other side's.
+        registry: all devices that have state.
+        running: whether virtual CPUs and devices run now.
+    """
+
+    machine: str
+
+    def __init__(self, *, incoming: bool) -> None:
+        self.registry = StateRegistry()
+        self.running = False
+        self._waits_for_state = incoming
+
+    @abstractmethod
+    def run(self) -> int:
+        """Let it run; returns the instant from which on it does. Called only while it stands still."""
+
+    @abstractmethod
+    def pause(self) -> int:
+        """Stop it, if it runs; returns the instant at which nothing wrote memory any more."""
+
+    @abstractmethod
+    def throttle(self, percent: int) -> None:
+        """Let it run only ``100 - percent`` % of the time; takes effect soon."""
+
+    @abstractmethod
+    def start_log(self, kind: str) -> DirtyLog:
+        """Begin to record writes by *kind*."""
+
+    @abstractmethod
+    def sync_log(self) -> None:
+        """Add what was written to the shared bitmap."""
+
+    @abstractmethod
+    def stop_log(self) -> None:
+        """End the recording; fine when none is on."""
+
+    @abstractmethod
+    def damage(self) -> str:
+        """What differs between memory and device state of the paused guest; empty: nothing."""
+
+    @abstractmethod
+    def answer(self) -> tuple[msgspec.Struct, str]:
+        """Counters, and the serial log's last lines."""
+
+    def handle(self, request: m.Request) -> m.Reply:
+        """Do what *request* asks for.
+
+        Raises:
+            ParmigError: it cannot be done; the guest is as before, after a failed load it is useless.
+        """
+        match request:
+            case m.Run():
+                return m.Done(self._run())
+            case m.Pause():
+                stopped_ns = self.pause()
+                self.running = False
+                return m.Done(stopped_ns)
+            case m.Throttle():
+                self.throttle(request.percent)
+            case m.StartLog():
+                return m.Log(self.start_log(request.kind))
+            case m.SyncLog():
+                self.sync_log()
+            case m.StopLog():
+                self.stop_log()
+            case m.Ask():
+                stats, text = self.answer()
+                return m.Answer(msgspec.msgpack.encode(stats), text)
+            case _:
+                return self._handle_paused(request)
+        return m.Done()
+
+    def _handle_paused(self, request: m.Request) -> m.Reply:
+        if self.running:
+            raise StatusError(f"{type(request).__name__} needs a paused guest, this one runs; pause it first")
+        match request:
+            case m.SaveState():
+                if self._waits_for_state:
+                    raise StatusError("there is no state to save: this guest waits for its own")
+                return m.State(self.registry.save_all(machine=self.machine))
+            case m.LoadState():
+                if not self._waits_for_state:
+                    raise StateError("state was loaded already, or the guest is not an incoming one")
+                self.registry.load_all(request.data, machine=self.machine)
+                self._waits_for_state = False
+            case m.Check():
+                damage = self.damage()
+                if damage:
+                    raise GuestError(damage)
+        return m.Done()
+
+    def _run(self) -> int:
+        if self._waits_for_state:
+            raise StatusError("an incoming guest cannot run before its state is loaded")
+        if self.running:
+            return time.monotonic_ns()
+        since_ns = self.run()
+        self.running = True
+        return since_ns
+
+
+def serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
+    """The monitor's process: serve *pipe* until it is closed.
+
+    Args:
+        make: makes the machine that the first request asks for.
+    """
+    # The guest ends by its owner's will; a Ctrl-C at the terminal is for the owner to act on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    linux.die_with_parent(signal.SIGKILL)
+    try:
+        _serve(pipe, make)
+    except (EOFError, ConnectionError):
+        return
+
+
+def _serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
+    decoder = msgspec.msgpack.Decoder(m.Question)
+    encoder = msgspec.msgpack.Encoder()
+    monitor: Monitor | None = None
+    while True:
+        question = decoder.decode(pipe.recv_bytes())
+        reply: m.Reply
+        try:
+            if isinstance(question.body, m.Start):
+                monitor = make(question.body)
+                reply = m.Started(monitor.machine)
+            elif monitor is not None:
+                reply = monitor.handle(question.body)
+            else:
+                raise StatusError(f"{type(question.body).__name__} was asked of a machine that was not made")
+        except ParmigError as error:
+            reply = m.Failed(type(error).__name__, str(error))
+        except Exception as error:
+            reply = m.Failed("GuestError", f"the guest's monitor failed: {error!r}")
+        pipe.send_bytes(encoder.encode(m.Response(question.number, reply)))

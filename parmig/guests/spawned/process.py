@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor's process as its owner sees it: started, asked, watched, ended. Every wait has a limit.
+
+It comes from parmig's fork server, so the owner's threads and sockets are not in it. It ends with the pipe, with the
+fork server (PR_SET_PDEATHSIG), or by SIGKILL from close().
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+from multiprocess import connection as mp_connection
+
+from parmig.errors import GuestError, by_name
+from parmig.guests.spawned import messages as m
+from parmig.processes import start_process
+
+_IO_LIMIT_S = 10
+_END_LIMIT_S = 2.0
+
+
+class MonitorProcess:
+    """A running monitor and the owner's end of its pipe.
+
+    Args:
+        program: ``module:function`` that runs there.
+        kind: of guest, for messages: ``kvm``.
+        fds: handed to the process as duplicates; the caller keeps its own.
+
+    Attributes:
+        pid: its process id.
+        pidfd: becomes readable when it ends; valid until close().
+
+    Raises:
+        GuestError: it could not be started.
+    """
+
+    def __init__(self, program: str, kind: str, fds: Sequence[int]) -> None:
+        self._guest = f"the {kind} guest"
+        self._number = 0
+        self._decoder = msgspec.msgpack.Decoder(m.Response)
+        self.pidfd = -1
+        try:
+            self._process, self._pipe = start_process(program, "parmig-guest", b"", fds)
+        except (OSError, EOFError) as error:
+            raise GuestError(f"{self._guest}'s process could not be started: {error}") from error
+        self.pid: int = self._process.pid
+        try:
+            _limit_io(self._pipe.fileno())
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            self.close()
+            raise GuestError(f"{self._guest}'s process {self.pid} ended at its start: {error}") from error
+
+    def ask(self, request: m.Request, limit_s: float) -> m.Reply:
+        """Send *request* and return its reply.
+
+        Raises:
+            GuestError: the process ended, or did not answer within *limit_s* seconds.
+            ParmigError: what the process answered, when that is an error.
+        """
+        what = type(request).__name__
+        deadline = time.monotonic() + limit_s
+        self._number += 1
+        try:
+            self._pipe.send_bytes(msgspec.msgpack.encode(m.Question(self._number, request)))
+            while True:
+                left_s = max(0.0, deadline - time.monotonic())
+                if not mp_connection.wait([self._pipe, self.pidfd], left_s):
+                    raise GuestError(f"{self._guest} (process {self.pid}) did not answer {what} in {limit_s:g} s")
+                # A process that ended may have answered before: what is in the pipe comes first.
+                if not self._pipe.poll():
+                    raise self._ended(what)
+                response = self._decoder.decode(self._pipe.recv_bytes())
+                if response.number == self._number:
+                    break  # others answer requests that were given up
+        except BlockingIOError as error:
+            raise GuestError(f"{self._guest} (process {self.pid}) hangs: {what} took {_IO_LIMIT_S} s") from error
+        except (EOFError, OSError) as error:
+            raise self._ended(what) from error
+        if isinstance(response.body, m.Failed):
+            raise by_name(response.body.error)(response.body.message)
+        return response.body
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self.pidfd >= 0 and not mp_connection.wait([self.pidfd], 0)
+
+    def kill(self) -> None:
+        """End the process now, and wait until it has ended. Never raises; fine when it has ended before."""
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            mp_connection.wait([self.pidfd], _END_LIMIT_S)
+
+    def close(self) -> None:
+        """End the process and give everything back. Never raises; calling it twice is fine."""
+        self._pipe.close()
+        if self.pidfd >= 0:
+            # The end of its pipe ends it between two ticks; SIGKILL is for one that hangs.
+            if not mp_connection.wait([self.pidfd], _END_LIMIT_S):
+                self.kill()
+            os.close(self.pidfd)
+            self.pidfd = -1
+        with suppress(ValueError, OSError):  # closed before, or a process that not even SIGKILL ends
+            self._process.join(_END_LIMIT_S)
+            self._process.close()
+
+    def _ended(self, what: str) -> GuestError:
+        if not mp_connection.wait([self.pidfd], _END_LIMIT_S):
+            return GuestError(f"{self._guest} (process {self.pid}) closed its pipe while asked for {what}")
+        self._process.join(_END_LIMIT_S)
+        code = self._process.exitcode
+        how = f"exit code {code}" if code is None or code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
+        return GuestError(f"{self._guest} (process {self.pid}) ended by {how} while asked for {what}")
+
+
+def _limit_io(fd: int) -> None:
+    """Give blocking reads and writes of the pipe a limit: a stopped process must not hold its owner for ever."""
+    limit = struct.pack("@ll", _IO_LIMIT_S, 0)
+    with socket.socket(fileno=os.dup(fd)) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
