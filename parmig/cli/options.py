@@ -87,7 +87,10 @@ class Format(enum.StrEnum):
 
 
 GuestOption = Annotated[
-    str, typer.Option("--guest", metavar="GUEST", help="qemu:QMP-SOCKET, kvm[:OPTIONS], or synthetic[:OPTIONS].", show_default=False)
+    str,
+    typer.Option(
+        "--guest", metavar="GUEST", help="qemu:QMP-SOCKET, kvm[:OPTIONS], or synthetic[:OPTIONS].", show_default=False
+    ),
 ]
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=1, max=MAX_WORKERS, metavar="N", help="Worker processes on each side.")
