@@ -19,12 +19,13 @@ import psutil
 import pytest
 
 from parmig import linux
-from parmig.errors import GuestError, GuestRefusedError, StateError, StatusError, UsageError
+from parmig.errors import GuestError, GuestRefusedError, HostRefusedError, StateError, StatusError, UsageError
 from parmig.guests.registry import open_guest
+from parmig.guests.spawned.messages import Pause
 from parmig.guests.synthetic.devices import SerialLog, Writer
+from parmig.guests.synthetic.dirty import choose_log
 from parmig.guests.synthetic.guest import SyntheticGuest, open_synthetic
 from parmig.guests.synthetic.ledger import BlockLedger
-from parmig.guests.synthetic.messages import Pause
 from parmig.guests.synthetic.options import block_layout, parse_options, touched_layout
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.state import state_of
@@ -494,12 +495,16 @@ def test_the_page_tables_of_the_process_hold_every_write(fill: str) -> None:
 
 
 def test_a_guest_without_write_tracking_falls_back_to_the_bitmap(monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened("memory=1MiB,running=no") as guest:
-        monkeypatch.setattr(linux, "probe_write_tracking", lambda: "not here")
-        log = guest.start_dirty_log("auto")
-        assert (log.kind, log.reason) == ("bitmap", "not here")
+    monkeypatch.setattr(linux, "probe_write_tracking", lambda: "not here")
+    assert choose_log("auto", "auto") == ("bitmap", "not here")
+    with pytest.raises(HostRefusedError, match="not here"):
+        choose_log("pagemap", "auto")
+
+
+def test_the_option_tracker_is_what_auto_stands_for() -> None:
     with opened("memory=1MiB,running=no,tracker=digest") as guest:
-        assert guest.start_dirty_log("auto").kind == "digest"
+        log = guest.start_dirty_log("auto")
+        assert (log.kind, log.reason) == ("digest", "asked for by the guest's option tracker")
         guest.sync_dirty_log()
         with pytest.raises(GuestRefusedError, match="kvm"):
             guest.start_dirty_log("kvm")
@@ -567,7 +572,7 @@ def test_a_guest_that_hangs_is_an_error_and_can_be_closed(monkeypatch: pytest.Mo
     with opened("memory=1MiB") as guest:
         pid = guest.pid
         os.kill(pid, signal.SIGSTOP)
-        monkeypatch.setattr("parmig.guests.synthetic.process._END_LIMIT_S", 0.2)
+        monkeypatch.setattr("parmig.guests.spawned.process._END_LIMIT_S", 0.2)
         with pytest.raises(GuestError, match=r"did not answer Pause in 0\.05 s"):
             guest._process.ask(Pause(), 0.05)  # type: ignore[union-attr]
         guest.close()
@@ -603,7 +608,7 @@ def test_nothing_is_left_when_the_start_fails(monkeypatch: pytest.MonkeyPatch) -
     with opened("memory=1MiB,running=no"):
         pass
     files = open_files()
-    monkeypatch.setattr("parmig.guests.synthetic.guest._SLOW_LIMIT_S", -1.0)
+    monkeypatch.setattr("parmig.guests.spawned.guest._SLOW_LIMIT_S", -1.0)
     with pytest.raises(GuestError, match="did not answer Start"):
         open_synthetic("memory=1MiB", incoming=False)
     assert open_files() == files

@@ -33,7 +33,7 @@ class SpawnedGuest(Guest):
     Every method that asks the process raises GuestError when that is gone or does not answer in time.
 
     Args:
-        kind: of guest: ``kvm``.
+        kind: of guest: ``kvm``, ``synthetic``.
         program: ``module:function`` of the monitor.
         options: of the guest, a structure; the monitor gets it in msgpack.
         blocks: the RAM blocks; each gets a memory file of its own.

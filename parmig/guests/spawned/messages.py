@@ -65,6 +65,12 @@ class Check(msgspec.Struct, tag=True):
     """Compare memory with device state. Reply: Done, or Failed naming what is wrong."""
 
 
+class Special(msgspec.Struct, tag=True):
+    """What only this kind of guest can do, in msgpack of a structure of its own. Reply: Done."""
+
+    body: bytes
+
+
 class Ask(msgspec.Struct, tag=True):
     """Reply: Answer with counters and serial log."""
 
@@ -107,7 +113,9 @@ class Answer(msgspec.Struct, tag=True):
     serial_text: str
 
 
-Request = Start | Run | Pause | Throttle | StartLog | SyncLog | StopLog | SaveState | LoadState | Check | Ask
+Request = (
+    Start | Run | Pause | Throttle | StartLog | SyncLog | StopLog | SaveState | LoadState | Check | Special | Ask
+)  # fmt: skip
 Reply = Started | Done | Failed | Log | State | Answer
 
 

@@ -24,6 +24,9 @@ from parmig.state import StateRegistry
 class Pipe(Protocol):
     """The monitor's end of the pipe (a ``multiprocess`` connection)."""
 
+    def poll(self, timeout: float | None) -> bool:
+        """Whether something can be read, waiting for *timeout* seconds; None: for ever."""
+
     def recv_bytes(self) -> bytes:
         """The next message; EOFError when the other end is closed."""
 
@@ -82,6 +85,18 @@ class Monitor(ABC):
     def answer(self) -> tuple[msgspec.Struct, str]:
         """Counters, and the serial log's last lines."""
 
+    def special(self, body: bytes) -> None:
+        """Do what only this kind of guest can do; *body* is its own."""
+        raise GuestError("this kind of guest has no requests of its own")
+
+    def tick(self) -> float | None:
+        """Do what is due by now; called between requests.
+
+        Returns:
+            how many seconds may pass until the next call; None: nothing is due before the next request.
+        """
+        return None
+
     def handle(self, request: m.Request) -> m.Reply:
         """Do what *request* asks for.
 
@@ -103,6 +118,8 @@ class Monitor(ABC):
                 self.sync_log()
             case m.StopLog():
                 self.stop_log()
+            case m.Special():
+                self.special(request.body)
             case m.Ask():
                 stats, text = self.answer()
                 return m.Answer(msgspec.msgpack.encode(stats), text)
@@ -159,6 +176,8 @@ def _serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
     encoder = msgspec.msgpack.Encoder()
     monitor: Monitor | None = None
     while True:
+        while not pipe.poll(None if monitor is None else monitor.tick()):
+            pass  # something is due before the next request
         question = decoder.decode(pipe.recv_bytes())
         reply: m.Reply
         try:

@@ -31,7 +31,7 @@ class MonitorProcess:
 
     Args:
         program: ``module:function`` that runs there.
-        kind: of guest, for messages: ``kvm``.
+        kind: of guest, for messages: ``kvm``, ``synthetic``.
         fds: handed to the process as duplicates; the caller keeps its own.
 
     Attributes:
@@ -104,7 +104,7 @@ class MonitorProcess:
         """End the process and give everything back. Never raises; calling it twice is fine."""
         self._pipe.close()
         if self.pidfd >= 0:
-            # The end of its pipe ends it between two ticks; SIGKILL is for one that hangs.
+            # The end of its pipe ends it between two requests; SIGKILL is for one that hangs.
             if not mp_connection.wait([self.pidfd], _END_LIMIT_S):
                 self.kill()
             os.close(self.pidfd)

@@ -12,17 +12,11 @@ import numpy.typing as npt
 
 from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError
-from parmig.guests.base import Segment
+from parmig.guests.base import DirtyLog, Segment
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
 from parmig.guests.synthetic.options import TRACKERS
-from parmig.ram.blocks import WORD_PAGES, BlockMapping
-
-_WORD_BYTES = WORD_PAGES // 8
-
-
-def bitmap_bytes(pages: Sequence[int]) -> int:
-    """Size of the shared bitmap of blocks of so many pages, each beginning on a word."""
-    return sum(-(-count // WORD_PAGES) * _WORD_BYTES for count in pages)
+from parmig.ram.bits import Bits, bits_for
+from parmig.ram.blocks import BlockMapping
 
 
 def choose_log(kind: str, preferred: str) -> tuple[str, str]:
@@ -51,15 +45,14 @@ class DirtyRecorder:
 
     Args:
         mappings: the blocks, in the order of the log; not owned.
-        bitmap_fd: the shared bitmap, of :func:`bitmap_bytes`; not owned.
+        bitmap_fd: the shared bitmap; not owned.
     """
 
     def __init__(self, mappings: Sequence[BlockMapping], bitmap_fd: int) -> None:
         self._mappings = mappings
-        words = [-(-mapping.block.pages // WORD_PAGES) for mapping in mappings]
-        self._starts = np.cumsum([0, *words]) * WORD_PAGES
-        self._shared_map = mmap.mmap(bitmap_fd, sum(words) * _WORD_BYTES)
-        self._shared: npt.NDArray[np.uint8] = np.frombuffer(self._shared_map, dtype=np.uint8)
+        borders = np.cumsum([0, *(bits_for(mapping.block.pages) for mapping in mappings)])
+        self._starts = borders * 8
+        self._shared: Bits = np.frombuffer(mmap.mmap(bitmap_fd, int(borders[-1])), np.uint8)
         self._written: npt.NDArray[np.bool_] | None = None
         self._uffd: int | None = None
 
@@ -74,22 +67,25 @@ class DirtyRecorder:
 
         return mark
 
-    def start(self, kind: str) -> tuple[tuple[Segment, ...], ...]:
+    def start(self, kind: str, preferred: str) -> DirtyLog:
         """Begin, with nothing recorded; ends a log that is on.
 
-        Returns:
-            for ``pagemap`` where each block is mapped, else nothing.
+        Args:
+            kind: what the engine asks for.
+            preferred: what ``auto`` stands for.
 
         Raises:
             HostRefusedError: the kernel does not let this process track its writes.
+            GuestRefusedError: there is no such log.
         """
+        kind, reason = choose_log(kind, preferred)
         self.stop()
         if kind == "pagemap":
-            return self._start_pagemap()
+            return DirtyLog(kind, os.getpid(), self._start_pagemap(), reason)
         if kind == "bitmap":
             self._shared[:] = 0
             self._written = np.zeros(int(self._starts[-1]), dtype=np.bool_)
-        return ()
+        return DirtyLog(kind, reason=reason)
 
     def sync(self) -> None:
         """Add what was written since the last call to the shared bitmap."""
