@@ -51,10 +51,14 @@ def save(
 
 
 def _save(guest_text: str, file: Path, config: SaveConfig, quiet: bool) -> Report:
+    from parmig.processes import warm_up
+
+    config.check()
+    warm_up()  # the workers' imports run beside the ones below
+
     from parmig.engine.snapshot.save import SnapshotSaver
     from parmig.guests.registry import open_guest
 
-    config.check()
     with open_guest(guest_text, incoming=False) as guest, showing_progress(quiet=quiet) as progress:
         saver = SnapshotSaver(guest, file, config, progress=progress)
         with cancelling(saver.cancel):

@@ -7,6 +7,7 @@ directory under /dev/shm, so that a wrapper may run QEMU in a chroot that has it
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from parmig.errors import GuestRefusedError
 from parmig.guests.qemu.qmp import Qmp
 
 MIB = 1 << 20
@@ -130,12 +132,17 @@ class QemuMachine:
         with (self.directory / "errors").open("wb") as errors:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=errors, stdout=errors)
         try:
-            wait_until(lambda: self._alive() and os.path.exists(self._control), 20, "QEMU's QMP socket")
-            self._monitor = Qmp(self._control)  # greets only once all is set up
+            wait_until(lambda: self._alive() and self._connect(), 20, "QEMU's QMP socket")
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _connect(self) -> bool:
+        """Whether QEMU listens by now; its socket has a name a moment before. It greets only once all is set up."""
+        with contextlib.suppress(GuestRefusedError):
+            self._monitor = Qmp(self._control)
+        return self._monitor is not None
 
     def _alive(self) -> bool:
         assert self.process.poll() is None, f"QEMU ended: {(self.directory / 'errors').read_text()}"
