@@ -20,6 +20,7 @@ from parmig.engine.snapshot.replay import give_state
 from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
 from parmig.guests.base import Guest
 from parmig.processes import warm_up
+from parmig.ram.bits import Bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
 from parmig.units import MIB, NS_PER_MS
 from parmig.version import __version__
@@ -56,13 +57,15 @@ class SnapshotRestorer:
         """Restore the guest. Returns the report, whatever the outcome; after a failure it never runs."""
         began_ns = time.monotonic_ns()
         error: ParmigError | None = None
+        loaded = False
         try:
             with ExitStack() as stack:
                 self._restore(stack)
+            loaded = True
         except ParmigError as caught:
             error = caught
         finally:
-            self._tear_down(failed=error is not None)
+            self._tear_down(loaded=loaded)
         self._report.total_time_ms = _ms_since(began_ns)
         phase, self._status = self._status, "completed"
         if error is not None:
@@ -105,14 +108,8 @@ class SnapshotRestorer:
         self._status = "active"
         self._thread.call(self._guest.prepare_restore)
         self._place(snapshot, readers)
-        self._status = "device"
-        self._tell()
-        began_ns = time.monotonic_ns()
         first = len(memory) - len(images.memory)
-        existing = [readers.existing(number) for number in range(first, len(memory))]
-        self._report.state_bytes = self._thread.call(give_state, self._guest, snapshot, images, existing)
-        self._thread.call(self._guest.finish_load)
-        self._told.load_ms = _ms_since(began_ns)
+        self._load(snapshot, images, [readers.existing(number) for number in range(first, len(memory))])
         self._check_cancelled()
         if not self._config.paused and (snapshot.trailer is None or snapshot.trailer.running):
             self._thread.call(self._guest.resume)
@@ -193,6 +190,14 @@ class SnapshotRestorer:
             for worker, one in enumerate(readers.counters)
         ]
 
+    def _load(self, snapshot: OpenSnapshot, images: BlockImages, existing: list[Bits]) -> None:
+        self._status = "device"
+        self._tell()
+        began_ns = time.monotonic_ns()
+        self._report.state_bytes = self._thread.call(give_state, self._guest, snapshot, images, existing)
+        self._thread.call(self._guest.finish_load)
+        self._told.load_ms = _ms_since(began_ns)
+
     # -- meanwhile ------------------------------------------------------------------------------
 
     def _check_cancelled(self) -> None:
@@ -216,10 +221,10 @@ class SnapshotRestorer:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def _tear_down(self, *, failed: bool) -> None:
+    def _tear_down(self, *, loaded: bool) -> None:
         """What was touched and did not come to its end must never run."""
         self._readers = None
-        if failed and self._touched:
+        if self._touched and not loaded:
             try:
                 self._thread.call(self._guest.discard)
             except ParmigError as error:
