@@ -94,6 +94,11 @@ def test_block_names_are_found_by_backend() -> None:
     }
 
 
+def test_the_blocks_of_the_stream_are_those_with_a_name_in_the_size_they_have_now() -> None:
+    sizes = {"ram0": 0x140000000, "/objects/ram1": 0x140000000, "0000:00:02.0/vga.vram": 0x1000000}
+    assert layout.block_sizes(RAMBLOCK_72) == sizes
+
+
 def test_backends_join_two_answers() -> None:
     memdevs = [
         {"share": True, "size": 128, "id": "m1"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 import tempfile
 from pathlib import Path
@@ -66,14 +67,24 @@ class PendingFile:
         self._hidden = Path(name)
         return fd
 
+    def sync(self) -> None:
+        """Bring its content to the disk.
+
+        Raises:
+            SnapshotError: the disk failed.
+        """
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise SnapshotError(f"{self.path} cannot be brought to the disk: {error.strerror}") from error
+
     def commit(self) -> None:
-        """Bring it to the disk and give it its name. After that it stays.
+        """(after :meth:`sync`) Give it its name. After that it stays.
 
         Raises:
             SnapshotError: the disk failed, or a file of that name has come up meanwhile.
         """
         try:
-            os.fsync(self.fd)
             self._name()
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -83,19 +94,20 @@ class PendingFile:
         except FileExistsError as error:
             raise SnapshotError(f"{self.path} has come up meanwhile and is left alone: give another name") from error
         except OSError as error:
-            raise SnapshotError(f"{self.path} cannot be brought to the disk: {error.strerror}") from error
+            raise SnapshotError(f"{self.path} cannot be given its name: {error.strerror}") from error
 
     def _name(self) -> None:
         if self._hidden is None and not self._replace:
             self._link(self.path)
             return
         if self._hidden is None:
-            self._hidden = Path(tempfile.mktemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part"))
-            self._link(self._hidden)
+            hidden = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+            self._link(hidden)
+            self._hidden = hidden
         if self._replace:
             os.replace(self._hidden, self.path)
         else:
-            os.link(self._hidden, self.path)
+            os.link(self._hidden, self.path)  # unlike a rename it replaces nothing
             os.unlink(self._hidden)
         self._hidden = None
 

@@ -167,6 +167,9 @@ class SnapshotSaver(SourceSide):
         body_bytes = self._told.file_bytes
         trailer = self._trailer(body_bytes, self._told.digest)
         FileTransport.from_fd(self._file.fd, str(self._path), offset_bytes=body_bytes).write([trailer])
+        self._file.sync()
+        if self._plan.machine.ended:  # cancelled, while the disk took its time
+            return
         self._file.commit()
         self._told.file_bytes += len(trailer)
         self._told.sync_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS

@@ -40,6 +40,7 @@ def test_it_has_its_name_from_the_commit_on(tmp_path: Path, files: str, replace:
         os.write(file.fd, b"content")
         assert visible(tmp_path) == []
         assert bool(os.listdir(tmp_path)) == (files == "hidden")
+        file.sync()
         file.commit()
         assert os.listdir(tmp_path) == ["s"]
     assert path.read_bytes() == b"content"
@@ -63,6 +64,7 @@ def test_what_is_there_is_replaced_only_when_asked_and_only_by_a_commit(tmp_path
     assert path.read_text() == "old"
     with PendingFile(path, replace=True) as file:
         os.write(file.fd, b"new")
+        file.sync()
         file.commit()
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["s"]
