@@ -8,11 +8,16 @@ import os
 import time
 from collections.abc import Iterator
 
+import hypothesis
 import psutil
 import pytest
 import zmq
 
 from parmig.processes import _fork_server
+
+# Timings are for benchmarks: on a busy machine any example may take long.
+hypothesis.settings.register_profile("parmig", deadline=None)
+hypothesis.settings.load_profile("parmig")
 
 PATIENCE_S = 5.0
 """ZeroMQ's threads and the kernel may take a moment to let go."""

@@ -124,16 +124,18 @@ def test_a_guest_goes_there_and_back_again() -> None:
 
 @pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])
 def test_holes_punched_while_rounds_run_arrive_as_zero(tracker: str) -> None:
-    with guests("memory=32MiB,rate=20MiB/s,blocks=2") as (source, destination):
+    with guests("memory=32MiB,rate=20MiB/s,blocks=2", hold_source=("pause",)) as (source, destination):
         config = SendConfig(workers=2, verify=True, tracker=tracker, max_bandwidth_bytes_per_s=40 * MIB)
         with Migration(source, destination, config) as migration:
             chance = random.Random(3)
             punched = 0
             migration.at_round(1)
-            while migration.status == "active":
+            # Up to the pause and no further: a guest that is paused gives nothing back.
+            while migration.status == "active" and not source.gates["pause"].reached.is_set():
                 first = chance.randrange(64, 4000)
                 source.punch("ram1", first, chance.randrange(1, 90))
                 punched += 1
+            source.open_gates()
             report = migration.sent()
             migration.received()
         assert punched > 20
