@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from multiprocess import reduction
@@ -16,8 +16,10 @@ from multiprocess.connection import Connection
 
 from parmig import linux
 from parmig.engine import messages
-from parmig.engine.messages import Instruction, StartTracking, Stop, WorkerEvent, WorkerFailed
-from parmig.ram.blocks import BlockMapping, BlockMemory, RamBlock
+from parmig.engine.messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.regions import Region, cut
+from parmig.ram.shared import SharedArea
 from parmig.units import MIB
 
 KEPT_MEMORY_BYTES = 24 * MIB
@@ -84,12 +86,21 @@ class Inbox:
             raise StopRequestedError from error
 
 
-def map_blocks(blocks: Sequence[RamBlock], fds: Sequence[int], offsets_bytes: Sequence[int]) -> list[BlockMapping]:
-    """Map every block into this process."""
-    return [
-        BlockMapping(BlockMemory(block, fd, offset))
-        for block, fd, offset in zip(blocks, fds, offsets_bytes, strict=True)
-    ]
+class Memory(NamedTuple):
+    """The guest's memory as a worker has it: mappings of its blocks, its regions by number, what the workers share."""
+
+    blocks: list[BlockMapping]
+    regions: list[Region]
+    shared: SharedArea
+
+
+def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) -> Memory:
+    """Map the shared area and every block into this process."""
+    found = zip(setup.blocks, block_fds, setup.file_offsets_bytes, strict=True)
+    blocks = [BlockMapping(BlockMemory(block, fd, offset)) for block, fd, offset in found]
+    regions = cut(setup.blocks, setup.region_pages)
+    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    return Memory(blocks, regions, shared)
 
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -22,11 +22,10 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.digest import RegionDigester
 from parmig.ram.flow import check_hello, welcome
 from parmig.ram.receive import MigrationRamReceive
-from parmig.ram.regions import Region, cut
-from parmig.ram.shared import SharedArea
+from parmig.ram.regions import Region
 from parmig.transport.base import parse_uri
 from parmig.transport.registry import open_transport
-from workers.bootstrap import Inbox, map_blocks, run_worker
+from workers.bootstrap import Inbox, attach_memory, run_worker
 
 _HEADER_ROOM_BYTES = 1 << 20
 """Besides its pages a message has a header with a table of at most 512 KiB."""
@@ -45,9 +44,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 
 def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
-    blocks = map_blocks(setup.blocks, block_fds, setup.file_offsets_bytes)
-    regions = cut(setup.blocks, setup.region_pages)
-    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     transport = open_transport(

@@ -21,9 +21,9 @@ from parmig.engine.snapshot.messages import RestoreSetup
 from parmig.engine.snapshot.place import MappedPlacer, SequentialPlacer
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
-from parmig.ram.regions import Region, cut
+from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
-from workers.bootstrap import Inbox, map_blocks, run_worker
+from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.pieces import digest_file
 
 
@@ -40,9 +40,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 
 def _work(setup: RestoreSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, file_fd, *block_fds = fds
-    blocks = map_blocks(setup.blocks, block_fds, setup.file_offsets_bytes)
-    regions = cut(setup.blocks, setup.region_pages)
-    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
     inbox.tell(WorkerReady())
     while True:
         inbox.wait()

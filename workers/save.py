@@ -14,11 +14,9 @@ from parmig.errors import ProtocolError
 from parmig.ram.outlets.file import FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet
 from parmig.ram.outlets.stream import StreamOutlet
-from parmig.ram.regions import cut
 from parmig.ram.send import MigrationRamSend
-from parmig.ram.shared import SharedArea
 from parmig.stream.trailer import MARKED_SECTION_ID
-from workers.bootstrap import Inbox, map_blocks, run_worker
+from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.pieces import digest_file
 from workers.rounds import await_tracker, serve_rounds
 
@@ -36,9 +34,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 
 def _work(setup: SaveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, file_fd, *block_fds = fds
-    blocks = map_blocks(setup.blocks, block_fds, setup.file_offsets_bytes)
-    regions = cut(setup.blocks, setup.region_pages)
-    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
     inbox.tell(WorkerReady())
     tracker = await_tracker(inbox, inbox.wait, blocks)
     outlet: FileOutlet

@@ -23,12 +23,11 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.digest import RegionDigester
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
-from parmig.ram.regions import Region, cut
+from parmig.ram.regions import Region
 from parmig.ram.send import MigrationRamSend
-from parmig.ram.shared import SharedArea
 from parmig.transport.base import parse_uri
 from parmig.transport.registry import open_transport
-from workers.bootstrap import Inbox, map_blocks, run_worker
+from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.rounds import await_tracker, serve_rounds
 
 
@@ -45,9 +44,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 
 def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
-    blocks = map_blocks(setup.blocks, block_fds, setup.file_offsets_bytes)
-    regions = cut(setup.blocks, setup.region_pages)
-    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
     name = f"send worker {setup.worker} to {endpoint}"
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -169,35 +169,40 @@ ControlMessage = (
 # -- coordinator and workers --------------------------------------------------------------------
 
 
-class SendSetup(_Message, frozen=True):
-    """To a send worker, once: everything it needs besides descriptors."""
+class MemorySetup(_Message, frozen=True):
+    """What every worker is told of the guest's memory, once; the descriptors come beside it.
+
+    Attributes:
+        workers: how many there are on this side.
+        file_offsets_bytes: where each block begins in its memory file.
+    """
 
     worker: int
     workers: int
     blocks: tuple[RamBlock, ...]
     file_offsets_bytes: tuple[int, ...]
+    region_pages: int
+
+
+class SendSetup(MemorySetup, frozen=True):
+    """To a send worker, once: everything it needs besides descriptors."""
+
     uri: str
     local: str
     session: bytes
     codec: str
     batch_bytes: int
-    region_pages: int
     connect_timeout_ns: int
 
 
-class ReceiveSetup(_Message, frozen=True):
+class ReceiveSetup(MemorySetup, frozen=True):
     """To a receive worker, once."""
 
-    worker: int
-    workers: int
-    blocks: tuple[RamBlock, ...]
-    file_offsets_bytes: tuple[int, ...]
     uri: str
     session: bytes
     codec: str
     batch_bytes: int
     credit_bytes: int
-    region_pages: int
 
 
 class StartTracking(_Message, frozen=True):

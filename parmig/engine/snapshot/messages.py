@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from parmig.ram.blocks import RamBlock
+from parmig.engine.messages import MemorySetup
 
 
-class SaveSetup(msgspec.Struct, frozen=True, kw_only=True):
+class SaveSetup(MemorySetup, frozen=True):
     """To a worker that writes.
 
     Attributes:
@@ -17,18 +15,13 @@ class SaveSetup(msgspec.Struct, frozen=True, kw_only=True):
         pages_offsets_bytes: (mapped) where page 0 of each block is in the file.
     """
 
-    worker: int
-    workers: int
-    blocks: tuple[RamBlock, ...]
-    file_offsets_bytes: tuple[int, ...]
-    region_pages: int
     batch_bytes: int
     file: str
     mapped: bool
     pages_offsets_bytes: tuple[int, ...]
 
 
-class RestoreSetup(msgspec.Struct, frozen=True, kw_only=True):
+class RestoreSetup(MemorySetup, frozen=True):
     """To a worker that reads.
 
     Attributes:
@@ -38,11 +31,6 @@ class RestoreSetup(msgspec.Struct, frozen=True, kw_only=True):
         pages_offsets_bytes: (mapped) where page 0 of each block is in the file.
     """
 
-    worker: int
-    workers: int
-    blocks: tuple[RamBlock, ...]
-    file_offsets_bytes: tuple[int, ...]
-    region_pages: int
     file: str
     body_bytes: int
     bitmap_offsets_bytes: tuple[int, ...]

@@ -19,6 +19,7 @@ from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.base import DirtyLog, Segment
 from parmig.guests.kvm.ram import Slot
+from parmig.guests.spawned.tracking import track_own_writes
 from parmig.ram.bits import Bits, bits_for, set_bits
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.rearm import RearmServer
@@ -224,14 +225,7 @@ class DirtyRecorder:
         missing = linux.probe_write_tracking()
         if missing:
             raise HostRefusedError(f"dirty log pagemap: {missing}; ask for bitmap")
-        try:
-            self._uffd = linux.userfaultfd()
-            linux.uffd_enable(self._uffd, linux.UFFD_TRACKING_FEATURES)
-            for slot in self._slots:
-                linux.uffd_register_wp(self._uffd, slot.address, slot.pages * PAGE_BYTES)
-        except OSError as error:
-            self.stop()
-            raise HostRefusedError(f"the guest's process cannot track its writes: {error}; use bitmap") from error
+        self._uffd = track_own_writes((slot.address, slot.pages * PAGE_BYTES) for slot in self._slots)
         return tuple(
             tuple(Segment(slot.first_page, slot.pages, slot.address) for slot in slots)
             for _, slots in groupby(self._slots, lambda slot: slot.block)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.base import DirtyLog, Segment
+from parmig.guests.spawned.tracking import track_own_writes
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
 from parmig.guests.synthetic.options import TRACKERS
 from parmig.ram.bits import Bits, bits_for
@@ -97,23 +98,11 @@ class DirtyRecorder:
         """End the log and leave nothing registered."""
         self._written = None
         if self._uffd is not None:
-            for mapping in self._mappings:
-                linux.uffd_unregister(self._uffd, mapping.pages.ctypes.data, mapping.block.size_bytes)
-            os.close(self._uffd)
+            os.close(self._uffd)  # takes back what was registered, and with it all protection
             self._uffd = None
 
     def _start_pagemap(self) -> tuple[tuple[Segment, ...], ...]:
-        uffd = None
-        try:
-            uffd = linux.userfaultfd()
-            linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
-            for mapping in self._mappings:
-                linux.uffd_register_wp(uffd, mapping.pages.ctypes.data, mapping.block.size_bytes)
-        except OSError as error:
-            if uffd is not None:
-                os.close(uffd)  # takes back what was registered
-            raise HostRefusedError(
-                f"the guest's process cannot track its writes: {error}; use tracker bitmap"
-            ) from error
-        self._uffd = uffd
+        self._uffd = track_own_writes(
+            (mapping.pages.ctypes.data, mapping.block.size_bytes) for mapping in self._mappings
+        )
         return tuple((Segment(0, item.block.pages, item.pages.ctypes.data),) for item in self._mappings)

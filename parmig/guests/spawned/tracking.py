@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write tracking of a monitor's own memory, for the ``pagemap`` log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from parmig import linux
+from parmig.errors import HostRefusedError
+
+
+def track_own_writes(ranges: Iterable[tuple[int, int]]) -> int:
+    """Put *ranges* of this process, each an address and a size in bytes, under asynchronous write protection.
+
+    Returns:
+        a userfaultfd that the caller closes, which takes back what was registered, and with it all protection.
+
+    Raises:
+        HostRefusedError: the kernel does not let this process track its writes.
+    """
+    uffd = -1
+    try:
+        uffd = linux.userfaultfd()
+        linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
+        for address, size_bytes in ranges:
+            linux.uffd_register_wp(uffd, address, size_bytes)
+    except OSError as error:
+        if uffd >= 0:
+            os.close(uffd)
+        raise HostRefusedError(f"the guest's process cannot track its writes: {error}; use tracker bitmap") from error
+    return uffd
