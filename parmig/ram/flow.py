@@ -19,6 +19,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import zmq
@@ -55,6 +56,19 @@ def credit_bytes(batch_bytes: int) -> int:
     return CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
 
 
+class _Unacked(NamedTuple):
+    """A batch that was sent: its frames lie still until it is acknowledged."""
+
+    sequence: int
+    wire_bytes: int
+    frames: Sequence[Buffer]
+    buffer: Pages | None
+
+
+_sent: list[deque[_Unacked]] = []
+"""Of every channel of this process: what was not acknowledged may still be read, even when the channel is gone."""
+
+
 class SendChannel:
     """The sending end: numbers batches, keeps within credit, waits for fences.
 
@@ -85,7 +99,8 @@ class SendChannel:
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._buffers: list[Pages] = []
         self._buffers_made = 0
-        self._unacked: deque[tuple[int, int, Pages | None]] = deque()
+        self._unacked: deque[_Unacked] = deque()
+        _sent.append(self._unacked)
         self._unacked_bytes = 0
         self._credit_bytes = 0
         self._sequence = 0
@@ -132,12 +147,11 @@ class SendChannel:
             buffer: the private buffer that holds the payload, if any.
         """
         self._interrupt()
-        self._drain()
         if self._unacked_bytes and self._unacked_bytes + wire_bytes > self._credit_bytes:
             self._wait(lambda: self._unacked_bytes + wire_bytes <= self._credit_bytes or not self._unacked, "credit")
-        self._transport.write(frames)
         self._sequence += 1
-        self._unacked.append((self._sequence, wire_bytes, buffer))
+        self._unacked.append(_Unacked(self._sequence, wire_bytes, frames, buffer))
+        self._transport.write(frames, kept=True)
         self._unacked_bytes += wire_bytes
 
     def sleep_until(self, instant_ns: int) -> None:
@@ -165,7 +179,7 @@ class SendChannel:
         self._wait(lambda: self._fenced_round == round_, f"the fence of round {round_}")
         if self._unacked:
             raise ProtocolError(
-                f"{self._name}: fence of round {round_} passed with batch {self._unacked[0][0]} unacknowledged"
+                f"{self._name}: fence of round {round_} passed with batch {self._unacked[0].sequence} unacknowledged"
             )
         self._fenced_sequence = self._sequence
 
@@ -181,7 +195,7 @@ class SendChannel:
                 due, progress = len(self._unacked), now
             limit = deadline() if deadline else progress + STALL_LIMIT_NS
             if now >= limit:
-                batch = self._unacked[0][0] if self._unacked else self._sequence
+                batch = self._unacked[0].sequence if self._unacked else self._sequence
                 raise LimitExceededError(
                     f"{self._name}: waited too long for {what}, at batch {batch} of {self._sequence}; "
                     "is the destination stuck?"
@@ -225,11 +239,11 @@ class SendChannel:
     def _acknowledge(self, sequence: int) -> None:
         if sequence > self._sequence:
             raise ProtocolError(f"{self._name}: batch {sequence} acknowledged, only {self._sequence} were sent")
-        while self._unacked and self._unacked[0][0] <= sequence:
-            _, size_bytes, buffer = self._unacked.popleft()
-            self._unacked_bytes -= size_bytes
-            if buffer is not None:
-                self._buffers.append(buffer)
+        while self._unacked and self._unacked[0].sequence <= sequence:
+            batch = self._unacked.popleft()
+            self._unacked_bytes -= batch.wire_bytes
+            if batch.buffer is not None:
+                self._buffers.append(batch.buffer)
 
 
 def check_hello(message: list[memoryview], *, session: bytes, worker: int, protocol: int) -> bool:

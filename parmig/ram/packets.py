@@ -64,6 +64,8 @@ class BatchHeader(msgspec.Struct, frozen=True):
 
 
 def _table(kind: int, runs: Runs) -> bytes:
+    if not len(runs):
+        return b""
     unsigned = runs.astype(np.uint64)
     entries = np.uint64(kind << (_LENGTH_BITS + _FIRST_BITS)) | (
         (unsigned[:, 1] - unsigned[:, 0]) << np.uint64(_FIRST_BITS)
@@ -103,8 +105,9 @@ def _check_table(table: memoryview, block_pages: int, raw_bytes: int) -> tuple[R
     entries = np.frombuffer(table, dtype=">u8").astype(np.uint64)
     kinds = entries >> np.uint64(_LENGTH_BITS + _FIRST_BITS)
     lengths = ((entries >> np.uint64(_FIRST_BITS)) & np.uint64(MAX_RUN_PAGES)).astype(np.int64)
-    first = (entries & np.uint64((1 << _FIRST_BITS) - 1)).astype(np.int64)
-    runs = np.stack((first, first + lengths), axis=1)
+    runs = np.empty((len(entries), 2), dtype=np.int64)
+    runs[:, 0] = entries & np.uint64((1 << _FIRST_BITS) - 1)
+    runs[:, 1] = runs[:, 0] + lengths
     data, zero = kinds == _DATA, kinds == _ZERO
     _require(bool((data | zero).all()), "a run is neither data nor zero")
     _require(bool((lengths > 0).all()), "a run of no pages")

@@ -90,7 +90,7 @@ class PagePlacer:
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
-        ascending = len(index) < 2 or bool((np.diff(index) > 0).all())
+        ascending = len(index) < 2 or bool((index[1:] > index[:-1]).all())
         set_bits(self._shared.bits[block], index if ascending else np.unique(index))
 
     def _has_room(self, block: int, size_bytes: int) -> bool:

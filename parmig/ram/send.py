@@ -142,7 +142,7 @@ class MigrationRamSend:
             pending = self._pending()
             self._emit(pending[: self._batch_pages])
             rest = pending[self._batch_pages :]
-            self._data, self._data_pages = [rest], len(rest)
+            self._data, self._data_pages = [rest] if len(rest) else [], len(rest)
 
     def _flush(self) -> None:
         if self._data_pages or self._zero_pages:

@@ -70,9 +70,13 @@ class MigrationTransport(ABC):
         """
 
     @abstractmethod
-    def write(self, frames: Sequence[Buffer]) -> None:
-        """Queue one message. Large frames are sent from where they lie: the caller leaves them
-        there until the peer has answered for them.
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
+        """Queue one message, of at least one frame. Large frames may be read from where they lie until the peer has
+        answered for them, and must not change before.
+
+        Args:
+            kept: the caller keeps the frames until then, or for as long as this process lives if no answer comes;
+                otherwise they are kept here, which takes longer.
 
         Raises:
             PeerLostError: the connection is gone.

@@ -67,7 +67,7 @@ class FileTransport(MigrationTransport):
 
     # -- bytes ----------------------------------------------------------------------------------
 
-    def write(self, frames: Sequence[Buffer]) -> None:
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
         """Write all of *frames*; they are not needed any more afterwards.
 
         Raises:

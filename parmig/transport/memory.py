@@ -21,7 +21,7 @@ class MemoryTransport(MigrationTransport):
         self.written = bytearray()
         self._unread = [memoryview(data).cast("B")]
 
-    def write(self, frames: Sequence[Buffer]) -> None:
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
         """Append copies of *frames* to ``written``."""
         for frame in frames:
             self.written += frame

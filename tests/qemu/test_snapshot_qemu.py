@@ -212,7 +212,7 @@ def written_by_qemu(machine: QemuMachine, path: Path, uri: str, *capabilities: s
     try:
         machine.ask("migrate", uri=uri.format(inside))
         if slow:
-            wait_until(lambda: encoded_pages(machine) > 0, 60, "pages that are encoded")
+            wait_until(lambda: has_encoded_pages(machine, uri.format(inside)), 120, "pages that are encoded")
             set_limits(machine, 1 << 34, 2000)
         wait_until(lambda: machine.ask("query-migrate").get("status") == "completed", 60, "QEMU to write the file")
         inside.rename(path)
@@ -225,9 +225,14 @@ def written_by_qemu(machine: QemuMachine, path: Path, uri: str, *capabilities: s
         machine.ask("cont")
 
 
-def encoded_pages(machine: QemuMachine) -> int:
-    """How many QEMU has sent as XBZRLE."""
-    return int(machine.ask("query-migrate").get("xbzrle-cache", {}).get("pages", 0))
+def has_encoded_pages(machine: QemuMachine, uri: str) -> bool:
+    """Whether QEMU has sent pages as XBZRLE. When it is through without any, it begins again."""
+    found = machine.ask("query-migrate")
+    encoded = int(found.get("xbzrle-cache", {}).get("pages", 0)) > 0
+    if found["status"] == "completed" and not encoded:  # a guest that hardly got to run writes little
+        machine.ask("cont")
+        machine.ask("migrate", uri=uri)
+    return encoded
 
 
 def set_limits(machine: QemuMachine, bandwidth_bytes_per_s: int, downtime_ms: int) -> None:

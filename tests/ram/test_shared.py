@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.ram.shared import CATCH_UP_NS, SharedArea, WorkerCounters
 from parmig.units import MIB, NS_PER_S
 
 BLOCKS = [RamBlock("a", 100 * PAGE_BYTES), RamBlock("b", 64 * PAGE_BYTES), RamBlock("c", 1 * PAGE_BYTES)]
@@ -78,6 +78,19 @@ def test_reservations_of_one_worker_follow_each_other_at_the_rate(rate: int, siz
     one.set_rate(rate)
     instants = [one.reserve(size) for _ in range(4)]
     assert all(after - before >= size * NS_PER_S // rate for before, after in pairwise(instants))
+    one.close()
+
+
+def test_who_comes_late_makes_up_for_it_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = clock = 1000 * NS_PER_S
+    monkeypatch.setattr(time, "monotonic_ns", lambda: clock)
+    one = area()
+    one.set_rate(MIB)
+    assert one.reserve(MIB) == began + NS_PER_S
+    clock = began + NS_PER_S + CATCH_UP_NS
+    assert one.reserve(MIB) == began + 2 * NS_PER_S
+    clock = began + 10 * NS_PER_S
+    assert one.reserve(MIB) == clock - CATCH_UP_NS + NS_PER_S
     one.close()
 
 

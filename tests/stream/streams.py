@@ -47,7 +47,7 @@ class Pieces(MigrationTransport):
         self._pieces = list(pieces)
         self.messages: list[list[bytes]] = []
 
-    def write(self, frames: Sequence[Buffer]) -> None:
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
         self.messages.append([bytes(frame) for frame in frames])
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
