@@ -61,18 +61,6 @@ def index_of_runs(runs: Runs) -> Index:
     return np.repeat(runs[:, 0] - before, lengths) + np.arange(total, dtype=np.int64)
 
 
-def mask_of_runs(runs: Runs, pages: int) -> Mask:
-    """A mask of *pages* entries with those of *runs* set; runs must lie within it."""
-    if len(runs) == 1:
-        mask = np.zeros(pages, dtype=np.bool_)
-        mask[runs[0, 0] : runs[0, 1]] = True
-        return mask
-    steps = np.zeros(pages + 1, dtype=np.int8)
-    steps[runs[:, 0]] += 1
-    steps[runs[:, 1]] -= 1
-    return np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_)
-
-
 def bits_for(pages: int) -> int:
     """Bytes of a bitmap for *pages* pages, rounded up to whole 64-bit words."""
     return (pages + 63) // 64 * 8

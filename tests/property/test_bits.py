@@ -54,19 +54,6 @@ def test_the_index_of_runs_keeps_their_order_whatever_it_is(drawn: list[tuple[in
     assert bits.index_of_runs(runs).tolist() == [page for first, count in drawn for page in range(first, first + count)]
 
 
-@given(sized_pages())
-def test_the_mask_of_runs_has_the_pages_of_the_set(sized: Sized) -> None:
-    limit, pages = sized
-    found = bits.mask_of_runs(runs_of(pages), limit)
-    assert found.dtype == np.bool_
-    assert np.array_equal(found, mask_of(pages, limit))
-
-
-def test_touching_runs_make_one_mask() -> None:
-    found = bits.mask_of_runs(np.array([[1, 3], [3, 5], [6, 7]]), 7)
-    assert found.tolist() == [False, True, True, True, True, False, True]
-
-
 @given(st.integers(0, 10_000))
 def test_a_bitmap_is_whole_words_and_no_more_than_needed(pages: int) -> None:
     size = bits.bits_for(pages)
@@ -115,7 +102,8 @@ def test_clearing_bits_is_a_difference(sized: Sized, data: st.DataObject) -> Non
 def test_all_shapes_lead_back_to_the_same_set(sized: Sized) -> None:
     limit, pages = sized
     runs = bits.runs_of_index(index_of(pages))
-    mask = bits.mask_of_runs(runs, limit)
+    mask = np.zeros(limit, dtype=np.bool_)
+    mask[bits.index_of_runs(runs)] = True
     bitmap = np.zeros(bits.bits_for(limit), dtype=np.uint8)
     bits.set_bits(bitmap, bits.index_of_runs(bits.runs_of_mask(mask)))
     assert np.array_equal(bits.mask_of_bits(bitmap, 0, limit), mask_of(pages, limit))

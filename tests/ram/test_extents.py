@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig import linux
-from parmig.ram.bits import mask_of_runs
 from parmig.ram.extents import allocated_mask, has_data
-from tests.support import allocated_pages, content, mapped, pages_below, runs_of
+from tests.support import allocated_pages, content, mapped, pages_below
 
 PAGES = 150
 
@@ -43,7 +42,8 @@ def test_of_the_pages_that_matter_those_that_exist_are_told(
     with mapped(PAGES) as (memory,):
         for page in written:
             memory.pages[page] = content(page)[0]
-        among = mask_of_runs(runs_of(asked), PAGES - 8)
+        among = np.zeros(PAGES - 8, dtype=np.bool_)
+        among[list(asked)] = True
         found = allocated_mask(memory, first_page, PAGES - 8, among)
         assert set(np.flatnonzero(found & among).tolist()) == {page for page in asked if page + first_page in written}
 
