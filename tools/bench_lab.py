@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import platform
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ LIMIT_S = 120.0
 __all__ = [
     "MIB",
     "QemuMachine",
+    "await_migration",
     "build_initrd",
     "describe_host",
     "initrd",
@@ -42,6 +44,7 @@ __all__ = [
     "migrate_guests",
     "phases_median",
     "qemu_migrate",
+    "run_benches",
     "touch_memory",
 ]
 
@@ -158,13 +161,42 @@ def qemu_migrate(source: Any, destination: Any, channels: int, *, touch_bytes: i
     touch_memory(touch_bytes)
     began = time.monotonic()
     source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
-    while (found := source.ask("query-migrate")).get("status") != "completed":
-        if found.get("status") == "failed" or time.monotonic() - began > LIMIT_S:
-            raise RuntimeError(f"QEMU's own migration: {found}")
-        time.sleep(0.002)
+    found = await_migration(source)
     while destination.ask("query-status")["status"] == "inmigrate":
         time.sleep(0.002)
     return {**found, "wall_ms": (time.monotonic() - began) * 1000}
+
+
+def await_migration(machine: Any) -> dict[str, Any]:
+    """Wait until QEMU has migrated, saved or loaded by itself; its last ``query-migrate``."""
+    began = time.monotonic()
+    while (found := machine.ask("query-migrate")).get("status") != "completed":
+        if found.get("status") == "failed" or time.monotonic() - began > LIMIT_S:
+            raise RuntimeError(f"QEMU's own migration or snapshot: {found}")
+        time.sleep(0.002)
+    return dict(found)
+
+
+def run_benches(description: str | None, benches: Mapping[str, Callable[..., dict[str, Any]]], **options: int) -> None:
+    """The command line of a file of benchmarks: run what was chosen and print it.
+
+    Args:
+        benches: by name; each takes the values of *options* in their order.
+        options: whole numbers with their defaults, ``--runs`` for one.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", nargs="?", default="all", choices=[*benches, "all"])
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    results: dict[str, Any] = {"host": describe_host()}
+    for name in list(benches) if chosen.bench == "all" else [chosen.bench]:
+        results[name] = benches[name](*(getattr(chosen, option) for option in options))
+        if not chosen.json:
+            print(f"{name}: {to_json(results[name])}", flush=True)
+    results["load_average_after"] = [round(one, 2) for one in os.getloadavg()]
+    print(to_json(results if chosen.json else {key: results[key] for key in ("host", "load_average_after")}))
 
 
 def to_json(value: Any) -> str:

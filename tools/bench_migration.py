@@ -13,7 +13,6 @@ rate    2 GiB synthetic guest at rest, by number of workers
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -36,7 +35,6 @@ from parmig.ram.trackers.pagemap import PagemapTracker
 from tools.bench_lab import (
     MIB,
     QemuMachine,
-    describe_host,
     initrd,
     median,
     migrate,
@@ -44,7 +42,7 @@ from tools.bench_lab import (
     migrate_guests,
     phases_median,
     qemu_migrate,
-    to_json,
+    run_benches,
 )
 
 
@@ -204,23 +202,5 @@ BENCHES = {
 }
 
 
-def main() -> None:
-    """Run what was chosen and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", nargs="?", default="all", choices=[*BENCHES, "all"])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    chosen = list(BENCHES) if options.bench == "all" else [options.bench]
-    results: dict[str, Any] = {"host": describe_host()}
-    for name in chosen:
-        results[name] = BENCHES[name](options.runs, options.workers)
-        if not options.json:
-            print(f"{name}: {to_json(results[name])}", flush=True)
-    results["load_average_after"] = [round(one, 2) for one in os.getloadavg()]
-    print(to_json(results if options.json else {key: results[key] for key in ("host", "load_average_after")}))
-
-
 if __name__ == "__main__":
-    main()
+    run_benches(__doc__, BENCHES, runs=5, workers=2)

@@ -13,9 +13,7 @@ pause   how long `parmig save` pauses an idle Linux guest of 512 MiB
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -50,11 +48,11 @@ from tools.bench_lab import (
     LIMIT_S,
     MIB,
     QemuMachine,
-    describe_host,
+    await_migration,
     initrd,
     median,
     phases_median,
-    to_json,
+    run_benches,
     touch_memory,
 )
 from tools.bench_peers import fill_random
@@ -282,20 +280,13 @@ def _prepare(machine: QemuMachine) -> None:
     machine.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "multifd-channels": WORKERS})
 
 
-def _await_migration(machine: QemuMachine, began: float) -> dict[str, float]:
-    while (status := machine.ask("query-migrate").get("status")) != "completed":
-        if status == "failed" or time.monotonic() - began > LIMIT_S:
-            raise RuntimeError(f"QEMU's own snapshot: {machine.ask('query-migrate')}")
-        time.sleep(0.002)
-    return {"": time.monotonic() - began}
-
-
 def qemu_save(source: QemuMachine, file: Path) -> dict[str, float]:
     """Save by QEMU itself; seconds."""
     _prepare(source)
     began = time.monotonic()
     source.ask("migrate", uri=f"file:{file}")
-    return _await_migration(source, began)
+    await_migration(source)
+    return {"": time.monotonic() - began}
 
 
 def qemu_restore(destination: QemuMachine, file: Path) -> dict[str, float]:
@@ -303,7 +294,8 @@ def qemu_restore(destination: QemuMachine, file: Path) -> dict[str, float]:
     _prepare(destination)
     began = time.monotonic()
     destination.ask("migrate-incoming", uri=f"file:{file}")
-    return _await_migration(destination, began)
+    await_migration(destination)
+    return {"": time.monotonic() - began}
 
 
 def dd(source: QemuMachine, file: Path) -> dict[str, float]:
@@ -326,21 +318,5 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Run what was chosen and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", nargs="?", default="all", choices=[*BENCHES, "all"])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    results: dict[str, Any] = {"host": describe_host()}
-    for name in list(BENCHES) if options.bench == "all" else [options.bench]:
-        results[name] = BENCHES[name](options.runs)
-        if not options.json:
-            print(f"{name}: {to_json(results[name])}", flush=True)
-    results["load_average_after"] = [round(one, 2) for one in os.getloadavg()]
-    print(to_json(results if options.json else {key: results[key] for key in ("host", "load_average_after")}))
-
-
 if __name__ == "__main__":
-    main()
+    run_benches(__doc__, BENCHES, runs=5)
