@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the page path share: blocks in memory files, and strategies for sets of pages."""
+"""What tests of the page path share: messages, blocks in memory files, and strategies for sets of pages."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from parmig.ram.bits import Index, Runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea
+from parmig.transport.base import MigrationTransport
 
 PATIENCE_S = 10.0
 """How long a test waits for a condition that must come true. No test passes by its passing."""
@@ -25,6 +26,20 @@ def wait_until(condition: Callable[[], bool], what: str, limit_s: float = PATIEN
     while not condition():
         assert time.monotonic() < until, f"waited {limit_s} s for {what}"
         time.sleep(0.001)
+
+
+def next_message(transport: MigrationTransport) -> list[bytes]:
+    """The frames of the next message, which must come."""
+    found: list[list[bytes]] = []
+
+    def read() -> bool:
+        message = transport.read(100)
+        if message is not None:
+            found.append([bytes(frame) for frame in message])
+        return bool(found)
+
+    wait_until(read, "a message")
+    return found[0]
 
 
 @contextmanager

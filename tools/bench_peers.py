@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from parmig.config import SendConfig
+from parmig.guests.qemu.layout import parse_maps
 from tools.bench_lab import MIB, QemuMachine, describe_host, median, migrate, qemu_migrate, to_json
 
 
@@ -25,11 +25,9 @@ def fill_random(machine: Any, memory_bytes: int) -> None:
     Through QEMU's own mapping, as a guest that runs would: memory filled from outside is in no page table of QEMU's,
     and whoever looks there for what exists has to ask the file.
     """
-    pid = machine.process.pid
     block = bytearray(os.urandom(16 * MIB))
-    mapped = next(line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.endswith("/ram"))
-    address = int(mapped.partition("-")[0], 16)
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+    address = next(vma.start for vma in parse_maps(machine.maps()) if vma.path.endswith("/ram"))
+    with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
         for at in range(0, memory_bytes, len(block)):
             for page in range(0, len(block), 4096):
                 block[page : page + 8] = (at + page + 1).to_bytes(8, "little")

@@ -275,27 +275,23 @@ def parmig_restore(destination: QemuMachine, file: Path) -> dict[str, float]:
     return _times(parmig_report("restore", "--paused", "--guest", f"qemu:{destination.socket}", str(file)))
 
 
-def _prepare(machine: QemuMachine) -> None:
+def _by_qemu(machine: QemuMachine, command: str, file: Path) -> dict[str, float]:
     machine.ask("migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in MAPPED_RAM])
     machine.ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40, "multifd-channels": WORKERS})
+    began = time.monotonic()
+    machine.ask(command, uri=f"file:{file}")
+    await_migration(machine)
+    return {"": time.monotonic() - began}
 
 
 def qemu_save(source: QemuMachine, file: Path) -> dict[str, float]:
     """Save by QEMU itself; seconds."""
-    _prepare(source)
-    began = time.monotonic()
-    source.ask("migrate", uri=f"file:{file}")
-    await_migration(source)
-    return {"": time.monotonic() - began}
+    return _by_qemu(source, "migrate", file)
 
 
 def qemu_restore(destination: QemuMachine, file: Path) -> dict[str, float]:
     """Restore by QEMU itself; seconds."""
-    _prepare(destination)
-    began = time.monotonic()
-    destination.ask("migrate-incoming", uri=f"file:{file}")
-    await_migration(destination)
-    return {"": time.monotonic() - began}
+    return _by_qemu(destination, "migrate-incoming", file)
 
 
 def dd(source: QemuMachine, file: Path) -> dict[str, float]:

@@ -159,7 +159,7 @@ class ZmqTransport(MigrationTransport):
         while True:
             lost = self._lost
             if _has_message(sock):
-                message = self._admit(_receive(sock))
+                message = self._admit(sock.recv_multipart(_LAST, copy=False))
                 if message is not None:
                     return message
                 continue
@@ -228,14 +228,6 @@ def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool) -> 
         send_in_place(sock, memoryview(frame), flags)
     else:
         sock.send(frame, flags, copy=False)
-
-
-def _receive(sock: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    """The message that is there."""
-    frames = [sock.recv(_LAST, copy=False)]
-    while frames[-1].more:
-        frames.append(sock.recv(_LAST, copy=False))
-    return frames
 
 
 def _has_message(sock: zmq.Socket[bytes]) -> bool:

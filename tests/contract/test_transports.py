@@ -19,7 +19,7 @@ from parmig.errors import PeerLostError, PeerUnreachableError, TransportError, U
 from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
 from parmig.transport.registry import open_transport
 from parmig.units import MIB, NS_PER_S
-from tests.support import wait_until
+from tests.support import next_message, wait_until
 
 SCHEMES = ["zmq+tcp"]
 MAX_BYTES = 4 * MIB
@@ -64,19 +64,6 @@ class Loop:
 def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
     with ExitStack() as stack:
         yield Loop(request.param, stack)
-
-
-def next_message(transport: MigrationTransport) -> list[bytes]:
-    found: list[list[bytes]] = []
-
-    def read() -> bool:
-        message = transport.read(100)
-        if message is not None:
-            found.append([bytes(frame) for frame in message])
-        return bool(found)
-
-    wait_until(read, "a message")
-    return found[0]
 
 
 def lost(transport: MigrationTransport) -> bool:

@@ -73,12 +73,12 @@ def analyzer() -> str:
 
 def save(machine: QemuMachine, path: Path, *options: str) -> Saved:
     """Save the guest with the command."""
-    before = machine.ticks()[-1] if machine.ticks() else (0, "")
+    before = machine.ticks()[-1]
     command = Command("save", str(path), "--guest", f"qemu:{machine.socket}", "--workers", "2", "--json", *options)
     with command:
         code, report = command.end()
         assert (code, report["status"]) == (0, "completed"), command.errors
-    return Saved(path, report, before, machine.ticks()[-1] if machine.ticks() else (0, ""))
+    return Saved(path, report, before, machine.ticks()[-1])
 
 
 def restore(machine: QemuMachine, path: Path, *options: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from parmig.transport import zeromq_frames
 from parmig.transport.base import parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
-from tests.support import wait_until
+from tests.support import next_message, wait_until
 
 LOOPBACK = parse_uri("zmq+tcp://127.0.0.1:0")
 
@@ -35,7 +35,7 @@ def pair() -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
             stack.callback(end.shutdown)
         ends[1].connect(ends[0].bind(LOOPBACK), timeout_ns=10 * NS_PER_S)
         ends[1].write([b"hello"])
-        wait_until(lambda: ends[0].read(100), "the hello")
+        assert next_message(ends[0]) == [b"hello"]
         ends[0].accept()
         yield ends[0], ends[1]
 
@@ -51,15 +51,13 @@ def test_kept_frames_arrive_like_others(
     frames = [b"header", memory[:MIB].data, bytes(memory[: 2 * MIB]), b"", memory[2 * MIB :].data]
     for sender, receiver in (pair, pair[::-1]):
         sender.write(frames, kept=True)
-        found: list[list[memoryview]] = []
-        wait_until(lambda: found.extend(filter(None, [receiver.read(100)])) or found, "the message")  # noqa: B023
-        assert [bytes(frame) for frame in found[0]] == [bytes(frame) for frame in frames]
+        assert next_message(receiver) == [bytes(frame) for frame in frames]
 
 
 def test_no_thread_waits_for_them(pair: tuple[ZmqTransport, ZmqTransport]) -> None:
     before = set(threading.enumerate())
     pair[1].write([b"header", bytes(MIB)], kept=True)
-    wait_until(lambda: pair[0].read(100), "the message")
+    next_message(pair[0])
     assert set(threading.enumerate()) <= before
 
 
@@ -111,11 +109,9 @@ def test_memory_outlives_a_channel_that_ends_while_it_is_read() -> None:
         command = [sys.executable, "-c", SENDER, str(receiver.bind(LOOPBACK)), str(size)]
         sender = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
         stack.callback(sender.kill)
-        wait_until(lambda: receiver.read(100), "the hello")
+        next_message(receiver)
         receiver.accept()
         receiver.write([flow.welcome(size + MIB)])
-        found: list[list[memoryview]] = []
-        wait_until(lambda: found.extend(filter(None, [receiver.read(100)])) or found, "the batch")
-        assert bytes(found[0][1][-4:]) == b"last"
+        assert next_message(receiver)[1][-4:] == b"last"
         sender.communicate(timeout=10)
         assert sender.returncode == 0
