@@ -71,6 +71,14 @@ def mask_of_bits(bits: Bits, first: int, pages: int) -> Mask:
     return np.unpackbits(bits[first // 8 : (first + pages + 7) // 8], count=pages, bitorder="little").view(np.bool_)
 
 
+def put_mask(bits: Bits, first: int, mask: Mask) -> None:
+    """Make entries ``[first, first + len(mask))`` of *bits* what *mask* says; *first* must be a multiple of 8.
+
+    The rest of the last byte becomes zero.
+    """
+    bits[first // 8 : (first + len(mask) + 7) // 8] = np.packbits(mask, bitorder="little")
+
+
 def test_bits(bits: Bits, index: Index) -> Mask:
     """Whether each page of *index* is set in *bits*."""
     found: Mask = ((bits[index >> 3] >> (index & 7).astype(np.uint8)) & 1).view(np.bool_)

@@ -39,13 +39,16 @@ class DirtyTracker(ABC):
     """Whether pages must be copied before they are sent, because :meth:`sent` looks at the copy."""
 
     @abstractmethod
-    def arm(self, span: Region) -> Mask | None:
-        """Begin: forget what was written so far; from now on writes to *span* are recorded.
+    def arm(self, span: Region) -> None:
+        """Begin: forget what was written so far; from now on writes to *span* are recorded."""
+
+    def existing(self, span: Region) -> Mask | None:
+        """Pages of *span* that the tracker knows to exist in the memory file; the others may exist too.
 
         Returns:
-            pages of the span that are known to exist in the memory file, where arming tells; the others
-            may exist too. None: nothing is known.
+            None when the tracker knows of none.
         """
+        return None
 
     @abstractmethod
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:

@@ -82,11 +82,14 @@ class PagemapTracker(DirtyTracker):
                 "its memory is no longer under write tracking (did the process end or remap it?)"
             ) from error
 
-    def arm(self, span: Region) -> Mask | None:
-        mapped: Mask = np.zeros(span.pages, dtype=np.bool_)
-        for offset, start, end in self._pieces(span):
+    def arm(self, span: Region) -> None:
+        for _, start, end in self._pieces(span):
             for _ in self._walk(start, end, flags=_REARM, **_WRITTEN):
                 pass
+
+    def existing(self, span: Region) -> Mask:
+        mapped: Mask = np.zeros(span.pages, dtype=np.bool_)
+        for offset, start, end in self._pieces(span):
             for regions in self._walk(start, end, **_MAPPED):
                 mapped[_index(regions, start, offset)] = True
         return mapped
