@@ -13,6 +13,8 @@ from parmig.engine.messages import (
     Fenced,
     Instruction,
     RegionsDone,
+    RegionsScanned,
+    ScanRegions,
     SendRegions,
     StartTracking,
     WorkerEvent,
@@ -48,8 +50,11 @@ def serve_rounds(
     """
     while True:
         match _next(inbox, idle):
-            case SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes):
-                ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes)
+            case ScanRegions(regions=numbers):
+                ram.migrate_ram_scan(numbers)
+                inbox.tell(RegionsScanned())
+            case SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes, scanned=scanned):
+                ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes, scanned=scanned)
                 inbox.tell(RegionsDone())
             case Fence(round=round_):
                 ram.fence(round_)

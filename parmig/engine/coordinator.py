@@ -8,6 +8,11 @@ The steps of a migration, in order; each waits for everything the one before it 
 
 Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round
 hands out regions until none is left and ends with a fence on every channel.
+
+Where devices may store into a page after a scan has reported it (direct I/O), a round of the running guest has
+two steps before that: all workers scan and re-arm their regions, then the guest settles. A write that was in flight
+at the scan has landed before its page is read; one that begins later faults, and the next scan reports it. The paused
+guest needs neither step: pausing waits for all device writes.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from parmig.engine.events import (
     Event,
     Failed,
     GuestPaused,
+    GuestSettled,
     Instruction,
     LogStarted,
     LogSynced,
@@ -37,9 +43,10 @@ from parmig.engine.events import (
     WorkerDigested,
     WorkerFenced,
     WorkerIdle,
+    WorkerScanned,
     WorkersReady,
 )
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
@@ -61,6 +68,8 @@ class Step(enum.Enum):
 
     SETUP = "setup"
     STARTING_LOG = "starting the dirty log"
+    SCANNING = "scanning for dirty pages"
+    SETTLING = "waiting for the guest's disk requests in flight"
     SENDING = "sending"
     SYNCING_COUNT = "syncing the dirty log"
     COUNTING = "counting dirty pages"
@@ -97,6 +106,7 @@ class Coordinator:
         self._verify = verify
         self._owned = assign([region.pages for region in regions], workers)
         self._needs_sync = False
+        self._settles = False
         self._shares = Shares([])
         self._outstanding = [0] * workers
         self._waiting: set[int] = set()
@@ -148,10 +158,19 @@ class Coordinator:
                 self.machine.move(StatusEvent.CONFIGURED)
                 self.step = Step.STARTING_LOG
                 return [Do.START_LOG]
-            case Step.STARTING_LOG, LogStarted(needs_sync=needs_sync):
-                self._needs_sync = needs_sync
+            case Step.STARTING_LOG, LogStarted(needs_sync=needs_sync, settles=settles):
+                self._needs_sync, self._settles = needs_sync, settles
                 self.record.mark("active", now_ns)
                 return self._begin_round(Step.SENDING, now_ns)
+            case Step.SCANNING, WorkerScanned(worker=worker):
+                self._waiting.discard(worker)
+                if self._waiting:
+                    return []
+                self.step = Step.SETTLING
+                return [Do.SETTLE]
+            case Step.SETTLING, GuestSettled(took_ns=took_ns):
+                self.record.settled(took_ns)
+                return self._hand_out(Step.SENDING)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerIdle(worker=worker)):
                 self._outstanding[worker] -= 1
                 return self._feed(worker)
@@ -207,9 +226,16 @@ class Coordinator:
         return [Do.SYNC_LOG]
 
     def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:
-        self.step = step
         self.round += 1
         self.record.begin_round(now_ns)
+        if not (self._settles and step is Step.SENDING):
+            return self._hand_out(step)
+        self.step = Step.SCANNING
+        self._waiting = set(range(self._workers))
+        return [Tell(worker, ScanRegions(tuple(self._owned[worker]))) for worker in range(self._workers)]
+
+    def _hand_out(self, step: Step) -> list[Instruction]:
+        self.step = step
         few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= WHOLE_PAGES
         self._shares = Shares(self._owned, whole=few)
         self._outstanding = [0] * self._workers
@@ -225,7 +251,9 @@ class Coordinator:
         regions = self._shares.take(worker)
         if regions:
             self._outstanding[worker] += 1
-            return [Tell(worker, SendRegions(self.round, regions, self.round == 1, self.step is not Step.RESCANNING))]
+            scanned = self._settles and self.step is Step.SENDING
+            holes = self.step is not Step.RESCANNING
+            return [Tell(worker, SendRegions(self.round, regions, self.round == 1, holes, scanned))]
         if worker in self._fencing:
             return []
         # Nothing is left to hand out to anyone, so the fence may follow what this worker still has.

@@ -26,10 +26,23 @@ class LogStarted(Event, frozen=True):
     """The guest records writes from now on."""
 
     needs_sync: bool
+    settles: bool = False
 
 
 class LogSynced(Event, frozen=True):
     """The shared log is up to date."""
+
+
+class WorkerScanned(Event, frozen=True):
+    """A worker has scanned and re-armed all of its regions."""
+
+    worker: int
+
+
+class GuestSettled(Event, frozen=True):
+    """Every device write that had begun when the guest was asked has landed; that took *took_ns*."""
+
+    took_ns: int
 
 
 class WorkerIdle(Event, frozen=True):
@@ -138,6 +151,7 @@ class Do(enum.Enum):
 
     START_LOG = "start the dirty log"
     SYNC_LOG = "bring the shared dirty log up to date"
+    SETTLE = "wait for device writes that have begun"
     PAUSE = "pause the guest"
     SAVE_STATE = "save the device state"
     ASK_DIGEST = "ask the destination for its digest"

@@ -218,12 +218,20 @@ class SendRegions(_Message, frozen=True):
     Attributes:
         first_pass: these regions were never sent.
         holes: look for pages that were given back, too; needless once the paused guest was looked through.
+        scanned: send what ScanRegions found in them; else scan them now.
     """
 
     round: int
     regions: tuple[int, ...]
     first_pass: bool
     holes: bool = True
+    scanned: bool = False
+
+
+class ScanRegions(_Message, frozen=True):
+    """Coordinator: scan and re-arm these regions, and keep what was found for SendRegions, which may go to others."""
+
+    regions: tuple[int, ...]
 
 
 class Fence(_Message, frozen=True):
@@ -260,7 +268,9 @@ class Stop(_Message, frozen=True):
     """Coordinator: end now."""
 
 
-Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | PlaceRegions | PlaceStream | Stop
+Instruction = (
+    StartTracking | ScanRegions | SendRegions | Fence | CountDirty | DigestRegions | PlaceRegions | PlaceStream | Stop
+)
 
 
 class Guard(_Message, frozen=True):
@@ -282,6 +292,10 @@ class WorkerReady(_Message, frozen=True):
 
 class WorkerConnected(_Message, frozen=True):
     """Receive worker: its send worker said hello."""
+
+
+class RegionsScanned(_Message, frozen=True):
+    """Send worker: the answer to ScanRegions."""
 
 
 class RegionsDone(_Message, frozen=True):
@@ -320,7 +334,17 @@ class WorkerFailed(_Message, frozen=True):
     error: ErrorReport
 
 
-WorkerEvent = WorkerReady | WorkerConnected | RegionsDone | Fenced | Counted | RegionDigests | Placed | WorkerFailed
+WorkerEvent = (
+    WorkerReady
+    | WorkerConnected
+    | RegionsScanned
+    | RegionsDone
+    | Fenced
+    | Counted
+    | RegionDigests
+    | Placed
+    | WorkerFailed
+)
 
 T = TypeVar("T")
 

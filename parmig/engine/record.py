@@ -35,6 +35,7 @@ class Record:
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
         self._before = list(self._now)
         self._round_began_ns = 0
+        self._settle_ns = 0
 
     def mark(self, name: str, now_ns: int) -> None:
         """Remember that *name* happened now."""
@@ -48,7 +49,12 @@ class Record:
     def begin_round(self, now_ns: int) -> None:
         """A round begins."""
         self._round_began_ns = now_ns
+        self._settle_ns = 0
         self._before = list(self._now)
+
+    def settled(self, took_ns: int) -> None:
+        """The guest settled within the round."""
+        self._settle_ns = took_ns
 
     def fenced(self, worker: int, counters: WorkerCounters) -> None:
         """The totals of one worker at its fence."""
@@ -68,6 +74,7 @@ class Record:
             skipped_pages=skipped,
             wire_bytes=sum(m.wire_bytes for m in moved),
             scan_ms=max(m.scan_ns for m in moved) / NS_PER_MS,
+            settle_ms=self._settle_ns / NS_PER_MS,
             duration_ms=(now_ns - self._round_began_ns) / NS_PER_MS,
             paused=paused,
             throttle_percent=self.throttle_percent,
@@ -81,7 +88,8 @@ class Record:
         self.facts.append(
             RoundFacts(
                 sent_bytes=last.sent_pages * PAGE_BYTES,
-                duration_ns=round(last.duration_ms * NS_PER_MS),
+                # Waiting for the guest's disks says nothing of the network.
+                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS),
                 scan_ns=round(last.scan_ms * NS_PER_MS),
                 remaining_pages=pages,
                 throttle_percent=last.throttle_percent,

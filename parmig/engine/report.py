@@ -49,6 +49,7 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
 class RoundReport(msgspec.Struct, kw_only=True):
     """One pass over all regions; ``scan_ms`` is the slowest worker's time in the dirty log.
 
+    ``settle_ms`` is the time between scan and read in which device writes that had begun were waited for.
     ``throttle_percent`` is the share of its time that the guest was kept from running.
     """
 
@@ -59,6 +60,7 @@ class RoundReport(msgspec.Struct, kw_only=True):
     skipped_pages: int = 0
     wire_bytes: int = 0
     scan_ms: float = 0.0
+    settle_ms: float = 0.0
     duration_ms: float = 0.0
     paused: bool = False
     throttle_percent: int = 0
@@ -124,6 +126,7 @@ class Report(msgspec.Struct, kw_only=True):
     paths: list[str] = []
     tracker: str = ""
     tracker_reason: str = ""
+    settle: str = ""
     compression: str = ""
     total_time_ms: float = 0.0
     setup_time_ms: float = 0.0

@@ -8,6 +8,7 @@ end, a receiver or a file, is the subclass's matter.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import zmq
 
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine import events, messages
-from parmig.engine.coordinator import Coordinator
+from parmig.engine.coordinator import Coordinator, Step
 from parmig.engine.events import Do, Event, Tell, Throttle
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
@@ -31,7 +32,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.registry import log_area_bytes
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
-from parmig.units import NS_PER_MS
+from parmig.units import NS_PER_MS, NS_PER_S
 
 POLL_MS = 200
 """How often the loop wakes without any event: for the time limit and for progress."""
@@ -39,6 +40,10 @@ POLL_MS = 200
 EXPLANATION_NS = 400 * NS_PER_MS
 """A lost connection is a symptom. For so long the cause may still arrive: the peer's word, or the news
 that one of our workers died; well within the second in which a failure must be known."""
+
+
+LONG_NS = NS_PER_S
+"""What people are told of when it takes longer: waiting for the guest's disks, which is done within milliseconds."""
 
 
 class CountingSink(StateSink, Protocol):
@@ -91,6 +96,7 @@ class SourceSide(ABC):
         self._suspect: tuple[ParmigError, int] | None = None
         self._paths: list[str] = []
         self._meter: ProgressMeter | None = None
+        self._long_ns = sys.maxsize
 
     # -- the caller's side ----------------------------------------------------------------------
 
@@ -185,6 +191,10 @@ class SourceSide(ABC):
         if self._suspect is not None and time.monotonic_ns() >= self._suspect[1]:
             self._feed(events.Failed(self._suspect[0]))
         self._feed(events.Tick())
+        if self._plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
+            self._long_ns = sys.maxsize  # once is enough
+            message = f"{self._plan.step.value}; a disk, or the server behind it, answers slowly"
+            self._tell_progress(Progress(status=self._plan.status.value, round=self._plan.round, message=message))
         if self._meter is not None and self._progress is not None:
             progress = self._meter.look()
             if progress is not None:
@@ -205,6 +215,8 @@ class SourceSide(ABC):
                 self._ready += 1
                 if self._ready == len(self._pool):
                     self._feed(events.WorkersReady())
+            case messages.RegionsScanned():
+                self._feed(events.WorkerScanned(worker))
             case messages.RegionsDone():
                 self._feed(events.WorkerIdle(worker))
             case messages.Fenced(counters=counters):
@@ -239,6 +251,9 @@ class SourceSide(ABC):
                 self._begin(self._log_started, self._guest.start_dirty_log, self._tracker)
             case Do.SYNC_LOG:
                 self._begin(lambda _: events.LogSynced(), self._guest.sync_dirty_log)
+            case Do.SETTLE:
+                self._long_ns = time.monotonic_ns() + LONG_NS
+                self._begin(events.GuestSettled, self._settle)
             case Do.PAUSE:
                 self._begin(events.GuestPaused, self._guest.pause, self._state)
             case Do.SAVE_STATE:
@@ -263,7 +278,7 @@ class SourceSide(ABC):
     def _log_started(self, log: DirtyLog) -> Event:
         """The guest records writes: tell the workers how to read it."""
         self._guardian.arm(self._guest.rescue())
-        self._report.tracker, self._report.tracker_reason = log.kind, log.reason
+        self._report.tracker, self._report.tracker_reason, self._report.settle = log.kind, log.reason, log.settle
         fd = self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
         area_bytes = log_area_bytes(log, [one.block for one in self._guest.memory()])
         if area_bytes:
@@ -271,7 +286,13 @@ class SourceSide(ABC):
             os.ftruncate(fd, area_bytes)
         for worker in range(len(self._pool)):
             self._pool.tell(worker, messages.StartTracking(log, fd >= 0), fd)
-        return events.LogStarted(needs_sync=log.kind == "bitmap")
+        return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
+
+    def _settle(self) -> int:
+        """Let the guest settle; returns how long that took."""
+        began_ns = time.monotonic_ns()
+        self._guest.settle()
+        return time.monotonic_ns() - began_ns
 
     def _save_state(self) -> None:
         assert self._state is not None

@@ -7,7 +7,7 @@ the order given here; it never calls from a worker process.
 
 Source::
 
-    memory() ─ start_dirty_log() ─ [sync_dirty_log(), throttle(percent)]* ─ pause(sink) ─ sync_dirty_log()
+    memory() ─ start_dirty_log() ─ [settle(), sync_dirty_log(), throttle(percent)]* ─ pause(sink) ─ sync_dirty_log()
              ─ [throttle(0)] ─ save_state(sink) ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
     and from any point before hand-over: resume_source() ─ stop_dirty_log() ─ close()
 
@@ -116,6 +116,17 @@ class Guest(ABC):
 
         The VMM adds to the shared log only inside this call, so that workers may clear what they
         have read. Logs that are always current (pagemap, digest) have nothing to do here.
+        """
+
+    def settle(self) -> None:
+        """Wait until every device write to RAM that had begun before the call has landed; the guest runs on.
+
+        A device that stores by pinned pages (direct I/O) makes its pages known to the dirty log when a request begins,
+        and stores when it ends. A page that is scanned and re-armed in between would be read too early, and its new
+        content would show in no scan. Called between the two when ``DirtyLog.settle`` of start_dirty_log() says so.
+
+        Raises:
+            GuestError: they did not land in time; the guest runs on.
         """
 
     def dirty_bitmap_fd(self) -> int:

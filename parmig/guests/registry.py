@@ -11,7 +11,7 @@ from parmig.guests.base import Guest
 
 _SCHEMES: dict[str, str] = {
     "kvm": "parmig.guests.kvm.guest:open_kvm",
-    "qemu": "parmig.guests.qemu.guest:open_qemu",
+    "qemu": "parmig.guests.qemu.options:open_qemu",
     "synthetic": "parmig.guests.synthetic.guest:open_synthetic",
 }
 """Scheme to the function that opens such a guest, as ``module:function``, imported when asked for."""

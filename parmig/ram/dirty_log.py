@@ -24,6 +24,8 @@ class DirtyLog(msgspec.Struct, frozen=True):
         reason: why this kind was chosen, for the report.
         rearm: (bitmap) name of the socket at which the log's owner re-arms a slice (``ram.rearm``); empty: whatever
             is added to the bitmap is re-armed already.
+        settle: how the guest settles (``Guest.settle``) between the scan and the read of each round, for the report;
+            empty: the log misses no write, so nothing has to settle.
     """
 
     kind: str
@@ -31,3 +33,4 @@ class DirtyLog(msgspec.Struct, frozen=True):
     segments: tuple[tuple[Segment, ...], ...] = ()
     reason: str = ""
     rearm: str = ""
+    settle: str = ""

@@ -67,15 +67,33 @@ class MigrationRamSend:
         """How many pages of the regions *numbers* are dirty now; nothing is consumed."""
         return self._scanner.count(numbers)
 
-    def migrate_ram_iterate(self, round_: int, numbers: Sequence[int], *, first_pass: bool, holes: bool = True) -> None:
+    def migrate_ram_scan(self, numbers: Sequence[int]) -> None:
+        """Scan and re-arm the regions *numbers*, and keep what was found for whoever sends them in this round."""
+        began = time.monotonic_ns()
+        self._scanner.scan(numbers)
+        self.counters.scan_ns += time.monotonic_ns() - began
+        self._publish()
+
+    def migrate_ram_iterate(
+        self, round_: int, numbers: Sequence[int], *, first_pass: bool, holes: bool = True, scanned: bool = False
+    ) -> None:
         """Send what is dirty in the regions *numbers*; full batches go out, the rest waits for the fence.
 
-        With *holes* false, pages that were given back are not looked for.
+        Args:
+            round_: number of the round.
+            numbers: regions that no other worker sends in this round.
+            first_pass: they were never sent.
+            holes: look for pages that were given back, too.
+            scanned: send what :meth:`migrate_ram_scan` found in them, by whichever worker; else scan them now.
         """
         self._round = round_
         handled = self.counters.handled_pages
         began = time.monotonic_ns()
-        for dirty in self._scanner.find(numbers, first_pass=first_pass, holes=holes):
+        for dirty in (
+            self._scanner.take(numbers, first_pass=first_pass)
+            if scanned
+            else self._scanner.find(numbers, first_pass=first_pass, holes=holes)
+        ):
             self.counters.scan_ns += time.monotonic_ns() - began
             self.migrate_ram_send(dirty, first_pass=first_pass)
             began = time.monotonic_ns()

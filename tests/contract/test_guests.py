@@ -136,6 +136,14 @@ def test_it_moves(source: Guest, destination: Guest) -> None:
     assert source.is_running() is False
 
 
+def test_it_runs_on_while_and_after_it_settles(source: Guest) -> None:
+    source.start_dirty_log("auto")
+    for _ in range(3):
+        source.settle()
+        assert source.is_running()
+    wait_until(changes(source), "the guest to write")
+
+
 def test_a_paused_guest_writes_no_memory(source: Guest) -> None:
     source.start_dirty_log("auto")
     wait_until(changes(source), "the guest to write")

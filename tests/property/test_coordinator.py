@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from parmig.engine import coordinator as c
 from parmig.engine.coordinator import Coordinator, Do, Event, Instruction, Step, Tell, Throttle
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.errors import (
     CancelledError,
@@ -44,6 +44,7 @@ class World:
         regions: int,
         seed: int,
         needs_sync: bool = False,
+        settles: bool = False,
         verify: bool = False,
         same_memory: bool = True,
         throttle: ThrottleSteps | None = None,
@@ -52,6 +53,10 @@ class World:
         self.workers = workers
         self.regions = [Region(0, number * REGION_PAGES, REGION_PAGES) for number in range(regions)]
         self.needs_sync = needs_sync
+        self.settles = settles
+        self.scanned: Counter[int] = Counter()
+        self.scans_told: set[int] = set()
+        self.settled = 0  # the last round in which the guest settled
         self.verify = verify
         self.same_memory = same_memory
         self.plan = Coordinator(self.regions, workers, Limits(300 * NS_PER_MS, 0, 0, throttle), verify=verify)
@@ -90,7 +95,8 @@ class World:
             return
         self.done.append(instruction)
         carry_out: dict[Do, Callable[[], None]] = {
-            Do.START_LOG: lambda: self.guest.append(c.LogStarted(self.needs_sync)),
+            Do.START_LOG: lambda: self.guest.append(c.LogStarted(self.needs_sync, self.settles)),
+            Do.SETTLE: self.settle,
             Do.SYNC_LOG: lambda: self.guest.append(c.LogSynced()),
             Do.PAUSE: self.pause,
             Do.SAVE_STATE: self.save,
@@ -118,9 +124,20 @@ class World:
     def tell(self, worker: int, instruction: object) -> None:
         answers = self.queues[worker]
         match instruction:
-            case SendRegions(round=round_, regions=regions, first_pass=first_pass):
+            case ScanRegions(regions=regions):
+                assert self.settles
+                assert not self.stands, "the paused guest has settled"
+                if self.settled == self.round:
+                    self.round_is_over()
+                    self.scanned, self.scans_told = Counter(), set()
+                    self.settled = -1
+                self.scanned.update(regions)
+                answers.append(c.WorkerScanned(worker))
+            case SendRegions(round=round_, regions=regions, first_pass=first_pass, scanned=scanned):
                 if round_ != self.round:
                     self.begin_round(round_)
+                assert scanned == (self.settles and not self.stands)
+                assert not scanned or self.settled == round_, "pages are read before the guest settled"
                 assert worker not in self.fenced, "regions after the worker's fence"
                 assert first_pass == (round_ == 1)
                 assert regions
@@ -161,6 +178,12 @@ class World:
         self.throttles.append(self.throttle_percent)
         for after, instruction in (("pause", Do.PAUSE), ("save", Do.SAVE_STATE)):
             self.rounds_after[after] += instruction in self.done
+
+    def settle(self) -> None:
+        assert self.scanned == Counter(range(len(self.regions))), "a region was scanned twice or left out"
+        assert self.scans_told == set(range(self.workers)), "settled before every scan was done"
+        self.settled = self.round + 1
+        self.guest.append(c.GuestSettled(self.random.randrange(0, NS_PER_MS)))
 
     def round_is_over(self) -> None:
         if self.round:
@@ -209,6 +232,8 @@ class World:
         event = self.random.choice(ready).pop(0)
         if isinstance(event, c.WorkerFenced):
             self.fenced_and_told.add(event.worker)
+        if isinstance(event, c.WorkerScanned):
+            self.scans_told.add(event.worker)
         self.loaded |= isinstance(event, c.PeerLoaded)
         self.stands |= isinstance(event, c.GuestPaused)
         return event
@@ -234,6 +259,7 @@ worlds = st.fixed_dictionaries(
         "regions": st.integers(0, 24),
         "seed": st.integers(0, 1 << 32),
         "needs_sync": st.booleans(),
+        "settles": st.booleans(),
         "verify": st.booleans(),
         "throttle": st.sampled_from([None, STEPS]),
     }
@@ -251,7 +277,7 @@ def test_left_alone_it_hands_over_once(settings_: World_) -> None:
     assert [
         world.done.count(one) for one in (Do.START_LOG, Do.PAUSE, Do.SAVE_STATE, Do.RELEASE, Do.HAND_OVER, Do.FINISH)
     ] == [1] * 6
-    order = [one for one in world.done if one is not Do.SYNC_LOG]
+    order = [one for one in world.done if one not in (Do.SYNC_LOG, Do.SETTLE)]
     wanted = [
         Do.START_LOG,
         Do.PAUSE,
@@ -265,6 +291,9 @@ def test_left_alone_it_hands_over_once(settings_: World_) -> None:
     # A log that needs it is brought up to date before each count and each round but the first.
     counted = len(world.plan.record.facts)
     assert world.done.count(Do.SYNC_LOG) == (counted + 2 if world.needs_sync else 0)
+    # The guest settles in each round in which it runs.
+    assert world.done.count(Do.SETTLE) == (counted if world.settles else 0)
+    assert [report.settle_ms > 0 for report in world.plan.record.rounds if report.paused] == [False, False]
     assert world.plan.state_bytes == 4711
     assert [report.paused for report in world.plan.record.rounds] == [False] * counted + [True, True]
 
@@ -348,6 +377,7 @@ def event_numbers(world: dict[str, object]) -> int:
 )
 def test_trouble_at_every_single_event_is_survived(make: Callable[[], Event]) -> None:
     settings_: dict[str, object] = {"workers": 2, "regions": 6, "seed": 7, "needs_sync": True, "verify": True}
+    settings_["settles"] = True
     outcomes = Counter()
     for at in range(event_numbers(settings_)):
         world = World(**settings_)  # type: ignore[arg-type]

@@ -66,11 +66,15 @@ def build_initrd(directory: Path) -> Path:
     shutil.copy(shutil.which("busybox") or "busybox", root / "bin" / "busybox")
     (root / "init").write_text(INIT)
     (root / "init").chmod(0o755)
+    return pack_initrd(root, directory / "initrd")
+
+
+def pack_initrd(root: Path, target: Path) -> Path:
+    """Pack the tree below *root* into the initrd *target*, and remove it."""
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     archive = subprocess.run(
         ["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, input=names.encode(), stdout=subprocess.PIPE, check=True
     )
-    target = directory / "initrd"
     target.write_bytes(archive.stdout)
     shutil.rmtree(root)
     return target

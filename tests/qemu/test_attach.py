@@ -16,7 +16,7 @@ import pytest
 from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
 from parmig.guests.qemu.attach import attach, borrow_userfaultfd
-from parmig.guests.qemu.guest import open_qemu
+from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.stopped import StoppedThread
 from tests.qemu.carry import Scanner
 from tests.qemu.machines import QemuMachine, wait_until

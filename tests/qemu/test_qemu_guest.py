@@ -15,7 +15,8 @@ import pytest
 from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, ParmigError, StateError, UsageError
 from parmig.guests.base import Guest, StateSink
-from parmig.guests.qemu.guest import QemuGuest, open_qemu
+from parmig.guests.qemu.guest import QemuGuest
+from parmig.guests.qemu.options import open_qemu
 from parmig.guests.registry import open_guest
 from parmig.ram.blocks import GuestRange
 from tests.qemu.carry import Buffer, Carrier

@@ -19,6 +19,7 @@ from parmig.errors import GuestError, GuestRefusedError, UsageError
 from parmig.guests.base import DirtyLog, Guest, GuestInfo, Rescue, StateSink
 from parmig.guests.qemu import layout
 from parmig.guests.qemu.attach import WriteTracking, attach
+from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory import MappedBlock, close_memory, open_memory
 from parmig.guests.qemu.outgoing import Outgoing
@@ -26,11 +27,8 @@ from parmig.guests.qemu.process import check_destination, check_source, has_ende
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.rescue import QemuRescue
 from parmig.guests.qemu.settings import Settings
+from parmig.guests.qemu.settle import Settling
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
-from parmig.units import NS_PER_S, parse_duration_ns
-
-DEFAULT_LIMIT_S = 30.0
-"""How long QEMU may take for any one step; all of them take milliseconds."""
 
 SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
 DESTINATION_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
@@ -54,18 +52,21 @@ class QemuGuest(Guest):
         qmp: a session; owned from here on, also when this raises.
         pid: QEMU's process.
         incoming: whether this is the destination.
+        way: how to settle, one of ``settle.WAYS``; empty: found out.
 
     Raises:
         GuestRefusedError: it cannot be migrated as it was started; the message has the option that helps.
         GuestError: QEMU failed meanwhile.
     """
 
-    def __init__(self, qmp: Qmp, pid: int, *, incoming: bool) -> None:
+    def __init__(self, qmp: Qmp, pid: int, *, incoming: bool, way: str = "") -> None:
         self._qmp = qmp
         self._pid = pid
         self._pidfd = -1
         self._blocks: list[MappedBlock] = []
         self._tracking: WriteTracking | None = None
+        self._hardware = Hardware(qmp)
+        self._settling = Settling(qmp, way)
         self._settings = Settings(qmp)
         self._outgoing = Outgoing(qmp)
         self._incoming = Incoming(qmp)
@@ -135,8 +136,12 @@ class QemuGuest(Guest):
             )
         if kind not in ("auto", "pagemap", "digest"):
             raise UsageError(f"unknown tracker {kind!r} for a QEMU guest; known are auto, pagemap, digest")
+        self._hardware.note()
+        unseen = self._hardware.unseen()
+        if kind == "pagemap" and unseen:
+            raise GuestRefusedError(f"{unseen}: remove it from the guest before it is moved, or use --tracker digest")
         if kind == "auto":
-            missing = _attach_obstacle()
+            missing = _attach_obstacle() or unseen
             kind, reason = ("digest", missing) if missing else ("pagemap", "the kernel tracks writes of QEMU")
         try:
             self._settings.apply(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
@@ -149,7 +154,15 @@ class QemuGuest(Guest):
         if kind == "digest":
             return DirtyLog(kind="digest", reason=reason)
         segments = tuple(block.segments for block in self._blocks)
-        return DirtyLog(kind="pagemap", pid=self._pid, segments=segments, reason=reason)
+        return DirtyLog(kind="pagemap", pid=self._pid, segments=segments, reason=reason, settle=self._settling.way())
+
+    def settle(self) -> None:
+        """Wait for every disk request in flight.
+
+        Raises:
+            GuestError: they did not end within the guest's limit, or QEMU is gone.
+        """
+        self._settling.settle()
 
     def _attach(self) -> None:
         if self._tracking is None:
@@ -169,9 +182,11 @@ class QemuGuest(Guest):
             when the guest stopped (QEMU's STOP event), on the clock of ``time.monotonic_ns()``.
 
         Raises:
-            GuestError: QEMU failed; the message has its words.
+            GuestError: QEMU failed, or has other devices or RAM blocks than at the start of the dirty log.
         """
-        return self._outgoing.pause(sink)
+        stopped_ns = self._outgoing.pause(sink, begun=self._hardware.ask)
+        self._hardware.check()
+        return stopped_ns
 
     def save_state(self, sink: StateSink) -> None:
         """Write the rest of QEMU's stream, with the device state, to *sink*.
@@ -192,6 +207,7 @@ class QemuGuest(Guest):
             GuestError: QEMU is gone or refuses.
         """
         try:
+            self._settling.undo()
             ran_ns = self._outgoing.undo()
         except BaseException:
             # What went wrong first is what matters; QEMU is probably gone.
@@ -302,34 +318,6 @@ class QemuGuest(Guest):
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
-
-
-def open_qemu(options: str, *, incoming: bool) -> QemuGuest:
-    """The QEMU that *options* names: ``QMP-SOCKET[,timeout=DURATION][,pid=NUMBER]``.
-
-    Args:
-        options: the path of a QMP unix socket; ``timeout`` limits each step (30 s), ``pid`` names QEMU's
-            process where somebody else opened the socket for it.
-        incoming: True on the destination.
-
-    Raises:
-        UsageError: the options make no sense.
-        GuestRefusedError: nobody is there, or not as a migration needs it.
-    """
-    path, *pairs = options.split(",")
-    if not path:
-        raise UsageError("which QEMU? write qemu:PATH-OF-ITS-QMP-SOCKET")
-    limit_s, pid = DEFAULT_LIMIT_S, 0
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key == "timeout" and value:
-            limit_s = parse_duration_ns(value) / NS_PER_S
-        elif key == "pid" and value.isdecimal():
-            pid = int(value)
-        else:
-            raise UsageError(f"{pair!r} is no option of a QEMU guest; known are timeout=30s and pid=NUMBER")
-    qmp = Qmp(path, limit_s)
-    return QemuGuest(qmp, pid or qmp.peer_pid, incoming=incoming)
 
 
 def _attach_obstacle() -> str | None:

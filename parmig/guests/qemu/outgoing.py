@@ -10,7 +10,7 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from parmig.errors import GuestError, ParmigError, StateError
 from parmig.guests.base import StateSink
@@ -102,8 +102,12 @@ class Outgoing:
         self._was_running = False
         self.started = False
 
-    def pause(self, sink: StateSink) -> int:
+    def pause(self, sink: StateSink, begun: Callable[[], None] = lambda: None) -> int:
         """Start, let QEMU send its small RAM to *sink*, and return when it has stopped the guest.
+
+        Args:
+            sink: takes the stream.
+            begun: called when QEMU has begun its migration and the guest still runs.
 
         Returns:
             when the guest stopped, on the clock of ``time.monotonic_ns()``; for one that did not run,
@@ -122,6 +126,7 @@ class Outgoing:
             with contextlib.suppress(GuestError):
                 self._qmp.execute("closefd", fdname=FD_NAME)
             raise
+        begun()
         stopped_ns = None
         for event in self._pump(sink, GuestError):
             if event.name == "STOP":

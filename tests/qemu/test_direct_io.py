@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promise 2 with disks: what a device stores by direct I/O while its guest is moved arrives, every byte of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.sides import LISTEN, Command
+from tests.qemu import disks
+from tests.qemu.disks import ReadingMachine, SlowDisk
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(int(os.environ.get("PARMIG_DISK_TIMEOUT", "240")))]
+
+MOVES = int(os.environ.get("PARMIG_DISK_MOVES", "2"))
+"""20 for a soak."""
+SNAPSHOTS = int(os.environ.get("PARMIG_DISK_SNAPSHOTS", "1"))
+"""10 for a soak."""
+
+UNSETTLED = "from parmig.guests.qemu.guest import QemuGuest\nQemuGuest.settle = lambda self: None"
+"""A parmig that does not wait for the disk."""
+
+with_and_without_iothread = pytest.mark.parametrize("iothread", [False, True], ids=["main loop", "iothread"])
+
+
+@pytest.fixture(scope="module")
+def reading(qemu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SlowDisk, Path]]:
+    if reason := disks.missing():
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}; tests with a slow disk are mandatory where CI is set")
+        pytest.skip(reason)
+    with disks.reading_disk(tmp_path_factory.mktemp("disk")) as found:
+        yield found
+
+
+def move(source: ReadingMachine, destination: ReadingMachine, prelude: str = "", options: str = "") -> dict[str, Any]:
+    """One migration by two commands; the source's report."""
+    receive = Command("receive", "--listen", LISTEN, "--guest", f"qemu:{destination.socket}", "--json")
+    with receive as there:
+        guest = f"qemu:{source.socket}{options}"
+        sending = Command("send", there.uri(), "--guest", guest, "--json", "--workers", "2", prelude=prelude)
+        with sending as here:
+            code, report = here.end()
+            assert (code, report["status"]) == (0, "completed"), here.errors
+    return report
+
+
+def move_again_and_again(
+    reading: tuple[SlowDisk, Path], iothread: bool, moves: int, *, prelude: str = "", options: str = ""
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Move the reading guest from QEMU to QEMU; how much it found wrong in each pass, and the reports."""
+    disk, initrd = reading
+    checks: list[int] = []
+    reports = []
+    with ExitStack() as stack:
+        machine = stack.enter_context(ReadingMachine(initrd, disk, iothread=iothread))
+        machine.wait_for_serial("PASS 1")
+        for _ in range(moves):
+            destination = stack.enter_context(ReadingMachine(initrd, disk, iothread=iothread, incoming=True))
+            machine.wait_for_requests()
+            reports.append(move(machine, destination, prelude, options))
+            checks += machine.checks()
+            machine = destination
+        machine.wait_for_checks(2)
+        checks += machine.checks()
+    return checks, reports
+
+
+@with_and_without_iothread
+def test_what_the_disk_stores_during_a_move_arrives(reading: tuple[SlowDisk, Path], iothread: bool) -> None:
+    checks, reports = move_again_and_again(reading, iothread, MOVES)
+    assert sum(checks) == 0, checks
+    assert {report["settle"] for report in reports} == {"transaction"}
+    rounds = [one for report in reports for one in report["rounds"]]
+    assert max(one["settle_ms"] for one in rounds if not one["paused"]) > 5  # requests were in flight
+    assert all(one["settle_ms"] == 0 for one in rounds if one["paused"])
+
+
+def test_without_waiting_for_the_disk_bytes_are_lost(reading: tuple[SlowDisk, Path]) -> None:
+    checks, _ = move_again_and_again(reading, iothread=False, moves=MOVES, prelude=UNSETTLED)
+    assert sum(checks) > 0, "the test notices nothing: were requests in flight at all?"
+
+
+def test_a_qemu_whose_transaction_waits_for_nothing_is_stopped_for_a_moment(
+    reading: tuple[SlowDisk, Path],
+) -> None:
+    checks, reports = move_again_and_again(reading, iothread=False, moves=1, options=",settle=stop")
+    assert sum(checks) == 0, checks
+    assert reports[0]["settle"] == "stop"
+
+
+@with_and_without_iothread
+def test_what_the_disk_stores_during_a_snapshot_is_in_it(
+    reading: tuple[SlowDisk, Path], iothread: bool, tmp_path: Path
+) -> None:
+    disk, initrd = reading
+    with ReadingMachine(initrd, disk, iothread=iothread) as source:
+        source.wait_for_serial("PASS 1")
+        for number in range(SNAPSHOTS):
+            source.wait_for_requests()
+            file = tmp_path / str(number)
+            with Command("save", str(file), "--guest", f"qemu:{source.socket}", "--json") as command:
+                code, report = command.end()
+                assert (code, report["status"], report["settle"]) == (0, "completed", "transaction"), command.errors
+            with ReadingMachine(initrd, disk, iothread=iothread, incoming=True) as copy:
+                with Command("restore", str(file), "--guest", f"qemu:{copy.socket}", "--json") as command:
+                    code, _ = command.end()
+                    assert code == 0, command.errors
+                copy.wait_for_checks(1)
+                assert sum(copy.checks()) == 0, copy.checks()
+            file.unlink()
+        assert sum(source.checks()) == 0, source.checks()
