@@ -13,11 +13,13 @@ from typing import Annotated, TypeVar
 import msgspec
 import typer
 
-from parmig.config import MAX_WORKERS, Path, parse_path
+from parmig.config import MAX_WORKERS, Path, SendConfig, parse_path
 from parmig.errors import UsageError
-from parmig.units import parse_duration_ns, parse_rate, parse_size
+from parmig.units import NS_PER_MS, NS_PER_S, format_size, parse_duration_ns, parse_rate, parse_size
 
 Value = TypeVar("Value")
+
+_DEFAULTS = SendConfig()
 
 
 def _reader(parse: Callable[[str], Value]) -> Callable[[str | Value], Value]:
@@ -103,7 +105,13 @@ FormatOption = Annotated[
 ]
 BatchOption = Annotated[
     int,
-    typer.Option("--batch", parser=read_size, metavar="SIZE", show_default="1MiB", help="Guest bytes in one message."),
+    typer.Option(
+        "--batch",
+        parser=read_size,
+        metavar="SIZE",
+        show_default=format_size(_DEFAULTS.batch_bytes).replace(" ", ""),
+        help="Guest bytes in one message.",
+    ),
 ]
 BandwidthOption = Annotated[
     int,
@@ -121,7 +129,7 @@ DowntimeLimitOption = Annotated[
         "--downtime-limit",
         parser=read_duration,
         metavar="DURATION",
-        show_default="300ms",
+        show_default=f"{_DEFAULTS.downtime_limit_ns // NS_PER_MS}ms",
         help="Pause the guest once the rest can be carried in this time.",
     ),
 ]
@@ -163,7 +171,7 @@ ConnectTimeoutOption = Annotated[
         "--connect-timeout",
         parser=read_duration,
         metavar="DURATION",
-        show_default="3s",
+        show_default=f"{_DEFAULTS.connect_timeout_ns // NS_PER_S}s",
         help="How long to try to reach the receiver.",
     ),
 ]
