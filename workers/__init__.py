@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker programs: start-up and two loops. What they do with pages is in ``parmig.ram``."""
+"""The worker programs: start-up and loops. What they do with pages is in ``parmig.ram``."""
