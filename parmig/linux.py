@@ -221,9 +221,13 @@ def die_with_parent(signal_number: int) -> None:
 _UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
 
-def peer_uid(connection: socket.socket) -> int:
-    """The user whose process connected this Unix socket."""
-    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end of this Unix socket, as our namespaces number them (SO_PEERCRED).
+
+    They are of the instant in which it called ``connect()``, or ``listen()`` where we connected.
+    """
+    pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
 def name_process(name: str) -> None:

@@ -77,6 +77,12 @@ def test_nothing_is_pickled(path: Path) -> None:
 
 
 @every_file
+def test_layouts_of_the_kernel_are_unpacked_in_linux_only(path: Path) -> None:
+    used = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)}
+    assert path == Path("parmig/linux.py") or not used & {"SO_PEERCRED", "ioctl", "syscall"}
+
+
+@every_file
 def test_input_is_not_checked_by_assert(path: Path) -> None:
     """Asserts only tell the type checker what holds; python -O takes them away."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):

@@ -107,7 +107,7 @@ class RearmServer:
 
     def _accept(self) -> None:
         worker, _ = self._listener.accept()
-        if linux.peer_uid(worker) in (0, os.geteuid()):
+        if linux.peer_of(worker)[1] in (0, os.geteuid()):
             self._selector.register(worker, selectors.EVENT_READ)
         else:
             worker.close()

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 import threading
 import time
 from collections.abc import Coroutine
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
+from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.events import Event, Listener
 from parmig.units import NS_PER_S
@@ -58,7 +58,7 @@ class Qmp:
         self._listeners: list[Listener] = []
         self._lost: str | None = None
         sock = _connect(path)
-        self.peer_pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self.peer_pid, _ = linux.peer_of(sock)
         self._client = QMPClient("parmig")
         # The library's own listener keeps all events for ever; ours passes them on and keeps none.
         self._client.events.event_filter = self._dispatch
