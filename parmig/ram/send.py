@@ -58,7 +58,7 @@ class MigrationRamSend:
         self._zero: list[Index] = []
         self._zero_pages = 0
         self._zero_runs = 0  # at most: joined ones count once more
-        self._began_ns = time.monotonic_ns()
+        self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # it has waited for the peer and the dirty log
         self.counters = WorkerCounters()
 
     # -- the proposal's verbs -------------------------------------------------------------------

@@ -49,6 +49,8 @@ def test_a_writing_guest_arrives_whole_with_any_number_of_workers(workers: int) 
         report, _ = migrate(source, destination, workers=workers)
         arrived(source, destination, report)
         assert len(report.per_worker) == report.workers == workers
+        for worker in report.per_worker:
+            assert 0 < worker.busy_ms <= worker.busy_ms + worker.waiting_ms < report.total_time_ms
 
 
 @pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.transport.base import Buffer
-from parmig.units import KIB
+from parmig.units import KIB, NS_PER_S
 from tests.support import content, file_pages, index_of, mapped, pages_below, shared_area
 
 PAGES = (300, 130)
@@ -82,11 +83,14 @@ class Recorder:
 
 
 class Source:
-    def __init__(self, mappings: list[BlockMapping], shared: SharedArea, log_fd: int, compress: str) -> None:
+    def __init__(
+        self, mappings: list[BlockMapping], shared: SharedArea, log_fd: int, compress: str, waited_ns: int = 0
+    ) -> None:
         self.mappings = mappings
         self.shared = shared
         self.regions = cut([one.block for one in mappings], 64)
         self.channel = Recorder([one.block.pages for one in mappings])
+        self.channel.waiting_ns = waited_ns
         self._log = mmap.mmap(log_fd, 0)
         self.tracker = BitmapTracker(log_fd, [one.block for one in mappings])
         self.ram = MigrationRamSend(
@@ -115,11 +119,11 @@ class Source:
 
 
 @contextmanager
-def sending(*pages: int, compress: str = "none") -> Iterator[Source]:
+def sending(*pages: int, compress: str = "none", waited_ns: int = 0) -> Iterator[Source]:
     fd = os.memfd_create("log", os.MFD_CLOEXEC)
     os.ftruncate(fd, sum(map(bits_for, pages)))
     with mapped(*pages) as mappings, shared_area(mappings, cut([one.block for one in mappings], 64)) as shared:
-        source = Source(mappings, shared, fd, compress)
+        source = Source(mappings, shared, fd, compress, waited_ns)
         try:
             yield source
         finally:
@@ -275,3 +279,15 @@ def test_counting_consumes_nothing() -> None:
         numbers = range(len(source.regions))
         assert source.ram.migrate_dirty_bitmap_sync(numbers) == 3
         assert source.ram.migrate_dirty_bitmap_sync(numbers) == 3
+
+
+def test_waiting_before_there_was_a_dirty_log_is_not_taken_from_the_busy_time() -> None:
+    began_ns = time.monotonic_ns()
+    with sending(64, waited_ns=NS_PER_S) as source:
+        write(source, 0, {1}, 1)
+        source.round(1)
+        source.channel.waiting_ns += 1  # as if credit had been short
+        source.round(2)
+        counters = source.shared.counters(0)
+        assert counters.waiting_ns == NS_PER_S + 1
+        assert 0 < counters.busy_ns < time.monotonic_ns() - began_ns
