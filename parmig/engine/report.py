@@ -131,6 +131,7 @@ class Report(msgspec.Struct, kw_only=True):
     total_time_ms: float = 0.0
     setup_time_ms: float = 0.0
     downtime_ms: float | None = None
+    downtime_without_verify_ms: float | None = None
     downtime_phases_ms: DowntimePhases = msgspec.field(default_factory=DowntimePhases)
     throughput_mib_per_s: float = 0.0
     state_bytes: int = 0

@@ -358,6 +358,7 @@ class SourceSide(ABC):
             report.state_bytes = self._plan.state_bytes
             if report.downtime_ms is not None:
                 report.downtime_phases_ms = record.phases()
+                report.downtime_without_verify_ms = report.downtime_ms - report.downtime_phases_ms.verify
         if error is not None:
             report.error = messages.describe_error(error, error.phase or "setup")
             if report.status not in ("cancelled", "unknown"):

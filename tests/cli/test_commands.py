@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from parmig.cli.app import app
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.report import ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
+from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
 
@@ -273,6 +273,19 @@ def test_the_summary_has_the_figures_a_person_looks_for(engine: FakeEngine) -> N
         "worker",
     ):
         assert words in result.stdout
+
+
+def test_the_summary_shows_the_pause_without_the_comparison_first(engine: FakeEngine) -> None:
+    engine.sent.downtime_ms = 220.0
+    engine.sent.downtime_phases_ms = DowntimePhases(pause=3.0, final_pages=44.75, verify=172.25)
+    lines = [line.split(maxsplit=1) for line in invoke(*SEND).stdout.splitlines()]
+    assert ["downtime", "47.8 ms (and 172.2 ms more to compare both memories)"] in lines
+    assert ["of", "which     pause 3.0 + final pages 44.8 ms"] in lines
+
+
+def test_the_summary_of_a_pause_without_comparison_has_only_that(engine: FakeEngine) -> None:
+    engine.sent.downtime_phases_ms = DowntimePhases(pause=12.5)
+    assert "downtime     12.5 ms\nof which     pause 12.5 ms\n" in invoke(*SEND).stdout
 
 
 def test_the_summary_tells_of_a_throttle(engine: FakeEngine) -> None:

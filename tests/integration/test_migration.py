@@ -169,6 +169,8 @@ def test_the_figures_of_the_report_agree_with_each_other() -> None:
     assert report.downtime_ms is not None
     assert math.isclose(sum(phases), report.downtime_ms, rel_tol=1e-6)
     assert report.downtime_ms < report.total_time_ms
+    assert report.downtime_without_verify_ms == pytest.approx(report.downtime_ms - report.downtime_phases_ms.verify)
+    assert 0 < report.downtime_without_verify_ms < report.downtime_ms
     assert [one.round for one in report.rounds] == list(range(1, len(report.rounds) + 1))
     assert [one.paused for one in report.rounds[-2:]] == [True, True]
     for total in ("wire_bytes", "sent_pages", "zero_pages", "skipped_pages"):
