@@ -63,6 +63,10 @@ POLL_MS = 200
 EXPLANATION_NS = 400 * NS_PER_MS
 """A lost connection is a symptom; for so long the source may still tell the cause."""
 
+NOBODY_CAME_NS = 10 * NS_PER_S
+"""After so long without a sender one line says where to look. A sender that is refused by a check of its own never
+connects, and only its own output says so."""
+
 MAX_STATE_CHUNK_FRAME_BYTES = messages.MAX_STATE_CHUNK_BYTES + 64
 
 
@@ -92,6 +96,8 @@ class MigrationReceiver:
         self._cancelled = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control: ControlChannel | None = None
+        self._listens_at = ""
+        self._hinted = False
         self._state_transport: Any = None
         self._state: StateReceiver | None = None
         self._pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
@@ -159,22 +165,21 @@ class MigrationReceiver:
         )
         actual = transport.bind(endpoint)
         self._control = ControlChannel(transport)
+        self._listens_at = str(actual)
         for item in [*transport.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
             if item is not None:
                 self._poller.register(item, zmq.POLLIN)
         if self._listening is not None:
-            self._listening(str(actual))
+            self._listening(self._listens_at)
 
     def _await_source(self) -> int:
         """Wait for a source that fits; returns when it began to talk."""
         assert self._control is not None
-        deadline = time.monotonic_ns() + self._config.wait_ns
+        waiting_since = time.monotonic_ns()
         while True:
-            if self._config.wait_ns and time.monotonic_ns() >= deadline:
-                raise LimitExceededError(f"no source connected within {self._config.wait_ns / NS_PER_S:.0f} s")
             ready = dict(self._poller.poll(POLL_MS))
             self._thread.finished()
-            self._check_cancelled()
+            self._nobody_came(time.monotonic_ns() - waiting_since)
             if self._guest.watch_fd() in ready:
                 raise GuestError("the guest's virtual machine monitor died while waiting for a source")
             frames = self._control.transport.read()
@@ -192,6 +197,20 @@ class MigrationReceiver:
             began = time.monotonic_ns()
             self.apply_config(message)
             return began
+
+    def _nobody_came(self, waited_ns: int) -> None:
+        """Go on waiting for a source, unless that is to end; after a while say where to look."""
+        hint = (
+            f"no sender has connected to {self._listens_at} yet; look at the sender's own output, "
+            "at the address and port that it was given, and for a firewall between"
+        )
+        if self._cancelled:
+            raise CancelledError(f"cancelled: {hint}")
+        if self._config.wait_ns and waited_ns >= self._config.wait_ns:
+            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {hint}")
+        if waited_ns >= NOBODY_CAME_NS and not self._hinted:
+            self._hinted = True
+            self._tell_progress(Progress(status=self._machine.status.value, message=hint))
 
     def apply_config(self, wish: Configure) -> None:
         """Check the source's wishes and make everything ready for them.

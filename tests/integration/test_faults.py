@@ -20,6 +20,7 @@ from tests.integration.sides import (
     ENDED,
     KNOWN_LIMIT_S,
     LIMIT_S,
+    LISTEN,
     Command,
     Discard,
     HeldGuest,
@@ -402,8 +403,27 @@ def test_a_receiver_that_waits_can_be_cancelled() -> None:
         with Migration(None, destination) as at:
             assert at.receiver is not None
             at.receiver.cancel()
-            failed(at.received(), "CancelledError", code=130)
+            failed(at.received(), "CancelledError", f"no sender has connected to {at.uri}", code=130)
         never_ran(destination)
+
+
+def test_a_receiver_without_a_sender_says_once_where_to_look() -> None:
+    soon = "import parmig.engine.receiver as r; r.NOBODY_CAME_NS = 10**8"
+    where = ["--listen", LISTEN, "--guest", "synthetic:memory=8MiB", "--wait", "1.5s", "--json"]
+    with Command("receive", *where, prelude=soon) as receiver:
+        uri = receiver.uri()
+        code, report = receiver.end()
+    assert (code, report["error"]["type"]) == (1, "LimitExceededError")
+    for words in (f"no sender has connected to {uri}", "sender's own output", "address and port", "firewall"):
+        assert words in report["error"]["message"]
+        assert receiver.errors.count(words) == 2, "once while it waited, once as the error"
+
+
+def test_a_receiver_does_not_say_so_at_once() -> None:
+    where = ["--listen", LISTEN, "--guest", "synthetic:memory=8MiB", "--wait", "1s", "--json"]
+    with Command("receive", *where) as receiver:
+        receiver.end()
+    assert receiver.errors.count("no sender has connected") == 1
 
 
 def test_a_sender_that_waits_for_an_answer_can_be_cancelled() -> None:
