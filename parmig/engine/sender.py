@@ -25,7 +25,6 @@ from parmig.engine.state_channel import StateSender
 from parmig.errors import (
     CancelledError,
     GuestRefusedError,
-    OutcomeUnknownError,
     ParmigError,
     PeerFailedError,
     PeerLostError,
@@ -48,6 +47,9 @@ from parmig.version import __version__
 CONFIGURE_LIMIT_NS = 20 * NS_PER_S
 """For the destination to check the configuration and start its workers."""
 
+MESSAGES_A_TURN = 16
+"""So many are heard before the clock and the user: a destination says three in a whole migration."""
+
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
 
@@ -56,7 +58,11 @@ def _limits(config: SendConfig) -> Limits:
         config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
     )
     return Limits(
-        config.downtime_limit_ns, config.max_downtime_ns, config.timeout_ns, steps if config.auto_converge else None
+        config.downtime_limit_ns,
+        config.max_downtime_ns,
+        config.timeout_ns,
+        steps if config.auto_converge else None,
+        config.switchover_timeout_ns,
     )
 
 
@@ -141,6 +147,7 @@ class MigrationSender(SourceSide):
             region_pages=region_pages,
             running=self._running,
             verify=config.verify,
+            switchover_timeout_ns=config.switchover_timeout_ns,
             capabilities=CAPABILITIES,
         )
         self._control.write(wish)
@@ -203,14 +210,11 @@ class MigrationSender(SourceSide):
         assert self._control is not None
         assert self._plan is not None
         try:
-            while not self._plan.machine.ended and (message := self._control.read()) is not None:
+            for _ in range(MESSAGES_A_TURN):
+                if self._plan.machine.ended or (message := self._control.read()) is None:
+                    break
                 self._peer_said(message)
-        except PeerLostError as error:
-            if self._plan.status is MigrationStatus.HAND_OVER:
-                self._feed(events.PeerVanished(self._unknown(str(error))))
-            else:
-                self._fail(error)
-        except ProtocolError as error:
+        except (PeerLostError, ProtocolError) as error:
             self._fail(error)
 
     def _peer_said(self, message: messages.ControlMessage) -> None:
@@ -235,16 +239,10 @@ class MigrationSender(SourceSide):
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         assert self._plan is not None
-        if self._plan.status is MigrationStatus.HAND_OVER:
-            self._feed(events.Failed(self._unknown(str(error))))
+        if self._plan.status is MigrationStatus.HAND_OVER and isinstance(error, PeerLostError):
+            self._feed(events.PeerVanished(error))  # no better reason would change anything
         else:
             super()._fail(error, symptom=symptom)
-
-    def _unknown(self, cause: str) -> OutcomeUnknownError:
-        return OutcomeUnknownError(
-            f"{cause}, after hand-over: the guest may run at the destination, so it stays paused here; "
-            "look there, and only if it does not run, continue it here"
-        )
 
     # -- doing ----------------------------------------------------------------------------------
 

@@ -93,7 +93,12 @@ class SnapshotSaver(SourceSide):
         self._shared = SharedArea(-1, workers=config.workers, blocks=blocks, regions=len(regions))
         self._shared.set_rate(config.max_bandwidth_bytes_per_s)
         self._shared.begin_file(self._writer.parts_offset_bytes)
-        limits = Limits(config.downtime_limit_ns, config.max_downtime_ns, config.timeout_ns)
+        limits = Limits(
+            config.downtime_limit_ns,
+            config.max_downtime_ns,
+            config.timeout_ns,
+            switchover_ns=config.switchover_timeout_ns,
+        )
         self._plan = SnapshotPlan(regions, config.workers, limits)
         self._meter = ProgressMeter(self._plan, self._shared, config.workers)
         self._start_workers(memory, region_pages)
