@@ -31,7 +31,7 @@ from parmig.errors import HostRefusedError
 
 PRELOADED = [
     *("numpy", "zmq", "msgspec", "xxhash", "lz4.block"),
-    *("workers.send", "workers.receive", "workers.save", "workers.restore"),
+    *("workers.send", "workers.receive", "workers.save", "workers.restore", "workers.guardian"),
 ]
 
 KILLED_LIMIT_S = 5.0

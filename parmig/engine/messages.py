@@ -270,7 +270,7 @@ class Stop(_Message, frozen=True):
 Instruction = StartTracking | SendRegions | Fence | CountDirty | DigestRegions | PlaceRegions | PlaceStream | Stop
 
 
-# -- coordinator and guardian: see parmig.engine.guardian ----------------------------------------
+# -- coordinator and guardian: see workers.guardian -----------------------------------------------
 
 
 class Guard(_Message, frozen=True):

@@ -84,6 +84,7 @@ class MigrationSender(SourceSide):
             WorkerPool(WORKER_PROGRAMS[0], "send worker"),
             Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers),
             tracker=config.tracker,
+            switchover_ns=config.switchover_timeout_ns,
             progress=progress,
         )
         self._uri = uri
@@ -91,7 +92,6 @@ class MigrationSender(SourceSide):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control: ControlChannel | None = None
         self._state_transport: Any = None
-        self._running = True
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -132,7 +132,6 @@ class MigrationSender(SourceSide):
         """
         assert self._control is not None
         config = self._config
-        self._running = self._thread.call(self._guest.is_running)
         wish = Configure(
             parmig=__version__,
             kind=info.kind,
@@ -145,7 +144,7 @@ class MigrationSender(SourceSide):
             batch_bytes=config.batch_bytes,
             credit_bytes=credit_bytes(config.batch_bytes),
             region_pages=region_pages,
-            running=self._running,
+            running=self._thread.call(self._guest.is_running),
             verify=config.verify,
             switchover_timeout_ns=config.switchover_timeout_ns,
             capabilities=CAPABILITIES,
@@ -254,9 +253,10 @@ class MigrationSender(SourceSide):
             case Do.RELEASE:
                 self._say(messages.Release(self._plan.state_bytes, self._plan.state_digest))
             case Do.HAND_OVER:
-                self._guardian.disarm()
+                self._custody.disarm()
+                self._handed_over = True
                 self._watch_peer_only()
-                self._say(messages.HandOver(run=self._running))
+                self._say(messages.HandOver(run=self._custody.ran is not False))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends; tearing down does it
 
