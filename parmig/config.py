@@ -37,6 +37,18 @@ DEFAULT_BATCH_BYTES = 4 * MIB
 half a millisecond of processor time on both sides together."""
 
 
+SWITCHOVER_TIMEOUT_NS = 30 * NS_PER_S
+"""A hundred times the usual pause: whatever takes longer hangs, and a guest should not wait for it."""
+
+
+def _switchover_rule(switchover_ns: int, downtime_ns: int) -> tuple[bool, str]:
+    """Whether the limit of the pause leaves room for a pause that is allowed, and what to say if not."""
+    return switchover_ns > downtime_ns, (
+        f"the switchover timeout ({switchover_ns / NS_PER_S:g} s) must be longer than the pause that is allowed "
+        f"({downtime_ns / NS_PER_S:g} s): raise --switchover-timeout"
+    )
+
+
 def default_workers() -> int:
     """One worker per core, at most four: one stream carries about 15 Gb/s, so four fill most NICs."""
     return max(1, min(4, os.cpu_count() or 1))
@@ -79,6 +91,8 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_downtime_ns: when rounds no longer shrink, pause all the same if this suffices; 0 means
             a stall fails the migration.
         timeout_ns: of the whole migration up to the pause; 0 is none.
+        switchover_timeout_ns: from the pause to hand-over, past which the guest goes on here, and the same again
+            until the destination says that it runs there.
         auto_converge: slow a guest down that dirties memory faster than it is sent, in steps, until the pause.
         throttle_initial_percent: of its virtual CPUs' time that the first step takes.
         throttle_increment_percent: what each further step takes in addition.
@@ -98,6 +112,7 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
     downtime_limit_ns: int = 300 * NS_PER_MS
     max_downtime_ns: int = 0
     timeout_ns: int = 0
+    switchover_timeout_ns: int = SWITCHOVER_TIMEOUT_NS
     auto_converge: bool = False
     throttle_initial_percent: int = 20
     throttle_increment_percent: int = 10
@@ -116,6 +131,7 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
             (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
             (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
             (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
+            _switchover_rule(self.switchover_timeout_ns, max(self.downtime_limit_ns, self.max_downtime_ns)),
             (1 <= self.throttle_increment_percent <= 99, "a throttle's increment must be 1 to 99 percent"),
             (
                 1 <= self.throttle_initial_percent <= self.throttle_max_percent <= 99,
@@ -139,6 +155,7 @@ class SaveConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_bandwidth_bytes_per_s: of pages to the file, over all workers together; 0 is no limit.
         downtime_limit_ns: pause when what remains can be written in this time.
         max_downtime_ns, timeout_ns: as of SendConfig.
+        switchover_timeout_ns: from the pause until the guest goes on, past which it does so without a snapshot.
         replace: whether a file of that name may be replaced.
     """
 
@@ -149,6 +166,7 @@ class SaveConfig(msgspec.Struct, frozen=True, kw_only=True):
     downtime_limit_ns: int = 300 * NS_PER_MS
     max_downtime_ns: int = 0
     timeout_ns: int = 0
+    switchover_timeout_ns: int = SWITCHOVER_TIMEOUT_NS
     replace: bool = False
 
     def check(self) -> None:
@@ -162,6 +180,7 @@ class SaveConfig(msgspec.Struct, frozen=True, kw_only=True):
             (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
             (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
             (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
+            _switchover_rule(self.switchover_timeout_ns, max(self.downtime_limit_ns, self.max_downtime_ns)),
         ]
         for holds, message in rules:
             if not holds:

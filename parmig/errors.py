@@ -32,7 +32,8 @@
     ├── LimitExceededError           1  a wait or the whole migration took too long
     ├── StatusError                  1  an operation in a status that does not allow it
     ├── CancelledError             130  cancelled by the user
-    └── OutcomeUnknownError          4  lost the peer after hand-over: only the destination knows
+    ├── OutcomeUnknownError          4  lost the peer after hand-over: only the destination knows
+    └── SourcePausedError            5  failed, and the source guest could not be set running again
 
 Each message says what was expected, what was found, where, and what to do.
 """
@@ -186,6 +187,12 @@ class OutcomeUnknownError(ParmigError):
     """The peer was lost after hand-over: the source stays paused, the destination may run."""
 
     exit_code = 4
+
+
+class SourcePausedError(ParmigError):
+    """It failed or was cancelled, and the source guest could not be set running again: it is paused."""
+
+    exit_code = 5
 
 
 def by_name(name: str) -> type[ParmigError]:

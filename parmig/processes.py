@@ -4,12 +4,16 @@
 A fork server is a clean process that has imported what workers need and holds no ZeroMQ context, no
 thread and no descriptor of ours; forking it takes milliseconds and shares the imported code's memory
 (spawning an interpreter each takes about 0.3 s and 20 MiB more). It ends with this process.
+
+A signal to our process group (Ctrl-C, a lost terminal, a service manager's SIGTERM) is for this process alone to act
+on: the fork server does not take those, and each process it makes has a session of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import types
@@ -18,15 +22,22 @@ from importlib import import_module
 from typing import Any
 
 import multiprocess
-from multiprocess import forkserver, reduction
+from multiprocess import forkserver, reduction, resource_tracker
+from multiprocess import process as multiprocess_process
 from multiprocess.connection import Connection
 
 from parmig import linux
+from parmig.errors import HostRefusedError
 
 PRELOADED = [
     *("numpy", "zmq", "msgspec", "xxhash", "lz4.block"),
-    *("workers.send", "workers.receive", "workers.save", "workers.restore"),
+    *("workers.send", "workers.receive", "workers.save", "workers.restore", "workers.guardian"),
 ]
+
+KILLED_LIMIT_S = 5.0
+"""For a process to end after SIGKILL. One that takes longer hangs in the kernel and is left behind."""
+
+_GROUP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 _lock = threading.Lock()
 
@@ -47,6 +58,10 @@ def _arrive(passed: Any) -> int:
 
 def _run(program: str, name: str, connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
     """In the new process: import the program and run it."""
+    os.setsid()
+    while signal.sigtimedwait(_GROUP_SIGNALS, 0) is not None:
+        pass  # sent to the group a moment before this process left it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
     linux.name_process(name)
     module, _, function = program.partition(":")
     getattr(import_module(module), function)(connection, setup, fds)
@@ -66,7 +81,12 @@ def _fork_server() -> Iterator[Any]:
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         try:
             context.set_forkserver_preload(PRELOADED)
-            forkserver.ensure_running()
+            resource_tracker.ensure_running()  # now: it unblocks signals when it is started
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+            try:
+                forkserver.ensure_running()  # a mask is inherited
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield context
         finally:
             sys.modules["__main__"] = main
@@ -93,7 +113,20 @@ def start_process(program: str, name: str, setup: bytes, fds: Sequence[int]) -> 
 
     Returns:
         the process and our end of the pipe to it; the caller joins one and closes the other.
+
+    Raises:
+        HostRefusedError: this host has no process, descriptor or memory left for it.
     """
+    try:
+        return _start(program, name, setup, fds)
+    except (OSError, EOFError) as error:
+        raise HostRefusedError(
+            f"the process {name} cannot be started: {error or type(error).__name__}; "
+            "see the limits of processes, open files and memory (ulimit -a, and those of the service or container)"
+        ) from error
+
+
+def _start(program: str, name: str, setup: bytes, fds: Sequence[int]) -> tuple[Any, Connection]:
     with _fork_server() as context:
         ours, theirs = context.Pipe(duplex=True)
         passed = [_Descriptor(fd) if fd >= 0 else -1 for fd in fds]
@@ -109,12 +142,15 @@ def start_process(program: str, name: str, setup: bytes, fds: Sequence[int]) -> 
 
 
 def end_process(process: Any, *, patience_s: float) -> None:
-    """Join *process*; past *patience_s* kill it first. Releases the process object."""
+    """Join *process*; past *patience_s* kill it first. Releases the process object, whether or not it ends."""
     process.join(patience_s)
     if process.is_alive():
         process.kill()
-        process.join()
-    process.close()
+        process.join(KILLED_LIMIT_S)
+    # At its own end this process would join for ever whatever is still in this list.
+    multiprocess_process._children.discard(process)
+    with contextlib.suppress(ValueError):  # it hangs in the kernel
+        process.close()
 
 
 def describe_exit(process: Any) -> str:

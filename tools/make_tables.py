@@ -21,6 +21,7 @@ EXIT_CODES = {
     2: "bad usage; nothing was touched",
     3: "refused by a check before the start, or by the peer",
     4: "outcome unknown: the peer was lost after hand-over, the source stays paused",
+    5: "failed or cancelled, and the source guest could not be set running again: it is paused",
     130: "cancelled; the source guest runs on",
 }
 

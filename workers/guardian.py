@@ -4,33 +4,86 @@
 A process that is killed cannot undo what it began. Between pause and hand-over that would leave the guest
 paused; this process, which does nothing else, undoes it instead. Once disarmed it does nothing: after hand-over the
 source never resumes by itself.
+
+Whatever ends the coordinator must not end it too: it has a session of its own, is a child of nobody, holds nothing
+but its pipe, and takes no signal that is meant for a group.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from multiprocess.connection import Connection
 
 from parmig.engine import messages
-from parmig.engine.messages import Guard
+from parmig.engine.messages import Armed, Disarm, Guard, TakeOver
+from parmig.engine.rescuing import Log, load, rescue
+
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
-def main(connection: Connection, _setup: bytes, _fds: Sequence[int]) -> None:
-    """Entry point: hold what was last told, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
-    told: messages.Guard | messages.Disarm = messages.Disarm()
+def main(connection: Connection, setup: bytes, _fds: Sequence[int]) -> None:
+    """Entry point: leave a process behind that hears what is told, and end.
+
+    Args:
+        connection: to the coordinator.
+        setup: the directory for the log.
+    """
+    if os.fork():
+        os._exit(0)
+    status = 1
+    try:
+        _detach(connection.fileno())
+        _serve(connection, Log(os.fsdecode(setup)))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _detach(pipe: int) -> None:
+    os.setsid()
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    # Among what was inherited are the fork server's life line and the coordinator's standard output.
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def _serve(connection: Connection, log: Log) -> None:
+    connection.send_bytes(messages.encode(Armed(os.getpid(), log.path)))
+    guard: Guard | None = None
+    why = "the coordinator has ended"
     while True:
         try:
             told = messages.guardian_decoder.decode(connection.recv_bytes())
         except (EOFError, OSError):
             break
-    if isinstance(told, Guard):
-        module, _, function = told.program.partition(":")
-        try:
-            getattr(import_module(module), function)(told.setup)
-        except Exception as error:  # nobody is left to hear of it but whoever reads our standard error
-            sys.stderr.write(f"parmig: the sender died, and its guest could not be set right: {error}\n")
+        if isinstance(told, Disarm):
+            guard = None
+            break
+        if isinstance(told, TakeOver):
+            why = "the coordinator could not set the guest right"
+            break
+        guard = told
+        _prepare(guard)
+    if guard is None:
+        log.remove()
+        return
+    connection.close()
+    log.write(f"{why}: {guard.program} begins")
+    rescue(guard.program, guard.setup, log)
+
+
+def _prepare(guard: Guard) -> None:
+    """Import what will be called now: later the package may be gone, or the coordinator dead and the guest waiting."""
+    try:
+        load(guard.program)
+    except Exception:
+        pass  # it is tried again, and the log tells

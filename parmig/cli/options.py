@@ -165,6 +165,16 @@ TimeoutOption = Annotated[
         help="Give up when the pause is not reached in this time.",
     ),
 ]
+SwitchoverTimeoutOption = Annotated[
+    int,
+    typer.Option(
+        "--switchover-timeout",
+        parser=read_duration,
+        metavar="DURATION",
+        show_default="30s",
+        help="Give up, and let the guest go on here, when its pause has not ended in this time.",
+    ),
+]
 ConnectTimeoutOption = Annotated[
     int,
     typer.Option(

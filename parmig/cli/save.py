@@ -12,7 +12,7 @@ from parmig.cli import options as o
 from parmig.cli.output import run
 from parmig.cli.progress import showing_progress
 from parmig.cli.signals import cancelling
-from parmig.config import SaveConfig, default_workers
+from parmig.config import SWITCHOVER_TIMEOUT_NS, SaveConfig, default_workers
 from parmig.engine.report import Report
 from parmig.units import NS_PER_MS
 
@@ -29,6 +29,7 @@ def save(
     downtime_limit: o.DowntimeLimitOption = 300 * NS_PER_MS,
     max_downtime: o.MaxDowntimeOption = 0,
     timeout: o.TimeoutOption = 0,
+    switchover_timeout: o.SwitchoverTimeoutOption = SWITCHOVER_TIMEOUT_NS,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -45,6 +46,7 @@ def save(
         downtime_limit_ns=downtime_limit,
         max_downtime_ns=max_downtime,
         timeout_ns=timeout,
+        switchover_timeout_ns=switchover_timeout,
         replace=force,
     )
     run(lambda: _save(guest, file, config, quiet), side="source", guest=guest, as_json=as_json)

@@ -11,7 +11,7 @@ from parmig.cli import options as o
 from parmig.cli.output import run
 from parmig.cli.progress import showing_progress
 from parmig.cli.signals import cancelling
-from parmig.config import DEFAULT_BATCH_BYTES, SendConfig, default_workers
+from parmig.config import DEFAULT_BATCH_BYTES, SWITCHOVER_TIMEOUT_NS, SendConfig, default_workers
 from parmig.engine.report import Report
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -33,6 +33,7 @@ def send(
     throttle_increment: o.ThrottleIncrementOption = 10,
     throttle_max: o.ThrottleMaxOption = 99,
     timeout: o.TimeoutOption = 0,
+    switchover_timeout: o.SwitchoverTimeoutOption = SWITCHOVER_TIMEOUT_NS,
     connect_timeout: o.ConnectTimeoutOption = 3 * NS_PER_S,
     verify: o.VerifyOption = False,
     quit_source: Annotated[
@@ -60,6 +61,7 @@ def send(
         throttle_increment_percent=throttle_increment,
         throttle_max_percent=throttle_max,
         timeout_ns=timeout,
+        switchover_timeout_ns=switchover_timeout,
         connect_timeout_ns=connect_timeout,
         verify=verify,
         quit_source=quit_source,

@@ -50,7 +50,14 @@ from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions
 from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
-from parmig.errors import CancelledError, LimitExceededError, NotConvergingError, ParmigError
+from parmig.errors import (
+    CancelledError,
+    LimitExceededError,
+    NotConvergingError,
+    OutcomeUnknownError,
+    ParmigError,
+    ProtocolError,
+)
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.digest import combine
 from parmig.ram.regions import Region
@@ -87,6 +94,15 @@ class Step(enum.Enum):
     SUMMING = "digesting the file"
     COMMITTING = "giving the file its name"
     DONE = "done"
+
+
+def _unknown(cause: ParmigError) -> OutcomeUnknownError:
+    error = OutcomeUnknownError(
+        f"{cause}, after hand-over: the guest may run at the destination, so it stays paused here; "
+        "look there, and only if it does not run, continue it here"
+    )
+    error.__cause__ = cause
+    return error
 
 
 class Coordinator:
@@ -201,6 +217,8 @@ class Coordinator:
             case Step.DIGESTING, PeerDigested(digest=digest):
                 self._peer_digest = digest
                 return self._compare(now_ns)
+            case ((Step.LOADING | Step.RESUMING), PeerDigested(digest=digest)) if digest == self._peer_digest:
+                return []  # said twice, and the same: no harm
             case Step.LOADING, PeerLoaded(load_ns=load_ns):
                 self.record.load_ns = load_ns
                 self.record.mark("loaded", now_ns)
@@ -215,7 +233,8 @@ class Coordinator:
                 self.machine.move(StatusEvent.RESUMED)
                 self.step = Step.DONE
                 return [Do.FINISH]
-        return self._end(StatusEvent.ERROR, ParmigError(f"{type(event).__name__} came while {self.step.value}"))
+        kind = ProtocolError if isinstance(event, PeerDigested | PeerLoaded | PeerResumed) else ParmigError
+        return self._end(StatusEvent.ERROR, kind(f"{type(event).__name__} came while {self.step.value}"))
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -297,6 +316,7 @@ class Coordinator:
                 return throttled + self._begin_round(Step.SENDING, now_ns)
             case Verdict.PAUSE:
                 self.step = Step.PAUSING
+                self.record.mark("pausing", now_ns)
                 return [Do.PAUSE]
             case Verdict.STALLED:
                 return self._end(StatusEvent.ERROR, self._stalled())
@@ -340,20 +360,29 @@ class Coordinator:
         return self._end(StatusEvent.CANCEL, CancelledError("cancelled; the guest goes on here"))
 
     def _end(self, event: StatusEvent, error: ParmigError) -> list[Instruction]:
+        after = self.machine.move(event)
+        if after is MigrationStatus.UNKNOWN and not isinstance(error, OutcomeUnknownError):
+            error = _unknown(error)
         error.phase = error.phase or self.step.value
         self.error = error
-        after = self.machine.move(event)
         return [Do.GIVE_UP] if after is MigrationStatus.UNKNOWN else [Do.ABANDON]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
-        if (
-            self.status is not MigrationStatus.ACTIVE
-            or not self._limits.timeout_ns
-            or "active" not in self.record.marks
-        ):
+        marks = self.record.marks
+        if "pausing" in marks:
+            began_ns = marks["loaded"] if self.status is MigrationStatus.HAND_OVER else marks["pausing"]
+            limited = self._limits.switchover_ns and self.status is not MigrationStatus.FINISHING  # it goes on already
+            return self._pause_is_over() if limited and now_ns - began_ns >= self._limits.switchover_ns else []
+        if self.status is not MigrationStatus.ACTIVE or not self._limits.timeout_ns or "active" not in marks:
             return []
-        over = now_ns - self.record.marks["active"] >= self._limits.timeout_ns
-        return self._time_is_up() if over else []
+        return self._time_is_up() if now_ns - marks["active"] >= self._limits.timeout_ns else []
+
+    def _pause_is_over(self) -> list[Instruction]:
+        limit = format_ms(self._limits.switchover_ns / NS_PER_MS)
+        message = f"{self.step.value} did not end within the {limit} that a switchover may take"
+        if self.status is not MigrationStatus.HAND_OVER:
+            message += "; see what hangs there, or raise --switchover-timeout"
+        return self._end(StatusEvent.ERROR, LimitExceededError(message))
 
     def _time_is_up(self) -> list[Instruction]:
         limit = format_ms(self._limits.timeout_ns / NS_PER_MS)

@@ -4,47 +4,111 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from parmig.engine import messages
-from parmig.engine.messages import Disarm, Guard
+from parmig.engine.messages import Disarm, Guard, TakeOver
+from parmig.errors import HostRefusedError
 from parmig.guests.base import Rescue
 from parmig.processes import end_process, start_process
+
+ARM_LIMIT_S = 10.0
+"""For the guardian to leave our reach and say so; it takes 10 ms."""
 
 END_PATIENCE_S = 1.0
 
 
 class Guardian:
-    """One process that outlives this one for a moment, if there is anything to do then.
+    """One process that outlives this one, if there is anything to do then.
+
+    It is no child of this process: it has a session of its own and takes none of the signals that end a group.
 
     Args:
         program: dotted name of the guardian program.
+
+    Attributes:
+        pid: its process, once armed; 0: there is none.
+        log: file that it writes what it does to; empty: it could not make one.
     """
 
     def __init__(self, program: str) -> None:
         self._program = program
-        self._process: Any = None
         self._connection: Any = None
+        self.pid = 0
+        self.log = ""
 
     def arm(self, rescue: Rescue | None) -> None:
-        """Start it, unless nothing needs rescuing."""
+        """Start it, unless nothing needs rescuing; on return it is there, whatever becomes of us.
+
+        Raises:
+            HostRefusedError: it cannot be started.
+        """
+        if rescue is None:
+            return
+        process, self._connection = start_process(self._program, "parmig-guardian", os.fsencode(log_directory()), [])
+        try:
+            if not self._connection.poll(ARM_LIMIT_S):
+                raise HostRefusedError(f"the guardian of the source guest did not start within {ARM_LIMIT_S:g} s")
+            armed = messages.armed_decoder.decode(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise HostRefusedError("the guardian of the source guest ended at its start") from error
+        finally:
+            end_process(process, patience_s=END_PATIENCE_S)  # what was started left a process of its own behind
+        self.pid, self.log = armed.pid, armed.log
+        self.guard(rescue)
+
+    def guard(self, rescue: Rescue | None) -> None:
+        """From now on this is what sets the guest right."""
         if rescue is not None:
-            self._process, self._connection = start_process(self._program, "parmig-guardian", b"", [])
             self._tell(Guard(rescue.program, rescue.setup))
 
     def disarm(self) -> None:
         """From here on the source guest must not be resumed by anyone."""
-        if self._connection is not None:
-            self._tell(Disarm())
+        self._tell(Disarm())
 
-    def _tell(self, message: Guard | Disarm) -> None:
-        with contextlib.suppress(OSError):  # it was killed: then there is no guardian
+    def take_over(self) -> bool:
+        """Have it begin, though we live. Returns whether there is one that will."""
+        told = self._tell(TakeOver())
+        self._drop()
+        return told
+
+    def _tell(self, message: Guard | Disarm | TakeOver) -> bool:
+        if self._connection is None:
+            return False
+        try:
             self._connection.send_bytes(messages.encode(message))
+        except OSError:  # it was killed: then there is no guardian
+            return False
+        return True
 
-    def close(self) -> None:
-        """Disarm and end it. Calling it twice is fine."""
-        self.disarm()
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
-            end_process(self._process, patience_s=END_PATIENCE_S)
             self._connection = None
+
+    def close(self) -> None:
+        """Disarm it, unless it took over, and wait until it has ended. Calling it twice is fine."""
+        if self._tell(Disarm()):
+            with contextlib.suppress(OSError):
+                self._connection.poll(END_PATIENCE_S)  # it says nothing more: its end of the pipe closes
+        self._drop()
+
+
+def log_directory() -> str:
+    """Where guardians write what they do: a directory that only this user may touch; empty: none can be had."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    parents = [runtime] if runtime else ["/run"] if os.geteuid() == 0 else []
+    for path in (
+        *(Path(parent) / "parmig" for parent in parents),
+        Path(tempfile.gettempdir(), f"parmig-{os.geteuid()}"),
+    ):
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o700, exist_ok=True)
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+                return str(path)
+    return ""

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread in which all calls to the guest happen, in order, so that the engine's loop never blocks."""
+"""One thread in which all calls to the guest happen, in order, so that the engine's loop never blocks.
+
+It is a daemon thread, and every wait for it has a limit: a call that never returns holds up neither the loop nor
+the end of the process.
+"""
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 from parmig.errors import LimitExceededError
 
@@ -16,6 +21,15 @@ T = TypeVar("T")
 
 CALL_LIMIT_S = 60.0
 """No guest operation takes this long: each has a shorter limit of its own. A backstop."""
+
+CLOSE_LIMIT_S = 5.0
+"""For the call under way to return. One that hangs is left behind."""
+
+
+class _Call(NamedTuple):
+    future: Future[Any]
+    function: Callable[..., Any]
+    arguments: tuple[object, ...]
 
 
 class GuestThread:
@@ -26,37 +40,65 @@ class GuestThread:
     """
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="parmig-guest")
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
         self._lock = threading.Lock()
+        self._closing = False
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="parmig-guest", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self._closing or not call.future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = call.function(*call.arguments)
+            except BaseException as error:  # whoever waits for it decides
+                call.future.set_exception(error)
+            else:
+                call.future.set_result(result)
+            del call  # else the guest would live on in here until the next one
+
+    def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.put(_Call(future, function, arguments))
+        return future
 
     def wake(self) -> None:
         """Make ``wake_fd`` readable; safe from any thread and from a signal handler. Nothing after close()."""
         if self.wake_fd >= 0:
             os.eventfd_write(self.wake_fd, 1)
 
-    def call(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run *function* in the thread, wait for it, and return or raise what it did."""
-        future = self._executor.submit(function, *arguments)
+    def call(self, function: Callable[..., T], *arguments: object, limit_s: float | None = None) -> T:
+        """Run *function* in the thread, wait for it, and return or raise what it did.
+
+        Args:
+            limit_s: how long to wait, calls before it included; CALL_LIMIT_S when None.
+
+        Raises:
+            LimitExceededError: it did not return in time. If it had not begun, it never will.
+        """
+        limit_s = CALL_LIMIT_S if limit_s is None else limit_s
+        future = self._submit(function, *arguments)
         try:
-            return future.result(CALL_LIMIT_S)
+            return future.result(limit_s)
         except TimeoutError as error:
             if future.done():
                 raise  # the function's own
-            raise LimitExceededError(
-                f"the guest did not finish {function.__name__} within {CALL_LIMIT_S:.0f} s"
-            ) from error
+            future.cancel()
+            raise LimitExceededError(f"the guest did not finish {function.__name__} within {limit_s:g} s") from error
 
     def begin(self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *arguments: object) -> None:
         """Run *function* in the thread; when it is done, :meth:`finished` runs ``then(future)``."""
-        future = self._executor.submit(function, *arguments)
+        future: Future[Any] = Future()
         future.add_done_callback(lambda done: self._note(then, done))
+        self._calls.put(_Call(future, function, arguments))
 
     def _note(self, then: Callable[[Future[Any]], None], done: Future[Any]) -> None:
         with self._lock:
             self._done.append((then, done))
-        self.wake()
+            self.wake()
 
     def finished(self) -> None:
         """In the loop's thread: clear ``wake_fd`` and run the continuations of what is done."""
@@ -71,8 +113,17 @@ class GuestThread:
                 then, done = self._done.popleft()
             then(done)
 
-    def close(self) -> None:
-        """Wait for the call under way, if any, and end."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        fd, self.wake_fd = self.wake_fd, -1  # its number may be another's soon
-        os.close(fd)
+    def close(self, limit_s: float | None = None) -> bool:
+        """End: drop what has not begun, and wait for the call under way, CLOSE_LIMIT_S at most if not told otherwise.
+
+        Returns:
+            whether the thread has ended; if not, the call under way still uses what it was given.
+        """
+        self._closing = True
+        self._calls.put(None)
+        self._thread.join(CLOSE_LIMIT_S if limit_s is None else limit_s)
+        with self._lock:
+            fd, self.wake_fd = self.wake_fd, -1  # its number may be another's soon
+        if fd >= 0:
+            os.close(fd)
+        return not self._thread.is_alive()

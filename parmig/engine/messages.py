@@ -21,7 +21,7 @@ from parmig.ram.blocks import RamBlock
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised with every change of any message or batch format; both sides must have the same."""
 
 CONTROL_MAGIC = b"PARMIG\r\n"
@@ -47,6 +47,8 @@ class Configure(_Message, frozen=True):
         allocated_bytes: of the guest's memory files, so that the destination can check its space.
         region_pages: size of a region; both sides cut alike.
         credit_bytes: what a channel may have unacknowledged.
+        running: whether the guest runs now; HandOver says what it did at its pause.
+        switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
     """
 
     parmig: str
@@ -62,6 +64,7 @@ class Configure(_Message, frozen=True):
     region_pages: Annotated[int, Meta(ge=64, multiple_of=64)]
     running: bool
     verify: bool
+    switchover_timeout_ns: Annotated[int, Meta(ge=1)]
     capabilities: tuple[str, ...] = ()
 
 
@@ -117,7 +120,11 @@ class Loaded(_Message, frozen=True):
 
 
 class HandOver(_Message, frozen=True):
-    """Source: the guest is yours. From here on the source never resumes by itself."""
+    """Source: the guest is yours. From here on the source never resumes by itself.
+
+    Attributes:
+        run: whether it ran when it was paused, and so shall run now.
+    """
 
     run: bool
 
@@ -273,15 +280,37 @@ Instruction = (
 )
 
 
+# -- coordinator and guardian: see workers.guardian -----------------------------------------------
+
+
 class Guard(_Message, frozen=True):
-    """Coordinator to the guardian: if I die, call *program* (``module:function``) with *setup*."""
+    """Coordinator: if I end without another word, call *program* (``module:function``) with *setup*."""
 
     program: str
     setup: bytes
 
 
 class Disarm(_Message, frozen=True):
-    """Coordinator to the guardian: the guest is handed over (or I end in order); do nothing any more."""
+    """Coordinator: the guest is handed over, or goes on; do nothing any more."""
+
+
+class TakeOver(_Message, frozen=True):
+    """Coordinator: I live, but cannot set the guest right: begin."""
+
+
+class Armed(_Message, frozen=True):
+    """Guardian: I am here, out of reach of what may end the coordinator.
+
+    Attributes:
+        pid: of the guardian.
+        log: file that it writes what it does to; empty: it could not make one.
+    """
+
+    pid: int
+    log: str
+
+
+# -- workers ------------------------------------------------------------------------------------
 
 
 class WorkerReady(_Message, frozen=True):
@@ -351,7 +380,8 @@ T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 _control_decoder = msgspec.msgpack.Decoder(ControlMessage)
 instruction_decoder = msgspec.msgpack.Decoder(Instruction)
-guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm)
+guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm | TakeOver)
+armed_decoder = msgspec.msgpack.Decoder(Armed)
 event_decoder = msgspec.msgpack.Decoder(WorkerEvent)
 
 

@@ -72,6 +72,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_downtime_ns: int = 0
     timeout_ns: int = 0
     throttle: ThrottleSteps | None = None
+    switchover_ns: int = 0
 
 
 class Verdict(enum.Enum):

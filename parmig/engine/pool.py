@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +21,11 @@ from parmig.processes import describe_exit, end_process, start_process
 
 STOP_PATIENCE_S = 1.0
 """How long a worker may take to end after Stop before it is killed; it checks between batches."""
+
+
+PIPE_LIMIT_S = 1
+"""How long a worker may leave its pipe full, or a message unfinished. It reads between batches, at the latest while
+it waits for credit; one that does not hangs, and waiting for it would hang this side too."""
 
 
 class WorkerSaid(NamedTuple):
@@ -41,12 +49,14 @@ class WorkerPool:
         self._processes: list[Any] = []
         self._connections: list[Any] = []
         self._gone: set[int] = set()
+        self._stuck: dict[int, str] = {}
 
     def start(self, setup: msgspec.Struct, fds: Sequence[int]) -> int:
         """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
         worker = len(self._processes)
         kind = self._name.split()[0].replace("receive", "recv")  # the kernel keeps 15 characters of it all
         process, connection = start_process(self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds)
+        _limit_pipe(connection.fileno())
         self._processes.append(process)
         self._connections.append(connection)
         return worker
@@ -65,17 +75,23 @@ class WorkerPool:
             connection.send_bytes(messages.encode(instruction))
             if fd >= 0:
                 reduction.send_handle(connection, fd, self._processes[worker].pid)
+        except BlockingIOError:
+            self._end_stuck(worker, "took no instructions")
         except OSError:
             pass
 
+    def _end_stuck(self, worker: int, what: str) -> None:
+        """Kill a worker whose pipe holds half a message: nothing can be said to it any more."""
+        self._stuck.setdefault(worker, f"; it {what} for {PIPE_LIMIT_S} s")
+        self._processes[worker].kill()
+
     def pollables(self) -> list[int]:
         """Descriptors that become readable when a worker has something to say or dies."""
-        return [
-            fd
-            for worker, (process, connection) in enumerate(zip(self._processes, self._connections, strict=True))
-            if worker not in self._gone
-            for fd in (connection.fileno(), process.sentinel)
-        ]
+        return [fd for worker in range(len(self)) if worker not in self._gone for fd in self.descriptors(worker)]
+
+    def descriptors(self, worker: int) -> tuple[int, int]:
+        """What :meth:`pollables` has of this worker; nobody needs to poll them once its failure was told."""
+        return self._connections[worker].fileno(), self._processes[worker].sentinel
 
     def read(self) -> list[WorkerSaid]:
         """Everything that was said since the last call, without waiting."""
@@ -84,6 +100,10 @@ class WorkerPool:
             while worker not in self._gone and connection.poll(0):
                 try:
                     event = messages.event_decoder.decode(connection.recv_bytes())
+                except BlockingIOError:
+                    self._end_stuck(worker, "left a message unfinished")
+                    said.append(self._death(worker))
+                    break
                 except (EOFError, OSError):
                     said.append(self._death(worker))
                     break
@@ -100,6 +120,7 @@ class WorkerPool:
         process = self._processes[worker]
         process.join(STOP_PATIENCE_S)  # the pipe closes a moment before the process can be reaped
         hint = "; SIGBUS means that a memory file had no space left" if process.exitcode == -7 else ""
+        hint = self._stuck.get(worker, hint)
         error = WorkerError(f"{self._name} {worker} (process {process.pid}) {describe_exit(process)}{hint}")
         return WorkerSaid(worker, WorkerFailed(ErrorReport(type=type(error).__name__, message=str(error))))
 
@@ -119,3 +140,11 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _limit_pipe(fd: int) -> None:
+    """Give blocking reads and writes of a pipe PIPE_LIMIT_S; past it they raise BlockingIOError."""
+    limit = struct.pack("@ll", PIPE_LIMIT_S, 0)
+    with socket.socket(fileno=os.dup(fd)) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -114,12 +114,16 @@ class SnapshotReport(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The whole report; ``side`` says who wrote it (``source`` or ``destination``)."""
+    """The whole report; ``side`` says who wrote it (``source`` or ``destination``).
+
+    ``source_guest`` is what became of the guest there: ``running``, ``paused``, ``moved`` or ``unknown``.
+    """
 
     parmig: str
     side: str
     status: str = "none"
     error: ErrorReport | None = None
+    source_guest: str | None = None
     guest: GuestReport = msgspec.field(default_factory=GuestReport)
     transport: str = ""
     workers: int = 0

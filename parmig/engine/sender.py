@@ -25,7 +25,6 @@ from parmig.engine.state_channel import StateSender
 from parmig.errors import (
     CancelledError,
     GuestRefusedError,
-    OutcomeUnknownError,
     ParmigError,
     PeerFailedError,
     PeerLostError,
@@ -48,6 +47,9 @@ from parmig.version import __version__
 CONFIGURE_LIMIT_NS = 20 * NS_PER_S
 """For the destination to check the configuration and start its workers."""
 
+MESSAGES_A_TURN = 16
+"""So many are heard before the clock and the user: a destination says three in a whole migration."""
+
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
 
@@ -56,7 +58,11 @@ def _limits(config: SendConfig) -> Limits:
         config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
     )
     return Limits(
-        config.downtime_limit_ns, config.max_downtime_ns, config.timeout_ns, steps if config.auto_converge else None
+        config.downtime_limit_ns,
+        config.max_downtime_ns,
+        config.timeout_ns,
+        steps if config.auto_converge else None,
+        config.switchover_timeout_ns,
     )
 
 
@@ -78,6 +84,7 @@ class MigrationSender(SourceSide):
             WorkerPool(WORKER_PROGRAMS[0], "send worker"),
             Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers),
             tracker=config.tracker,
+            switchover_ns=config.switchover_timeout_ns,
             progress=progress,
         )
         self._uri = uri
@@ -85,7 +92,6 @@ class MigrationSender(SourceSide):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control: ControlChannel | None = None
         self._state_transport: Any = None
-        self._running = True
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -126,7 +132,6 @@ class MigrationSender(SourceSide):
         """
         assert self._control is not None
         config = self._config
-        self._running = self._thread.call(self._guest.is_running)
         wish = Configure(
             parmig=__version__,
             kind=info.kind,
@@ -139,8 +144,9 @@ class MigrationSender(SourceSide):
             batch_bytes=config.batch_bytes,
             credit_bytes=credit_bytes(config.batch_bytes),
             region_pages=region_pages,
-            running=self._running,
+            running=self._thread.call(self._guest.is_running),
             verify=config.verify,
+            switchover_timeout_ns=config.switchover_timeout_ns,
             capabilities=CAPABILITIES,
         )
         self._control.write(wish)
@@ -203,14 +209,11 @@ class MigrationSender(SourceSide):
         assert self._control is not None
         assert self._plan is not None
         try:
-            while not self._plan.machine.ended and (message := self._control.read()) is not None:
+            for _ in range(MESSAGES_A_TURN):
+                if self._plan.machine.ended or (message := self._control.read()) is None:
+                    break
                 self._peer_said(message)
-        except PeerLostError as error:
-            if self._plan.status is MigrationStatus.HAND_OVER:
-                self._feed(events.PeerVanished(self._unknown(str(error))))
-            else:
-                self._fail(error)
-        except ProtocolError as error:
+        except (PeerLostError, ProtocolError) as error:
             self._fail(error)
 
     def _peer_said(self, message: messages.ControlMessage) -> None:
@@ -235,16 +238,10 @@ class MigrationSender(SourceSide):
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         assert self._plan is not None
-        if self._plan.status is MigrationStatus.HAND_OVER:
-            self._feed(events.Failed(self._unknown(str(error))))
+        if self._plan.status is MigrationStatus.HAND_OVER and isinstance(error, PeerLostError):
+            self._feed(events.PeerVanished(error))  # no better reason would change anything
         else:
             super()._fail(error, symptom=symptom)
-
-    def _unknown(self, cause: str) -> OutcomeUnknownError:
-        return OutcomeUnknownError(
-            f"{cause}, after hand-over: the guest may run at the destination, so it stays paused here; "
-            "look there, and only if it does not run, continue it here"
-        )
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -256,9 +253,10 @@ class MigrationSender(SourceSide):
             case Do.RELEASE:
                 self._say(messages.Release(self._plan.state_bytes, self._plan.state_digest))
             case Do.HAND_OVER:
-                self._guardian.disarm()
+                self._custody.disarm()
+                self._handed_over = True
                 self._watch_peer_only()
-                self._say(messages.HandOver(run=self._running))
+                self._say(messages.HandOver(run=self._custody.ran is not False))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends; tearing down does it
 

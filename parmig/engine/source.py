@@ -7,6 +7,8 @@ end, a receiver or a file, is the subclass's matter.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import time
@@ -20,8 +22,8 @@ import zmq
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine import events, messages
 from parmig.engine.coordinator import Coordinator, Step
+from parmig.engine.custody import Custody
 from parmig.engine.events import Do, Event, Tell, Throttle
-from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
@@ -33,6 +35,8 @@ from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.registry import log_area_bytes
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S
+
+_logger = logging.getLogger(__name__)
 
 POLL_MS = 200
 """How often the loop wakes without any event: for the time limit and for progress."""
@@ -67,6 +71,7 @@ class SourceSide(ABC):
         pool: of workers, not started; owned from here on.
         report: to be filled in.
         tracker: kind of dirty log to ask the guest for.
+        switchover_ns: how long a pause may take, and the guest to go on after a failure.
         progress: called now and then, in the thread that called :meth:`start`.
     """
 
@@ -77,6 +82,7 @@ class SourceSide(ABC):
         report: Report,
         *,
         tracker: str,
+        switchover_ns: int,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._guest = guest
@@ -85,7 +91,8 @@ class SourceSide(ABC):
         self._tracker = tracker
         self._progress = progress
         self._thread = GuestThread()
-        self._guardian = Guardian(GUARDIAN_PROGRAM)
+        self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
+        self._switchover_ns = switchover_ns
         self._poller = zmq.Poller()
         self._cancelled = False
         self._shared: SharedArea | None = None
@@ -97,6 +104,8 @@ class SourceSide(ABC):
         self._paths: list[str] = []
         self._meter: ProgressMeter | None = None
         self._long_ns = sys.maxsize
+        self._memory: list[BlockMemory] = []
+        self._handed_over = False
 
     # -- the caller's side ----------------------------------------------------------------------
 
@@ -108,12 +117,23 @@ class SourceSide(ABC):
             self._prepare()
             while not self.migrate_iterate():
                 pass
-        except ParmigError as caught:
-            error = caught
+        except Exception as caught:
+            error = self._left_by(caught)
         finally:
             ended = time.monotonic_ns()
-            self._tear_down(error)
+            error = self._tear_down(error)
         return self._final_report(error, began, ended)
+
+    def _left_by(self, caught: Exception) -> ParmigError | None:
+        """What an exception that left the loop comes to. Ours or not, the plan knows whose the guest is by now."""
+        error = caught if isinstance(caught, ParmigError) else ParmigError(f"{type(caught).__name__}: {caught}")
+        if error is not caught:
+            error.__cause__ = caught
+            _logger.error("a fault in parmig or its caller", exc_info=caught)
+        if self._plan is None:
+            return error
+        self._plan.handle(events.Failed(error), time.monotonic_ns())
+        return self._plan.error
 
     def cancel(self) -> None:
         """Ask for the end; the guest goes on here unless hand-over has happened. Safe from a signal handler."""
@@ -155,7 +175,7 @@ class SourceSide(ABC):
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
         """What the guest is and where its memory is, for the report too."""
         info = self._thread.call(self._guest.info)
-        memory = list(self._thread.call(self._guest.memory))
+        memory = self._memory = list(self._thread.call(self._guest.memory))
         self._report.guest = GuestReport(
             kind=info.kind,
             memory_bytes=sum(one.block.size_bytes for one in memory),
@@ -229,8 +249,15 @@ class SourceSide(ABC):
                 error = messages.restore_error(report)
                 # A scan fails a moment before the death of the process that it scans is told.
                 self._fail(error, symptom=isinstance(error, GuestError))
+                self._forget(worker)
             case _:
                 self._fail(ProtocolError(f"worker {worker} said {type(event).__name__}"))
+
+    def _forget(self, worker: int) -> None:
+        """Its pipe has ended: polled on, it would wake the loop without end."""
+        for fd in self._pool.descriptors(worker):
+            with contextlib.suppress(KeyError):  # not polled yet, or no more
+                self._poller.unregister(fd)
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""
@@ -248,24 +275,27 @@ class SourceSide(ABC):
             case Throttle(percent=percent):
                 self._begin(lambda _: events.Throttled(), self._guest.throttle, percent)
             case Do.START_LOG:
-                self._begin(self._log_started, self._guest.start_dirty_log, self._tracker)
+                self._begin(self._log_started, self._start_log)
             case Do.SYNC_LOG:
                 self._begin(lambda _: events.LogSynced(), self._guest.sync_dirty_log)
             case Do.SETTLE:
                 self._long_ns = time.monotonic_ns() + LONG_NS
                 self._begin(events.GuestSettled, self._settle)
             case Do.PAUSE:
-                self._begin(events.GuestPaused, self._guest.pause, self._state)
+                self._begin(events.GuestPaused, self._custody.pause, self._state)
+                self._begin(lambda _: None, self._custody.note_pause)  # beside the final round
             case Do.SAVE_STATE:
                 self._begin(self._state_saved, self._save_state)
             case Do():
                 self._do(instruction)
 
-    def _begin(self, then: Callable[[Any], Event], function: Callable[..., Any], *arguments: object) -> None:
+    def _begin(self, then: Callable[[Any], Event | None], function: Callable[..., Any], *arguments: object) -> None:
         """Call the guest in its thread; feed what *then* makes of the result."""
         self._thread.begin(lambda future: self._feed_result(then, function, future), function, *arguments)
 
-    def _feed_result(self, then: Callable[[Any], Event], function: Callable[..., Any], future: Future[Any]) -> None:
+    def _feed_result(
+        self, then: Callable[[Any], Event | None], function: Callable[..., Any], future: Future[Any]
+    ) -> None:
         try:
             event = then(future.result())
         except ParmigError as error:
@@ -273,14 +303,20 @@ class SourceSide(ABC):
         except Exception as error:
             self._fail(ParmigError(f"{function.__name__}: {type(error).__name__}: {error}"))
         else:
-            self._feed(event)
+            if event is not None:
+                self._feed(event)
 
-    def _log_started(self, log: DirtyLog) -> Event:
+    def _start_log(self) -> tuple[DirtyLog, int]:
+        """The log, and the descriptor of a shared bitmap or -1."""
+        self._custody.arm()
+        log = self._guest.start_dirty_log(self._tracker)
+        return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
+
+    def _log_started(self, started: tuple[DirtyLog, int]) -> Event:
         """The guest records writes: tell the workers how to read it."""
-        self._guardian.arm(self._guest.rescue())
+        log, fd = started
         self._report.tracker, self._report.tracker_reason, self._report.settle = log.kind, log.reason, log.settle
-        fd = self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
-        area_bytes = log_area_bytes(log, [one.block for one in self._guest.memory()])
+        area_bytes = log_area_bytes(log, [one.block for one in self._memory])
         if area_bytes:
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)
@@ -304,26 +340,14 @@ class SourceSide(ABC):
 
     # -- the end --------------------------------------------------------------------------------
 
-    def _tear_down(self, error: ParmigError | None) -> None:
-        """On every way out: the guest first, then the other end, then everything of ours."""
+    def _tear_down(self, error: ParmigError | None) -> ParmigError | None:
+        """On every way out: the guest first, then the other end, then everything of ours. Returns what went wrong."""
         status = self._plan.status if self._plan is not None else MigrationStatus.NONE
-        if self._state is not None:
-            self._state.abort()
-        problems = []
-        abandoned = status in BEFORE_HAND_OVER or status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED)
-        touched = self._plan is not None and status is not MigrationStatus.SETUP
-        for step in (
-            *([self._guest.resume_source] if abandoned and touched else []),
-            self._guest.stop_dirty_log,
-            *self._last_steps(status),
-        ):
-            try:
-                self._thread.call(step)
-            except Exception as caught:  # everything else must still be given back
-                problems.append(f"{step.__name__}: {caught}")
-        self._guardian.close()
         if error is None and self._plan is not None:
             error = self._plan.error
+        if self._state is not None:
+            self._state.abort()
+        error = self._set_guest_right(status, error)
         self._farewell(status, error)
         self._pool.close()
         self._thread.close()
@@ -333,8 +357,33 @@ class SourceSide(ABC):
             self._shared.close()
         if self._log_fd >= 0:
             os.close(self._log_fd)
+        return error
+
+    def _set_guest_right(self, status: MigrationStatus, error: ParmigError | None) -> ParmigError | None:
+        custody, problems = self._custody, []
+        abandoned = status in BEFORE_HAND_OVER or status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED)
+        if abandoned and self._plan is not None and status is not MigrationStatus.SETUP:
+            marks = self._plan.record.marks
+            paused = "pausing" in marks and "resumed" not in marks
+            if not custody.give_back(self._switchover_ns / NS_PER_S, paused=paused):
+                error = custody.paused_error(error or ParmigError("the migration ended without a reason"))
+            if custody.problem:
+                problems.append(f"resume_source: {custody.problem}")
+        for step in (self._guest.stop_dirty_log, *self._last_steps(status)):
+            try:
+                self._thread.call(step, limit_s=custody.call_limit_s)
+            except Exception as caught:  # everything else must still be given back
+                problems.append(f"{step.__name__}: {caught}")
+        if not self._handed_over and not custody.problem:
+            custody.look()
+        self._report.source_guest = custody.where
+        if self._handed_over:
+            self._report.source_guest = "moved" if status is MigrationStatus.COMPLETED else "paused"
+        custody.close()
         for words in problems:
-            self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
+            with contextlib.suppress(Exception):  # of the caller's
+                self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
+        return error
 
     def _tell_progress(self, progress: Progress) -> None:
         if self._progress is not None:
@@ -348,7 +397,6 @@ class SourceSide(ABC):
         report.setup_time_ms = (marks.get("active", ended_ns) - began_ns) / NS_PER_MS
         if self._plan is not None:
             record = self._plan.record
-            error = error or self._plan.error
             report.status = self._plan.status.value
             report.rounds, report.ram = record.rounds, record.ram()
             report.max_throttle_percent = record.max_throttle_percent

@@ -3,12 +3,14 @@
 
 A VMM joins parmig by implementing :class:`Guest`: its memory as descriptors, a dirty log, pause and
 resume, device state as bytes. The engine calls one method at a time, always from the same thread, in
-the order given here; it never calls from a worker process.
+the order given here; it never calls from a worker process. Only abort() comes from another thread, and close()
+may where a call hangs.
 
 Source::
 
-    memory() ─ start_dirty_log() ─ [settle(), sync_dirty_log(), throttle(percent)]* ─ pause(sink) ─ sync_dirty_log()
-             ─ [throttle(0)] ─ save_state(sink) ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
+    memory() ─ [rescue()] ─ start_dirty_log() ─ [settle(), sync_dirty_log(), throttle(percent)]* ─ pause(sink)
+             ─ ran_until_pause() ─ [rescue()] ─ sync_dirty_log() ─ [throttle(0)] ─ save_state(sink)
+             ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
     and from any point before hand-over: resume_source() ─ stop_dirty_log() ─ close()
 
 Destination::
@@ -51,7 +53,10 @@ class Rescue(msgspec.Struct, frozen=True):
     """What sets a source guest right from another process.
 
     Attributes:
-        program: ``module:function``, called with *setup*.
+        program: ``module:function``, called with *setup*. It returns True when all is done: the guest runs if it
+            ran before its pause, and what was changed is set back; False when nothing is left to do, because the
+            monitor is gone. It raises where another attempt, later, may help. It is called until it returns, so
+            an attempt may find what the one before it did. First of all comes that the guest runs.
         setup: its argument; no descriptor, no reference to the dead process.
     """
 
@@ -151,6 +156,13 @@ class Guest(ABC):
             the instant at which the guest stopped, on the clock of ``time.monotonic_ns()``.
         """
 
+    def ran_until_pause(self) -> bool | None:
+        """After pause(): whether that stopped a guest that ran, and so shall run when it goes on, here or there.
+
+        None, the default: nobody else pauses or resumes this guest, so what is_running() said just before is right.
+        """
+        return None
+
     @abstractmethod
     def save_state(self, sink: StateSink) -> None:
         """Write the device state of the paused guest to *sink*. May still write RAM: a scan follows."""
@@ -170,10 +182,18 @@ class Guest(ABC):
     def rescue(self) -> Rescue | None:
         """What has to be done to go on here if this very process is killed before hand-over.
 
-        Asked once, after start_dirty_log(). None, the default: nothing of the guest's state depends on
-        this process living on.
+        Asked before start_dirty_log(), when nothing was changed yet, and again after pause(), when it is known
+        whether the guest ran; then it must take no time. None, the default: nothing of the guest's state depends
+        on this process living on.
         """
         return None
+
+    def abort(self) -> None:
+        """Make the call that is under way in the other thread fail soon, if it waits for the VMM.
+
+        Safe from any thread and never raises. All calls fail from now on, up to the next resume_source(), which
+        works again. The default does nothing: a guest whose calls return soon by themselves needs no more.
+        """
 
     def finish_source(self) -> None:
         """After a completed migration: release what the source still holds. It stays paused."""

@@ -33,6 +33,7 @@ WISH = Configure(
     credit_bytes=6 << 20,
     region_pages=512,
     running=True,
+    switchover_timeout_ns=30 * 10**9,
     verify=False,
     capabilities=CAPABILITIES,
 )

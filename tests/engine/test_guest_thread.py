@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -134,3 +136,48 @@ def test_waking_after_the_end_touches_no_descriptor_that_was_opened_since() -> N
     os.close(fd)
     if fd != number:
         os.close(number)
+
+
+def test_a_call_has_the_limit_that_its_caller_gives(thread: GuestThread) -> None:
+    gate = threading.Event()
+    with pytest.raises(LimitExceededError, match=r"did not finish wait within 0\.02 s"):
+        thread.call(gate.wait, limit_s=0.02)
+    gate.set()
+
+
+def test_a_call_that_was_given_up_before_it_began_never_runs(thread: GuestThread) -> None:
+    gate = threading.Event()
+    ran: list[str] = []
+    thread.begin(lambda future: None, gate.wait, PATIENCE_S)
+    with pytest.raises(LimitExceededError, match="did not finish append"):
+        thread.call(ran.append, "late", limit_s=0.02)
+    gate.set()
+    assert thread.call(lambda: "next") == "next"
+    assert ran == []
+
+
+def test_closing_leaves_a_call_that_hangs_behind() -> None:
+    one = GuestThread()
+    began, gate = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        gate.wait(PATIENCE_S)
+
+    one.begin(lambda future: None, hang)
+    assert began.wait(PATIENCE_S)
+    assert one.close(limit_s=0.02) is False
+    gate.set()
+    assert one.close() is True
+
+
+def test_a_call_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    program = (
+        "import threading\n"
+        "from parmig.engine.guest_thread import GuestThread\n"
+        "one, began = GuestThread(), threading.Event()\n"
+        "one.begin(lambda future: None, lambda: (began.set(), threading.Event().wait()))\n"
+        "began.wait()\n"
+        "one.close(limit_s=0.01)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE_S, check=False).returncode == 0

@@ -6,6 +6,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +26,8 @@ from parmig.engine.messages import (
     WorkerFailed,
     WorkerReady,
 )
-from parmig.engine.pool import WorkerPool, WorkerSaid
+from parmig.engine.pool import PIPE_LIMIT_S, WorkerPool, WorkerSaid
+from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.digest import RegionDigester
 from parmig.ram.regions import Region
@@ -214,3 +219,90 @@ def test_close_ends_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None
         pool.close()
         assert not psutil.pid_exists(pid)
         pool.close()
+
+
+def test_a_worker_that_takes_no_instructions_does_not_hold_up_who_tells_it() -> None:
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        pool.start(receive_setup(memory), [shared.fd, memory.fd])
+        said_by(pool)
+        os.kill(pool.pids()[0], signal.SIGSTOP)
+        many = DigestRegions(tuple(range(10_000)))
+        began = time.monotonic()
+        for _ in range(50):  # far more than a pipe holds
+            pool.tell(0, many)
+        assert time.monotonic() - began < 2 * PIPE_LIMIT_S
+        (said,) = said_by(pool)
+        assert isinstance(said.event, WorkerFailed)
+        assert said.event.error.type == "WorkerError"
+        assert "was killed by signal 9; it took no instructions for 1 s" in said.event.error.message
+
+
+def test_signals_to_the_group_reach_neither_workers_nor_what_makes_them() -> None:
+    """As of a terminal that is closed, or of a service manager."""
+    program = (
+        "import os, signal, sys, time\n"
+        "from parmig.processes import start_process\n"
+        "process, connection = start_process('tests.engine.test_pool:answer', 'test', b'', [])\n"
+        "for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda *_: None)\n"
+        "    os.killpg(0, number)\n"
+        "connection.send_bytes(b'still there?')\n"
+        "assert connection.recv_bytes() == b'still there?'\n"
+        "other, another = start_process('tests.engine.test_pool:answer', 'test', b'', [])\n"
+        "another.send_bytes(b'and you?')\n"
+        "assert another.recv_bytes() == b'and you?'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=30, check=True, start_new_session=True)
+
+
+def answer(connection: Any, _setup: bytes, _fds: object) -> None:
+    """A process that says what it is told, twice at most."""
+    connection.send_bytes(connection.recv_bytes())
+
+
+def test_a_process_that_cannot_be_started_is_refused_in_one_line() -> None:
+    program = (
+        "import resource, os\n"
+        "from parmig.errors import HostRefusedError\n"
+        "from parmig.processes import start_process, warm_up\n"
+        "warm_up()\n"
+        "held = os.dup(0)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (held, 1024))\n"
+        "try:\n"
+        "    start_process('tests.engine.test_pool:answer', 'parmig-test', b'', [])\n"
+        "except HostRefusedError as error:\n"
+        "    print(error)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("the process parmig-test cannot be started")
+    assert "Too many open files" in line
+
+
+def test_a_process_that_not_even_sigkill_ends_is_left_behind() -> None:
+    class Hanging:
+        """As one inside a dead file system: killed, and still there."""
+
+        def __init__(self) -> None:
+            self.waits: list[float] = []
+
+        def join(self, limit_s: float) -> None:
+            self.waits.append(limit_s)
+
+        def is_alive(self) -> bool:
+            return True
+
+        def kill(self) -> None:
+            pass
+
+        def close(self) -> None:
+            raise ValueError("still running")
+
+    process = Hanging()
+    end_process(process, patience_s=0.5)
+    assert process.waits == [0.5, KILLED_LIMIT_S]

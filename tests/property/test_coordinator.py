@@ -21,8 +21,10 @@ from parmig.errors import (
     GuestError,
     LimitExceededError,
     NotConvergingError,
+    OutcomeUnknownError,
     ParmigError,
     PeerLostError,
+    ProtocolError,
 )
 from parmig.ram.digest import combine
 from parmig.ram.regions import Region
@@ -238,6 +240,11 @@ class World:
         self.stands |= isinstance(event, c.GuestPaused)
         return event
 
+    def run_on(self) -> None:
+        """Feed events until nothing is left."""
+        while (event := self.next_event()) is not None:
+            self.handle(event)
+
     def run(self, *, at: int = -1, trouble: Event | None = None) -> int:
         """Feed events until nothing is left; before event number *at* comes *trouble*. Returns how many."""
         self.handle(c.WorkersReady())
@@ -438,3 +445,114 @@ def test_a_guest_that_never_shrinks_ends_with_the_options_that_help(throttle: Th
     assert "--downtime-limit 300" in str(world.plan.error)
     assert words in str(world.plan.error)
     assert world.done[-1] is Do.ABANDON
+
+
+def paused_world(step: Step, *, seed: int = 1) -> World:
+    """A world whose plan stands at *step*, with a limit of the pause of ten seconds."""
+    world = World(workers=2, regions=5, seed=seed, needs_sync=True, verify=True)
+    world.plan._limits = Limits(300 * NS_PER_MS, 0, 3600 * NS_PER_S, switchover_ns=10 * NS_PER_S)
+    run_until(world, step)
+    return world
+
+
+IN_PAUSE = (
+    *(Step.PAUSING, Step.SYNCING_FINAL, Step.FINAL, Step.SAVING, Step.SYNCING_AGAIN, Step.RESCANNING),
+    *(Step.DIGESTING, Step.LOADING),
+)
+
+
+@pytest.mark.parametrize("step", IN_PAUSE)
+def test_no_step_of_the_pause_outlasts_its_limit_and_the_error_names_it(step: Step) -> None:
+    world = paused_world(step)
+    began_ns = world.plan.record.marks["pausing"]
+    assert world.plan.handle(c.Tick(), began_ns + 10 * NS_PER_S - 1) == []
+    assert world.plan.handle(c.Tick(), began_ns + 10 * NS_PER_S) == [Do.ABANDON]
+    assert world.plan.status is MigrationStatus.FAILED
+    assert isinstance(world.plan.error, LimitExceededError)
+    assert step.value in str(world.plan.error)
+    assert "--switchover-timeout" in str(world.plan.error)
+
+
+def test_after_hand_over_the_same_limit_runs_again_and_ends_in_unknown() -> None:
+    world = paused_world(Step.RESUMING)
+    handed_over_ns = world.plan.record.marks["loaded"]
+    assert world.plan.handle(c.Tick(), handed_over_ns + 10 * NS_PER_S - 1) == []
+    assert world.plan.handle(c.Tick(), handed_over_ns + 10 * NS_PER_S) == [Do.GIVE_UP]
+    assert world.plan.status is MigrationStatus.UNKNOWN
+    assert isinstance(world.plan.error, OutcomeUnknownError)
+    assert Step.RESUMING.value in str(world.plan.error)
+
+
+anything = st.one_of(
+    st.just(c.WorkersReady()),
+    st.builds(c.LogStarted, st.booleans()),
+    st.just(c.LogSynced()),
+    st.builds(c.WorkerIdle, st.integers(0, 1)),
+    st.builds(c.WorkerFenced, st.integers(0, 1), st.just(WorkerCounters())),
+    st.builds(c.WorkerCounted, st.integers(0, 1), st.integers(0, 1000)),
+    st.builds(c.WorkerDigested, st.integers(0, 1), st.just({0: 1})),
+    st.builds(c.GuestPaused, st.integers(0, 1 << 40)),
+    st.just(c.Throttled()),
+    st.just(c.StateSaved(1, "late")),
+    st.builds(c.PeerDigested, st.text(max_size=3)),
+    st.builds(c.PeerLoaded, st.integers(0, 1000)),
+    st.builds(c.PeerResumed, st.integers(0, 1 << 40)),
+    st.just(c.Failed(GuestError("any"))),
+    st.just(c.Failed(CancelledError("any"))),
+    st.just(c.Failed(ProtocolError("any"))),
+    st.just(c.PeerVanished(PeerLostError("any"))),
+    st.just(c.CancelAsked()),
+    st.just(c.Tick()),
+)
+Moments = list[tuple[Event, int]]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(anything, st.integers(0, 4 * NS_PER_S)), max_size=12))
+def test_after_hand_over_no_events_in_whatever_order_end_in_anything_but_completed_or_unknown(events: Moments) -> None:
+    world = paused_world(Step.RESUMING)
+    done = []
+    for event, later_ns in events:
+        world.now_ns += later_ns
+        done += world.plan.handle(event, world.now_ns)
+    done += world.plan.handle(c.Tick(), world.now_ns + 10 * NS_PER_S)
+    assert done in ([Do.FINISH], [Do.GIVE_UP])
+    if done == [Do.FINISH]:
+        assert any(isinstance(event, c.PeerResumed) for event, _ in events)
+        assert (world.plan.status, world.plan.error) == (MigrationStatus.COMPLETED, None)
+    else:
+        assert world.plan.status is MigrationStatus.UNKNOWN
+        assert isinstance(world.plan.error, OutcomeUnknownError)
+        assert world.plan.error.phase == Step.RESUMING.value
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(IN_PAUSE), st.lists(anything, max_size=8), st.integers(0, 1 << 32))
+def test_what_the_destination_says_hands_over_only_when_it_has_loaded_what_was_released(
+    step: Step, events: list[Event], seed: int
+) -> None:
+    world = paused_world(step, seed=seed)
+    for event in events:
+        released = world.plan.step is Step.LOADING
+        if Do.HAND_OVER in world.plan.handle(event, world.now_ns):
+            assert released
+            assert isinstance(event, c.PeerLoaded)
+            return
+    assert world.plan.status not in (MigrationStatus.HAND_OVER, MigrationStatus.COMPLETED, MigrationStatus.UNKNOWN)
+
+
+def test_a_digest_that_is_said_twice_does_no_harm() -> None:
+    for step in (Step.LOADING, Step.RESUMING):
+        world = paused_world(step)
+        digest = world.plan.peer_digest
+        assert digest
+        assert world.plan.handle(c.PeerDigested(digest), world.now_ns) == []
+        world.run_on()
+        assert world.plan.status is MigrationStatus.COMPLETED
+
+
+@pytest.mark.parametrize("event", [c.PeerLoaded(1), c.PeerResumed(), c.PeerDigested("early")])
+def test_what_the_destination_says_too_early_is_a_fault_of_the_protocol(event: Event) -> None:
+    world = paused_world(Step.SAVING)
+    assert world.plan.handle(event, world.now_ns) == [Do.ABANDON]
+    assert isinstance(world.plan.error, ProtocolError)

@@ -32,6 +32,9 @@ from parmig.transport.file import FileTransport
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
 
+DISK_LIMIT_S = 60.0
+"""For what the disk is doing when all else has ended."""
+
 
 class SnapshotSaver(SourceSide):
     """Saves *guest* to a file; the guest goes on.
@@ -51,6 +54,7 @@ class SnapshotSaver(SourceSide):
             WorkerPool(SNAPSHOT_PROGRAMS[0], "save worker"),
             Report(parmig=__version__, side="source", transport="file", workers=config.workers, compression="none"),
             tracker=config.tracker,
+            switchover_ns=config.switchover_timeout_ns,
             progress=progress,
         )
         self._path = path
@@ -62,7 +66,6 @@ class SnapshotSaver(SourceSide):
         self._writer: SnapshotWriter | None = None
         self._block_names: frozenset[str] = frozenset()
         self._composed_ns = 0
-        self._running = True
         # The disk may take long; what is asked of the guest must not wait for it.
         self._disk = GuestThread()
 
@@ -73,7 +76,6 @@ class SnapshotSaver(SourceSide):
         config.check()
         warm_up()
         info, memory = self._look_at_guest()
-        self._running = self._thread.call(self._guest.is_running)
         self._trailer(0, "0" * 32)  # a kind of guest that cannot be written in it shows now
         self._tell_progress(Progress(status="setup", message=f"saving to {self._path}"))
         self._file = PendingFile(self._path, replace=config.replace)
@@ -93,7 +95,12 @@ class SnapshotSaver(SourceSide):
         self._shared = SharedArea(-1, workers=config.workers, blocks=blocks, regions=len(regions))
         self._shared.set_rate(config.max_bandwidth_bytes_per_s)
         self._shared.begin_file(self._writer.parts_offset_bytes)
-        limits = Limits(config.downtime_limit_ns, config.max_downtime_ns, config.timeout_ns)
+        limits = Limits(
+            config.downtime_limit_ns,
+            config.max_downtime_ns,
+            config.timeout_ns,
+            switchover_ns=config.switchover_timeout_ns,
+        )
         self._plan = SnapshotPlan(regions, config.workers, limits)
         self._meter = ProgressMeter(self._plan, self._shared, config.workers)
         self._start_workers(memory, region_pages)
@@ -141,7 +148,7 @@ class SnapshotSaver(SourceSide):
         """Let the guest run, untracked; returns since when it runs."""
         ran_ns = self._guest.resume_source()
         now_ns = time.monotonic_ns()
-        self._guardian.disarm()
+        self._custody.disarm()
         self._guest.stop_dirty_log()
         return now_ns if ran_ns is None else ran_ns
 
@@ -175,12 +182,15 @@ class SnapshotSaver(SourceSide):
         self._told.sync_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
 
     def _trailer(self, body_bytes: int, digest: str) -> bytes:
-        return Trailer(__version__, self._report.guest.kind, body_bytes, digest, running=self._running).encode()
+        return Trailer(
+            __version__, self._report.guest.kind, body_bytes, digest, running=self._custody.ran is not False
+        ).encode()
 
     # -- the end --------------------------------------------------------------------------------
 
     def _close(self) -> None:
-        self._disk.close()
+        if not self._disk.close(DISK_LIMIT_S):
+            return  # it hangs with the files in its hands; they have no name, and end with this process
         for one in (self._kept, self._file):
             if one is not None:
                 one.close()

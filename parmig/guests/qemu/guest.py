@@ -23,7 +23,7 @@ from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory import MappedBlock, close_memory, open_memory
 from parmig.guests.qemu.outgoing import Outgoing
-from parmig.guests.qemu.process import check_destination, check_source, has_ended, open_pidfd, quit_qemu
+from parmig.guests.qemu.process import check_destination, check_source, has_ended, open_pidfd, quit_qemu, start_ticks
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.rescue import QemuRescue
 from parmig.guests.qemu.settings import Settings
@@ -70,6 +70,7 @@ class QemuGuest(Guest):
         self._settings = Settings(qmp)
         self._outgoing = Outgoing(qmp)
         self._incoming = Incoming(qmp)
+        self._rescue: QemuRescue | None = None
         try:
             (check_destination if incoming else check_source)(qmp)
             self._pidfd = open_pidfd(pid, qmp.path)
@@ -188,6 +189,14 @@ class QemuGuest(Guest):
         self._hardware.check()
         return stopped_ns
 
+    def ran_until_pause(self) -> bool:
+        """Whether it was running, by QEMU's events, when its migration stopped it.
+
+        Raises:
+            GuestError: QEMU is gone or hangs.
+        """
+        return self._outgoing.ran_until_pause()
+
     def save_state(self, sink: StateSink) -> None:
         """Write the rest of QEMU's stream, with the device state, to *sink*.
 
@@ -198,7 +207,7 @@ class QemuGuest(Guest):
         self._outgoing.save(sink)
 
     def resume_source(self) -> int | None:
-        """Cancel whatever QEMU does, let the guest run if it ran before, and set the settings back.
+        """Cancel whatever QEMU does, let the guest run if it ran until its pause, and set the settings back.
 
         Returns:
             when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``; None if it was not told.
@@ -206,6 +215,7 @@ class QemuGuest(Guest):
         Raises:
             GuestError: QEMU is gone or refuses.
         """
+        self._qmp.go_on()
         try:
             self._settling.undo()
             ran_ns = self._outgoing.undo()
@@ -215,13 +225,35 @@ class QemuGuest(Guest):
                 self._settings.restore()
             raise
         self._settings.restore()
+        self._rescue = None
         return ran_ns
 
     def rescue(self) -> Rescue:
-        """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket."""
-        capabilities, parameters = self._settings.old()
-        setup = QemuRescue(self._qmp.path, self._qmp.limit_s, self.is_running(), capabilities, parameters)
-        return Rescue("parmig.guests.qemu.rescue:set_right", msgspec.msgpack.encode(setup))
+        """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        if self._rescue is None:
+            capabilities, parameters = self._settings.foresee(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
+            self._rescue = QemuRescue(
+                path=self._qmp.path,
+                limit_s=self._qmp.limit_s,
+                pid=self._pid,
+                started_ticks=start_ticks(self._pid),
+                running=self.is_running(),
+                paused=False,
+                capabilities=capabilities,
+                parameters=parameters,
+            )
+        elif self._outgoing.started:
+            ran = self._outgoing.ran_until_pause()
+            self._rescue = msgspec.structs.replace(self._rescue, running=ran, paused=True)
+        return Rescue("parmig.guests.qemu.rescue:set_right", msgspec.msgpack.encode(self._rescue))
+
+    def abort(self) -> None:
+        """Make a wait for QEMU fail, as when its main loop hangs on a disk."""
+        self._qmp.abort()
 
     def finish_source(self) -> None:
         """Set the settings back and drop the stream. QEMU stays paused, in ``postmigrate``.

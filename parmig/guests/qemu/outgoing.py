@@ -11,6 +11,8 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
 
 from parmig.errors import GuestError, ParmigError, StateError
 from parmig.guests.base import StateSink
@@ -28,6 +30,15 @@ READ_BYTES = 256 * KIB
 
 CANCEL_STEP_S = 0.02
 """How often a cancel that takes its time is looked at; one takes 3 ms."""
+
+STOPPED_BY_MIGRATION = frozenset({"finish-migrate", "postmigrate"})
+"""States of ``query-status`` of a guest that was stopped by QEMU's migration, by nobody else."""
+
+NOT_FINALIZED = "not finalized"
+"""In what QEMU says to ``cont`` while it still ends a migration (qmp_cont in monitor/qmp-cmds.c)."""
+
+CONT_STEP_S = 0.02
+"""How often ``cont`` is tried then."""
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 IDLE = ENDED | {"none", ""}
@@ -55,7 +66,7 @@ def make_stream(qmp: Qmp) -> socket.socket:
 
 
 def run(qmp: Qmp) -> int:
-    """Let the guest run.
+    """Let the guest run, as soon as QEMU's migration has come to its end.
 
     QEMU's answer comes milliseconds after the guest runs, because the virtual CPUs then hold the lock that
     its main loop needs. The RESUME event carries the time.
@@ -67,12 +78,25 @@ def run(qmp: Qmp) -> int:
         GuestError: QEMU cannot; the message has its words.
     """
     with qmp.listen("RESUME") as listener:
-        qmp.execute("cont")
+        _cont(qmp)
         answered_ns = time.monotonic_ns()
         event = None
         with contextlib.suppress(GuestError):  # lost since the answer: the guest runs all the same
             event = listener.take()  # it is sent before the answer, so it is here; not if the guest ran already
         return answered_ns if event is None else min(event.at_ns, answered_ns)
+
+
+def _cont(qmp: Qmp) -> None:
+    deadline = time.monotonic() + qmp.limit_s
+    while True:
+        try:
+            qmp.execute("cont")
+        except GuestError as error:
+            if NOT_FINALIZED not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(CONT_STEP_S)
+        else:
+            return
 
 
 def failure_words(qmp: Qmp) -> str:
@@ -100,6 +124,7 @@ class Outgoing:
         self._stream: socket.socket | None = None
         self._listener: Listener | None = None
         self._was_running = False
+        self._at_stop: Future[Any] | None = None
         self.started = False
 
     def pause(self, sink: StateSink, begun: Callable[[], None] = lambda: None) -> int:
@@ -116,8 +141,8 @@ class Outgoing:
         Raises:
             GuestError: QEMU failed; *sink*'s errors come through as they are.
         """
+        self._listener = self._qmp.listen("STOP", "RESUME", "MIGRATION")
         self._was_running = bool(self._qmp.execute("query-status")["running"])
-        self._listener = self._qmp.listen("STOP", "MIGRATION")
         self._stream = make_stream(self._qmp)
         self.started = True
         try:
@@ -131,9 +156,26 @@ class Outgoing:
         for event in self._pump(sink, GuestError):
             if event.name == "STOP":
                 stopped_ns = event.at_ns
+                self._at_stop = self._qmp.submit("query-status")  # not waited for here: it has time
+            elif event.name == "RESUME":
+                stopped_ns, self._at_stop, self._was_running = None, None, True
             elif event.status == "pre-switchover":
                 return event.at_ns if stopped_ns is None else stopped_ns
         raise GuestError("QEMU ended its migration without stopping the guest")
+
+    def ran_until_pause(self) -> bool:
+        """Whether QEMU's migration stopped a guest that ran. Somebody else may have stopped it first, or let it run.
+
+        Told by QEMU's events; at the last of which it was asked whether it had stopped for its migration, or paused
+        because somebody wanted it.
+
+        Raises:
+            GuestError: QEMU is gone or hangs.
+        """
+        asked, self._at_stop = self._at_stop, None
+        if asked is not None:
+            self._was_running = self._qmp.answer("query-status", asked)["status"] in STOPPED_BY_MIGRATION | {"running"}
+        return self._was_running
 
     def save(self, sink: StateSink) -> None:
         """Let QEMU write the device state, and pass on all that is left of the stream.
@@ -205,12 +247,19 @@ class Outgoing:
         finally:
             self.close()
 
-    def undo_unfinished(self, *, running: bool) -> None:
+    def undo_unfinished(self, *, running: bool, paused: bool) -> None:
         """The same for a migration that another process had begun, and did not live to end.
 
         Args:
-            running: whether the guest ran before.
+            running: whether the guest ran until its pause, or, before that, when it was last asked.
+            paused: whether pause() had returned. Before that somebody else may have paused the guest.
         """
+        if (
+            not paused
+            and self._status() in IDLE
+            and self._qmp.execute("query-status")["status"] not in (STOPPED_BY_MIGRATION)
+        ):
+            return
         self._was_running, self.started = running, True
         self.undo()
 
@@ -238,10 +287,10 @@ class Outgoing:
 
     def _run_again(self) -> int | None:
         """QEMU resumes by itself after a cancel; after completion, and some failures, it has to be told."""
-        if not self._was_running:
+        if not self.ran_until_pause():
             return None
         state = self._qmp.execute("query-status")
-        if state["running"] or state["status"] not in ("postmigrate", "finish-migrate", "paused"):
+        if state["running"] or state["status"] not in STOPPED_BY_MIGRATION | {"paused"}:
             return None
         return run(self._qmp)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.events import wait_readable
@@ -19,6 +20,18 @@ QUIT_LIMIT_S = 5.0
 def has_ended(pidfd: int, within_s: float = 0.0) -> bool:
     """Whether the process behind *pidfd* is gone, or goes within some seconds."""
     return bool(wait_readable(time.monotonic() + within_s, pidfd))
+
+
+def start_ticks(pid: int) -> int | None:
+    """When process *pid* was started, in the kernel's ticks since boot; None when it has ended.
+
+    With the number it names a process for ever: numbers are used again.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])  # state and starttime, proc(5)
 
 
 def quit_qemu(qmp: Qmp, pidfd: int) -> None:

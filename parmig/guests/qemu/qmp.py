@@ -2,7 +2,7 @@
 """QMP without asyncio: ask QEMU, hand it a descriptor, wait for its events.
 
 Owns the connection, and a daemon thread with the event loop on which the library ``qemu.qmp`` runs.
-Knows nothing of migration. A session is used by one thread at a time.
+Knows nothing of migration. A session is used by one thread at a time; only :meth:`Qmp.abort` may come from another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
@@ -57,6 +57,8 @@ class Qmp:
         self.limit_s = limit_s
         self._listeners: list[Listener] = []
         self._lost: str | None = None
+        self._aborted = False
+        self._waiting: Future[Any] | None = None
         sock = _connect(path)
         self.peer_pid, _ = linux.peer_of(sock)
         self._client = QMPClient("parmig")
@@ -128,10 +130,28 @@ class Qmp:
         """Fail when the connection is gone.
 
         Raises:
-            GuestError: it is; *doing* is in the message.
+            GuestError: it is, or :meth:`abort` was called; *doing* is in the message.
         """
+        self._check_aborted(doing)
         if self._lost is not None:
             raise GuestError(f"{doing}: QEMU at {self.path} (process {self.peer_pid}) is gone: {self._lost}")
+
+    def _check_aborted(self, doing: str) -> None:
+        if self._aborted:
+            raise GuestError(f"{doing}: given up; QEMU at {self.path} (process {self.peer_pid}) had not answered")
+
+    def abort(self) -> None:
+        """Make whatever waits for QEMU fail, now and from now on, up to :meth:`go_on`. Safe from any thread."""
+        self._aborted = True
+        waiting = self._waiting  # noted before its waiter looks at the mark, so one of both sees the other
+        if waiting is not None:
+            waiting.cancel()
+        for listener in tuple(self._listeners):
+            listener.put(None)
+
+    def go_on(self) -> None:
+        """The session may be used again after :meth:`abort`."""
+        self._aborted = False
 
     def listen(self, *names: str) -> Listener:
         """Queue the events called *names* from now on. Call it before the command that causes them."""
@@ -145,7 +165,12 @@ class Qmp:
             self._listeners.remove(listener)
 
     def submit(self, command: str, /, **arguments: Any) -> Future[Any]:
-        """Issue *command* without waiting; give the result to :meth:`answer`."""
+        """Issue *command* without waiting; give the result to :meth:`answer`.
+
+        Raises:
+            GuestError: :meth:`abort` was called.
+        """
+        self._check_aborted(command)
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         return asyncio.run_coroutine_threadsafe(self._client.execute(command, named or None), self._loop)
 
@@ -161,8 +186,12 @@ class Qmp:
             GuestError: QEMU refused (the message has its words), did not answer in time, or is gone.
         """
         limit_s = self.limit_s if limit_s is None else limit_s
+        self._waiting = future
         try:
+            self._check_aborted(command)
             return future.result(limit_s)
+        except CancelledError as error:
+            raise GuestError(f"{command}: given up; QEMU at {self.path} had not answered") from error
         except ExecuteError as error:
             raise GuestError(f"QEMU refused {command}: {error.error.error.desc}") from error
         except TimeoutError as error:
@@ -170,6 +199,7 @@ class Qmp:
         except (QMPError, OSError, EOFError) as error:
             raise GuestError(f"QEMU at {self.path} (process {self.peer_pid}) was lost at {command}: {error}") from error
         finally:
+            self._waiting = None
             future.cancel()
 
     def execute(self, command: str, /, *, limit_s: float | None = None, **arguments: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from parmig.errors import GuestError
 from parmig.guests.qemu.outgoing import Outgoing
+from parmig.guests.qemu.process import start_ticks
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settings import Settings
 
@@ -19,32 +19,40 @@ class QemuRescue(msgspec.Struct, frozen=True):
 
     Attributes:
         path: of its QMP socket; free again, since the process that held it is dead.
-        running: whether it ran before the pause.
+        pid: QEMU's process.
+        started_ticks: when that was started, so that another of the same number is not taken for it.
+        running: whether the guest ran until its pause, or, before that, when this was made.
+        paused: whether pause() had returned by then.
         capabilities: migration capabilities as they were before.
         parameters: migration parameters as they were before.
     """
 
     path: str
     limit_s: float
+    pid: int
+    started_ticks: int | None
     running: bool
+    paused: bool
     capabilities: dict[str, bool]
     parameters: dict[str, Any]
 
 
-def set_right(setup: bytes) -> None:
-    """Cancel QEMU's migration, let the guest run if it ran, and set its settings back.
+def set_right(setup: bytes) -> bool:
+    """Cancel QEMU's migration, let the guest run if it ran, and then set QEMU's settings back.
 
     The write tracking needs nothing: the kernel dropped it with the process that held it.
 
+    Returns:
+        False when this QEMU has ended.
+
     Raises:
-        GuestError: QEMU is gone or refuses.
+        GuestRefusedError: QEMU does not greet, or another client holds the socket.
+        GuestError: QEMU does not answer or refuses.
     """
     rescue = msgspec.msgpack.decode(setup, type=QemuRescue)
-    qmp = Qmp(rescue.path, rescue.limit_s)
-    with contextlib.closing(qmp):
-        settings = Settings(qmp, rescue.capabilities, rescue.parameters)
-        try:
-            Outgoing(qmp).undo_unfinished(running=rescue.running)
-        finally:
-            with contextlib.suppress(GuestError):
-                settings.restore()
+    if start_ticks(rescue.pid) != rescue.started_ticks:
+        return False
+    with contextlib.closing(Qmp(rescue.path, rescue.limit_s)) as qmp:
+        Outgoing(qmp).undo_unfinished(running=rescue.running, paused=rescue.paused)
+        Settings(qmp, rescue.capabilities, rescue.parameters).restore()
+    return True

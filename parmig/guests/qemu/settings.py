@@ -29,9 +29,29 @@ class Settings:
         self._old_capabilities = dict(capabilities or {})
         self._old_parameters = dict(parameters or {})
 
-    def old(self) -> tuple[dict[str, bool], dict[str, Any]]:
-        """Capabilities and parameters that were changed, with their values before."""
-        return dict(self._old_capabilities), dict(self._old_parameters)
+    def foresee(
+        self, capabilities: Collection[str], parameters: Mapping[str, Any]
+    ) -> tuple[dict[str, bool], dict[str, Any]]:
+        """Capabilities and parameters that :meth:`apply` would change, or has changed, with their values before.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        changes, different = self._changes(capabilities, parameters)
+        before = {name: not state for name, state in changes.items()}
+        return before | self._old_capabilities, different | self._old_parameters
+
+    def _changes(
+        self, capabilities: Collection[str], parameters: Mapping[str, Any]
+    ) -> tuple[dict[str, bool], dict[str, Any]]:
+        """New values of the capabilities that differ, and the present ones of the parameters that do."""
+        answer = self._qmp.execute("query-migrate-capabilities")
+        now = {str(item["capability"]): bool(item["state"]) for item in answer}
+        wanted = {name: name in capabilities for name in now if name not in LEFT_ALONE or name in capabilities}
+        wanted.setdefault("x-ignore-shared", True)
+        old = self._qmp.execute("query-migrate-parameters")
+        different = {name: old[name] for name, value in parameters.items() if name in old and old[name] != value}
+        return {name: state for name, state in wanted.items() if now.get(name) != state}, different
 
     def apply(self, capabilities: Collection[str], parameters: Mapping[str, Any]) -> None:
         """Switch *capabilities* on and all others (but LEFT_ALONE) off; set *parameters*.
@@ -42,17 +62,11 @@ class Settings:
         Raises:
             GuestError: QEMU refuses; what was changed before is remembered for :meth:`restore`.
         """
-        answer = self._qmp.execute("query-migrate-capabilities")
-        now = {str(item["capability"]): bool(item["state"]) for item in answer}
-        wanted = {name: name in capabilities for name in now if name not in LEFT_ALONE or name in capabilities}
-        wanted.setdefault("x-ignore-shared", True)
-        changes = {name: state for name, state in wanted.items() if now.get(name) != state}
+        changes, different = self._changes(capabilities, parameters)
         self._set_capabilities(changes)
         self._old_capabilities |= {name: not state for name, state in changes.items()}
-        old = self._qmp.execute("query-migrate-parameters")
-        different = {name: value for name, value in parameters.items() if name in old and old[name] != value}
-        self._set_parameters(different)
-        self._old_parameters |= {name: old[name] for name in different}
+        self._set_parameters({name: parameters[name] for name in different})
+        self._old_parameters |= different
 
     def restore(self) -> None:
         """Set everything back. Calling it twice is fine.

@@ -156,10 +156,12 @@ class SpawnedGuest(Guest):
             sink.write(data[start : start + _SINK_BYTES])
 
     def resume_source(self) -> None:
-        """Full speed, and running if :meth:`pause` had stopped it."""
-        self.throttle(0)
-        if self._paused_here:
-            self.resume()
+        """Full speed, and running if :meth:`pause` had stopped it; running at whatever speed if need be."""
+        try:
+            self.throttle(0)
+        finally:
+            if self._paused_here:
+                self.resume()
 
     def quit(self) -> None:
         """End the process; its memory stays readable until close()."""

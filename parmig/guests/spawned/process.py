@@ -39,7 +39,8 @@ class MonitorProcess:
         pidfd: becomes readable when it ends; valid until close().
 
     Raises:
-        GuestError: it could not be started.
+        HostRefusedError: this host cannot start it.
+        GuestError: it ended at its start.
     """
 
     def __init__(self, program: str, kind: str, fds: Sequence[int]) -> None:
@@ -47,10 +48,7 @@ class MonitorProcess:
         self._number = 0
         self._decoder = msgspec.msgpack.Decoder(m.Response)
         self.pidfd = -1
-        try:
-            self._process, self._pipe = start_process(program, "parmig-guest", b"", fds)
-        except (OSError, EOFError) as error:
-            raise GuestError(f"{self._guest}'s process could not be started: {error}") from error
+        self._process, self._pipe = start_process(program, "parmig-guest", b"", fds)
         self.pid: int = self._process.pid
         try:
             _limit_io(self._pipe.fileno())

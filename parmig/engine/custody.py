@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who sees to it that the source guest runs before hand-over: this process while it lives, else the guardian.
+
+Knows of the guest only whether it ran, whether it runs, and how to let it; nothing of rounds and peers.
+"""
+
+from __future__ import annotations
+
+import select
+
+from parmig.engine.guardian import Guardian
+from parmig.engine.guest_thread import GuestThread
+from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
+from parmig.guests.base import Guest, StateSink
+
+LEAST_RESUME_LIMIT_S = 5.0
+"""For a guest to go on, however short a pause was wanted; it takes some 10 ms."""
+
+LOOK_LIMIT_S = 2.0
+"""For calls that only look, and for all that follow one that hangs."""
+
+DEATH_MS = 500
+"""A monitor's connection ends a moment before its process does."""
+
+
+class Custody:
+    """Holds the guest's fate on the source, from before anything is changed to the end.
+
+    Args:
+        guest: not owned.
+        thread: in which it is called.
+        guardian: program of the guardian, a dotted name.
+
+    Attributes:
+        ran: whether the guest ran until its pause; None: it was not paused yet.
+        problem: what went wrong when it was given back; empty: nothing.
+        where: what the guest does, once it was given back or looked at: ``running``, ``paused``, or ``unknown`` where
+            nobody can tell.
+    """
+
+    def __init__(self, guest: Guest, thread: GuestThread, guardian: str) -> None:
+        self._guest = guest
+        self._thread = thread
+        self._guardian = Guardian(guardian)
+        self._entrusted = False
+        self._hangs = False
+        self.ran: bool | None = None
+        self.problem = ""
+        self.where = "unknown"
+
+    # -- in the guest's thread ------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Have a guardian, before anything of the guest is changed."""
+        self._guardian.arm(self._guest.rescue())
+
+    def pause(self, sink: StateSink) -> int:
+        """Pause the guest; returns when it stopped."""
+        self.ran = self._guest.is_running()
+        return self._guest.pause(sink)
+
+    def note_pause(self) -> None:
+        """What is known now that it stands still: whether it ran. For hand-over, and for the guardian."""
+        told = self._guest.ran_until_pause()
+        if told is not None:
+            self.ran = told
+        self._guardian.guard(self._guest.rescue())
+
+    # -- in the loop's thread, or in the guest's -------------------------------------------------
+
+    def disarm(self) -> None:
+        """Before the guest may run elsewhere, and once it goes on here: the guardian never touches it from now on."""
+        self._guardian.disarm()
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def give_back(self, limit_s: float, *, paused: bool) -> bool:
+        """Let the guest go on here, whatever hangs.
+
+        Args:
+            limit_s: how long that may take; past it the guardian goes on to try.
+            paused: whether its pause has begun.
+
+        Returns:
+            False when a guest that ran until its pause cannot be shown to run again: it is paused.
+        """
+        self._guest.abort()
+        try:
+            self._thread.call(self._guest.resume_source, limit_s=max(limit_s, LEAST_RESUME_LIMIT_S))
+        except Exception as error:
+            self.problem = str(error) or type(error).__name__
+            self._hangs = isinstance(error, LimitExceededError)
+        if not self.problem:
+            return True
+        if self._is_gone():
+            return True  # there is no guest to be paused
+        if not self._hangs:
+            self.look()
+        stands = paused and self.ran is not False and self.where != "running"
+        if stands:
+            self.where = "paused"
+        self._entrusted = self._guardian.take_over()
+        self._guest.abort()  # whoever waits for the monitor lets go of it
+        return not stands
+
+    @property
+    def call_limit_s(self) -> float | None:
+        """For all further calls of the guest."""
+        return LOOK_LIMIT_S if self.problem else None
+
+    def look(self) -> None:
+        """Ask what the guest does, for ``where``."""
+        try:
+            self.where = "running" if self._thread.call(self._guest.is_running, limit_s=LOOK_LIMIT_S) else "paused"
+        except Exception:
+            self.where = "unknown"
+
+    def _is_gone(self) -> bool:
+        fd = self._guest.watch_fd()
+        return fd is not None and bool(wait_readable(fd, DEATH_MS))
+
+    def paused_error(self, first: ParmigError) -> SourcePausedError:
+        """What to say of a guest that was not given back, after *first* had gone wrong."""
+        keeps = "no guardian watches over it"
+        if self._entrusted:
+            log = f", its log is {self._guardian.log}" if self._guardian.log else ""
+            keeps = f"the guardian (process {self._guardian.pid}) goes on to try{log}"
+        error = SourcePausedError(
+            f"{first}; then the source guest could not be set running again ({self.problem}), so it is PAUSED here: "
+            f"see to its monitor, then look whether it runs, and if it does not, continue it there; {keeps}"
+        )
+        error.phase = first.phase
+        error.__cause__ = first
+        return error
+
+    def close(self) -> None:
+        """Nothing more is needed of the guardian, unless it took over: then the monitor is left to it alone."""
+        if self._entrusted:
+            self._guest.close()
+        self._guardian.close()
+
+
+def wait_readable(fd: int, limit_ms: int) -> bool:
+    """Whether *fd* is readable, or becomes so within *limit_ms*."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(limit_ms))
