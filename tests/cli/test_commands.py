@@ -203,7 +203,9 @@ def test_values_that_make_no_sense_together_are_bad_usage(engine: FakeEngine) ->
 def test_every_option_of_send_arrives_in_the_configuration(engine: FakeEngine) -> None:
     options = "--workers 3 --path 10.0.0.1-10.0.0.2 --path 10.1.0.2 --compress lz4 --tracker digest --batch 2MiB "
     options += "--max-bandwidth 1GiB/s --downtime-limit 50ms --max-downtime 2s --timeout 1m --connect-timeout 1s "
-    options += "--auto-converge --throttle-initial 30 --throttle-increment 20 --throttle-max 80 --switchover-timeout 7s "
+    options += (
+        "--auto-converge --throttle-initial 30 --throttle-increment 20 --throttle-max 80 --switchover-timeout 7s "
+    )
     assert invoke(*SEND, *f"{options} --verify --quit-source".split()).exit_code == 0
     (config,) = engine.configs
     assert isinstance(config, SendConfig)

@@ -22,6 +22,9 @@ MOVES = int(os.environ.get("PARMIG_DISK_MOVES", "2"))
 SNAPSHOTS = int(os.environ.get("PARMIG_DISK_SNAPSHOTS", "1"))
 """10 for a soak."""
 
+ATTEMPTS = 6
+"""At losing bytes; the first does it in nearly every run."""
+
 UNSETTLED = "from parmig.guests.qemu.guest import QemuGuest\nQemuGuest.settle = lambda self: None"
 """A parmig that does not wait for the disk."""
 
@@ -38,26 +41,21 @@ def reading(qemu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         yield found
 
 
-def move(source: ReadingMachine, destination: ReadingMachine, prelude: str = "", options: str = "") -> dict[str, Any]:
-    """One migration by two commands; the source's report."""
+def move(source: ReadingMachine, destination: ReadingMachine, *, settle: bool = True, way: str = "") -> dict[str, Any]:
+    """One attempt by two commands, both memories compared in the pause; the source's report."""
     receive = Command("receive", "--listen", LISTEN, "--guest", f"qemu:{destination.socket}", "--json")
     with receive as there:
-        guest = f"qemu:{source.socket}{options}"
-        sending = Command("send", there.uri(), "--guest", guest, "--json", "--workers", "2", prelude=prelude)
-        with sending as here:
-            code, report = here.end()
-            assert (code, report["status"]) == (0, "completed"), here.errors
-    return report
+        guest = f"qemu:{source.socket}" + (f",settle={way}" if way else "")
+        arguments = ("send", there.uri(), "--guest", guest, "--workers", "2", "--verify", "--json")
+        with Command(*arguments, prelude="" if settle else UNSETTLED) as here:
+            report: dict[str, Any] = here.end()[1]
+            return report
 
 
 def move_again_and_again(
-    reading: tuple[SlowDisk, Path], iothread: bool, moves: int, *, prelude: str = "", options: str = ""
+    reading: tuple[SlowDisk, Path], iothread: bool, moves: int, way: str = ""
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Move the reading guest from QEMU to QEMU until it finds anything wrong, at most *moves* times.
-
-    Returns:
-        how much it found wrong in each pass, and the reports.
-    """
+    """Move the reading guest from QEMU to QEMU; how much it found wrong in each pass, and the reports."""
     disk, initrd = reading
     checks: list[int] = []
     reports = []
@@ -67,11 +65,11 @@ def move_again_and_again(
         for _ in range(moves):
             destination = stack.enter_context(ReadingMachine(initrd, disk, iothread=iothread, incoming=True))
             machine.wait_for_requests()
-            reports.append(move(machine, destination, prelude, options))
+            report = move(machine, destination, way=way)
+            assert (report["status"], report["verified"]) == ("completed", True), report["error"]
+            reports.append(report)
             checks += machine.checks()
             machine = destination
-            if sum(checks):
-                break
         machine.wait_for_checks(2)
         checks += machine.checks()
     return checks, reports
@@ -88,14 +86,26 @@ def test_what_the_disk_stores_during_a_move_arrives(reading: tuple[SlowDisk, Pat
 
 
 def test_without_waiting_for_the_disk_bytes_are_lost(reading: tuple[SlowDisk, Path]) -> None:
-    checks, _ = move_again_and_again(reading, iothread=False, moves=6, prelude=UNSETTLED)
-    assert sum(checks) > 0, "the test notices nothing: were requests in flight at all?"
+    disk, initrd = reading
+    with ExitStack() as stack:
+        machine = stack.enter_context(ReadingMachine(initrd, disk, iothread=False))
+        machine.wait_for_serial("PASS 1")
+        for _ in range(ATTEMPTS):
+            destination = stack.enter_context(ReadingMachine(initrd, disk, iothread=False, incoming=True))
+            machine.wait_for_requests()
+            report = move(machine, destination, settle=False)
+            if report["verified"] is False:
+                assert "the memories differ" in report["error"]["message"]
+                return
+            assert report["status"] == "completed", report["error"]
+            machine = destination
+        pytest.fail("nothing was lost: were requests in flight at all?")
 
 
 def test_a_qemu_whose_transaction_waits_for_nothing_is_stopped_for_a_moment(
     reading: tuple[SlowDisk, Path],
 ) -> None:
-    checks, reports = move_again_and_again(reading, iothread=False, moves=1, options=",settle=stop")
+    checks, reports = move_again_and_again(reading, iothread=False, moves=1, way="stop")
     assert sum(checks) == 0, checks
     assert reports[0]["settle"] == "stop"
 
