@@ -41,9 +41,7 @@ def allocated_mask(mapping: BlockMapping, first_page: int, pages: int, among: Ma
     address = mapping.pages.ctypes.data + first_page * PAGE_BYTES
     for begin, end in _calls(pages, among):
         present[begin:end] = linux.mincore(address + begin * PAGE_BYTES, end - begin)
-    absent = ~present
-    if among is not None:
-        absent &= among
+    absent = ~present if among is None else among & ~present
     for begin, end in runs_of_mask(absent).tolist() if absent.any() else ():  # extents, only those not in memory
         page = _next_data(mapping, first_page + begin, first_page + end)
         while page is not None:
@@ -68,8 +66,8 @@ def _huge_mask(mapping: BlockMapping, first_page: int, pages: int, among: Mask |
     end = -(-(first_page + pages) // block.unit_pages)
     wanted = np.zeros((end - begin, block.unit_pages), dtype=np.bool_)
     before = first_page - begin * block.unit_pages
-    wanted.reshape(-1)[before : before + pages] = True if among is None else among
-    asked: Mask = wanted.any(axis=1)
+    wanted.reshape(-1)[before : before + pages] = np.ones(pages, dtype=np.bool_) if among is None else among
+    asked: Mask = np.logical_or.reduce(wanted, axis=1)
     offset = mapping.file_offset_bytes + begin * block.page_size_bytes
     try:
         exists = linux.hugetlb_pages(mapping.fd, offset, block.page_size_bytes, asked)
