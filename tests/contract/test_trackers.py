@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError, UsageError
 from parmig.ram import bits
-from parmig.ram.bits import Index
+from parmig.ram.bits import Index, Mask
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, Pages, RamBlock
 from parmig.ram.dirty import DirtyScanner
 from parmig.ram.dirty_log import DirtyLog, Segment
@@ -30,7 +30,7 @@ from parmig.ram.outlets.base import Outlet
 from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.base import DirtyTracker
+from parmig.ram.trackers.base import DirtyTracker, Scan
 from parmig.ram.trackers.registry import TRACKERS, log_area_bytes, open_tracker
 from parmig.units import MIB
 from tests.kvm.machines import StoringVm, needs_kvm
@@ -558,12 +558,143 @@ def test_two_workers_on_disjoint_regions_do_not_take_each_others_pages(guest: Gu
         guest.write(0, page, tag=2)
     assert guest.find([1, 3]).data == [(0, 64), (0, 127), (0, 199)]
     assert guest.find([0, 2], worker=other).data == [(0, 0), (0, 63), (0, 128)]
-    # Regions may move to the other worker between rounds.
+    # Regions may move to the other worker between rounds, and what it finds is counted by all.
     guest.write(0, 64, tag=3)
     assert guest.find([1], worker=other).data == [(0, 64)]
+    guest.find([0, 2, 3], worker=other)
+    guest.find([1], worker=other)
+    guest.sync()
+    assert guest.worker.scanner.count(range(4)) == other.scanner.count(range(4)) == 0
     assert guest.find().data == []
     guest.assert_arrived()
     other.close()
+
+
+# -- the two halves ------------------------------------------------------------------------------------
+
+
+@every_tracker
+def test_what_one_worker_scanned_another_takes_once(guest: Guest) -> None:
+    for page in range(0, 200, 2):
+        guest.write(0, page)
+    other = Worker(guest)
+    guest.scan([0, 2, 4, 6, 8])
+    guest.scan([1, 3, 5, 7, 9], worker=other)
+    first = guest.take([1, 3, 5, 7, 9], first_pass=True)
+    second = guest.take([0, 2, 4, 6, 8], first_pass=True, worker=other)
+    assert sorted(first.data + second.data) == [(0, page) for page in range(0, 200, 2)]
+    assert set(first.holes + second.holes) == ALL_PAGES - set(first.data + second.data)
+    guest.assert_arrived()
+    assert (guest.take().data, guest.take(worker=other).data) == ([], [])
+    guest.write(0, 2, tag=2)
+    guest.write(0, 3, tag=2)  # was a hole
+    guest.write(1, 70, tag=2)  # in a region that was empty
+    guest.scan(worker=other)
+    assert guest.take().data == [(0, 2), (0, 3), (1, 70)]
+    assert guest.take(worker=other).data == []
+    guest.scan()
+    assert guest.take(worker=other).data == []
+    guest.assert_arrived()
+    other.close()
+
+
+@every_tracker
+def test_what_is_written_between_the_halves_is_sent_as_it_is_and_again(guest: Guest) -> None:
+    for page in range(64):
+        guest.write(0, page)
+    guest.find(first_pass=True)
+    guest.find()
+    guest.write(0, 7, tag=2)
+    guest.scan()
+    guest.write(0, 7, tag=3)
+    guest.write(0, 8, tag=3)
+    assert guest.take().data == [(0, 7)]
+    assert np.array_equal(guest.destination[0][7], content(3)[0])
+    guest.scan()
+    assert (0, 8) in guest.take().data
+    guest.assert_arrived()
+
+
+@every_tracker
+def test_what_is_given_back_or_allocated_between_the_halves_arrives(guest: Guest) -> None:
+    for page in range(70):
+        guest.write(0, page)
+    guest.find(first_pass=True)
+    for page in range(60, 70):
+        guest.write(0, page, tag=2)
+    guest.scan()
+    guest.punch(0, 62, 4)  # was found dirty
+    guest.punch(0, 10, 4)  # was found clean
+    guest.write(0, 100, tag=3)
+    guest.write(1, 300, tag=3)
+    found = guest.take()
+    assert found.data == [(0, page) for page in (60, 61, 66, 67, 68, 69)]
+    assert found.holes == [(0, 62), (0, 63), (0, 64), (0, 65)]
+    guest.scan()
+    guest.take()
+    guest.assert_arrived()
+
+
+class AllocatesMeanwhile(DirtyTracker):
+    """A tracker at whose arming, or looking, the guest gets memory: just before it, or just after."""
+
+    def __init__(self, tracker: DirtyTracker, moment: str, allocate: Callable[[], None]) -> None:
+        self._tracker, self._moment, self._allocate = tracker, moment, allocate
+        self.name, self.needs_copy = tracker.name, tracker.needs_copy
+
+    def _at(self, moment: str) -> None:
+        if moment == self._moment:
+            self._allocate()
+
+    def arm(self, span: Region) -> None:
+        self._at("before arming")
+        self._tracker.arm(span)
+        self._at("after arming")
+
+    def existing(self, span: Region) -> Mask | None:
+        found = self._tracker.existing(span)
+        self._at("after looking")
+        return found
+
+    def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
+        return self._tracker.scan(span, holes=holes)
+
+    def count(self, span: Region) -> int:
+        return self._tracker.count(span)
+
+    def sent(self, block: int, index: Index, copies: Pages | None) -> None:
+        self._tracker.sent(block, index, copies)
+
+    def close(self) -> None:
+        self._tracker.close()
+
+
+@every_tracker
+@pytest.mark.parametrize("moment", ["before arming", "after arming", "after looking"])
+@pytest.mark.parametrize("halves", [False, True], ids=["find", "scan and take"])
+def test_memory_that_is_allocated_while_a_region_is_armed_is_never_lost(kind: str, moment: str, halves: bool) -> None:
+    """Were the file looked at before arming, memory between the two would be neither told nor recorded."""
+    with rig(kind) as guest:
+        guest.write(0, 0)
+
+        def allocate() -> None:
+            guest.write(0, 5)
+            guest.write(0, 190)
+            if moment == "before arming":
+                guest.sync()
+
+        worker = Worker(guest, lambda tracker: AllocatesMeanwhile(tracker, moment, allocate))
+        numbers = [0, 1, 2, 3]
+        if halves:
+            guest.scan(numbers, worker=worker)
+            guest.take(numbers, first_pass=True, worker=worker)
+        else:
+            guest.find(numbers, first_pass=True, worker=worker)
+        if moment == "before arming":  # it was there when the file was looked at, and came along
+            assert np.array_equal(guest.destination[0][5], content(1)[0])
+        guest.find(first_pass=False)
+        assert np.array_equal(guest.destination[0][5], content(1)[0])
+        worker.close()
 
 
 operations = st.lists(
@@ -573,6 +704,7 @@ operations = st.lists(
         st.tuples(st.just("zero"), st.integers(0, 1), st.integers(0, 199), st.just(0)),
         st.tuples(st.just("punch"), st.integers(0, 1), st.integers(0, 136), st.integers(1, 64)),
         st.tuples(st.just("find"), st.integers(0, 9), st.integers(0, 9), st.just(0)),
+        st.tuples(st.just("halves"), st.integers(0, 1), st.just(0), st.just(0)),
     ),
     max_size=25,
 )
@@ -585,8 +717,11 @@ def test_whatever_the_guest_does_the_last_pass_completes_the_destination(
     kind: str, steps: list[tuple[str, int, int, int]]
 ) -> None:
     with rig(kind) as guest:
-        first = True
+        first, scanned = True, False
         for what, a, b, c in steps:
+            if scanned and what in ("find", "halves"):  # both halves belong to one round
+                guest.take(first_pass=first)
+                first = scanned = False
             if what == "write":
                 guest.write(a, b, c)
             elif what == "fill":
@@ -596,12 +731,17 @@ def test_whatever_the_guest_does_the_last_pass_completes_the_destination(
                 guest.write_zero(a, b)
             elif what == "punch":
                 guest.punch(a, b, c)
+            elif what == "halves":
+                guest.scan()
+                scanned = True
             elif first:
                 guest.first_pass()
                 first = False
             else:
                 guest.find([number for number in range(len(guest.regions)) if number % 10 in (a, b)])
-        guest.find(first_pass=first)
+        if scanned:
+            guest.take(first_pass=first)
+        guest.find(first_pass=first and not scanned)
         guest.assert_arrived()
         again = guest.find()
         assert (again.data, again.holes) == ([], [])
