@@ -46,6 +46,7 @@ def syscall(number: int, *arguments: int) -> int:
 
 SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 UFFD_USER_MODE_ONLY = 1
+UFFD_FEATURE_MINOR_HUGETLBFS = 1 << 9
 UFFD_FEATURE_WP_HUGETLBFS_SHMEM = 1 << 12
 UFFD_FEATURE_WP_UNPOPULATED = 1 << 13
 UFFD_FEATURE_WP_ASYNC = 1 << 15
@@ -56,7 +57,9 @@ _UFFD_API = 0xAA
 _UFFDIO_API = 0xC018AA3F  # struct uffdio_api, 24 bytes: api, features, ioctls
 _UFFDIO_REGISTER = 0xC020AA00  # struct uffdio_register, 32 bytes: start, len, mode, ioctls
 _UFFDIO_UNREGISTER = 0x8010AA01  # struct uffdio_range, 16 bytes: start, len
+_UFFDIO_CONTINUE = 0xC020AA07  # struct uffdio_continue, 32 bytes: start, len, mode, mapped
 _UFFDIO_REGISTER_MODE_WP = 2
+_UFFDIO_REGISTER_MODE_MINOR = 4
 
 
 def userfaultfd(flags: int = UFFD_USER_MODE_ONLY) -> int:
@@ -76,9 +79,11 @@ def uffd_enable(uffd: int, features: int) -> int:
 
 def uffd_register_wp(uffd: int, address: int, size_bytes: int) -> None:
     """UFFDIO_REGISTER for write protection over ``[address, address + size_bytes)``; EBUSY when taken."""
-    fcntl.ioctl(
-        uffd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", address, size_bytes, _UFFDIO_REGISTER_MODE_WP, 0))
-    )
+    _uffd_register(uffd, address, size_bytes, _UFFDIO_REGISTER_MODE_WP)
+
+
+def _uffd_register(uffd: int, address: int, size_bytes: int, mode: int) -> None:
+    fcntl.ioctl(uffd, _UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", address, size_bytes, mode, 0)))
 
 
 def uffd_unregister(uffd: int, address: int, size_bytes: int) -> None:
@@ -120,7 +125,7 @@ def pagemap_scan(
     pagemap_fd: int,
     start: int,
     end: int,
-    vector: PageRegions,
+    vector: PageRegions | None,
     *,
     flags: int = PM_SCAN_CHECK_WPASYNC,
     mask: int = 0,
@@ -135,15 +140,17 @@ def pagemap_scan(
 
     Args:
         pagemap_fd: an open ``/proc/PID/pagemap``.
-        vector: scratch for the kernel's answer, dtype PAGE_REGION_DTYPE.
+        vector: scratch for the kernel's answer, dtype PAGE_REGION_DTYPE; None: nothing is told, only done.
         returned: the categories to tell.
 
     Yields:
         views of *vector*, valid until the next step; addresses ascend.
 
     Raises:
-        OSError: EPERM when a range is not under asynchronous write protection.
+        OSError: EPERM when a range is not under asynchronous write protection; EINVAL when the kernel does not get
+            on, as it does not where only a part of a huge page is to be protected.
     """
+    address, entries = (vector.ctypes.data, len(vector)) if vector is not None else (0, 0)
     while start < end:
         argument = bytearray(
             _PM_SCAN_ARG.pack(
@@ -152,8 +159,8 @@ def pagemap_scan(
                 start,
                 end,
                 0,
-                vector.ctypes.data,
-                len(vector),
+                address,
+                entries,
                 0,
                 inverted,
                 mask,
@@ -163,7 +170,9 @@ def pagemap_scan(
         )
         count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, argument)
         walk_end = _PM_SCAN_ARG.unpack(argument)[4]
-        if count:
+        if walk_end <= start:
+            raise OSError(errno.EINVAL, "the kernel makes no progress; can it protect pages of this size, as a whole?")
+        if count and vector is not None:
             yield vector[:count]
         start = walk_end
 
@@ -173,6 +182,7 @@ def pagemap_scan(
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 HUGETLBFS_MAGIC = 0x958458F6
+_MAP_NORESERVE = 0x4000
 
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
@@ -180,6 +190,11 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_
 def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
     """Give the file's bytes ``[offset, offset + size_bytes)`` back; they read as zero from then on."""
     _check(_libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size_bytes), "fallocate")
+
+
+def allocate(fd: int, offset: int, size_bytes: int) -> None:
+    """Have memory behind the file's bytes ``[offset, offset + size_bytes)``; what is there stays."""
+    _check(_libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size_bytes), "fallocate")
 
 
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
@@ -202,6 +217,39 @@ def is_hugetlbfs(fd: int) -> bool:
     buffer = ctypes.create_string_buffer(256)
     _check(_libc.fstatfs(fd, buffer), "fstatfs")
     return bool(struct.unpack_from("=q", buffer, 0)[0] == HUGETLBFS_MAGIC)
+
+
+def hugetlb_pages(fd: int, offset: int, page_bytes: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which of the *wanted* huge pages from *offset* of a hugetlbfs file on exist. Allocates none.
+
+    hugetlbfs says that all is data, and mincore(2) knows only what this process has mapped. UFFDIO_CONTINUE maps a page
+    that the file has, and refuses where it has none. It is asked in a mapping of its own, 1 µs a page.
+
+    Raises:
+        OSError: userfaultfd is not allowed here.
+    """
+    exists = np.zeros(len(wanted), dtype=np.bool_)
+    uffd = userfaultfd()
+    try:
+        uffd_enable(uffd, UFFD_FEATURE_MINOR_HUGETLBFS)
+        with mmap.mmap(fd, len(wanted) * page_bytes, mmap.MAP_SHARED | _MAP_NORESERVE, offset=offset) as area:
+            base = ctypes.addressof(ctypes.c_char.from_buffer(area))
+            _uffd_register(uffd, base, len(area), _UFFDIO_REGISTER_MODE_MINOR)
+            for number in np.flatnonzero(wanted).tolist():
+                exists[number] = _uffd_continue(uffd, base + number * page_bytes, page_bytes)
+    finally:
+        os.close(uffd)
+    return exists
+
+
+def _uffd_continue(uffd: int, address: int, page_bytes: int) -> bool:
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_CONTINUE, bytearray(struct.pack("=QQQq", address, page_bytes, 0, 0)))
+    except OSError as error:
+        if error.errno in (errno.EFAULT, errno.ENOENT):  # there is no page, says an older or a newer kernel
+            return False
+        raise
+    return True
 
 
 # -- processes: prctl(2), mallopt(3), pidfd_open(2), unix(7) --------------------------------------

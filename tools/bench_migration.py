@@ -160,7 +160,7 @@ def bench_scan(runs: int, _workers: int) -> dict[str, Any]:
     log = DirtyLog("pagemap", os.getpid(), ((Segment(0, block.pages, address),),))
     regions = cut([block], 16 * MIB // PAGE_BYTES)
     shared = SharedArea(-1, workers=1, blocks=[block], regions=len(regions))
-    scanner = DirtyScanner(regions, [mapping], PagemapTracker(log), shared)
+    scanner = DirtyScanner(regions, [mapping], PagemapTracker(log, [block]), shared)
     everything = list(range(len(regions)))
     for found in scanner.find(everything, first_pass=True):
         assert found.num_dirty_pages

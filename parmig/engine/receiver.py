@@ -40,7 +40,6 @@ from parmig.guests.base import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
-from parmig.ram.place import note_existing
 from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine
@@ -247,10 +246,8 @@ class MigrationReceiver:
         session = secrets.token_bytes(16)
         self._regions = cut(wish.blocks, wish.region_pages)
         self._shared = SharedArea(-1, workers=wish.workers, blocks=wish.blocks, regions=len(self._regions))
-        mappings = [BlockMapping(one) for one in memory]
-        note_existing(mappings, self._shared)
-        for mapping in mappings:
-            mapping.close()
+        for one in memory:  # what cannot be mapped is refused here, by its name
+            BlockMapping(one).close()
         hosts = self._config.paths or (parse_uri(self._config.listen).host,)
         for worker in range(wish.workers):
             setup = ReceiveSetup(

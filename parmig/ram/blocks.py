@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from parmig import linux
 from parmig.errors import GuestRefusedError
 
 PAGE_BYTES = 4096
@@ -50,6 +51,11 @@ class RamBlock(msgspec.Struct, frozen=True):
         """How many 4 KiB pages the block has."""
         return self.size_bytes // PAGE_BYTES
 
+    @property
+    def unit_pages(self) -> int:
+        """How many 4 KiB pages are allocated and tracked together: 1, or those of a huge page."""
+        return self.page_size_bytes // PAGE_BYTES
+
 
 class BlockMemory(msgspec.Struct, frozen=True):
     """A block together with the file that holds its bytes, for the process that owns the descriptor.
@@ -78,7 +84,7 @@ class BlockMapping:
         words: the same as 64-bit words, shape (pages, 512).
 
     Raises:
-        GuestRefusedError: the file is shorter than the block.
+        GuestRefusedError: the file is shorter than the block, has pages of another size, or cannot be mapped.
     """
 
     def __init__(self, memory: BlockMemory, *, writable: bool = True) -> None:
@@ -92,8 +98,15 @@ class BlockMapping:
                 f"memory file of block {self.block.name!r} has {found} bytes, the block needs {end}; "
                 "give the memory backend the guest's full size"
             )
+        _check_page_size(memory)
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        self._map = mmap.mmap(memory.fd, memory.block.size_bytes, offset=memory.file_offset_bytes, access=access)
+        try:
+            self._map = mmap.mmap(memory.fd, memory.block.size_bytes, offset=memory.file_offset_bytes, access=access)
+        except OSError as error:
+            raise GuestRefusedError(
+                f"memory file of block {self.block.name!r} cannot be mapped: {error.strerror}; mapping huge pages "
+                f"reserves them: have {memory.block.size_bytes} bytes of them on this host"
+            ) from error
         self.buffer = memoryview(self._map)
         self.pages: Pages = np.frombuffer(self._map, dtype=np.uint8).reshape(-1, PAGE_BYTES)
         self.words: npt.NDArray[np.uint64] = self.pages.view(np.uint64)
@@ -107,3 +120,15 @@ class BlockMapping:
         except BufferError:
             # A frame that ZeroMQ has not let go of still points in here; it goes with the process.
             pass
+
+
+def _check_page_size(memory: BlockMemory) -> None:
+    """Nothing is done with huge pages by accident: they are re-armed, allocated and looked for in other ways."""
+    block = memory.block
+    found = os.fstatvfs(memory.fd).f_bsize if linux.is_hugetlbfs(memory.fd) else PAGE_BYTES
+    if block.page_size_bytes != found or block.size_bytes % found or memory.file_offset_bytes % found:
+        raise GuestRefusedError(
+            f"block {block.name!r} is said to have {block.size_bytes} bytes in pages of {block.page_size_bytes}, from "
+            f"byte {memory.file_offset_bytes} of its file on; the file has pages of {found} bytes: the guest must tell "
+            "that size, and begin and end on their borders"
+        )

@@ -23,7 +23,6 @@ class StreamPlacer:
     """
 
     def __init__(self, blocks: Sequence[BlockMapping], shared: SharedArea) -> None:
-        self._blocks = blocks
         self._numbers = {mapping.block.name: number for number, mapping in enumerate(blocks)}
         self._placer = PagePlacer(blocks, shared)
         self.data_pages = 0
@@ -45,7 +44,7 @@ class StreamPlacer:
             index, pages = run.index, run.pages
         else:
             index = np.array([run.page], dtype=np.int64)
-            old = self._blocks[block].pages[run.page].tobytes()
+            old = self._placer.read_page(block, run.page)
             pages = np.frombuffer(run.decode(old), dtype=np.uint8).reshape(1, -1)
         self._place_pages(block, index, pages)
         self.data_pages += len(index)

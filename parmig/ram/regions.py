@@ -49,7 +49,8 @@ def cut(blocks: Sequence[RamBlock], region_pages: int) -> list[Region]:
     """All pages of all blocks as regions, each page once, in order.
 
     Args:
-        region_pages: a multiple of 64, so that no two regions share a bitmap word.
+        region_pages: a multiple of 64, so that no two regions share a bitmap word. In blocks of huge pages it is
+            rounded up to whole ones: the kernel tracks no part of one.
 
     Raises:
         ValueError: *region_pages* is not a positive multiple of 64.
@@ -57,14 +58,15 @@ def cut(blocks: Sequence[RamBlock], region_pages: int) -> list[Region]:
     if region_pages <= 0 or region_pages % WORD_PAGES:
         raise ValueError(f"a region must be a multiple of {WORD_PAGES} pages, not {region_pages}")
     return [
-        Region(number, first, min(region_pages, block.pages - first))
+        Region(number, first, min(step, block.pages - first))
         for number, block in enumerate(blocks)
-        for first in range(0, block.pages, region_pages)
+        for step in (-(-region_pages // block.unit_pages) * block.unit_pages,)
+        for first in range(0, block.pages, step)
     ]
 
 
 def spans(regions: Iterable[Region]) -> Iterator[Region]:
-    """*regions* with neighbours joined, up to SPAN_PAGES each; in the order given."""
+    """*regions* with neighbours joined, up to SPAN_PAGES each; in the order given. A larger one stays alone."""
     current: Region | None = None
     for region in regions:
         if (

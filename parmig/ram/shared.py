@@ -72,7 +72,7 @@ class SharedArea:
     Attributes:
         armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
         bits: for each block, one bit a page (``ram.bits``): on the source "the destination holds
-            something else than zero there", on the destination "this page exists in the memory file".
+            something else than zero there", on the destination "this page is known to exist in the memory file".
         found: for each block, one bit a page: a scan reported the page, and it was not read yet (source).
     """
 

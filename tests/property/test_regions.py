@@ -33,6 +33,22 @@ def test_regions_cover_every_page_once_and_share_no_word(pages: list[int], regio
     assert [region.block for region in regions] == sorted(region.block for region in regions)
 
 
+@given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from([1, 512, 262144])), min_size=1, max_size=4), region_sizes)
+def test_no_region_and_no_span_ends_inside_a_huge_page(sizes: list[tuple[int, int]], region_pages: int) -> None:
+    blocks = [
+        RamBlock(f"ram{number}", count * unit * PAGE_BYTES, unit * PAGE_BYTES)
+        for number, (count, unit) in enumerate(sizes)
+    ]
+    regions = cut(blocks, region_pages)
+    for pieces in (regions, list(spans(regions))):
+        assert sum(piece.pages for piece in pieces) == sum(block.pages for block in blocks)
+        for piece in pieces:
+            unit = blocks[piece.block].unit_pages
+            assert piece.first_page % unit == piece.pages % unit == 0
+            assert piece.pages <= max(SPAN_PAGES, unit)
+    assert all(region.pages < region_pages + blocks[region.block].unit_pages for region in regions)
+
+
 @pytest.mark.parametrize("pages", [0, -64, 1, 63, 65, 100])
 def test_regions_off_the_word_borders_are_refused(pages: int) -> None:
     with pytest.raises(ValueError, match="multiple of 64"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig.errors import MemoryFullError, ProtocolError
-from parmig.ram import flow
+from parmig import linux
+from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
+from parmig.ram import flow, place
+from parmig.ram.bits import mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.codecs.registry import codec
 from parmig.ram.packets import BatchHeader
-from parmig.ram.place import WRITE_RUN_PAGES, note_existing
+from parmig.ram.place import WRITE_RUN_PAGES, PagePlacer
 from parmig.ram.receive import MigrationRamReceive
+from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
 from parmig.units import MIB
+from tests.huge import HUGE_BYTES, UNIT_PAGES, more_huge_pages
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, runs_of, shared_area
 
 PAGES = 200
@@ -135,9 +140,8 @@ def test_newer_pages_replace_older_ones() -> None:
 
 
 def test_pages_that_existed_before_are_made_zero() -> None:
-    with receiving(PAGES) as (ram, mappings, shared):
+    with receiving(PAGES) as (ram, mappings, _):
         mappings[0].pages[3] = content(9)[0]
-        note_existing(mappings, shared)
         ram.migrate_ram_receive(message(1, set(), {2, 3, 4})[0])
         assert not file_pages(mappings[0]).any()
         assert allocated_pages(mappings[0]) == 1
@@ -240,20 +244,41 @@ def test_garbage_is_refused_and_places_nothing(frames: list[bytes]) -> None:
 # -- a memory file without room ---------------------------------------------------------------------
 
 
+SMALL_BYTES = 4 * MIB
+
+
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 4 MiB."""
-    if (
-        os.geteuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], check=False, capture_output=True
-        ).returncode
-    ):
-        pytest.skip("mounting a tmpfs is not allowed here")
+    with mounted(tmp_path, "tmpfs", f"size={SMALL_BYTES}") as directory:
+        yield directory
+
+
+@contextmanager
+def mounted(directory: Path, kind: str, options: str) -> Iterator[Path]:
+    """A file system, or a skip with the reason; where CI is set it must be there."""
+    done = subprocess.run(["mount", "-t", kind, "-o", options, kind, directory], check=False, capture_output=True)
+    if done.returncode:
+        if os.environ.get("CI") and "quota" not in options:  # Debian's kernels have tmpfs quotas since 6.6 only
+            pytest.fail(f"mounting a {kind} is mandatory where CI is set: {done.stderr.decode()}")
+        pytest.skip(f"no {kind} with {options} can be mounted here: {done.stderr.decode().strip()}")
     try:
-        yield tmp_path
+        yield directory
     finally:
-        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@contextmanager
+def ram_file(path: Path, size_bytes: int, page_bytes: int = PAGE_BYTES) -> Iterator[tuple[PagePlacer, BlockMapping]]:
+    """A placer for a new memory file."""
+    with path.open("w+b") as file:
+        file.truncate(size_bytes)
+        mapping = BlockMapping(BlockMemory(RamBlock("pc.ram", size_bytes, page_bytes), file.fileno()))
+        shared = SharedArea(-1, workers=1, blocks=[mapping.block], regions=1)
+        try:
+            yield PagePlacer([mapping], shared), mapping
+        finally:
+            mapping.close()
+            shared.close()
 
 
 @pytest.mark.parametrize("how", ["gathered", "direct"])
@@ -270,8 +295,181 @@ def test_a_full_memory_file_is_an_error_and_no_signal(small_tmpfs: Path, how: st
             for number in range(8):  # 8 MiB
                 data = {step * page for page in range(256 * number, 256 * (number + 1))}
                 ram.migrate_ram_receive(message(number + 1, data, how=how)[0])
-        assert allocated_pages(mapping) <= 1024
+        assert allocated_pages(mapping) == SMALL_BYTES // PAGE_BYTES  # it was used to the last page
     finally:
         mapping.close()
         shared.close()
         os.close(fd)
+
+
+PROGRAM = """
+import os, sys
+import numpy as np
+from parmig.errors import MemoryFullError
+from parmig.ram.blocks import BlockMapping, BlockMemory, RamBlock
+from parmig.ram.place import PagePlacer
+from parmig.ram.shared import SharedArea
+path, worker, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+fd = os.open(path, os.O_RDWR)
+block = RamBlock("pc.ram", os.fstat(fd).st_size)
+mapping = BlockMapping(BlockMemory(block, fd))
+shared = SharedArea(-1, workers=1, blocks=[block], regions=1)
+placer = PagePlacer([mapping], shared)
+pages = np.arange(worker * block.pages // 4, (worker + 1) * block.pages // 4, step)
+raw = memoryview(np.full((8, 4096), worker + 1, dtype=np.uint8).data).cast("B")
+print("ready", flush=True)
+sys.stdin.readline()
+placed = 0
+try:
+    for part in range(0, len(pages), 8):
+        index = pages[part : part + 8]
+        for tag in range(2):  # the second time through the mapping
+            placer.place(0, np.stack((index, index + 1), axis=1), raw[: len(index) * 4096])
+            placer.note_placed(0, index)
+        placed += len(index)
+except MemoryFullError:
+    print("full", placed)
+"""
+
+
+def fill_at_once(path: Path, size_bytes: int, limit_bytes: int) -> None:
+    """Four workers fill a memory file together: each is told that it is full, and none is killed."""
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    path.chmod(0o666)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(path), str(worker), str(worker % 3 + 1)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for worker in range(4)
+    ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    answers = [worker.communicate()[0].split() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert [answer[0] for answer in answers] == ["full"] * 4
+    placed = sum(int(answer[1]) for answer in answers)
+    assert limit_bytes // PAGE_BYTES - 4 * 8 <= placed <= limit_bytes // PAGE_BYTES
+
+
+def test_several_workers_fill_a_file_system_at_once_and_none_is_killed(small_tmpfs: Path) -> None:
+    fill_at_once(small_tmpfs / "ram", 64 * MIB, SMALL_BYTES)
+
+
+def test_a_quota_that_is_used_up_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    with mounted(tmp_path, "tmpfs", f"size=64m,usrquota,usrquota_block_hardlimit={SMALL_BYTES}") as directory:
+        directory.chmod(0o777)
+        path = directory / "ram"
+        path.touch()
+        os.chown(path, 65534, 65534)  # root's own quota has no limit
+        fill_at_once(path, 64 * MIB, SMALL_BYTES)
+
+
+@pytest.fixture
+def small_hugetlbfs(tmp_path: Path) -> Iterator[Path]:
+    """Room for 4 huge pages."""
+    with more_huge_pages(6), mounted(tmp_path, "hugetlbfs", f"pagesize=2M,size={4 * HUGE_BYTES}") as directory:
+        yield directory
+
+
+def test_huge_pages_that_ran_out_are_an_error_and_no_signal(small_hugetlbfs: Path) -> None:
+    """Mapping the file reserves them; giving pages back gives their reservation back, too."""
+    with ram_file(small_hugetlbfs / "ram", 4 * HUGE_BYTES, HUGE_BYTES) as (placer, mapping):
+        page = memoryview(content(1).data).cast("B")
+        for huge in range(4):
+            placer.place_run(0, huge * UNIT_PAGES + 3, page)
+        other = ram_file(small_hugetlbfs / "other", 3 * HUGE_BYTES, HUGE_BYTES)
+        with pytest.raises(GuestRefusedError, match=r"cannot be mapped: .*huge pages"), other:
+            pass
+        linux.punch_hole(mapping.fd, HUGE_BYTES, 3 * HUGE_BYTES)
+        with ram_file(small_hugetlbfs / "third", 3 * HUGE_BYTES, HUGE_BYTES):
+            placer.place_run(0, 5, page)  # it exists
+            with pytest.raises(MemoryFullError, match=r"'pc.ram' at byte .*No space left"):
+                placer.place_run(0, UNIT_PAGES + 5, page)
+
+
+def test_pages_in_huge_pages_land_where_they_belong_and_zero_pages_cost_none(small_hugetlbfs: Path) -> None:
+    with ram_file(small_hugetlbfs / "ram", 4 * HUGE_BYTES, HUGE_BYTES) as (placer, mapping):
+        ram = MigrationRamReceive(
+            worker=0, blocks=[mapping], codec=codec("none"), shared=placer._shared, batch_bytes=4 * MIB
+        )
+        mapping.pages[3 * UNIT_PAGES + 7] = 9  # it was there before
+        data = {0, 2, *range(5, 40), UNIT_PAGES - 1, UNIT_PAGES}
+        for number, tag in ((1, 1), (2, 2)):
+            frames, pages = message(number, data, set(range(4 * UNIT_PAGES)) - data, tag=tag)
+            ram.migrate_ram_receive(frames)
+            found = file_pages(mapping)
+            assert np.array_equal(found[index_of(data)], pages)
+            assert np.flatnonzero(found.any(axis=1)).tolist() == sorted(data)
+            assert allocated_pages(mapping) == 3 * UNIT_PAGES
+        ram.migrate_ram_receive(message(3, set(), data)[0])
+        assert not file_pages(mapping).any()
+
+
+# -- what existed before -----------------------------------------------------------------------------
+
+
+@given(pages_below(PAGES), st.lists(st.integers(0, PAGES - 1), max_size=60), pages_below(PAGES))
+@settings(deadline=None, max_examples=60)
+def test_memory_need_not_be_empty_whatever_is_told_in_whatever_order(
+    before: set[int], zero: list[int], placed: set[int]
+) -> None:
+    with receiving(PAGES) as (_, (mapping,), shared):
+        placer = PagePlacer([mapping], shared)
+        for page in before:
+            os.pwrite(mapping.fd, content(7)[0].tobytes(), mapping.file_offset_bytes + page * PAGE_BYTES)
+        index = np.array(sorted(placed, reverse=True), dtype=np.int64)
+        for page in index.tolist():
+            placer.place_run(0, page, memoryview(content(page)[0].data))
+        placer.note_placed(0, index)
+        placer.place_zero(0, np.array(zero, dtype=np.int64))
+        left = (before | placed) - set(zero)
+        assert set(np.flatnonzero(file_pages(mapping).any(axis=1)).tolist()) == left
+        assert allocated_pages(mapping) == len(before | placed)
+
+
+def test_what_was_there_is_looked_for_in_pieces_however_far_pages_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = 40 * SPAN_PAGES
+    with receiving(pages) as (ram, (mapping,), _):
+        far = {5, SPAN_PAGES + 5, 20 * SPAN_PAGES, pages - 1}
+        for page in far:
+            mapping.pages[page] = 1
+        asked: list[int] = []
+        real = place.allocated_mask
+
+        def allocated_mask(mapping: BlockMapping, first: int, count: int, among: np.ndarray) -> np.ndarray:
+            asked.append(count)
+            return real(mapping, first, count, among)
+
+        monkeypatch.setattr(place, "allocated_mask", allocated_mask)
+        ram.migrate_ram_receive(message(1, set(), far - {5} | {7})[0])
+        assert len(asked) == 3
+        assert max(asked) <= SPAN_PAGES
+        assert [page for page in sorted(far) if mapping.pages[page].any()] == [5]
+
+
+def test_pages_noted_in_descending_order_are_all_noted() -> None:
+    with receiving(PAGES) as (_, (mapping,), shared):
+        placer = PagePlacer([mapping], shared)
+        placer.note_placed(0, np.array([10, 9, 2, 1, 130]))
+        assert np.flatnonzero(mask_of_bits(shared.bits[0], 0, PAGES)).tolist() == [1, 2, 9, 10, 130]
+
+
+@pytest.mark.parametrize("most_bytes", [1, 1000, PAGE_BYTES, 3 * PAGE_BYTES + 1])
+def test_a_write_that_is_cut_short_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+    real = os.pwrite
+    with receiving(PAGES) as (ram, (mapping,), _):
+        frames, pages = message(1, {3, *range(20, 31)}, how="direct")
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:most_bytes], at))
+        ram.migrate_ram_receive(frames)
+        found = file_pages(mapping)
+        assert np.array_equal(found[[3, *range(20, 31)]], pages)
+        assert np.flatnonzero(found.any(axis=1)).tolist() == [3, *range(20, 31)]

@@ -20,7 +20,6 @@ from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
-from parmig.ram.place import note_existing
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.units import NS_PER_S
@@ -75,11 +74,9 @@ class Readers:
         self.counters: list[WorkerCounters] = []
 
     def start(self) -> None:
-        """Start the workers; memory is looked at, not touched."""
-        mappings = [BlockMapping(one) for one in self._memory]
-        note_existing(mappings, self._shared)
-        for mapping in mappings:
-            mapping.close()
+        """Start the workers."""
+        for one in self._memory:  # what cannot be mapped is refused here, by its name
+            BlockMapping(one).close()
         places = {entry.name: entry.mapped for entry in self._snapshot.blocks}
         mapped = [place for block in self._blocks if (place := places[block.name]) is not None]
         for worker in range(self._workers):

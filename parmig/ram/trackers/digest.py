@@ -4,7 +4,7 @@
 For hosts that allow nothing else. Every scan reads all memory (about 8 GiB/s a core), in two steps:
 one digest per 64 pages, and only where that differs one per page. The digests are of the very bytes
 that were sent, never of live memory, so a page that changes and changes back cannot be missed.
-Costs 8 bytes a page and 8 bytes per 64 pages in memory that the send workers share.
+Costs 8 bytes a page and 16 bytes per 64 pages in memory that the send workers share.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ _ZERO_PAGE = np.uint64(_digest(bytes(PAGE_BYTES)))
 
 def digest_area_bytes(blocks: Sequence[RamBlock]) -> int:
     """Bytes of shared memory that the tracker needs for *blocks*."""
-    return sum(_words(block) * (WORD_PAGES + 1) * 8 for block in blocks)
+    return sum(_words(block) * (WORD_PAGES + 2) * 8 for block in blocks)
 
 
 def _words(block: RamBlock) -> int:
     return -(-block.pages // WORD_PAGES)
+
+
+def _groups_of(span: Region) -> slice:
+    """The groups of *span*, which begins with one and ends with one or with its block."""
+    return slice(span.first_page // WORD_PAGES, -(-span.end_page // WORD_PAGES))
 
 
 def _digest_pages(pages: Pages) -> Digests:
@@ -59,31 +64,29 @@ class DigestTracker(DirtyTracker):
         whole = np.frombuffer(self._map, dtype=np.uint64)
         self._pages: list[Digests] = []
         self._groups: list[Digests] = []
+        self._counts: list[Digests] = []  # per group, what its last scan found, whoever made it
         at = 0
         for mapping in blocks:
             words = _words(mapping.block)
             self._pages.append(whole[at : at + words * WORD_PAGES])
             at += words * WORD_PAGES
-            self._groups.append(whole[at : at + words])
-            at += words
-        self._last_counts: dict[tuple[int, int], int] = {}
+            for parts in (self._groups, self._counts):
+                parts.append(whole[at : at + words])
+                at += words
 
     def arm(self, span: Region) -> None:
         # A digest of zero stands for "nothing was sent": every page will differ.
         self._pages[span.block][span.first_page : span.end_page] = 0
-        self._groups[span.block][span.first_page // WORD_PAGES : -(-span.end_page // WORD_PAGES)] = 0
+        self._groups[span.block][_groups_of(span)] = 0
         # Nothing is known of a span that was never scanned: all that exists may have been written since.
-        self._note_count(span, int(self._allocated(span).sum()))
+        self._note_counts(span, self._allocated(span))
 
     def _allocated(self, span: Region) -> Mask:
         return allocated_mask(self._blocks[span.block], span.first_page, span.pages)
 
-    def _note_count(self, span: Region, count: int) -> None:
-        """Keep *count* for :meth:`count`, instead of what was found of the same pages in other pieces."""
-        for block, first in [*self._last_counts]:
-            if block == span.block and span.first_page <= first < span.end_page:
-                del self._last_counts[block, first]
-        self._last_counts[span.block, span.first_page] = count
+    def _note_counts(self, span: Region, dirty: Mask) -> None:
+        starts = np.arange(0, span.pages, WORD_PAGES)
+        self._counts[span.block][_groups_of(span)] = np.add.reduceat(dirty, starts, dtype=np.uint64)
 
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         present = self._allocated(span)
@@ -96,9 +99,8 @@ class DigestTracker(DirtyTracker):
                 dirty[group] |= self._differing(span, group, present[group], sent[group])
             else:  # its pages go out as zero: what is kept of the group no longer equals what was sent
                 self._groups[span.block][(span.first_page + first) // WORD_PAGES] = 0
-        count = int(dirty.sum())
-        self._note_count(span, count)
-        return Scan(dirty, ~present) if count or not present.all() else None
+        self._note_counts(span, dirty)
+        return Scan(dirty, ~present) if dirty.any() or not present.all() else None
 
     def _differing(self, span: Region, group: slice, present: Mask, sent: Digests) -> Mask:
         """Which present pages of one group differ from what was sent.
@@ -124,11 +126,7 @@ class DigestTracker(DirtyTracker):
 
     def count(self, span: Region) -> int:
         """What the last scans of this span found: looking would cost as much as scanning."""
-        return sum(
-            count
-            for (block, first), count in self._last_counts.items()
-            if block == span.block and span.first_page <= first < span.end_page
-        )
+        return int(self._counts[span.block][_groups_of(span)].sum())
 
     def sent(self, block: int, index: Index, copies: Pages | None) -> None:
         self._pages[block][index] = _ZERO_PAGE if copies is None else _digest_pages(copies)
@@ -136,4 +134,5 @@ class DigestTracker(DirtyTracker):
     def close(self) -> None:
         self._pages.clear()
         self._groups.clear()
+        self._counts.clear()
         self._map.close()

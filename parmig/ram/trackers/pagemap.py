@@ -7,7 +7,16 @@ and re-protects a slice in one call. Facts used here (Linux 6.18, seen by experi
 - an armed page that was never touched has a marker: reported SWAPPED, not WRITTEN, not PRESENT;
 - punching a hole leaves such a marker too, so a page that became zero that way shows only as
   "not PRESENT" and is handed up as *unmapped*;
-- an entry that is neither PRESENT nor SWAPPED was never armed or lost its marker: treated as dirty.
+- an entry that is neither PRESENT nor SWAPPED was never armed or lost its marker: treated as dirty. So is a
+  whole page table that is missing: memory that another process filled, or that was written and then unmapped.
+  Kernels before July 2026 neither report nor arm that when only WRITTEN is asked for ("fs/proc/task_mmu: report an
+  unpopulated range as written"), so "not PRESENT" is always asked for beside it.
+
+Huge pages (hugetlbfs) differ. Arming a page that is not PRESENT hangs kernels before May 2026 for ever ("hugetlb
+self-deadlock in pagemap_scan_pte_hole"), so there only what is WRITTEN is re-armed, and what is not PRESENT is
+asked for in a call that changes nothing. A missing entry is not dirty: the first store to it shows as WRITTEN, as the
+first load does. Only MADV_DONTNEED on written huge pages of shared memory, which no monitor uses, would go unseen.
+The kernel re-arms no part of a huge page.
 """
 
 from __future__ import annotations
@@ -18,16 +27,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from parmig import linux
-from parmig.errors import GuestError, HostRefusedError
+from parmig.errors import GuestError, GuestRefusedError, HostRefusedError
 from parmig.ram.bits import Index, Mask, index_of_runs
-from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import SPAN_PAGES, Region
 from parmig.ram.trackers.base import DirtyTracker, Scan
 
 _REARM = linux.PM_SCAN_WP_MATCHING | linux.PM_SCAN_CHECK_WPASYNC
+
 _WRITTEN = {"mask": linux.PAGE_IS_WRITTEN, "returned": linux.PAGE_IS_WRITTEN}
-"""The kernel's fast path: it takes untouched pages as WRITTEN too, and marks them."""
+"""The kernel's fast path."""
 
 _WRITTEN_OR_UNMAPPED = {
     "inverted": linux.PAGE_IS_PRESENT,
@@ -35,6 +45,8 @@ _WRITTEN_OR_UNMAPPED = {
     "returned": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED,
 }
 
+_MISSING = dict.fromkeys(("inverted", "mask", "returned"), linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED)
+_UNMAPPED = dict.fromkeys(("inverted", "mask", "returned"), linux.PAGE_IS_PRESENT)
 _MAPPED = {"mask": linux.PAGE_IS_PRESENT, "returned": linux.PAGE_IS_PRESENT}
 
 _VECTOR_REGIONS = SPAN_PAGES // 8
@@ -46,14 +58,19 @@ class PagemapTracker(DirtyTracker):
 
     Args:
         log: from the guest; names the process and where it maps each block.
+        blocks: the guest's blocks, for their page sizes.
 
     Raises:
+        GuestRefusedError: a block is not mapped in whole pages.
         HostRefusedError: the process's pagemap cannot be opened.
     """
 
     name = "pagemap"
 
-    def __init__(self, log: DirtyLog) -> None:
+    def __init__(self, log: DirtyLog, blocks: Sequence[RamBlock]) -> None:
+        for block, segments in zip(blocks, log.segments, strict=False):
+            _check_borders(block, segments)
+        self._huge = [block.unit_pages > 1 for block in blocks]
         self._pid = log.pid
         self._segments = log.segments
         self._vector = np.zeros(_VECTOR_REGIONS, dtype=linux.PAGE_REGION_DTYPE)
@@ -73,41 +90,47 @@ class PagemapTracker(DirtyTracker):
             address = segment.address + (first - segment.first_page) * PAGE_BYTES
             yield first - span.first_page, address, address + (end - first) * PAGE_BYTES
 
-    def _walk(self, start: int, end: int, **how: int) -> Iterator[linux.PageRegions]:
+    def _walk(self, start: int, end: int, vector: linux.PageRegions | None, **how: int) -> Iterator[linux.PageRegions]:
         try:
-            yield from linux.pagemap_scan(self._fd, start, end, self._vector, **how)
+            yield from linux.pagemap_scan(self._fd, start, end, vector, **how)
         except OSError as error:
             raise GuestError(
-                f"dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; "
-                "its memory is no longer under write tracking (did the process end or remap it?)"
+                f"dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; its memory must "
+                "stay mapped and under write tracking, in pages that the kernel can track: else use --tracker digest"
             ) from error
 
     def arm(self, span: Region) -> None:
+        how = _WRITTEN if self._huge[span.block] else _WRITTEN_OR_UNMAPPED
         for _, start, end in self._pieces(span):
-            for _ in self._walk(start, end, flags=_REARM, **_WRITTEN):
+            for _ in self._walk(start, end, None, flags=_REARM, **how):
                 pass
 
     def existing(self, span: Region) -> Mask:
         mapped: Mask = np.zeros(span.pages, dtype=np.bool_)
         for offset, start, end in self._pieces(span):
-            for regions in self._walk(start, end, **_MAPPED):
+            for regions in self._walk(start, end, self._vector, **_MAPPED):
                 mapped[_index(regions, start, offset)] = True
         return mapped
 
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
-        found: Scan | None = None
-        how = _WRITTEN_OR_UNMAPPED if holes else _WRITTEN
+        found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
+        huge = self._huge[span.block]
+        # Without holes two calls, which say nothing of clean memory: one would tell of all that is not mapped.
+        ordinary = [_WRITTEN_OR_UNMAPPED] if holes else [_WRITTEN, _MISSING]
+        arming = [_WRITTEN] if huge else ordinary
         for offset, start, end in self._pieces(span):
-            for regions in self._walk(start, end, flags=_REARM, **how):
-                if found is None:
-                    found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
-                _add(found, regions, start, offset)
-        return found
+            for how in arming:
+                for regions in self._walk(start, end, self._vector, flags=_REARM, **how):
+                    _add(found, regions, start, offset)
+            if huge and holes:
+                for regions in self._walk(start, end, self._vector, **_UNMAPPED):
+                    found.unmapped[_index(regions, start, offset)] = True
+        return found if found.dirty.any() or found.unmapped.any() else None
 
     def count(self, span: Region) -> int:
         pages = 0
         for _, start, end in self._pieces(span):
-            for regions in self._walk(start, end, **_WRITTEN):
+            for regions in self._walk(start, end, self._vector, **_WRITTEN):
                 pages += int((regions["end"] - regions["start"]).sum()) // PAGE_BYTES
         return pages
 
@@ -119,6 +142,18 @@ def _overlapping(segments: Sequence[Segment], span: Region) -> Iterator[Segment]
     for segment in segments:
         if segment.first_page < span.end_page and span.first_page < segment.first_page + segment.pages:
             yield segment
+
+
+def _check_borders(block: RamBlock, segments: Sequence[Segment]) -> None:
+    """Raise GuestRefusedError unless every segment is whole pages of the block, on their borders."""
+    for segment in segments:
+        places = (segment.address, segment.first_page * PAGE_BYTES, segment.pages * PAGE_BYTES)
+        if any(place % block.page_size_bytes for place in places):
+            raise GuestRefusedError(
+                f"block {block.name!r}: {segment.pages} pages from {segment.first_page} on are mapped at "
+                f"{segment.address:#x}; writes are tracked in whole pages of {block.page_size_bytes} bytes, on their "
+                "borders: use --tracker digest"
+            )
 
 
 def _add(found: Scan, regions: linux.PageRegions, start: int, offset: int) -> None:

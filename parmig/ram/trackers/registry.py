@@ -31,7 +31,7 @@ def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[BlockMapping]) -> 
         UsageError: no tracker of that name.
     """
     if log.kind == PagemapTracker.name:
-        return PagemapTracker(log)
+        return PagemapTracker(log, [mapping.block for mapping in blocks])
     if log.kind == BitmapTracker.name:
         return BitmapTracker(log_fd, [mapping.block for mapping in blocks], log.rearm)
     if log.kind == DigestTracker.name:
