@@ -15,6 +15,7 @@ from typing import NoReturn
 import msgspec
 import typer
 
+from parmig.cli.progress import printable
 from parmig.cli.summary import print_summary
 from parmig.engine.report import ErrorReport, GuestReport, Report
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
@@ -28,7 +29,7 @@ QMP's hand the pause from one to the other; with Python's 5 ms each hand-over ma
 def echo_error(error: ErrorReport) -> None:
     """The error as one message for a person, on standard error."""
     phase = f" (phase: {error.phase})" if error.phase else ""
-    typer.echo(f"parmig: {error.message}{phase}", err=True)
+    typer.echo(f"parmig: {printable(error.message)}{phase}", err=True)
 
 
 def print_json(value: object) -> None:

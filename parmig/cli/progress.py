@@ -7,6 +7,7 @@ changes, and otherwise at most one a second.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,11 @@ CHECKED = "the guest went on at the destination, and its memory is what its prog
 
 ProgressCallback = Callable[[Progress], None]
 
+DRAWN_LINES = 2
+"""Height of the drawing, whatever it shows and however narrow the terminal is: what is drawn over it counts on that."""
+
+_drawn = False  # whether the drawing stands on the terminal, with the cursor in its last line
+
 
 @contextmanager
 def showing_progress(*, quiet: bool) -> Iterator[ProgressCallback | None]:
@@ -34,20 +40,41 @@ def showing_progress(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     Args:
         quiet: show nothing; None is handed out.
     """
+    global _drawn
+    console = Console(stderr=True, highlight=False)
     if quiet:
         yield None
-    elif sys.stderr.isatty():
-        console = Console(stderr=True, highlight=False)
-        with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-            yield LiveProgress(live)
+    elif sys.stderr.isatty() and console.is_interactive:
+        try:
+            with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+                yield LiveProgress(live)
+        finally:
+            _drawn = False
     else:
         yield PlainProgress(print_line)
 
 
+def printable(text: str) -> str:
+    """*text* with everything escaped that a terminal could obey: some of it comes from the peer."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def print_line(line: str) -> None:
     """One line on standard error, at once."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(line)}\n")
     sys.stderr.flush()
+
+
+def say_in_signal_handler(line: str) -> None:
+    """One line on standard error, past all buffers, because the interrupted code may hold the lock of one.
+
+    A drawing that stands there gives way and comes again below the line: it is drawn over from where its own code
+    left the cursor.
+    """
+    if _drawn:
+        above = DRAWN_LINES - 1
+        line = "\r\x1b[2K" + above * "\x1b[1A\x1b[2K" + line + above * "\n"
+    os.write(2, f"{line}\n".encode())
 
 
 class PlainProgress:
@@ -89,8 +116,10 @@ class LiveProgress:
     def __call__(self, progress: Progress) -> None:
         """Draw *progress*."""
         if progress.message:
-            self._live.console.print(progress.message, markup=False)
+            self._live.console.print(printable(progress.message), markup=False)
+        global _drawn
         self._live.update(drawing(progress), refresh=True)
+        _drawn = True
 
 
 def figures(progress: Progress) -> list[str]:
@@ -118,12 +147,13 @@ def plain_line(progress: Progress) -> str:
 
 
 def drawing(progress: Progress) -> RenderableType:
-    """*progress* for a terminal: a bar, the figures, and a line for the workers."""
+    """*progress* for a terminal: a bar and the figures, and a line for the workers; what is too long is cut."""
     head = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        head.add_column(no_wrap=True)
     stage = f"round {progress.round}" if progress.round else ""
     bar = ProgressBar(total=max(progress.total_pages, 1), completed=progress.handled_pages, width=30)
-    head.add_row(Text(progress.status, style="bold"), stage, bar, Text(", ".join(figures(progress))))
-    if not progress.worker_rates_bytes_per_s:
-        return head
-    workers = "   ".join(f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s))
-    return Group(head, Text(f"workers  {workers}", style="dim"))
+    head.add_row(Text(printable(progress.status), style="bold"), stage, bar, Text(", ".join(figures(progress))))
+    rates = [f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s)]
+    workers = Text("   ".join(["workers", *rates]) if rates else "", style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(head, workers)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from parmig.cli.progress import say_in_signal_handler
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,12 +24,11 @@ def cancelling(cancel: Callable[[], None]) -> Iterator[None]:
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        # os.write, because the interrupted code may hold the lock of a buffered stream.
         if asked:
-            os.write(2, b"parmig: is being cancelled already; waiting for both sides to be back as before\n")
+            say_in_signal_handler("parmig: is being cancelled already; waiting for both sides to be back as before")
             return
         asked = True
-        os.write(2, b"parmig: cancelling\n")
+        say_in_signal_handler("parmig: cancelling")
         cancel()
 
     previous = {number: signal.signal(number, handle) for number in SIGNALS}

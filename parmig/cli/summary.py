@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from parmig.cli.progress import printable
 from parmig.engine.report import DowntimePhases, Report, SnapshotReport
 from parmig.units import MIB, format_ms, format_rate, format_size
 
@@ -21,7 +22,7 @@ def print_summary(report: Report) -> None:
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
     for name, value in headline(report):
-        console.print(f"{name:<12} {value}", soft_wrap=True)
+        console.print(f"{name:<12} {printable(value)}", soft_wrap=True)
     if report.rounds:
         console.print(rounds_table(report))
     if len(report.per_worker) > 1:

@@ -180,6 +180,13 @@ def test_a_refused_guest_ends_with_3_and_a_report(engine: FakeEngine, command: l
     assert told["side"] == ("source" if command is SEND else "destination")
 
 
+def test_an_error_in_the_words_of_the_peer_cannot_steer_a_terminal(engine: FakeEngine) -> None:
+    engine.sent = failure("PeerFailedError")
+    assert engine.sent.error is not None
+    engine.sent.error.message = "\x1b[2Jhello"
+    assert "parmig: \\x1b[2Jhello" in invoke(*SEND).stderr
+
+
 @pytest.mark.parametrize("command", [SEND, RECEIVE])
 def test_an_unknown_scheme_is_bad_usage(engine: FakeEngine, command: list[str]) -> None:
     result = invoke(*command[:-1], "abacus:1", "--json")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
+from rich.live import Live
 
-from parmig.cli.progress import PlainProgress, drawing, plain_line
+from parmig.cli.progress import LiveProgress, PlainProgress, drawing, plain_line, printable
 from parmig.engine.report import Progress
 from parmig.units import MIB, NS_PER_S
 
@@ -47,6 +49,22 @@ def test_a_message_is_always_written() -> None:
     for _ in range(2):
         show(Progress(status="active", message="worker 1 was lost"))
     assert lines == ["worker 1 was lost", "active", "worker 1 was lost"]
+
+
+HOSTILE = "\x1b]0;owned\x07 \x1b[2J\r\n\u2028 ok"
+
+
+def test_words_of_a_peer_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parmig.cli.progress._drawn", False)  # and so it is again afterwards
+    console = Console(width=140, force_terminal=True, color_system=None)
+    with console.capture() as captured, Live(console=console, auto_refresh=False) as live:
+        LiveProgress(live)(Progress(status=HOSTILE, message=HOSTILE))
+    lines: list[str] = []
+    PlainProgress(lambda line: lines.append(printable(line)))(Progress(status=HOSTILE))
+    for told in (captured.get(), *lines):
+        assert r"\x1b]0;owned\x07 \x1b[2J\r\n\u2028 ok" in told
+        assert "\x1b]" not in told
+        assert "\x1b[2J" not in told
 
 
 def test_a_terminal_gets_the_same_figures() -> None:
