@@ -20,13 +20,22 @@ NARROW = {"max_bandwidth_bytes_per_s": 32 * MIB}
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_bandwidth_limit_holds_for_all_workers_together_within_five_percent(workers: int) -> None:
-    """A property of the limiter, on the clock of the report: 64 MiB at 28 MiB/s, about 2.3 s."""
-    with guests("memory=64MiB,rate=0") as (source, destination):
-        report, _ = migrate(source, destination, workers=workers, max_bandwidth_bytes_per_s=28 * MIB)
-    assert report.error is None
-    first = report.rounds[0]
-    assert first.wire_bytes > 64 * MIB
-    assert first.wire_bytes / first.duration_ms * 1000 == pytest.approx(28 * MIB, rel=0.05)
+    """A property of the limiter, on the clock of the report: 64 MiB at 28 MiB/s, about 2.3 s.
+
+    No run may be faster. A busy machine makes runs slower, whatever the limiter does: one of three must not be. (What
+    is reserved, without a clock that others share, is tested in tests/ram/test_shared.py.)
+    """
+    for _ in range(3):
+        with guests("memory=64MiB,rate=0") as (source, destination):
+            report, _ = migrate(source, destination, workers=workers, max_bandwidth_bytes_per_s=28 * MIB)
+        assert report.error is None
+        first = report.rounds[0]
+        assert first.wire_bytes > 64 * MIB
+        rate = first.wire_bytes / first.duration_ms * 1000
+        assert rate < 28 * MIB * 1.05
+        if rate > 28 * MIB * 0.95:
+            return
+    pytest.fail(f"slower than the limit three times, at last {rate / MIB:.2f} MiB/s")
 
 
 @pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])
