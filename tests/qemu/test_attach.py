@@ -201,3 +201,25 @@ def test_a_dead_process_is_a_guest_error(sleeper: subprocess.Popen[bytes]) -> No
     sleeper.wait()
     with pytest.raises(GuestError, match="ended"):
         borrow_userfaultfd(sleeper.pid)
+
+
+def test_a_borrowed_call_that_hangs_is_given_up_and_the_thread_is_as_before(qemu: None) -> None:
+    program = "import sys, time\nprint('ready', flush=True)\ntime.sleep(3)\nprint(sum(range(1000)), flush=True)"
+    read_end, write_end = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=read_end, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+
+            def hang() -> None:
+                with StoppedThread(process.pid, limit_s=0.1) as thread:
+                    thread.call(0, 0, 0, 1)  # read() of a pipe into which nobody writes
+
+            with pytest.raises(HostRefusedError, match="did not stop within"):
+                hang()
+            assert process.communicate(timeout=20)[0] == b"499500\n"
+        finally:
+            process.kill()
+            os.close(read_end)
+            os.close(write_end)
+    assert process.returncode == 0

@@ -21,6 +21,10 @@ from parmig.errors import HostRefusedError
 STOP_LIMIT_S = 5.0
 """How long a thread may take to stop; 0.1 ms is usual, only one inside a hung file system takes long."""
 
+RESTORE_LIMIT_S = 60.0
+"""How long a thread that hangs in a borrowed call is waited for on the way out. Without its own registers it would
+crash, so this is worth more patience than the call was."""
+
 POLL_S = 50e-6
 """Pause between looks at a stopping thread: waitpid(2) has no limit of its own, and no descriptor."""
 
@@ -64,10 +68,20 @@ class StoppedThread:
 
     def __exit__(self, *_: object) -> None:
         try:
+            if not self._stopped:
+                self._give_up_call()
             linux.ptrace_set_signal_mask(self._pid, self._mask)
             linux.ptrace_set_registers(self._pid, self._registers)
         finally:
             self._detach()
+
+    def _give_up_call(self) -> None:
+        """Interrupt a borrowed call that hangs, as a signal would, and wait until the thread stands."""
+        self._limit_s = RESTORE_LIMIT_S
+        linux.ptrace_interrupt(self._pid)
+        if self._wait() >> 8 == linux.PTRACE_EVENT_STOP and _is_pending(self._pid, signal.SIGTRAP):
+            linux.ptrace_continue(self._pid)  # the step's own is on its way, and would end an untraced process
+            self._wait()
 
     def _detach(self) -> None:
         # A thread that never stopped cannot be detached (ESRCH); it is let go of when this thread ends.
@@ -87,11 +101,15 @@ class StoppedThread:
         # A handler that ran now would run on the borrowed registers. SIGTRAP, the step's own, must pass.
         linux.ptrace_set_signal_mask(self._pid, ~(1 << (signal.SIGTRAP - 1)) & (2**64 - 1))
         linux.ptrace_set_registers(self._pid, registers)
-        linux.ptrace_step(self._pid)
+        self._step()
         while self._wait() != signal.SIGTRAP:
             # A SIGSTOP or SIGCONT reported itself first; the step, or its trap, is still to come.
-            linux.ptrace_step(self._pid)
+            self._step()
         return ctypes.c_int64(linux.ptrace_registers(self._pid).rax).value
+
+    def _step(self) -> None:
+        linux.ptrace_step(self._pid)
+        self._stopped = False
 
     def _wait_for_interrupt(self) -> None:
         while (stop := self._wait()) >> 8 != linux.PTRACE_EVENT_STOP:
@@ -140,3 +158,10 @@ def _peek(fd: int, address: int, size_bytes: int) -> bytes:
         return os.pread(fd, size_bytes, address)
     except (OSError, OverflowError):
         return b""
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether that signal waits for the main thread of the process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (pending,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigPnd:"))
+    return bool(pending >> (number - 1) & 1)

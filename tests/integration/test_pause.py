@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pause ends within its limit, nothing said after hand-over changes whose the guest is, and the report is true."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from concurrent.futures import Future
+
+import psutil
+import pytest
+
+from parmig import linux
+from parmig.config import SendConfig
+from parmig.engine import messages as m
+from parmig.engine.report import ErrorReport, Progress, Report
+from parmig.units import NS_PER_S
+from tests.integration.sides import (
+    KNOWN_LIMIT_S,
+    Discard,
+    HeldGuest,
+    Migration,
+    guests,
+    never_ran,
+    runs_on,
+    until,
+)
+
+QUICK = "memory=16MiB,rate=20MiB/s"
+SHORT = SendConfig(workers=2, verify=True, switchover_timeout_ns=2 * NS_PER_S)
+
+
+def ended(report: Report, status: str, error: str, code: int, where: str) -> str:
+    """The report of a failure as it must be; returns its words."""
+    assert report.error is not None, report
+    assert (report.status, report.error.type, report.exit_code) == (status, error, code), report.error
+    assert report.source_guest == where
+    return report.error.message
+
+
+# -- limits ----------------------------------------------------------------------------------------------
+
+
+def test_a_destination_that_hangs_while_it_loads_gives_the_source_back_within_the_limit() -> None:
+    with (
+        guests(QUICK, hold_destination=["finish_load"]) as (source, destination),
+        Migration(source, destination, SHORT) as at,
+    ):
+        destination.gates["finish_load"].wait()
+        assert source.stats().paused
+        began = time.monotonic()
+        until(lambda: not source.stats().paused, "the source to go on", 2 + KNOWN_LIMIT_S)
+        assert time.monotonic() - began < 2 + KNOWN_LIMIT_S
+        words = ended(at.sent(), "failed", "LimitExceededError", 1, "running")
+        assert "loading device state at the destination did not end within the 2000.0 ms" in words
+        destination.open_gates()
+        assert at.received().status == "failed"
+        runs_on(source)
+        never_ran(destination)
+
+
+def test_a_destination_that_hangs_after_hand_over_ends_as_unknown_within_the_limit() -> None:
+    with (
+        guests(QUICK, hold_destination=["resume"]) as (source, destination),
+        Migration(source, destination, SHORT) as at,
+    ):
+        destination.gates["resume"].wait()
+        words = ended(at.sent(), "unknown", "OutcomeUnknownError", 4, "paused")
+        assert "resuming at the destination did not end within the 2000.0 ms" in words
+        assert source.stats().paused
+        destination.open_gates()
+        assert at.received().status == "completed"
+        assert destination.is_running()
+
+
+def test_a_guest_that_hangs_while_it_is_saved_is_reported_as_paused() -> None:
+    with (
+        guests(QUICK, hold_source=["save_state"]) as (source, destination),
+        Migration(source, destination, SHORT) as at,
+    ):
+        source.gates["save_state"].wait()
+        words = ended(at.sent(), "failed", "SourcePausedError", 5, "paused")
+        assert "saving device state did not end within" in words  # what failed first
+        assert "could not be set running again (the guest did not finish resume_source within 5 s)" in words
+        assert "it is PAUSED here" in words
+        assert "no guardian watches over it" in words
+        assert at.received().status == "failed"
+        never_ran(destination)
+        assert source.stats().paused
+
+
+class Stubborn(HeldGuest):
+    """A guest that does not go on, or says so of one that does."""
+
+    goes_on = False
+
+    def resume_source(self) -> None:
+        if self.goes_on:
+            super().resume_source()
+        raise ValueError("out of sorts")
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_cancel_whose_resume_fails_says_what_the_guest_does(goes_on: bool) -> None:
+    with (
+        Stubborn(QUICK, hold=["save_state"]) as source,  # type: ignore[attr-defined]
+        HeldGuest("memory=16MiB", incoming=True) as destination,  # type: ignore[attr-defined]
+        Migration(source, destination) as at,
+    ):
+        source.goes_on = goes_on
+        source.gates["save_state"].wait()
+        assert at.sender is not None
+        at.sender.cancel()
+        source.open_gates()
+        if goes_on:
+            ended(at.sent(), "cancelled", "CancelledError", 130, "running")
+            runs_on(source)
+        else:
+            words = ended(at.sent(), "cancelled", "SourcePausedError", 5, "paused")
+            assert "cancelled" in words
+            assert "out of sorts" in words
+            assert source.stats().paused
+        assert any("out of sorts" in seen.message for seen in at.seen)
+
+
+# -- after hand-over -------------------------------------------------------------------------------------
+
+
+def say(at: Migration, message: m.ControlMessage) -> None:
+    """Have the receiver say *message* now, in its own loop."""
+    receiver = at.receiver
+    assert receiver is not None
+    receiver._thread._note(lambda _: receiver._say(message), Future())
+
+
+LATE: list[m.ControlMessage] = [
+    m.Loaded(1, 1),
+    m.Digested("another"),
+    m.DigestRequest(),
+    m.Release(1, "x"),
+    m.HandOver(True),
+    m.Progressed("active", 1),
+    m.Refuse("no"),
+    m.Failure(ErrorReport(type="GuestError", message="cannot")),
+    m.Failure(ErrorReport(type="PeerLostError", message="gone")),
+    m.Goodbye(),
+]
+
+
+@pytest.mark.parametrize("message", LATE, ids=lambda message: type(message).__name__)
+def test_nothing_that_is_said_after_hand_over_gives_the_guest_back(message: m.ControlMessage) -> None:
+    with guests(QUICK, hold_destination=["resume"]) as (source, destination), Migration(source, destination) as at:
+        destination.gates["resume"].wait()
+        say(at, message)
+        ended(at.sent(), "unknown", "OutcomeUnknownError", 4, "paused")
+        assert source.stats().paused
+        destination.open_gates()
+        assert at.received().status == "completed"
+        assert destination.is_running()
+
+
+def test_a_digest_that_is_said_again_after_hand_over_does_no_harm() -> None:
+    with guests(QUICK, hold_destination=["resume"]) as (source, destination), Migration(source, destination) as at:
+        destination.gates["resume"].wait()
+        assert at.receiver is not None
+        assert at.receiver._digest
+        say(at, m.Digested(at.receiver._digest))
+        destination.open_gates()
+        assert (at.sent().status, at.sent().source_guest) == ("completed", "moved")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_progress_callback_that_raises_is_a_failure_before_hand_over_and_unknown_after_it(late: bool) -> None:
+    held = "resume" if late else "finish_load"
+
+    def fail(_: Progress) -> None:
+        raise ZeroDivisionError("the caller's own")
+
+    with guests(QUICK, hold_destination=[held]) as (source, destination), Migration(source, destination) as at:
+        assert at.sender is not None
+        destination.gates[held].wait()
+        at.sender._progress = fail
+        if late:
+            words = ended(at.sent(), "unknown", "OutcomeUnknownError", 4, "paused")
+            assert source.stats().paused
+        else:
+            words = ended(at.sent(), "failed", "ParmigError", 1, "running")
+            runs_on(source)
+        assert "ZeroDivisionError: the caller's own" in words
+        destination.open_gates()
+        assert at.received().status == ("completed" if late else "failed")
+
+
+def break_a_data_connection(worker: int) -> None:
+    """Shut the connection of a send worker down, as a firewall would; both its ends live."""
+    process = psutil.Process(worker)
+    (number,) = (one.fd for one in process.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED)
+    pidfd = os.pidfd_open(worker)
+    try:
+        with socket.socket(fileno=linux.pidfd_getfd(pidfd, number)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+    finally:
+        os.close(pidfd)
+
+
+def test_loaded_while_a_loss_is_suspected_never_hands_over() -> None:
+    with (
+        guests(QUICK, hold_destination=["finish_load", "resume"]) as (source, destination),
+        Migration(source, destination) as at,
+    ):
+        sender = at.sender
+        assert sender is not None
+        destination.gates["finish_load"].wait()
+        break_a_data_connection(at.send_workers()[0])
+        until(lambda: sender._suspect is not None, "the sender to suspect something")
+        destination.gates["finish_load"].open()
+        error = at.sent().error
+        assert error is not None
+        assert error.type in ("PeerLostError", "PeerFailedError")
+        assert "lost" in error.message
+        assert at.sent().status == "failed"
+        destination.open_gates()
+        runs_on(source)
+        assert at.received().status == "failed"
+        never_ran(destination)
+
+
+# -- paused or running is what it was at its pause -------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_guest_arrives_as_it_was_at_its_pause_not_at_the_start(runs: bool) -> None:
+    options = f"memory=16MiB,rate=20MiB/s,running={'no' if runs else 'yes'}"
+    with (
+        guests(options, hold_source=["start_dirty_log"]) as (source, destination),
+        Migration(source, destination) as at,
+    ):
+        source.gates["start_dirty_log"].wait()
+        if runs:
+            source.resume()
+        else:
+            source.pause(Discard())
+        source.open_gates()
+        assert at.sent().status == "completed"
+        assert at.received().status == "completed"
+        assert destination.is_running() == runs
+
+
+class PausedLater(HeldGuest):
+    """A guest whose monitor tells that somebody had paused it just before."""
+
+    def ran_until_pause(self) -> bool | None:
+        return False
+
+
+def test_what_the_monitor_tells_of_the_pause_counts() -> None:
+    with (
+        PausedLater(QUICK) as source,  # type: ignore[attr-defined]
+        HeldGuest("memory=16MiB", incoming=True) as destination,  # type: ignore[attr-defined]
+        Migration(source, destination) as at,
+    ):
+        assert (at.sent().status, at.received().status) == ("completed", "completed")
+        assert not destination.is_running()
