@@ -226,6 +226,17 @@ def peer_uid(connection: socket.socket) -> int:
     return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
 
 
+_SO_ATTACH_FILTER = 26
+_SOCK_FPROG = struct.Struct("@HP")  # struct sock_fprog of linux/filter.h: number of instructions, where they are
+_BPF_KEEP_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of the packet
+
+
+def drop_all_packets(sock: socket.socket) -> None:
+    """Have the kernel drop whatever arrives at *sock*. On a listener: nobody new; connections there are go on."""
+    program = ctypes.create_string_buffer(_BPF_KEEP_NOTHING)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _SOCK_FPROG.pack(1, ctypes.addressof(program)))
+
+
 def name_process(name: str) -> None:
     """Show this process as *name* in ``ps`` and ``top``; the kernel keeps 15 characters."""
     _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")

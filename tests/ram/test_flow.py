@@ -37,7 +37,7 @@ class Receiver(threading.Thread):
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], answer: Answer) -> None:
         super().__init__()
-        self._transport = ZmqTransport(context, "receiver", heartbeat=False, max_message_bytes=1 << 20)
+        self._transport = ZmqTransport(context, "receiver", max_message_bytes=1 << 20)
         self.endpoint: Endpoint = self._transport.bind(parse_uri("zmq+tcp://127.0.0.1:0"))
         self._answer = answer
         self._stopped = False
@@ -70,7 +70,7 @@ def channel_to(answer: Answer, *, interrupt: Callable[[], None] = lambda: None, 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     receiver = Receiver(context, answer)
     receiver.start()
-    transport = ZmqTransport(context, "sender", heartbeat=False, max_message_bytes=1 << 16)
+    transport = ZmqTransport(context, "sender", max_message_bytes=1 << 16)
     try:
         transport.connect(receiver.endpoint, timeout_ns=10 * NS_PER_S)
         yield SendChannel(transport, "send worker 3", batch_bytes=BATCH_BYTES, interrupt_fd=own, interrupt=interrupt)
