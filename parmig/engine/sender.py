@@ -11,7 +11,7 @@ import zmq
 
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import events, messages
-from parmig.engine.agreement import CAPABILITIES, check_accept
+from parmig.engine.agreement import CAPABILITIES, check_accept, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do
@@ -141,6 +141,7 @@ class MigrationSender(SourceSide):
             region_pages=region_pages,
             running=self._running,
             verify=config.verify,
+            switchover_timeout_ns=30 * NS_PER_S,
             capabilities=CAPABILITIES,
         )
         self._control.write(wish)
@@ -154,7 +155,7 @@ class MigrationSender(SourceSide):
             case Accept():
                 mismatches = check_accept(answer, wish, info)
                 if mismatches:
-                    raise PeerRefusedError("the destination does not match: " + "; ".join(mismatches))
+                    raise PeerRefusedError("the destination does not match: " + told(mismatches))
                 return answer
             case messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")

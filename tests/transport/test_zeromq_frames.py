@@ -88,7 +88,7 @@ memory = mmap.mmap(fd, size)
 memory[-4:] = b"last"
 transport = ZmqTransport(zmq.Context(), "sender", max_message_bytes=1 << 16)
 transport.connect(parse_uri(sys.argv[1]), timeout_ns=10**10)
-channel = SendChannel(transport, "sender", batch_bytes=4096, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
+channel = SendChannel(transport, "sender", batch_bytes=size, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
 channel.open(session=bytes(16), worker=0, protocol=1, limit_ns=10**10)
 channel.send_batch([b"head", memoryview(memory)], size, None)
 del channel, memory
