@@ -21,16 +21,13 @@ import xxhash
 from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
 from parmig.transport.base import MigrationTransport
-from parmig.units import GIB, MIB, NS_PER_S, format_size
+from parmig.units import MIB, NS_PER_S, format_size
 
 WINDOW_BYTES = 8 * MIB
 """Unacknowledged state at most; bounds both sides' queues."""
 
 HELD_IN_MEMORY_BYTES = 16 * MIB
 """State that the destination holds in memory until released; what is more goes to a temporary file."""
-
-MAX_STATE_BYTES = GIB
-"""What a destination takes unless told otherwise; a guest with a large screen has some tens of MiB."""
 
 HELLO_BYTES = 64
 """A stranger may say no more than a hello."""
@@ -130,7 +127,7 @@ class StateReceiver:
         session: bytes,
         early: Callable[[bytes], None],
         *,
-        max_bytes: int = MAX_STATE_BYTES,
+        max_bytes: int,
     ) -> None:
         self._transport = transport
         self._session = session

@@ -52,12 +52,12 @@ def open_transport(
 
 
 def open_control(
-    endpoint: Endpoint, name: str, *, heartbeat: bool, max_message_bytes: int, first_message_bytes: int
+    endpoint: Endpoint, name: str, *, heartbeat: bool, max_message_bytes: int, first_message_bytes: int = 0
 ) -> TcpTransport:
     """A channel for control or device state: plain TCP, whatever carries the pages.
 
     Args:
-        first_message_bytes: what a stranger may say before it is accepted.
+        first_message_bytes: (listening) what a stranger may say before it is accepted.
 
     Raises:
         UsageError: as :func:`open_transport`.

@@ -32,7 +32,7 @@ class Ends:
         self.listener = self._transport("state channel")
         self.endpoint = self.listener.bind(Endpoint("tcp", "127.0.0.1", 0))
         self.early: list[bytes] = []
-        self.receiver = StateReceiver(self.listener, SESSION, self.early.append)
+        self.receiver = StateReceiver(self.listener, SESSION, self.early.append, max_bytes=64 * MIB)
         stack.callback(self.receiver.close)
 
     def _transport(self, name: str) -> TcpTransport:
