@@ -12,7 +12,7 @@ import re
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
+from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
@@ -208,11 +208,12 @@ class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the destination listens.
 
     Attributes:
-        listen: URI of the control channel, ``zmq+tcp://ADDRESS:PORT``; port 0 takes a free one.
+        listen: URI of the control channel, ``zmq+tcp://ADDRESS:PORT`` or ``tcp://``; port 0 takes a free one.
         paths: local addresses for the data channels; empty: the listen address.
         data_ports: first and last port for state and data channels; (0, 0) takes free ones.
         insecure: listen on addresses other than loopback without keys.
         wait_ns: how long to wait for a sender; 0 is for ever.
+        max_state_bytes: of device state that is taken; a source with more fails.
     """
 
     listen: str = "zmq+tcp://127.0.0.1:4600"
@@ -220,3 +221,4 @@ class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_ports: tuple[int, int] = (0, 0)
     insecure: bool = False
     wait_ns: int = 0
+    max_state_bytes: int = GIB

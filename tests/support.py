@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,25 @@ def next_message(transport: MigrationTransport) -> list[bytes]:
 
     wait_until(read, "a message")
     return found[0]
+
+
+def while_pumping(work: Callable[[], object], pump: Callable[[], object]) -> None:
+    """Run *work* in a thread, *pump* here until it is done; raise what *work* raised."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        pump()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

@@ -51,8 +51,8 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         endpoint,
         context,
         f"receive worker {setup.worker}",
-        heartbeat=False,
         max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
+        token=setup.session,
     )
     inbox.tell(WorkerReady(transport.bind(endpoint).port))
     ram = MigrationRamReceive(
@@ -70,9 +70,9 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 transport.write([ram.migrate_ram_receive(message)])
             elif check_hello(message, session=setup.session, worker=setup.worker, protocol=PROTOCOL_VERSION):
                 transport.accept()
-                transport.write([welcome(setup.credit_bytes)])
                 connected = True
-                inbox.tell(WorkerConnected())
+                inbox.tell(WorkerConnected())  # before the source can go on
+                transport.write([welcome(setup.credit_bytes)])
             del message  # frees the frames, and with them ZeroMQ's memory, before the next is taken
             inbox.check()
         # After the last check, everything that was read is answered before the next wait.

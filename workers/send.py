@@ -48,7 +48,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     endpoint = parse_uri(setup.uri)
     name = f"send worker {setup.worker} to {endpoint}"
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    transport = open_transport(endpoint, context, name, heartbeat=False, max_message_bytes=1 << 16)
+    transport = open_transport(endpoint, context, name, max_message_bytes=1 << 16, token=setup.session)
     transport.connect(endpoint, local=setup.local, timeout_ns=setup.connect_timeout_ns)
     channel = SendChannel(
         transport, name, batch_bytes=setup.batch_bytes, interrupt_fd=inbox.fileno(), interrupt=inbox.check

@@ -13,6 +13,7 @@ from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.signals import cancelling
 from parmig.config import ReceiveConfig
 from parmig.engine.report import Report
+from parmig.units import GIB
 
 
 def receive(
@@ -59,6 +60,16 @@ def receive(
             show_default="for ever",
         ),
     ] = 0,
+    max_state: Annotated[
+        int,
+        typer.Option(
+            "--max-state",
+            parser=o.read_size,
+            metavar="SIZE",
+            help="Take no more device state than this.",
+            show_default="1GiB",
+        ),
+    ] = GIB,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
@@ -67,7 +78,14 @@ def receive(
     The guest runs here from the hand-over on; on any failure before that it never runs here.
     """
     ports = (data_ports.first, data_ports.last) if data_ports else (0, 0)
-    config = ReceiveConfig(listen=listen, paths=tuple(path), data_ports=ports, insecure=insecure, wait_ns=wait)
+    config = ReceiveConfig(
+        listen=listen,
+        paths=tuple(path),
+        data_ports=ports,
+        insecure=insecure,
+        wait_ns=wait,
+        max_state_bytes=max_state,
+    )
     run(lambda: _receive(guest, config, quiet), side="destination", guest=guest, as_json=as_json)
 
 

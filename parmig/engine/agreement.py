@@ -18,6 +18,19 @@ CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does and the other side must do too."""
 
 
+MAX_REGIONS = 1 << 20
+"""Each costs both sides some bytes: 1 TiB is cut into 16,384."""
+
+MAX_TOLD = 20
+"""Mismatches that are told one by one."""
+
+
+def told(mismatches: Sequence[str]) -> str:
+    """*mismatches* in one line; where they are very many, some of them."""
+    more = len(mismatches) - MAX_TOLD
+    return "; ".join([*mismatches[:MAX_TOLD], *([f"and {more} more"] if more > 0 else [])])
+
+
 def guest_mismatches(ours: GuestInfo, kind: str, machine: str) -> list[str]:
     """How the peer's guest differs from ours."""
     found = []
@@ -68,6 +81,9 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
     for block in message.blocks:
         if block.size_bytes <= 0 or block.size_bytes % PAGE_BYTES:
             found.append(f"RAM block {block.name!r}: {block.size_bytes} bytes are not whole pages")
+    regions = sum(-(-block.size_bytes // PAGE_BYTES) for block in message.blocks) // message.region_pages
+    if regions > MAX_REGIONS:
+        found.append(f"regions of {message.region_pages} pages: {regions} of them, at most {MAX_REGIONS} are allowed")
     return found
 
 

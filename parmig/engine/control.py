@@ -9,7 +9,7 @@ from typing import Any
 
 from parmig.engine import messages
 from parmig.engine.messages import ControlMessage
-from parmig.errors import LimitExceededError, ParmigError, ProtocolError
+from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.base import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -62,18 +62,6 @@ class ControlChannel:
             if message is not None:
                 return message
         raise LimitExceededError(f"waited {limit_ns / NS_PER_S:.0f} s for {what}")
-
-    def await_end(self, limit_ns: int) -> None:
-        """Wait until the peer has closed, which it does when it has read our last words.
-
-        Closing first could lose them: a heartbeat that meets a closed connection resets it.
-        """
-        deadline = time.monotonic_ns() + limit_ns
-        try:
-            while time.monotonic_ns() < deadline:
-                self.transport.read(50)
-        except ParmigError:
-            pass
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; give queued messages *linger_ms* to leave."""

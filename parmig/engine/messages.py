@@ -15,11 +15,13 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from parmig.config import MAX_WORKERS
 from parmig.engine.report import ErrorReport
 from parmig.errors import ParmigError, ProtocolError, by_name
 from parmig.ram.blocks import RamBlock
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
+from parmig.status import MigrationStatus
 
 PROTOCOL_VERSION = 2
 """Raised with every change of any message or batch format; both sides must have the same."""
@@ -27,10 +29,20 @@ PROTOCOL_VERSION = 2
 CONTROL_MAGIC = b"PARMIG\r\n"
 _PREAMBLE = struct.Struct(">8sI")
 
-MAX_CONTROL_BYTES = 16 << 20
+MAX_CONTROL_BYTES = 1 << 20
+MAX_CONFIGURE_BYTES = 256 << 10
+"""Of the first message, which anybody may send."""
 MAX_STATE_CHUNK_BYTES = 1 << 20
 
+MAX_NAME = 255
+MAX_TEXT = 4000
+
 _Count = Annotated[int, Meta(ge=0)]
+_Name = Annotated[str, Meta(max_length=MAX_NAME)]
+_Names = Annotated[tuple[_Name, ...], Meta(max_length=64)]
+_Blocks = Annotated[tuple[RamBlock, ...], Meta(max_length=1024)]
+_Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
+_Status = Annotated[str, Meta(pattern=rf"\A({'|'.join(status.value for status in MigrationStatus)})\Z")]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -51,42 +63,42 @@ class Configure(_Message, frozen=True):
         switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
     """
 
-    parmig: str
-    kind: str
-    machine: str
-    blocks: tuple[RamBlock, ...]
+    parmig: _Name
+    kind: _Name
+    machine: _Name
+    blocks: _Blocks
     allocated_bytes: _Count
-    workers: Annotated[int, Meta(ge=1, le=64)]
-    transport: str
-    codec: str
+    workers: Annotated[int, Meta(ge=1, le=MAX_WORKERS)]
+    transport: _Name
+    codec: _Name
     batch_bytes: Annotated[int, Meta(ge=4096, le=4 << 20, multiple_of=4096)]
     credit_bytes: Annotated[int, Meta(ge=4096, le=64 << 20)]
     region_pages: Annotated[int, Meta(ge=64, multiple_of=64)]
     running: bool
     verify: bool
     switchover_timeout_ns: Annotated[int, Meta(ge=1)]
-    capabilities: tuple[str, ...] = ()
+    capabilities: _Names = ()
 
 
 class DataEndpoint(msgspec.Struct, frozen=True):
     """Where a receive worker listens; an empty host means the host of the control channel."""
 
-    host: str
-    port: int
+    host: Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_.:%\[\]-]{0,255}\Z")]
+    port: Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Accept(_Message, frozen=True):
     """Destination: the same about me, and where my workers listen; the source checks it too."""
 
-    parmig: str
-    kind: str
-    machine: str
-    blocks: tuple[RamBlock, ...]
-    codec: str
+    parmig: _Name
+    kind: _Name
+    machine: _Name
+    blocks: _Blocks
+    codec: _Name
     session: Annotated[bytes, Meta(min_length=16, max_length=16)]
     state: DataEndpoint
-    data: tuple[DataEndpoint, ...]
-    capabilities: tuple[str, ...] = ()
+    data: Annotated[tuple[DataEndpoint, ...], Meta(max_length=MAX_WORKERS)]
+    capabilities: _Names = ()
 
 
 class Refuse(_Message, frozen=True):
@@ -98,7 +110,7 @@ class Refuse(_Message, frozen=True):
 class Digested(_Message, frozen=True):
     """Destination: the digest of all RAM, as asked."""
 
-    digest: str
+    digest: _Digest
 
 
 class DigestRequest(_Message, frozen=True):
@@ -109,7 +121,7 @@ class Release(_Message, frozen=True):
     """Source: RAM is complete; load the device state, *size_bytes* long with this xxh3-128 digest."""
 
     size_bytes: _Count
-    digest: str
+    digest: _Digest
 
 
 class Loaded(_Message, frozen=True):
@@ -142,10 +154,10 @@ class Resumed(_Message, frozen=True):
 
 
 class Progressed(_Message, frozen=True):
-    """Source: where we are; only for the destination's display."""
+    """Source: where we are, said every few seconds: for the destination's display, and as a sign of life."""
 
-    status: str
-    round: int
+    status: _Status
+    round: _Count
 
 
 class Failure(_Message, frozen=True):
@@ -413,10 +425,37 @@ def decode_control(frame: memoryview) -> ControlMessage:
             "install the same parmig on both hosts"
         )
     try:
-        message: ControlMessage = _control_decoder.decode(frame[_PREAMBLE.size :])
-        return message
+        return _checked(_control_decoder.decode(frame[_PREAMBLE.size :]))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # text that is not UTF-8 is the latter
-        raise ProtocolError(f"malformed control message: {error}") from error
+        raise ProtocolError(f"malformed control message: {peer_text(str(error), MAX_NAME)}") from error
+    except RecursionError:
+        raise ProtocolError("malformed control message: nested too deeply") from None
+
+
+def _checked(message: ControlMessage) -> ControlMessage:
+    """*message* with all its text fit to be shown.
+
+    Raises:
+        ProtocolError: a name that is too long.
+    """
+    match message:
+        case Configure() | Accept():
+            if any(len(block.name) > MAX_NAME for block in message.blocks):
+                raise ProtocolError(f"malformed control message: a RAM block's name of over {MAX_NAME} characters")
+        case Refuse(reason=reason):
+            return Refuse(peer_text(reason))
+        case Failure(error=error):
+            phase = None if error.phase is None else peer_text(error.phase, MAX_NAME)
+            return Failure(
+                ErrorReport(type=peer_text(error.type, MAX_NAME), message=peer_text(error.message), phase=phase)
+            )
+    return message
+
+
+def peer_text(text: str, limit: int = MAX_TEXT) -> str:
+    """Text from the peer as it may reach a terminal or a log: one line, without control characters, not too long."""
+    shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:limit])
+    return shown if len(text) <= limit else f"{shown} [and {len(text) - limit} characters more]"
 
 
 def describe_error(error: BaseException, phase: str | None = None) -> ErrorReport:

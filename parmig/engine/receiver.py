@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,59 +10,63 @@ from typing import Any
 
 import zmq
 
-from parmig.config import WORKER_PROGRAMS, ReceiveConfig
+from parmig.config import ReceiveConfig
 from parmig.engine import messages
-from parmig.engine.agreement import CAPABILITIES, check_configure
+from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
+from parmig.engine.agreement import check_configure, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.messages import Configure, ReceiveSetup
+from parmig.engine.messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, GuestReport, Progress, Report
-from parmig.engine.shares import assign
-from parmig.engine.state_channel import StateReceiver
+from parmig.engine.session import ReceiveSession
 from parmig.errors import (
     CancelledError,
     GuestError,
     LimitExceededError,
+    OutcomeUnknownError,
     ParmigError,
     PeerFailedError,
     PeerLostError,
     PeerRefusedError,
     ProtocolError,
     StateError,
-    UsageError,
 )
 from parmig.guests.base import Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.blocks import BlockMapping, BlockMemory
-from parmig.ram.digest import combine
-from parmig.ram.regions import Region, cut
-from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine
-from parmig.transport.base import Endpoint, parse_uri
-from parmig.transport.registry import open_transport
-from parmig.units import NS_PER_MS, NS_PER_S, format_size
+from parmig.transport.base import parse_uri
+from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
 
 WORKERS_LIMIT_NS = 15 * NS_PER_S
 """For the receive workers to start and listen."""
 
-GOODBYE_LIMIT_NS = 3 * NS_PER_S
-"""For the source's goodbye after the guest was resumed here; its absence changes nothing."""
+CONNECT_LIMIT_NS = 15 * NS_PER_S
+"""For the source to connect everything after it was accepted; then the next one gets its chance."""
 
-END_LIMIT_NS = 500 * NS_PER_MS
-"""For the source to close first after it was told of a failure."""
+SILENCE_LIMIT_NS = 60 * NS_PER_S
+"""For a source to say where it is, which it does every few seconds."""
 
-POLL_MS = 200
+MAX_SWITCHOVER_NS = 3600 * NS_PER_S
+"""However long a source says that its pause may be, nobody waits longer for it than twice this."""
 
-EXPLANATION_NS = 400 * NS_PER_MS
-"""A lost connection is a symptom; for so long the source may still tell the cause."""
+RESUME_LIMIT_NS = 60 * NS_PER_S
+"""For the guest to run after the hand-over: longer than any guest's own limit."""
 
 NOBODY_CAME_NS = 10 * NS_PER_S
 """After so long without a sender one line says where to look. A sender that is refused by a check of its own never
 connects, and only its own output says so."""
 
-MAX_STATE_CHUNK_FRAME_BYTES = messages.MAX_STATE_CHUNK_BYTES + 64
+GOODBYE_LIMIT_NS = 3 * NS_PER_S
+"""For the source's goodbye after the guest was resumed here; its absence changes nothing."""
+
+MESSAGES_A_TURN = 16
+
+POLL_MS = 200
+
+THE_SOURCES_FAULT = (PeerLostError, PeerFailedError, PeerRefusedError, ProtocolError)
+"""What a source can cause: until its session is established, such an error ends the session only."""
 
 
 class MigrationReceiver:
@@ -93,32 +93,23 @@ class MigrationReceiver:
         self._listening = listening
         self._thread = GuestThread()
         self._cancelled = False
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._admission: Admission | None = None
         self._control: ControlChannel | None = None
-        self._listens_at = ""
-        self._hinted = False
-        self._state_transport: Any = None
-        self._state: StateReceiver | None = None
-        self._pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
+        self._session: ReceiveSession | None = None
         self._poller = zmq.Poller()
-        self._shared: SharedArea | None = None
         self._machine = StatusMachine()
-        self._wish: Configure | None = None
-        self._regions: list[Region] = []
-        self._ports: dict[int, int] = {}
-        self._next_port = config.data_ports[0]
-        self._digests: dict[int, int] = {}
-        self._digest: str | None = None
+        self._prepared = False
+        self._hinted = False
+        self._heard_ns = 0
+        self._digest_told = False
         self._release: messages.Release | None = None
         self._release_ns = 0
         self._load_began_ns = 0
-        self._handed_over = False
+        self._loaded_told = False
+        self._handed_over_ns = 0
         self._resumed_ns = 0
         self._ran_ns = 0
-        self._round = 0
-        self._met = False
         self._finished = False
-        self._suspect: tuple[ParmigError, int] | None = None
         self._report = Report(parmig=__version__, side="destination")
 
     # -- the caller's side ----------------------------------------------------------------------
@@ -133,8 +124,7 @@ class MigrationReceiver:
             while not self._turn():
                 pass
         except ParmigError as caught:
-            error = caught
-            self._machine_failed(caught)
+            error = self._failed(caught)
         finally:
             self._tear_down(error)
         return self._final_report(error, began)
@@ -144,278 +134,259 @@ class MigrationReceiver:
         self._cancelled = True
         self._thread.wake()
 
-    def _check_cancelled(self) -> None:
-        if self._cancelled and not self._handed_over:
-            raise CancelledError("cancelled; the guest stays at the source")
+    @property
+    def _pool(self) -> WorkerPool:
+        """The workers of the session."""
+        return self._session.pool if self._session is not None else WorkerPool("", "receive worker")
 
-    # -- before anything is touched -------------------------------------------------------------
+    # -- until a source is in -------------------------------------------------------------------
 
     def _listen(self) -> None:
         self._machine.move(StatusEvent.STARTED)
         endpoint = parse_uri(self._config.listen)
         for host in (endpoint.host, *self._config.paths):
-            _check_exposure(host, insecure=self._config.insecure)
+            check_exposure(host, insecure=self._config.insecure)
         warm_up()
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)
-        transport = open_transport(
-            endpoint, self._context, "control channel", heartbeat=True, max_message_bytes=messages.MAX_CONTROL_BYTES
+        self._admission = Admission(
+            endpoint, lambda line: self._tell_progress(Progress(status=self._machine.status.value, message=line))
         )
-        actual = transport.bind(endpoint)
-        self._control = ControlChannel(transport)
-        self._listens_at = str(actual)
-        for item in [*transport.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
+        self._admission.listen()
+        self._watch(*self._admission.pollables())
+        if self._listening is not None:
+            self._listening(str(self._admission.endpoint))
+
+    def _watch(self, *items: Any) -> None:
+        """Wake the loop for *items*, guest and user, and for nothing else any more."""
+        self._poller = zmq.Poller()
+        for item in (*items, self._thread.wake_fd, self._guest.watch_fd()):
             if item is not None:
                 self._poller.register(item, zmq.POLLIN)
-        if self._listening is not None:
-            self._listening(self._listens_at)
+
+    def _wait(self, cancelled: str = "cancelled; the guest stays at the source") -> None:
+        """Wait for anything to happen; what concerns neither source nor workers is handled.
+
+        Args:
+            cancelled: what to say if the user has it enough.
+
+        Raises:
+            CancelledError: the user has it enough, before hand-over.
+            GuestError: the monitor died.
+        """
+        ready = dict(self._poller.poll(POLL_MS))
+        self._thread.finished()
+        if self._cancelled and not self._handed_over_ns:
+            raise CancelledError(cancelled)
+        if self._guest.watch_fd() in ready:
+            raise GuestError("the guest's virtual machine monitor died while it waited, or during the migration")
 
     def _await_source(self) -> int:
-        """Wait for a source that fits; returns when it began to talk."""
-        assert self._control is not None
+        """Wait for a source that fits, and until it is connected; returns when it began to talk.
+
+        Raises:
+            LimitExceededError: none came in time.
+            ParmigError: this side cannot receive anything.
+        """
+        assert self._admission is not None
         waiting_since = time.monotonic_ns()
         while True:
-            ready = dict(self._poller.poll(POLL_MS))
-            self._thread.finished()
             self._nobody_came(time.monotonic_ns() - waiting_since)
-            if self._guest.watch_fd() in ready:
-                raise GuestError("the guest's virtual machine monitor died while waiting for a source")
-            frames = self._control.transport.read()
-            if frames is None or messages.peer_version(frames[0]) is None:
-                continue  # a stranger, or a port scanner
-            self._control.transport.accept()
-            self._met = True
-            try:
-                message = messages.decode_control(frames[0])
-                if not isinstance(message, Configure):
-                    raise ProtocolError(f"the source began with {type(message).__name__}")
-            except ProtocolError as error:
-                self._control.write(messages.Refuse(str(error)))
-                raise PeerRefusedError(f"refused a source: {error}") from error
+            self._wait(f"cancelled: {self._hint()}")
+            wish = self._admission.hear()
+            if wish is None:
+                continue
             began = time.monotonic_ns()
-            self.apply_config(message)
-            return began
+            try:
+                self.apply_config(wish)
+                self._await_connections()
+            except THE_SOURCES_FAULT as error:
+                self._let_go(error)
+            else:
+                self._machine.move(StatusEvent.CONFIGURED)
+                return began
 
     def _nobody_came(self, waited_ns: int) -> None:
         """Go on waiting for a source, unless that is to end; after a while say where to look."""
-        hint = (
-            f"no sender has connected to {self._listens_at} yet; look at the sender's own output, "
-            "at the address and port that it was given, and for a firewall between"
-        )
-        if self._cancelled:
-            raise CancelledError(f"cancelled: {hint}")
         if self._config.wait_ns and waited_ns >= self._config.wait_ns:
-            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {hint}")
+            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
             self._hinted = True
-            self._tell_progress(Progress(status=self._machine.status.value, message=hint))
+            self._tell_progress(Progress(status=self._machine.status.value, message=self._hint()))
+
+    def _hint(self) -> str:
+        assert self._admission is not None
+        if self._admission.refused:
+            return (
+                f"no sender got in at {self._admission.endpoint}; the last one was refused: {self._admission.refused}"
+            )
+        return (
+            f"no sender has connected to {self._admission.endpoint} yet; look at the sender's own output, "
+            "at the address and port that it was given, and for a firewall between"
+        )
+
+    def _let_go(self, error: ParmigError) -> None:
+        """The source that was about to come in is refused, or gone; listen for the next."""
+        assert self._admission is not None
+        if self._session is None:
+            self._admission.refuse(str(error))
+            return
+        self._say_failure(error)
+        self._end_session()
+        self._admission.listen()
+        self._watch(*self._admission.pollables())
+        self._admission.tell(f"a source did not get in: {error}; waiting for the next")
 
     def apply_config(self, wish: Configure) -> None:
-        """Check the source's wishes and make everything ready for them.
+        """Check the source's wishes, make everything ready for them, and let it in.
 
         Raises:
-            PeerRefusedError: something does not match; every mismatch is named, to the source too.
+            PeerRefusedError: something does not match; every mismatch is named.
+            ParmigError: this side cannot do it, for no source; the source was told.
         """
-        assert self._control is not None
+        assert self._admission is not None
         info: GuestInfo = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
         mismatches = check_configure(wish, info, [one.block for one in memory])
         if not mismatches:
-            mismatches = _lack_of_space(memory, wish) + _lack_of_ports(self._config.data_ports, wish.workers)
+            mismatches = lack_of_space(memory, wish) + lack_of_ports(self._config.data_ports, wish.workers)
         if mismatches:
-            reason = "; ".join(mismatches)
-            self._control.write(messages.Refuse(reason))
-            raise PeerRefusedError(f"refused the source: {reason}")
-        self._wish = wish
-        self._report.workers, self._report.compression, self._report.transport = (
-            wish.workers,
-            wish.codec,
-            wish.transport,
-        )
-        self._report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
-        self._report.guest.page_size_bytes = min(block.page_size_bytes for block in wish.blocks)
+            raise PeerRefusedError(told(mismatches))
         by_name = {one.block.name: one for one in memory}
-        ordered = [by_name[block.name] for block in wish.blocks]  # the source's numbering
-        self._thread.call(self._guest.prepare_incoming)
-        self._make_ready(wish, info, ordered)
-        self._machine.move(StatusEvent.CONFIGURED)
+        if not self._prepared:
+            self._thread.call(self._guest.prepare_incoming)
+            self._prepared = True
+        try:
+            # In the source's numbering.
+            ordered = [by_name[block.name] for block in wish.blocks]
+            self._session = ReceiveSession(wish, ordered, self._config, self._early_state)
+            self._await_ports(self._session)
+        except ParmigError as error:
+            self._admission.refuse(f"the destination failed: {error}")
+            raise
+        self._control = self._admission.admit()
+        self._heard_ns = time.monotonic_ns()
+        self._watch(*self._session.pollables(), *self._control.pollables())
+        self._control.write(self._session.accept_message(info))
 
-    def _make_ready(self, wish: Configure, info: GuestInfo, memory: list[BlockMemory]) -> None:
-        assert self._control is not None
-        session = secrets.token_bytes(16)
-        self._regions = cut(wish.blocks, wish.region_pages)
-        self._shared = SharedArea(-1, workers=wish.workers, blocks=wish.blocks, regions=len(self._regions))
-        for one in memory:  # what cannot be mapped is refused here, by its name
-            BlockMapping(one).close()
-        hosts = self._config.paths or (parse_uri(self._config.listen).host,)
-        for worker in range(wish.workers):
-            setup = ReceiveSetup(
-                worker=worker,
-                workers=wish.workers,
-                blocks=wish.blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
-                uri=str(Endpoint("zmq+tcp", hosts[worker % len(hosts)], self._take_port())),
-                session=session,
-                codec=wish.codec,
-                batch_bytes=wish.batch_bytes,
-                credit_bytes=wish.credit_bytes,
-                region_pages=wish.region_pages,
-            )
-            self._pool.start(setup, [self._shared.fd, *(one.fd for one in memory)])
-        state_endpoint = self._bind_state(hosts[0], session)
-        for item in [*self._pool.pollables(), *self._state_transport.pollables()]:
-            self._poller.register(item, zmq.POLLIN)
-        self._await_ports(wish.workers)
-        self._control.write(
-            messages.Accept(
-                parmig=__version__,
-                kind=info.kind,
-                machine=info.machine,
-                blocks=tuple(one.block for one in memory),
-                codec=wish.codec,
-                session=session,
-                state=messages.DataEndpoint(_told_host(state_endpoint.host), state_endpoint.port),
-                data=tuple(
-                    messages.DataEndpoint(_told_host(hosts[worker % len(hosts)]), self._ports[worker])
-                    for worker in range(wish.workers)
-                ),
-                capabilities=CAPABILITIES,
-            )
-        )
-
-    def _take_port(self) -> int:
-        """The next of the configured data ports; 0 when any will do."""
-        port = self._next_port
-        self._next_port += bool(port)
-        return port
-
-    def _bind_state(self, host: str, session: bytes) -> Endpoint:
-        self._state_transport = open_transport(
-            Endpoint("zmq+tcp", host, 0),
-            self._context,
-            "state channel",
-            heartbeat=False,
-            max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
-        )
-        self._state = StateReceiver(self._state_transport, session, self._early_state)
-        endpoint: Endpoint = self._state_transport.bind(Endpoint("zmq+tcp", host, self._take_port()))
-        return endpoint
-
-    def _await_ports(self, workers: int) -> None:
+    def _await_ports(self, session: ReceiveSession) -> None:
         deadline = time.monotonic_ns() + WORKERS_LIMIT_NS
-        while len(self._ports) < workers:
+        self._watch(*session.pollables())
+        while not session.listens:
             if time.monotonic_ns() > deadline:
-                raise LimitExceededError(f"only {len(self._ports)} of {workers} receive workers started in time")
-            self._poller.poll(POLL_MS)
-            self._check_cancelled()
-            self._read_workers()
+                raise LimitExceededError(
+                    f"the receive workers did not listen within {WORKERS_LIMIT_NS / NS_PER_S:.0f} s"
+                )
+            self._wait()
+            session.turn()
+
+    def _await_connections(self) -> None:
+        assert self._session is not None
+        deadline = time.monotonic_ns() + CONNECT_LIMIT_NS
+        while not self._session.established:
+            if time.monotonic_ns() > deadline:
+                raise PeerLostError(f"it did not connect all its channels within {CONNECT_LIMIT_NS / NS_PER_S:.0f} s")
+            self._turn()
+        self._note_agreed(self._session.wish)
+
+    def _note_agreed(self, wish: Configure) -> None:
+        report = self._report
+        report.workers, report.compression, report.transport = wish.workers, wish.codec, wish.transport
+        report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
+        report.guest.page_size_bytes = min(block.page_size_bytes for block in wish.blocks)
 
     # -- the loop -------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
         """One turn: wait for anything to happen and handle it. Returns whether the migration is over."""
-        assert self._control is not None
-        assert self._state is not None
-        ready = dict(self._poller.poll(POLL_MS))
-        self._thread.finished()
-        self._check_cancelled()
-        if self._finished:
+        assert self._session is not None
+        self._wait()
+        if self._finished or (self._resumed_ns and time.monotonic_ns() - self._resumed_ns > GOODBYE_LIMIT_NS):
             return True
-        if self._resumed_ns and time.monotonic_ns() - self._resumed_ns > GOODBYE_LIMIT_NS:
-            return True
-        if self._guest.watch_fd() in ready:
-            raise GuestError("the guest's virtual machine monitor died during the migration")
-        if not self._handed_over:  # afterwards neither is needed any more
-            self._read_workers()
-            self._receive_state()
-        try:
-            while not self._finished and (message := self._control.read()) is not None:
-                self._source_said(message)
-        except PeerLostError as error:
-            if not self._handed_over:
-                raise PeerLostError(f"the source is gone before hand-over ({error}); the guest stays there") from error
-            return bool(self._resumed_ns)
-        if not self._handed_over and self._suspect is not None and time.monotonic_ns() >= self._suspect[1]:
-            raise self._suspect[0]
-        self._try_load()
+        self._hear_source()
+        if not self._handed_over_ns:  # afterwards neither is needed any more
+            self._session.turn()
+            if self._session.digest is not None and not self._digest_told:
+                self._digest_told = True
+                self._say(messages.Digested(self._session.digest))
+            self._try_load()
+        self._check_time()
         return self._finished
 
-    def _receive_state(self) -> None:
-        assert self._state is not None
+    def _hear_source(self) -> None:
+        assert self._session is not None
         try:
-            self._state.receive()
+            for _ in range(MESSAGES_A_TURN):
+                if self._finished or self._control is None or (message := self._control.read()) is None:
+                    return
+                self._heard_ns = time.monotonic_ns()
+                if self._handed_over_ns:
+                    self._finished = isinstance(message, messages.Goodbye) and bool(self._resumed_ns)
+                else:
+                    self._source_said(self._session, message)
         except PeerLostError as error:
-            self._suspect_that(error)
+            if not self._handed_over_ns:
+                raise PeerLostError(f"the source is gone before hand-over ({error}); the guest stays there") from error
+            self._finished = bool(self._resumed_ns)
+            self._watch()  # heard or not, the guest is resumed here
+        except ProtocolError:
+            if not self._handed_over_ns:
+                raise
 
-    def _suspect_that(self, error: PeerLostError) -> None:
-        """A lost connection is a symptom: end for it only when the source does not tell the reason soon."""
-        self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
-
-    def _read_workers(self) -> None:
-        for worker, event in self._pool.read():
-            match event:
-                case messages.WorkerReady(port=port):
-                    self._ports[worker] = port
-                case messages.WorkerConnected():
-                    pass
-                case messages.RegionDigests(digests=digests):
-                    self._digests |= digests
-                    if len(self._digests) == len(self._regions):
-                        self._digest = combine(self._digests, len(self._regions))
-                        self._say(messages.Digested(self._digest))
-                case messages.WorkerFailed(error=report):
-                    error = messages.restore_error(report)
-                    if not isinstance(error, PeerLostError):
-                        raise error
-                    self._suspect_that(error)
-                case _:
-                    raise ProtocolError(f"receive worker {worker} said {type(event).__name__}")
-
-    def _source_said(self, message: messages.ControlMessage) -> None:
+    def _source_said(self, session: ReceiveSession, message: messages.ControlMessage) -> None:
+        """Before hand-over: what may come depends on what came, and comes once."""
         match message:
             case messages.Progressed(status=status, round=round_):
-                self._round = round_
                 self._tell_progress(Progress(status=status, round=round_))
-            case messages.DigestRequest():
-                owned = assign([region.pages for region in self._regions], len(self._pool))
-                for worker, numbers in enumerate(owned):
-                    self._pool.tell(worker, messages.DigestRegions(tuple(numbers)))
-            case messages.Release() if self._release is None:
+            case messages.Failure(error=report):
+                raise PeerFailedError(f"the source failed: {report.message}")
+            case messages.DigestRequest() if session.established and self._release is None:
+                session.ask_digest()
+            case messages.Release(size_bytes=size_bytes) if session.established and self._release is None:
+                session.state.check_size(size_bytes)
                 self._release, self._release_ns = message, time.monotonic_ns()
                 self._machine.move(StatusEvent.PAUSED)
                 self._machine.move(StatusEvent.RAM_COMPLETE)
-            case messages.HandOver(run=run) if self._machine.status is MigrationStatus.DEVICE and self._load_began_ns:
-                self._machine.move(StatusEvent.HANDED_OVER)
-                self._handed_over = True
-                self._watch_guest_and_source_only()
-                began = time.monotonic_ns()
-                if run:
-                    self._begin(lambda: self._resumed(began), self._run_guest)
-                else:
-                    self._resumed(began)
-            case messages.Goodbye():
-                self._finished = bool(self._resumed_ns)
-            case messages.Failure(error=report):
-                if not self._handed_over:
-                    raise PeerFailedError(f"the source failed: {report.message}")
+            case messages.HandOver(run=run) if self._loaded_told:
+                self._take_over(run)
             case _:
                 raise ProtocolError(f"the source said {type(message).__name__} in status {self._machine.status.value}")
 
-    def _say(self, message: messages.ControlMessage) -> None:
+    def _take_over(self, run: bool) -> None:
+        """The guest is ours: only it and the source's last words matter now."""
         assert self._control is not None
+        self._machine.move(StatusEvent.HANDED_OVER)
+        self._handed_over_ns = began = time.monotonic_ns()
+        self._watch(*self._control.pollables())
+        if run:
+            self._begin(lambda: self._resumed(began), self._run_guest)
+        else:
+            self._resumed(began)
+
+    def _check_time(self) -> None:
+        """Raise when what is waited for takes too long; each wait has a limit."""
+        assert self._session is not None
+        now = time.monotonic_ns()
+        if self._handed_over_ns:
+            if not self._resumed_ns and now - self._handed_over_ns > RESUME_LIMIT_NS:
+                raise LimitExceededError(f"the guest did not run {RESUME_LIMIT_NS / NS_PER_S:.0f} s after it was told")
+        elif self._release is not None:
+            limit_ns = 2 * min(self._session.wish.switchover_timeout_ns, MAX_SWITCHOVER_NS)
+            if now - self._release_ns > limit_ns:
+                what = "the hand-over" if self._loaded_told else "the device state, or for loading it"
+                raise LimitExceededError(f"waited {format_ms(limit_ns / NS_PER_MS)} for {what}; is the source stuck?")
+        elif now - self._heard_ns > SILENCE_LIMIT_NS:
+            raise LimitExceededError(f"the source said nothing for {SILENCE_LIMIT_NS / NS_PER_S:.0f} s; is it stuck?")
+
+    def _say(self, message: messages.ControlMessage) -> None:
+        assert self._session is not None
         try:
-            self._control.write(message)
+            if self._control is not None:
+                self._control.write(message)
         except PeerLostError as error:
             # Its last words may be waiting to be read. After hand-over the guest runs here, heard or not.
-            self._suspect_that(error)
-
-    def _watch_guest_and_source_only(self) -> None:
-        assert self._control is not None
-        self._poller = zmq.Poller()
-        for item in [*self._control.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
-            if item is not None:
-                self._poller.register(item, zmq.POLLIN)
+            self._session.suspect(error)
 
     # -- device state ---------------------------------------------------------------------------
 
@@ -424,13 +395,13 @@ class MigrationReceiver:
 
     def _try_load(self) -> None:
         """When RAM is complete and all of the state is here: load it."""
-        assert self._state is not None
-        release = self._release
-        if release is None or self._load_began_ns or self._state.size_bytes < release.size_bytes:
+        assert self._session is not None
+        state, release = self._session.state, self._release
+        if release is None or self._load_began_ns or state.size_bytes < release.size_bytes:
             return
-        if (self._state.size_bytes, self._state.digest) != (release.size_bytes, release.digest):
+        if (state.size_bytes, state.digest) != (release.size_bytes, release.digest):
             raise StateError(
-                f"device state arrived damaged: {self._state.size_bytes} bytes with digest {self._state.digest}, "
+                f"device state arrived damaged: {state.size_bytes} bytes with digest {state.digest}, "
                 f"the source saved {release.size_bytes} with {release.digest}"
             )
         self._report.state_bytes = release.size_bytes
@@ -438,13 +409,14 @@ class MigrationReceiver:
         self._begin(self._loaded, self._load)
 
     def _load(self) -> None:
-        assert self._state is not None
-        for piece in self._state.held():
+        assert self._session is not None
+        for piece in self._session.state.held():
             self._guest.write_state(memoryview(piece))
         self._guest.finish_load()
 
     def _loaded(self) -> None:
         now = time.monotonic_ns()
+        self._loaded_told = True
         self._say(messages.Loaded(self._load_began_ns - self._release_ns, now - self._load_began_ns))
 
     def _run_guest(self) -> None:
@@ -472,42 +444,53 @@ class MigrationReceiver:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def _machine_failed(self, error: ParmigError) -> None:
-        error.phase = error.phase or self._machine.status.value
+    def _failed(self, error: ParmigError) -> ParmigError:
+        """*error* as it is reported, after the status has moved."""
+        phase = error.phase or self._machine.status.value
+        if self._machine.status is MigrationStatus.HAND_OVER:
+            cause = error
+            error = OutcomeUnknownError(
+                f"{cause}, after hand-over: the source stays paused and leaves the guest to this side; look whether "
+                "it runs here, and only if it does not, continue it there"
+            )
+            error.__cause__ = cause
+        error.phase = phase
         if not self._machine.ended:
             self._machine.move(StatusEvent.CANCEL if isinstance(error, CancelledError) else StatusEvent.ERROR)
+        return error
+
+    def _say_failure(self, error: ParmigError) -> None:
+        try:
+            if self._control is not None:
+                self._control.write(messages.Failure(messages.describe_error(error)))
+        except ParmigError:
+            pass
 
     def _tear_down(self, error: ParmigError | None) -> None:
         """On every way out: the peer hears of it, a copy that must not run is discarded, the rest given back."""
         # The peer first: the guest may be busy for long, and without the source's hand-over it never runs here.
-        if error is not None and self._wish is not None and self._control is not None:
-            try:
-                self._control.write(messages.Failure(messages.describe_error(error)))
-            except ParmigError:
-                pass
-        if not self._handed_over:
+        if error is not None:
+            self._say_failure(error)
+        if not self._handed_over_ns:
             try:
                 self._thread.call(self._guest.discard)
             except Exception as problem:  # everything else must still be given back
                 self._tell_progress(Progress(status="failed", message=f"while ending: discard: {problem}"))
-        self._pool.close()
         self._thread.close()
-        if self._state_transport is not None:
-            self._state_transport.shutdown()
-        if self._state is not None:
-            self._state.close()
-        if self._control is not None:
-            if error is not None and self._met:
-                self._control.await_end(END_LIMIT_NS)
-            self._control.close(linger_ms=500)
-        self._context.term()
-        if self._shared is not None:
-            counters = [self._shared.counters(worker) for worker in range(self._report.workers)]
-            self._report.ram.sent_pages = sum(one.sent_pages for one in counters)
-            self._report.ram.zero_pages = sum(one.zero_pages for one in counters)
-            self._report.ram.wire_bytes = sum(one.wire_bytes for one in counters)
-            self._report.ram.total_bytes = self._report.guest.memory_bytes
-            self._shared.close()
+        if self._session is not None and self._machine.status is not MigrationStatus.SETUP:
+            self._report.ram = self._session.ram_report()
+            self._report.digest = DigestReport(destination=self._session.digest)
+        self._end_session()
+        if self._admission is not None:
+            self._admission.close()
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+        control, self._control = self._control, None
+        if control is not None:
+            control.close(linger_ms=500)
 
     def _tell_progress(self, progress: Progress) -> None:
         if self._progress is not None:
@@ -517,55 +500,6 @@ class MigrationReceiver:
         report = self._report
         report.total_time_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
         report.status = self._machine.status.value
-        report.digest = DigestReport(destination=self._digest)
         if error is not None:
             report.error = messages.describe_error(error, error.phase)
         return report
-
-
-def _told_host(host: str) -> str:
-    """What the source is told: nothing for a wildcard, it knows how it reached us."""
-    return "" if host in ("*", "0.0.0.0", "[::]") else host
-
-
-def _check_exposure(host: str, *, insecure: bool) -> None:
-    """Refuse to listen beyond this host without keys, unless told otherwise."""
-    bare = host.strip("[]")
-    if insecure:
-        return
-    try:
-        addresses = {entry[4][0] for entry in socket.getaddrinfo(bare, None)} if bare not in ("*", "") else {"0.0.0.0"}
-    except OSError as error:
-        raise UsageError(f"cannot resolve {host!r} to listen on: {error}") from error
-    if not all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses):
-        raise UsageError(
-            f"{host} is not a loopback address: anyone who reaches it could send a guest, unencrypted; "
-            "use a trusted network and say --insecure, or listen on 127.0.0.1 behind a tunnel"
-        )
-
-
-def _lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
-    """Whether the configured data ports do for so many workers."""
-    first, last = ports
-    if not first or last - first + 1 > workers:
-        return []
-    return [
-        f"--data-ports {first}-{last} of the destination are too few: {workers} workers and device state need one each"
-    ]
-
-
-def _lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:
-    """Whether the file systems of the memory files can take what the source has allocated."""
-    fds = {(os.fstat(one.fd).st_dev, os.fstat(one.fd).st_ino): one.fd for one in memory}
-    allocated = sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
-    needed = min(wish.allocated_bytes, sum(block.size_bytes for block in wish.blocks)) - allocated
-    found = []
-    by_device: dict[int, Any] = {os.fstat(fd).st_dev: os.fstatvfs(fd) for fd in fds.values()}
-    if all(space.f_blocks for space in by_device.values()):  # memfd has no limit of its own
-        free = sum(space.f_bavail * space.f_frsize for space in by_device.values())
-        if needed > free:
-            found.append(
-                f"no space at the destination: the guest needs {format_size(needed)} more in its memory files, "
-                f"their file system has {format_size(free)} free"
-            )
-    return found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import zmq
 
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import events, messages
-from parmig.engine.agreement import CAPABILITIES, check_accept
+from parmig.engine.agreement import CAPABILITIES, check_accept, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do
@@ -38,9 +39,9 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import credit_bytes
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
-from parmig.status import MigrationStatus
+from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.transport.base import Endpoint, parse_uri
-from parmig.transport.registry import open_transport
+from parmig.transport.registry import DATA_SCHEME, open_control
 from parmig.units import NS_PER_S
 from parmig.version import __version__
 
@@ -49,6 +50,8 @@ CONFIGURE_LIMIT_NS = 20 * NS_PER_S
 
 MESSAGES_A_TURN = 16
 """So many are heard before the clock and the user: a destination says three in a whole migration."""
+SAY_EVERY_NS = 5 * NS_PER_S
+"""The destination hears where we are so often, and gives up after a minute without a word."""
 
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
@@ -89,9 +92,9 @@ class MigrationSender(SourceSide):
         )
         self._uri = uri
         self._config = config
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control: ControlChannel | None = None
         self._state_transport: Any = None
+        self._said_ns = 0
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -109,8 +112,8 @@ class MigrationSender(SourceSide):
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         endpoint = parse_uri(self._uri)
-        transport = open_transport(
-            endpoint, self._context, "control channel", heartbeat=True, max_message_bytes=messages.MAX_CONTROL_BYTES
+        transport = open_control(
+            endpoint, "control channel", heartbeat=True, max_message_bytes=messages.MAX_CONTROL_BYTES
         )
         self._control = ControlChannel(transport)
         transport.connect(endpoint, timeout_ns=self._config.connect_timeout_ns)
@@ -160,7 +163,7 @@ class MigrationSender(SourceSide):
             case Accept():
                 mismatches = check_accept(answer, wish, info)
                 if mismatches:
-                    raise PeerRefusedError("the destination does not match: " + "; ".join(mismatches))
+                    raise PeerRefusedError("the destination does not match: " + told(mismatches))
                 return answer
             case messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
@@ -180,7 +183,7 @@ class MigrationSender(SourceSide):
                 workers=self._config.workers,
                 blocks=tuple(one.block for one in memory),
                 file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
-                uri=str(Endpoint(control.scheme, host, data.port)),
+                uri=str(Endpoint(DATA_SCHEME, host, data.port)),
                 local=path.local if path else "",
                 session=accept.session,
                 codec=accept.codec,
@@ -192,10 +195,8 @@ class MigrationSender(SourceSide):
         self._watch(*self._control.pollables())
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> None:
-        endpoint = Endpoint(control.scheme, accept.state.host or control.host, accept.state.port)
-        self._state_transport = open_transport(
-            endpoint, self._context, "state channel", heartbeat=False, max_message_bytes=1 << 16
-        )
+        endpoint = Endpoint(DATA_SCHEME, accept.state.host or control.host, accept.state.port)
+        self._state_transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._state_transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         self._state = StateSender(self._state_transport, accept.session)
 
@@ -203,11 +204,14 @@ class MigrationSender(SourceSide):
 
     def _round_began(self) -> None:
         assert self._plan is not None
+        self._said_ns = time.monotonic_ns()
         self._say(messages.Progressed(self._plan.status.value, self._plan.round))
 
     def _listen(self) -> None:
         assert self._control is not None
         assert self._plan is not None
+        if time.monotonic_ns() - self._said_ns > SAY_EVERY_NS and self._plan.status in BEFORE_HAND_OVER:
+            self._round_began()  # a sign of life
         try:
             for _ in range(MESSAGES_A_TURN):
                 if self._plan.machine.ended or (message := self._control.read()) is None:
@@ -302,7 +306,6 @@ class MigrationSender(SourceSide):
             self._state_transport.shutdown()
         if self._control is not None:
             self._control.close(linger_ms=500)
-        self._context.term()
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)

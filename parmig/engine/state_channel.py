@@ -8,6 +8,7 @@ destination: u64 big-endian, all bytes taken so far.
 
 from __future__ import annotations
 
+import hmac
 import struct
 import tempfile
 import threading
@@ -18,15 +19,21 @@ from typing import Any
 import xxhash
 
 from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
-from parmig.errors import LimitExceededError, PeerLostError, ProtocolError
+from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
 from parmig.transport.base import MigrationTransport
-from parmig.units import MIB, NS_PER_S
+from parmig.units import MIB, NS_PER_S, format_size
 
 WINDOW_BYTES = 8 * MIB
 """Unacknowledged state at most; bounds both sides' queues."""
 
 HELD_IN_MEMORY_BYTES = 16 * MIB
 """State that the destination holds in memory until released; what is more goes to a temporary file."""
+
+HELLO_BYTES = 64
+"""A stranger may say no more than a hello."""
+
+MESSAGES_A_TURN = 16
+"""Taken by one call of :meth:`StateReceiver.receive`: 16 MiB, or so many strangers."""
 
 STALL_LIMIT_NS = 30 * NS_PER_S
 
@@ -107,15 +114,28 @@ class StateReceiver:
         transport: listening; owned by the caller.
         session: what the hello must carry.
         early: called with bytes that may be loaded at once.
+        max_bytes: of all state; more fails.
+
+    Attributes:
+        connected: whether the source said hello.
+        size_bytes: what came so far.
     """
 
-    def __init__(self, transport: MigrationTransport, session: bytes, early: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        transport: MigrationTransport,
+        session: bytes,
+        early: Callable[[bytes], None],
+        *,
+        max_bytes: int,
+    ) -> None:
         self._transport = transport
         self._session = session
         self._early = early
         self._digest = xxhash.xxh3_128()
         self._held = tempfile.SpooledTemporaryFile(max_size=HELD_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by close()
-        self._connected = False
+        self._max_bytes = max_bytes
+        self.connected = False
         self.size_bytes = 0
 
     def pollables(self) -> list[Any]:
@@ -128,30 +148,50 @@ class StateReceiver:
         return self._digest.hexdigest()
 
     def receive(self) -> None:
-        """Take everything that is there.
+        """Take what is there, a bounded part of it.
 
         Raises:
             PeerLostError: the source is gone.
             ProtocolError: not what may come here.
+            StateError: too much, or it cannot be kept.
         """
-        while (message := self._transport.read()) is not None:
-            kind = bytes(message[0][:1])
-            if not self._connected:
-                if kind == b"H" and bytes(message[0][1:]) == self._session:
-                    self._transport.accept()
-                    self._connected = True
-                continue  # anything else is a stranger
-            if kind not in (b"E", b"D") or len(message) != 2 or len(message[1]) > MAX_STATE_CHUNK_BYTES:
-                raise ProtocolError(
-                    f"unexpected message of kind {kind!r} with {len(message)} frames on the state channel"
-                )
-            self._digest.update(message[1])
-            self.size_bytes += len(message[1])
-            if kind == b"E":
-                self._early(bytes(message[1]))
-            else:
+        for _ in range(MESSAGES_A_TURN):
+            message = self._transport.read()
+            if message is None:
+                return
+            if self.connected:
+                self._take(message)
+            elif len(message) == 1 and hmac.compare_digest(message[0], b"H" + self._session):
+                self._transport.accept()
+                self.connected = True
+            # anything else is a stranger
+
+    def _take(self, message: list[memoryview]) -> None:
+        kind = bytes(message[0][:1])
+        if kind not in (b"E", b"D") or len(message) != 2 or len(message[1]) > MAX_STATE_CHUNK_BYTES:
+            raise ProtocolError(f"unexpected message of kind {kind!r} with {len(message)} frames on the state channel")
+        self.check_size(self.size_bytes + len(message[1]))
+        self._digest.update(message[1])
+        self.size_bytes += len(message[1])
+        if kind == b"E":
+            self._early(bytes(message[1]))
+        else:
+            try:
                 self._held.write(message[1])
-            self._transport.write([_TAKEN.pack(b"A", self.size_bytes)])
+            except OSError as error:
+                raise StateError(
+                    f"cannot keep {format_size(self.size_bytes)} of device state in {tempfile.gettempdir()}: "
+                    f"{error.strerror}; free some space there, or set TMPDIR to where there is some"
+                ) from error
+        self._transport.write([_TAKEN.pack(b"A", self.size_bytes)])
+
+    def check_size(self, size_bytes: int) -> None:
+        """Raise StateError where so much state is more than this destination takes."""
+        if size_bytes > self._max_bytes:
+            raise StateError(
+                f"the source has {format_size(size_bytes)} of device state or more, this destination takes "
+                f"{format_size(self._max_bytes)}; receive with a larger --max-state if the guest really has so much"
+            )
 
     def held(self) -> Iterator[bytes]:
         """The held bytes, in pieces."""

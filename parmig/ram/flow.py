@@ -10,11 +10,16 @@ Between one send worker and its receive worker, over any transport; all integers
     kind 5 FENCE    source -> destination   u8 kind, 3 x 0, u32 round, u64 sequence of the last batch
     kind 6 FENCED   destination -> source   the same fields back: all of it is placed
 
-At most ``credit_bytes`` are unacknowledged at any time; that bounds memory on both sides.
+At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any time; that bounds memory on both sides.
+
+Pages are sent from where they lie, and ZeroMQ does not tell when it has read them: the acknowledgement does. A peer
+that acknowledges too early must not make ZeroMQ read memory that is gone, so payload lies in guest memory or in buffers
+of this module, both of which stay for as long as the process lives. All such a peer gets is other pages of the guest.
 """
 
 from __future__ import annotations
 
+import hmac
 import struct
 import time
 from collections import deque
@@ -43,8 +48,13 @@ their turns. Eight would take the receive worker past its 32 MiB."""
 HEADER_BYTES = 16 * KIB
 """What a batch's header is taken for in the credit: a table of 2,000 runs."""
 
-BUFFERS = 4
-"""Private buffers of gathered pages a channel: those batches are small, or of scattered pages and slow to make."""
+MIN_CREDIT_BYTES = 4096
+
+MAX_UNACKED = 64
+"""Batches in flight, however small they are: below the high-water mark of the transport."""
+
+BUFFERS = CREDIT_BATCHES
+"""Private buffers of gathered or encoded pages a channel; as many as there are whole batches in the credit."""
 
 STALL_LIMIT_NS = 30 * NS_PER_S
 """No acknowledgement for this long while some are due: the destination hangs. A 4 MiB batch needs
@@ -67,6 +77,9 @@ class _Unacked(NamedTuple):
 
 _sent: list[deque[_Unacked]] = []
 """Of every channel of this process: what was not acknowledged may still be read, even when the channel is gone."""
+
+_lasting: list[Pages] = []
+"""All buffers ever made, for the same reason."""
 
 
 class SendChannel:
@@ -97,6 +110,7 @@ class SendChannel:
             self._poller.register(item, zmq.POLLIN)
         self._poller.register(interrupt_fd, zmq.POLLIN)
         self._batch_pages = batch_bytes // PAGE_BYTES
+        self._agreed_bytes = credit_bytes(batch_bytes)
         self._buffers: list[Pages] = []
         self._buffers_made = 0
         self._unacked: deque[_Unacked] = deque()
@@ -129,30 +143,30 @@ class SendChannel:
         """A private buffer of one batch, shape (pages, 4096); it comes back by its acknowledgement."""
         if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
-            self._buffers.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
+            _lasting.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
+            self._buffers.append(_lasting[-1])
         if not self._buffers:
             self._wait(lambda: bool(self._buffers), "a free batch buffer")
         return self._buffers.pop()
-
-    def give_back(self, buffer: Pages) -> None:
-        """Return a buffer that was not sent after all."""
-        self._buffers.append(buffer)
 
     def send_batch(self, frames: Sequence[Buffer], wire_bytes: int, buffer: Pages | None) -> None:
         """Send one batch, first waiting for credit.
 
         Args:
-            frames: header and payload; the payload stays where it is until acknowledged.
+            frames: header and payload; the payload lies in guest memory or in *buffer*.
             wire_bytes: of all frames.
             buffer: the private buffer that holds the payload, if any.
         """
         self._interrupt()
-        if self._unacked_bytes and self._unacked_bytes + wire_bytes > self._credit_bytes:
-            self._wait(lambda: self._unacked_bytes + wire_bytes <= self._credit_bytes or not self._unacked, "credit")
+        if self._unacked and not self._has_credit(wire_bytes):
+            self._wait(lambda: not self._unacked or self._has_credit(wire_bytes), "credit")
         self._sequence += 1
         self._unacked.append(_Unacked(self._sequence, wire_bytes, frames, buffer))
         self._transport.write(frames, kept=True)
         self._unacked_bytes += wire_bytes
+
+    def _has_credit(self, wire_bytes: int) -> bool:
+        return len(self._unacked) < MAX_UNACKED and self._unacked_bytes + wire_bytes <= self._credit_bytes
 
     def sleep_until(self, instant_ns: int) -> None:
         """Let the rate limit pass, still minding acknowledgements and interruptions."""
@@ -232,7 +246,12 @@ class SendChannel:
             self._acknowledge(sequence)
             self._fenced_round = round_
         elif kind == WELCOME and size == _WELCOME.size and len(message) == 1 and not self._credit_bytes:
-            self._credit_bytes = _WELCOME.unpack(frame)[1]
+            credit = _WELCOME.unpack(frame)[1]
+            if not MIN_CREDIT_BYTES <= credit <= self._agreed_bytes:
+                raise ProtocolError(
+                    f"{self._name}: welcome with a credit of {credit} bytes, agreed were up to {self._agreed_bytes}"
+                )
+            self._credit_bytes = credit
         else:
             raise ProtocolError(f"{self._name}: unexpected message of kind {kind}, {len(message)} frames, {size} bytes")
 
@@ -251,7 +270,7 @@ def check_hello(message: list[memoryview], *, session: bytes, worker: int, proto
     if len(message) != 1 or len(message[0]) != _HELLO.size or message[0][0] != HELLO:
         return False
     _, its_worker, its_protocol, its_session = _HELLO.unpack(message[0])
-    return (its_worker, its_protocol, its_session) == (worker, protocol, session)
+    return (its_worker, its_protocol) == (worker, protocol) and hmac.compare_digest(its_session, session)
 
 
 def welcome(credit_bytes: int) -> bytes:

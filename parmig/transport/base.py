@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from parmig.errors import UsageError
+from parmig.errors import PeerUnreachableError, UsageError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -46,6 +46,16 @@ def parse_uri(text: str) -> Endpoint:
     return Endpoint(scheme, host, int(port))
 
 
+def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException | None) -> PeerUnreachableError:
+    """What to raise when nobody answers the channel *name* at *endpoint*."""
+    via = f" from {local}" if local else ""
+    why = getattr(error, "strerror", None) or error
+    return PeerUnreachableError(
+        f"{name}: nobody answers at {endpoint}{via}: {why}; "
+        "start `parmig receive` there first, and check address, port and firewall"
+    )
+
+
 class MigrationTransport(ABC):
     """A channel of messages to one peer. Each message is a list of frames and arrives whole or not at all.
 
@@ -58,7 +68,7 @@ class MigrationTransport(ABC):
         """Listen there and return the actual endpoint (port 0 takes a free one).
 
         Raises:
-            TransportError: the address cannot be listened on.
+            HostRefusedError: the address cannot be listened on.
         """
 
     @abstractmethod
@@ -75,8 +85,9 @@ class MigrationTransport(ABC):
         answered for them, and must not change before.
 
         Args:
-            kept: the caller keeps the frames until then, or for as long as this process lives if no answer comes;
-                otherwise they are kept here, which takes longer.
+            kept: all frames but the first lie in memory that stays mapped for as long as this process lives, so that
+                not even a peer that answers too early makes us read what is gone; otherwise they are kept here,
+                which takes longer.
 
         Raises:
             PeerLostError: the connection is gone.
@@ -96,7 +107,9 @@ class MigrationTransport(ABC):
 
     @abstractmethod
     def accept(self) -> None:
-        """(listening side) From now on the sender of the message read last is the peer, alone."""
+        """(listening side) From now on the sender of the message read last is the peer, alone: nobody else is let in,
+        and who was let in already is shut out.
+        """
 
     @abstractmethod
     def pollables(self) -> list[Any]:

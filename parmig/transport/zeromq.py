@@ -3,16 +3,16 @@
 
 ZeroMQ hides disconnections and reconnects by itself, losing what was in flight. Here a channel
 is never reconnected silently: a monitor socket watches for the disconnection of the accepted peer,
-and read and write then raise. Strangers that connect to a listening channel are ignored.
+and read and write then raise. Strangers end in the handshake: ``zeromq_door``.
 
 Settings and where they come from (libzmq 4.3.5, measured on loopback with 2 cores):
 
-- heartbeats every 200 ms, 700 ms limit on channels with small messages: a dead peer is known within
-  one second even when its host vanished. They are off on data channels, where a ping waits behind
-  megabytes; there TCP itself gives up on unacknowledged data after ``TCP_MAXRT`` (1 s), and a killed
-  process is seen at once by its closed connection.
-- ``MAXMSGSIZE`` on the listening side: a stranger cannot make it allocate more.
-- the high-water mark counts messages; queued bytes are bounded by credit, so it is only a backstop.
+- no heartbeats: a ping waits behind megabytes, and they can make libzmq abort when strangers come and go. TCP itself
+  gives up on unacknowledged data after ``TCP_MAXRT`` (1 s), a killed process is seen at once by its closed connection,
+  and the control channel watches for hosts that vanish.
+- ``MAXMSGSIZE`` bounds what a frame can make this side allocate.
+- the high-water marks count messages: of small ones that leave, and of large ones that arrive. Bytes are bounded by
+  credit; they are the bound where a peer does not keep to it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,22 @@ import tenacity
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from parmig.errors import PeerLostError, PeerUnreachableError, TransportError
-from parmig.transport.base import Buffer, Endpoint, MigrationTransport
+from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
+from parmig.transport.base import Buffer, Endpoint, MigrationTransport, unreachable
+from parmig.transport.zeromq_door import Door, show_token
 from parmig.transport.zeromq_frames import send_in_place
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
-HEARTBEAT_IVL_MS, HEARTBEAT_TIMEOUT_MS = 200, 700
 TCP_MAXRT_MS = 1000
 HIGH_WATER_MESSAGES = 256
+"""To be sent; ``ram.flow`` keeps the number in flight below."""
+
+ARRIVING_MESSAGES = 8
+"""Kept of what has arrived, each of up to a batch; what is more waits in the peer's kernel."""
 COPY_BELOW_BYTES = 64 * KIB
 """Smaller frames are copied by pyzmq when queued: cheaper than tracking them (its own default)."""
+
+RETRY_NS = 100 * NS_PER_MS
 
 _LAST = int(zmq.DONTWAIT)
 _MORE = _LAST | int(zmq.SNDMORE)
@@ -51,17 +57,18 @@ class ZmqTransport(MigrationTransport):
     Args:
         context: of this process; never carried over a fork.
         name: what errors call this channel.
-        heartbeat: watch the connection with heartbeats (control channels), not only by TCP.
         max_message_bytes: larger frames from the peer end the connection.
+        token: what the connecting side must say in the handshake; empty: anybody may connect.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], name: str, *, heartbeat: bool, max_message_bytes: int
+        self, context: zmq.Context[zmq.Socket[bytes]], name: str, *, max_message_bytes: int, token: bytes = b""
     ) -> None:
         self._context = context
         self._name = name
-        self._heartbeat = heartbeat
         self._max_message_bytes = max_message_bytes
+        self._token = token
+        self._door: Door | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._peer: bytes | None = None
@@ -77,7 +84,7 @@ class ZmqTransport(MigrationTransport):
         options = {
             zmq.LINGER: 0,
             zmq.SNDHWM: HIGH_WATER_MESSAGES,
-            zmq.RCVHWM: HIGH_WATER_MESSAGES,
+            zmq.RCVHWM: ARRIVING_MESSAGES,
             zmq.MAXMSGSIZE: self._max_message_bytes,
             zmq.IPV6: 1,
             zmq.IMMEDIATE: 1,
@@ -88,12 +95,12 @@ class ZmqTransport(MigrationTransport):
             zmq.TCP_KEEPALIVE_CNT: 2,
             zmq.TCP_MAXRT: TCP_MAXRT_MS,
         }
-        if self._heartbeat:
-            options |= {zmq.HEARTBEAT_IVL: HEARTBEAT_IVL_MS, zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS}
         for option, value in options.items():
             sock.setsockopt(option, value)
         sock.copy_threshold = COPY_BELOW_BYTES
         events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        if kind == zmq.ROUTER:
+            events |= zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED
         self._monitor = sock.get_monitor_socket(events)
         self._socket = sock
         return sock
@@ -101,11 +108,13 @@ class ZmqTransport(MigrationTransport):
     def bind(self, endpoint: Endpoint) -> Endpoint:
         sock = self._open(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._door = Door(self._context, sock, self._token)
         host = "*" if endpoint.host in ("0.0.0.0", "*") else endpoint.host
         try:
             sock.bind(f"tcp://{host}:{endpoint.port or '*'}")
         except zmq.ZMQError as error:
-            raise TransportError(
+            self.shutdown()
+            raise HostRefusedError(
                 f"cannot listen on {endpoint}: {error.strerror}; choose another port or a local address"
             ) from error
         self._listening = True
@@ -116,20 +125,29 @@ class ZmqTransport(MigrationTransport):
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
         deadline = time.monotonic_ns() + timeout_ns
         _probe(self._name, endpoint, local, timeout_ns)
+        while not self._try_to_connect(endpoint, local, deadline):
+            self.shutdown()
+            if time.monotonic_ns() + RETRY_NS > deadline:
+                raise PeerUnreachableError(
+                    f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; is it a parmig receiver?"
+                )
+            time.sleep(RETRY_NS / NS_PER_S)  # we may have been shut out among many strangers
+
+    def _try_to_connect(self, endpoint: Endpoint, local: str, deadline: int) -> bool:
+        """Connect and shake hands, so that what is written next does not wait in a queue to nobody."""
         sock = self._open(zmq.DEALER)
+        if self._token:
+            show_token(sock, self._token)
         source = f"{local}:0;" if local else ""
         sock.connect(f"tcp://{source}{endpoint.host}:{endpoint.port}")
-        # The handshake, so that what is written next does not wait in a queue to nobody.
         assert self._monitor is not None
-        while self._monitor.poll(max(0, (deadline - time.monotonic_ns()) // 1_000_000)):
+        while self._monitor.poll(max(0, (deadline - time.monotonic_ns()) // NS_PER_MS)):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                return
+                return True
             if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
-                break
-        raise PeerUnreachableError(
-            f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; is it a parmig receiver?"
-        )
+                return False
+        return False
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -147,9 +165,9 @@ class ZmqTransport(MigrationTransport):
                 if self._peer is None:
                     raise PeerLostError(f"{self._name}: nobody was accepted yet")
                 sock.send(self._peer, _MORE)
-            for frame in frames[:-1]:
-                _send(sock, frame, _MORE, kept=kept)
-            _send(sock, frames[-1], _LAST, kept=kept)
+            last = len(frames) - 1
+            for number, frame in enumerate(frames):
+                _send(sock, frame, _MORE if number < last else _LAST, kept=kept and number > 0, copy=kept)
         except zmq.ZMQError as error:  # EHOSTUNREACH: the peer has gone; EAGAIN: no connection, or a full queue
             raise PeerLostError(f"{self._name}: cannot send: {error.strerror}") from error
 
@@ -157,11 +175,15 @@ class ZmqTransport(MigrationTransport):
         sock = self._open_socket
         deadline = time.monotonic_ns() + timeout_ms * NS_PER_MS
         while True:
+            if self._door is not None:
+                self._door.answer()
             lost = self._lost
             if _has_message(sock):
                 message = self._admit(sock.recv_multipart(_LAST, copy=False))
                 if message is not None:
                     return message
+                if timeout_ms == 0:
+                    return None  # strangers do not hold us here
                 continue
             self._drain_monitor()
             if lost:
@@ -195,6 +217,8 @@ class ZmqTransport(MigrationTransport):
     def accept(self) -> None:
         self._drain_monitor()  # what ended before now was somebody else, perhaps under the same number
         self._peer, self._peer_fd = self._last
+        if self._door is not None:
+            self._door.shut(self._peer_fd)
 
     def _drain_monitor(self) -> None:
         """Take note of connections that ended. A listening channel cares for its peer's only."""
@@ -203,6 +227,10 @@ class ZmqTransport(MigrationTransport):
             ended = event["event"] == zmq.EVENT_DISCONNECTED
             if ended and (not self._listening or event["value"] == self._peer_fd):
                 self._lost = True
+            if self._door is not None:
+                self._door.note(event["event"], event["value"])
+        if self._door is not None:
+            self._door.thin_out()
 
     def _check(self) -> None:
         """Raise when our peer's connection has ended."""
@@ -212,22 +240,26 @@ class ZmqTransport(MigrationTransport):
             raise PeerLostError(f"{self._name}: the connection to the peer was lost")
 
     def pollables(self) -> list[Any]:
-        return [item for item in (self._socket, self._monitor) if item is not None]
+        door = self._door.answers if self._door is not None else None
+        return [item for item in (self._socket, self._monitor, door) if item is not None]
 
     def shutdown(self, linger_ms: int = 0) -> None:
         sock, self._socket = self._socket, None
         monitor, self._monitor = self._monitor, None
+        door, self._door = self._door, None
         if sock is not None and monitor is not None:
             sock.disable_monitor()
             monitor.close(linger=0)
             sock.close(linger=linger_ms)
+        if door is not None:
+            door.close()
 
 
-def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool) -> None:
+def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool, copy: bool) -> None:
     if kept and len(frame) >= COPY_BELOW_BYTES:
         send_in_place(sock, memoryview(frame), flags)
     else:
-        sock.send(frame, flags, copy=False)
+        sock.send(frame, flags, copy=copy)
 
 
 def _has_message(sock: zmq.Socket[bytes]) -> bool:
@@ -252,9 +284,5 @@ def _probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:
 
     try:
         attempt()
-    except OSError as error:
-        via = f" from {local}" if local else ""
-        raise PeerUnreachableError(
-            f"{name}: nobody answers at {endpoint}{via}: {error.strerror or error}; "
-            "start `parmig receive` there first, and check address, port and firewall"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        raise unreachable(name, endpoint, local, error) from error

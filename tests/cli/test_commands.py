@@ -228,7 +228,7 @@ def test_defaults_of_send_are_those_of_the_configuration(engine: FakeEngine) -> 
 
 
 def test_every_option_of_receive_arrives_in_the_configuration(engine: FakeEngine) -> None:
-    options = "--path 10.0.0.2 --path 10.1.0.2 --data-ports 4700-4731 --insecure --wait 10s"
+    options = "--path 10.0.0.2 --path 10.1.0.2 --data-ports 4700-4731 --insecure --wait 10s --max-state 2GiB"
     assert invoke(*RECEIVE, *options.split()).exit_code == 0
     assert engine.configs == [
         ReceiveConfig(
@@ -237,6 +237,7 @@ def test_every_option_of_receive_arrives_in_the_configuration(engine: FakeEngine
             data_ports=(4700, 4731),
             insecure=True,
             wait_ns=10_000_000_000,
+            max_state_bytes=2 << 30,
         )
     ]
 

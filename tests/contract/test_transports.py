@@ -8,47 +8,75 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 
-from parmig.errors import PeerLostError, PeerUnreachableError, TransportError, UsageError
+from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, UsageError
 from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
 from parmig.transport.registry import open_transport
+from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
+from parmig.transport.tcp_framing import GREETING
 from parmig.units import MIB, NS_PER_S
-from tests.support import next_message, wait_until
+from tests.support import next_message, wait_until, while_pumping
 
-SCHEMES = ["zmq+tcp"]
+SCHEMES = ["zmq+tcp", "zmq+tcp with a token", "tcp"]
 MAX_BYTES = 4 * MIB
 LIMIT_NS = 10 * NS_PER_S
+
+
+TOKEN = bytes(range(16))
 
 
 class Loop:
     """Transports of one scheme in one ZeroMQ context, closed together."""
 
     def __init__(self, scheme: str, stack: ExitStack) -> None:
-        self.scheme = scheme
+        self.scheme, _, with_token = scheme.partition(" with a ")
+        self.token = TOKEN if with_token else b""
+        self.listeners: list[MigrationTransport] = []
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stack = stack
         stack.callback(self.context.term)
 
-    def open(self, name: str = "channel", *, heartbeat: bool = False, max_bytes: int = MAX_BYTES) -> MigrationTransport:
-        endpoint = Endpoint(self.scheme, "127.0.0.1", 0)
-        transport = open_transport(endpoint, self.context, name, heartbeat=heartbeat, max_message_bytes=max_bytes)
+    def open(
+        self,
+        name: str = "channel",
+        *,
+        heartbeat: bool = False,
+        max_bytes: int = MAX_BYTES,
+        token: bytes | None = None,
+    ) -> MigrationTransport:
+        transport = open_transport(
+            Endpoint(self.scheme, "127.0.0.1", 0),
+            self.context,
+            name,
+            heartbeat=heartbeat,
+            max_message_bytes=max_bytes,
+            token=self.token if token is None else token,
+        )
         self._stack.callback(transport.shutdown)
         return transport
 
     def listen(self, **how: bool) -> tuple[MigrationTransport, Endpoint]:
         transport = self.open("listener", **how)
+        self.listeners.append(transport)
         return transport, transport.bind(Endpoint(self.scheme, "127.0.0.1", 0))
 
-    def connect(self, endpoint: Endpoint, **how: bool) -> MigrationTransport:
+    def connect(self, endpoint: Endpoint, *, timeout_ns: int = LIMIT_NS, **how: Any) -> MigrationTransport:
+        """Connect, while the listeners are read as their owners do."""
         transport = self.open("connector", **how)
-        transport.connect(endpoint, timeout_ns=LIMIT_NS)
+        while_pumping(lambda: transport.connect(endpoint, timeout_ns=timeout_ns), self._read_listeners)
         return transport
+
+    def _read_listeners(self) -> None:
+        for listener in self.listeners:
+            assert listener.read(5) is None
 
     def pair(self) -> tuple[MigrationTransport, MigrationTransport, Endpoint]:
         """A listening channel and its accepted peer."""
@@ -80,7 +108,8 @@ import sys, zmq
 from parmig.transport.base import parse_uri
 from parmig.transport.registry import open_transport
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
-transport = open_transport(uri, zmq.Context(), "peer", heartbeat=heartbeat, max_message_bytes=1 << 22)
+token = bytes.fromhex(sys.argv[4])
+transport = open_transport(uri, zmq.Context(), "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token)
 if role == "listen":
     print(transport.bind(uri).port, flush=True)
     while transport.read(1000) is None:
@@ -99,10 +128,12 @@ while True:
 
 
 @contextmanager
-def peer(role: str, endpoint: Endpoint, *, heartbeat: bool = False) -> Iterator[subprocess.Popen[str]]:
+def peer(
+    role: str, endpoint: Endpoint, *, heartbeat: bool = False, token: bytes = b""
+) -> Iterator[subprocess.Popen[str]]:
     """Another process: ``connect`` and echo, ``jam`` (connect, never read), or ``listen`` and echo."""
     with subprocess.Popen(
-        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat)],
+        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat), token.hex()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -180,7 +211,7 @@ def test_what_is_to_be_polled_tells_of_a_message(loop: Loop) -> None:
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> None:
     listener, endpoint = loop.listen(heartbeat=heartbeat)
-    with peer("connect", endpoint, heartbeat=heartbeat) as process:
+    with peer("connect", endpoint, heartbeat=heartbeat, token=loop.token) as process:
         accept_peer(listener)
         assert not lost(listener)
         process.kill()
@@ -191,7 +222,7 @@ def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> N
 
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_connector(loop: Loop, heartbeat: bool) -> None:
-    with peer("listen", Endpoint(loop.scheme, "127.0.0.1", 0), heartbeat=heartbeat) as process:
+    with peer("listen", Endpoint(loop.scheme, "127.0.0.1", 0), heartbeat=heartbeat, token=loop.token) as process:
         assert process.stdout is not None
         connector = loop.connect(
             Endpoint(loop.scheme, "127.0.0.1", int(process.stdout.readline())), heartbeat=heartbeat
@@ -227,19 +258,37 @@ def test_a_loss_wakes_whoever_polls(loop: Loop) -> None:
     wait_until(woken_and_lost, "the loss")
 
 
-def test_a_peer_that_is_stopped_is_lost_on_a_channel_with_heartbeats(loop: Loop) -> None:
-    listener, endpoint = loop.listen(heartbeat=True)
-    with peer("connect", endpoint, heartbeat=True) as process:
+def test_a_peer_that_is_stopped_is_lost_on_a_channel_with_heartbeats() -> None:
+    with ExitStack() as stack:
+        loop = Loop("tcp", stack)
+        listener, endpoint = loop.listen(heartbeat=True)
+        with peer("connect", endpoint, heartbeat=True) as process:
+            accept_peer(listener)
+            listener.write([b"ping"])
+            assert next_message(listener) == [b"ping"]
+            os.kill(process.pid, signal.SIGSTOP)
+            wait_until(lambda: lost(listener), "the loss of a stopped peer", 5)
+
+
+def test_a_peer_that_is_busy_is_not_lost_on_a_channel_with_heartbeats() -> None:
+    """Longer than the limit of silence: the other end is not read meanwhile, and says nothing itself."""
+    with ExitStack() as stack:
+        loop = Loop("tcp", stack)
+        listener, endpoint = loop.listen(heartbeat=True)
+        connector = loop.connect(endpoint, heartbeat=True)
+        connector.write([b"hello"])
         accept_peer(listener)
-        listener.write([b"ping"])
-        assert next_message(listener) == [b"ping"]
-        os.kill(process.pid, signal.SIGSTOP)
-        wait_until(lambda: lost(listener), "the loss of a stopped peer", 5)
+        until_s = time.monotonic() + SILENCE_LIMIT_NS / NS_PER_S + 1
+        while time.monotonic() < until_s:
+            assert listener.read(50) is None
+        assert connector.read() is None
+        listener.write([b"still here"])
+        assert next_message(connector) == [b"still here"]
 
 
 def test_a_jammed_peer_never_blocks_the_writer(loop: Loop) -> None:
     listener, endpoint = loop.listen()
-    with peer("jam", endpoint):
+    with peer("jam", endpoint, token=loop.token):
         accept_peer(listener)
         frame = bytes(64 * 1024)
         with pytest.raises(PeerLostError):  # noqa: PT012  which write it is does not matter
@@ -250,24 +299,44 @@ def test_a_jammed_peer_never_blocks_the_writer(loop: Loop) -> None:
 # -- strangers --------------------------------------------------------------------------------------
 
 
-def test_strangers_do_not_disturb(loop: Loop) -> None:
+def test_nobody_comes_in_after_the_peer(loop: Loop) -> None:
     listener, connector, endpoint = loop.pair()
-    for data in (b"", b"GET / HTTP/1.0\r\n\r\n", os.urandom(4096), b"\xff\0\0\0\0\0\0\0\1\x7f"):
-        with socket.create_connection((endpoint.host, endpoint.port), timeout=10) as stranger:
-            stranger.sendall(data)
-            stranger.shutdown(socket.SHUT_WR)
-            try:
-                while stranger.recv(4096):
-                    pass
-            except ConnectionResetError:
-                pass
-    speaker = loop.connect(endpoint)
-    speaker.write([b"I am your peer"])
-    speaker.shutdown(linger_ms=5000)
+    for _ in range(3):
+        with pytest.raises(OSError):
+            socket.create_connection((endpoint.host, endpoint.port), timeout=0.2).close()
+    with pytest.raises(PeerUnreachableError):
+        loop.connect(endpoint, timeout_ns=NS_PER_S // 5)
     connector.write([b"still here"])
     assert next_message(listener) == [b"still here"]
     listener.write([b"and here"])
     assert next_message(connector) == [b"and here"]
+
+
+def test_strangers_do_not_disturb(loop: Loop) -> None:
+    listener, endpoint = loop.listen()
+    for data in (b"", b"GET / HTTP/1.0\r\n\r\n", os.urandom(4096), b"\xff\0\0\0\0\0\0\0\1\x7f", GREETING + b"\xff" * 8):
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=10) as stranger:
+            with suppress(OSError):  # it may have been shut out already
+                stranger.sendall(data)
+                stranger.shutdown(socket.SHUT_WR)
+            stranger.setblocking(False)
+            wait_until(lambda one=stranger: ended(one, listener), "the end of the stranger's connection")
+    connector = loop.connect(endpoint)
+    connector.write([b"hello"])
+    accept_peer(listener)
+    listener.write([b"and here"])
+    assert next_message(connector) == [b"and here"]
+
+
+def ended(stranger: socket.socket, listener: MigrationTransport) -> bool:
+    """Whether the listener, which is read here, closed the stranger's connection."""
+    assert listener.read(5) is None
+    try:
+        return stranger.recv(4096) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 def test_a_stranger_before_the_peer_is_not_accepted(loop: Loop) -> None:
@@ -281,20 +350,45 @@ def test_a_stranger_before_the_peer_is_not_accepted(loop: Loop) -> None:
     right.write([b"hello"])
     assert next_message(listener) == [b"hello"]
     listener.accept()
-    stranger.write([b"me too"])
-    stranger.shutdown(linger_ms=5000)
+    wait_until(lambda: lost(stranger), "the end of the stranger's connection")
     right.write([b"data"])
     assert next_message(listener) == [b"data"]
     listener.write([b"answer"])
     assert next_message(right) == [b"answer"]
 
 
+def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:
+    """Many connections that say nothing: the peer gets in all the same, and they are shut out then."""
+    listener, endpoint = loop.listen()
+    with ExitStack() as stack:
+        strangers = []
+        for _ in range(200):
+            one = stack.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=10))
+            one.setblocking(False)
+            strangers.append(one)
+            assert listener.read() is None
+        connector = loop.connect(endpoint)
+        connector.write([b"hello"])
+        accept_peer(listener)
+        for one in strangers:
+            wait_until(lambda one=one: ended(one, listener), "the end of the stranger's connection")
+        connector.write([b"data"])
+        assert next_message(listener) == [b"data"]
+
+
 def test_a_message_beyond_the_limit_ends_its_senders_connection_only(loop: Loop) -> None:
-    listener, connector, endpoint = loop.pair()
-    stranger = loop.connect(endpoint)
+    listener, endpoint = loop.listen()
+    stranger, right = loop.connect(endpoint), loop.connect(endpoint)
     stranger.write([bytes(MAX_BYTES + 1)])
-    wait_until(lambda: lost(stranger), "the end of the stranger's connection")
-    connector.write([bytes(MAX_BYTES)])
+
+    def gone() -> bool:
+        assert listener.read() is None
+        return lost(stranger)
+
+    wait_until(gone, "the end of the stranger's connection")
+    right.write([b"hello"])
+    accept_peer(listener)
+    right.write([bytes(MAX_BYTES)])
     assert len(next_message(listener)[0]) == MAX_BYTES
 
 
@@ -322,9 +416,10 @@ def test_nobody_at_an_address_is_told_with_the_address(loop: Loop) -> None:
         loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
 
 
-def test_a_name_that_does_not_exist_is_unreachable(loop: Loop) -> None:
-    with pytest.raises(PeerUnreachableError, match=r"no-such-host\.invalid:4600"):
-        loop.open().connect(Endpoint(loop.scheme, "no-such-host.invalid", 4600), timeout_ns=NS_PER_S // 5)
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "a\u2028b", "x" * 300])
+def test_a_name_that_does_not_exist_is_unreachable(loop: Loop, host: str) -> None:
+    with pytest.raises(PeerUnreachableError, match=f"{host}:4600".replace(".", r"\.")):
+        loop.open().connect(Endpoint(loop.scheme, host, 4600), timeout_ns=NS_PER_S // 5)
 
 
 def test_a_listener_that_never_answers_is_unreachable(loop: Loop) -> None:
@@ -345,26 +440,35 @@ def test_the_local_address_is_used(loop: Loop) -> None:
                 Endpoint(loop.scheme, "127.0.0.1", server.getsockname()[1]), local="127.0.0.9", timeout_ns=NS_PER_S // 5
             )
         server.settimeout(10)
-        for _ in range(2):  # first the probe, then the channel
+        for _ in range(1 if loop.scheme == "tcp" else 2):  # with ZeroMQ first a probe, then the channel
             connection, address = server.accept()
             connection.close()
             assert address[0] == "127.0.0.9"
 
 
 def test_a_port_in_use_is_told(loop: Loop) -> None:
-    with tcp_listener() as (_, port), pytest.raises(TransportError, match=f"127.0.0.1:{port}.*in use.*another port"):
+    """As a refusal, and nothing of it is left that could hang: the context of ZeroMQ ends."""
+    with (
+        tcp_listener() as (_, port),
+        pytest.raises(HostRefusedError, match=f"127.0.0.1:{port}.*in use.*another port") as caught,
+    ):
         loop.open().bind(Endpoint(loop.scheme, "127.0.0.1", port))
+    assert caught.value.exit_code == 3
+    loop.context.term()
 
 
-def test_an_address_that_is_not_ours_cannot_be_listened_on(loop: Loop) -> None:
-    with pytest.raises(TransportError, match=r"cannot listen on .*192\.0\.2\.77"):
-        loop.open().bind(Endpoint(loop.scheme, "192.0.2.77", 0))
+@pytest.mark.parametrize("host", ["192.0.2.77", "no-such-host.invalid", "a..b", "a\u2028b"])
+def test_an_address_that_is_not_ours_cannot_be_listened_on(loop: Loop, host: str) -> None:
+    with pytest.raises(HostRefusedError, match="cannot listen on") as caught:
+        loop.open().bind(Endpoint(loop.scheme, host, 0))
+    assert host in str(caught.value)
 
 
 def test_all_addresses_can_be_listened_on(loop: Loop) -> None:
     listener = loop.open()
     endpoint = listener.bind(Endpoint(loop.scheme, "0.0.0.0", 0))
     assert endpoint.port
+    loop.listeners.append(listener)
     loop.connect(Endpoint(loop.scheme, "127.0.0.1", endpoint.port)).write([b"x"])
     assert next_message(listener) == [b"x"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from parmig.engine.agreement import CAPABILITIES, block_mismatches, check_accept, check_configure
+from parmig.engine.agreement import CAPABILITIES, MAX_TOLD, block_mismatches, check_accept, check_configure, told
 from parmig.engine.messages import Accept, Configure, DataEndpoint
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import GuestRange, RamBlock
@@ -33,8 +33,8 @@ WISH = Configure(
     credit_bytes=6 << 20,
     region_pages=512,
     running=True,
-    switchover_timeout_ns=30 * 10**9,
     verify=False,
+    switchover_timeout_ns=30 * 10**9,
     capabilities=CAPABILITIES,
 )
 END = DataEndpoint("", 1)
@@ -119,3 +119,21 @@ def test_all_mismatches_are_told_together() -> None:
 def test_both_the_size_and_the_page_size_of_a_block_are_told() -> None:
     found = block_mismatches([block("a")], [block("a", 2, page_size_bytes=2 << 20)])
     assert len(found) == 2
+
+
+def test_very_many_mismatches_are_told_in_few_words() -> None:
+    there = [block(f"block{number}") for number in range(1000)]
+    mismatches = block_mismatches(BLOCKS, there)
+    assert len(mismatches) == 1002
+    words = told(mismatches)
+    assert words.endswith(f"; and {1002 - MAX_TOLD} more")
+    assert words.count(";") == MAX_TOLD
+    assert told(mismatches[:2]) == "; ".join(mismatches[:2])
+
+
+def test_regions_that_are_too_many_are_refused() -> None:
+    blocks = (block("pc.ram", 8 << 20),)
+    wish = msgspec.structs.replace(WISH, blocks=blocks, region_pages=64)
+    (found,) = check_configure(wish, INFO, blocks)
+    assert "regions of 64 pages: 33554432 of them" in found
+    assert check_configure(msgspec.structs.replace(wish, region_pages=16384), INFO, blocks) == []

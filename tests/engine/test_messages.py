@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parmig.engine import messages as m
+from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name
 from parmig.ram.blocks import GuestRange, RamBlock
 
@@ -28,8 +29,8 @@ CONFIGURE = m.Configure(
     credit_bytes=6 << 20,
     region_pages=512,
     running=True,
-    switchover_timeout_ns=30 * 10**9,
     verify=False,
+    switchover_timeout_ns=30 * 10**9,
     capabilities=("fence",),
 )
 EXAMPLES = [
@@ -121,12 +122,98 @@ def test_another_version_is_refused_with_both(version: int) -> None:
         {"allocated_bytes": -1},
         {"running": "yes"},
         {"blocks": None},
+        {"blocks": (RamBlock("x" * 256, 4096),)},
+        {"blocks": (BLOCK,) * 1025},
+        {"kind": "x" * 256},
+        {"capabilities": ("x",) * 65},
+        {"switchover_timeout_ns": 0},
     ],
-    ids=str,
+    ids=lambda fields: str(fields)[:40],
 )
 def test_a_wish_out_of_bounds_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ProtocolError, match="malformed"):
         m.decode_control(memoryview(m.encode_control(msgspec.structs.replace(CONFIGURE, **fields))))
+
+
+ACCEPT = EXAMPLES[1]
+
+
+@pytest.mark.parametrize(
+    ("port", "host"),
+    [
+        (-1, ""),
+        (65536, ""),
+        (1 << 63, ""),
+        (1, "x" * 256),
+        (1, "a\u2028b"),
+        (1, "a b"),
+        (1, "a\n"),
+        (1, "\x1b[2J"),
+        (1, "a;tcp://b"),
+    ],
+)
+def test_an_endpoint_that_nobody_can_have_is_refused(port: int, host: str) -> None:
+    for field, value in (("state", m.DataEndpoint(host, port)), ("data", (m.DataEndpoint(host, port),))):
+        accept = msgspec.structs.replace(ACCEPT, **{field: value})
+        with pytest.raises(ProtocolError, match="malformed"):
+            m.decode_control(memoryview(m.encode_control(accept)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [m.Progressed("active\x1b[2J", 1), m.Progressed("asleep", 1), m.Progressed("active\n", 1), m.Digested("no")],
+)
+def test_words_that_are_not_known_are_refused(message: m.ControlMessage) -> None:
+    with pytest.raises(ProtocolError, match="malformed"):
+        m.decode_control(memoryview(m.encode_control(message)))
+
+
+@pytest.mark.parametrize("deep", [b"\x91" * 200_000, b"\x81\xa1a" * 200_000, b"\x81\xa4type" * 100_000])
+def test_a_message_nested_deeply_is_refused(deep: bytes) -> None:
+    preamble = m.encode_control(m.Goodbye())[:12]
+    for body in (deep, b"\x83\xa4type\xa6Refuse\xa6reason" + deep, b"\x82\xa4type\xa6Accept\xa6blocks" + deep):
+        with pytest.raises(ProtocolError, match="malformed"):
+            m.decode_control(memoryview(preamble + body))
+
+
+@given(st.text(max_size=50), st.integers(0, 60))
+def test_text_from_the_peer_can_be_shown(text: str, limit: int) -> None:
+    shown = m.peer_text(text, limit)
+    assert shown.isprintable()
+    assert len(shown) <= limit + 40
+    if text.isprintable() and len(text) <= limit:
+        assert shown == text
+
+
+EVIL = "\x1b]0;owned\x07\r\nparmig: completed\u2028\u202e" + "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.Refuse(EVIL),
+        m.Failure(ErrorReport(type=EVIL, message=EVIL, phase=EVIL)),
+    ],
+    ids=["refuse", "failure"],
+)
+def test_text_is_cleaned_where_it_comes_in(message: m.ControlMessage) -> None:
+    found = m.decode_control(memoryview(m.encode_control(message)))
+    texts = (
+        [found.reason] if isinstance(found, m.Refuse) else [found.error.type, found.error.message, found.error.phase]
+    )  # type: ignore[union-attr]
+    for text in texts:
+        assert text is not None
+        assert text.isprintable()
+        assert len(text) < 4100
+        assert "completed" in text
+
+
+def test_what_is_wrong_with_a_message_is_told_without_its_own_words() -> None:
+    preamble = m.encode_control(m.Goodbye())[:12]
+    with pytest.raises(ProtocolError, match="malformed") as caught:
+        m.decode_control(memoryview(preamble + msgspec.msgpack.encode({"type": EVIL})))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 def test_an_unknown_field_or_message_is_refused() -> None:

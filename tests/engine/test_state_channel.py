@@ -5,21 +5,21 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
-import zmq
 
 from parmig.engine import state_channel
 from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
 from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender
-from parmig.errors import LimitExceededError, PeerLostError, ProtocolError
+from parmig.errors import LimitExceededError, PeerLostError, PeerUnreachableError, ProtocolError, StateError
 from parmig.transport.base import Endpoint
-from parmig.transport.zeromq import ZmqTransport
+from parmig.transport.tcp import TcpTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.support import PATIENCE_S, wait_until
+from tests.support import PATIENCE_S, wait_until, while_pumping
 
 SESSION = b"0123456789abcdef"
 
@@ -29,22 +29,25 @@ class Ends:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        stack.callback(self._context.term)
         self.listener = self._transport("state channel")
-        self.endpoint = self.listener.bind(Endpoint("zmq+tcp", "127.0.0.1", 0))
+        self.endpoint = self.listener.bind(Endpoint("tcp", "127.0.0.1", 0))
         self.early: list[bytes] = []
-        self.receiver = StateReceiver(self.listener, SESSION, self.early.append)
+        self.receiver = StateReceiver(self.listener, SESSION, self.early.append, max_bytes=64 * MIB)
         stack.callback(self.receiver.close)
 
-    def _transport(self, name: str) -> ZmqTransport:
-        transport = ZmqTransport(self._context, name, heartbeat=True, max_message_bytes=4 * MIB)
+    def _transport(self, name: str) -> TcpTransport:
+        transport = TcpTransport(
+            name, heartbeat=False, max_message_bytes=4 * MIB, first_message_bytes=state_channel.HELLO_BYTES
+        )
         self._stack.callback(transport.shutdown)
         return transport
 
-    def connect(self) -> ZmqTransport:
+    def connect(self, timeout_ns: int = 10 * NS_PER_S) -> TcpTransport:
         transport = self._transport("source")
-        transport.connect(self.endpoint, timeout_ns=10 * NS_PER_S)
+        while_pumping(
+            lambda: transport.connect(self.endpoint, timeout_ns=timeout_ns),
+            lambda: [self.receiver.receive(), time.sleep(0.001)],
+        )
         return transport
 
     def sender(self, session: bytes = SESSION) -> StateSender:
@@ -137,12 +140,14 @@ def test_aborting_ends_a_write_that_waits(ends: Ends) -> None:
 
 
 def test_strangers_are_ignored(ends: Ends) -> None:
-    for hello in (b"", b"H", b"H" + SESSION[::-1], b"D" + SESSION):
+    for hello in (b"", b"H", b"H" + SESSION[::-1], b"D" + SESSION, b"H" + SESSION + b"H", b"H" * 100):
         ends.connect().write([hello])
+    ends.connect().write([b"H" + SESSION, b""])
     sender = ends.sender()
     sender.write(b"early")
     ends.receive(5)
-    ends.connect().write([b"D", b"late stranger"])
+    with pytest.raises(PeerUnreachableError):
+        ends.connect(timeout_ns=200 * NS_PER_MS)
     sender.write(b"more")
     ends.receive(9)
     assert ends.early == [b"early", b"more"]
@@ -174,6 +179,45 @@ def test_what_may_not_come_is_refused(ends: Ends, frames: list[bytes]) -> None:
 
     wait_until(refused, "the refusal")
     assert ends.receiver.size_bytes == 0
+
+
+def refuses(ends: Ends) -> StateError:
+    """What the receiver raises in the end."""
+    errors: list[StateError] = []
+
+    def refused() -> bool:
+        try:
+            ends.receiver.receive()
+        except StateError as error:
+            errors.append(error)
+        return bool(errors)
+
+    wait_until(refused, "the refusal")
+    return errors[0]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_more_state_than_is_taken_ends_as_it_arrives(ends: Ends, early: bool) -> None:
+    ends.receiver = StateReceiver(ends.listener, SESSION, ends.early.append, max_bytes=3 * MIB)
+    sender = ends.sender()
+    sender.early = early
+    sender.write(bytes(5 * MIB))
+    assert "--max-state" in str(refuses(ends))
+    assert ends.receiver.size_bytes == 3 * MIB
+    ends.receiver.check_size(3 * MIB)
+    with pytest.raises(StateError, match=r"8 EiB.*takes 3 MiB"):
+        ends.receiver.check_size(1 << 63)
+    ends.receiver.close()
+
+
+def test_state_that_cannot_be_kept_is_told_with_the_place(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(ends.receiver, "_held", full)
+        sender = ends.sender()
+        sender.early = False
+        sender.write(b"x")
+        assert "No space left" in str(error := refuses(ends))
+        assert "TMPDIR" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ class Migration:
         self.sender: MigrationSender | None = None
         self.receiver: MigrationReceiver | None = None
         self.seen: list[Progress] = []
+        self.received_progress: list[Progress] = []
         self._sent: list[Report] = []
         self._received: list[Report] = []
         self._threads: list[threading.Thread] = []
@@ -204,7 +205,9 @@ class Migration:
 
     def _start_receiver(self, guest: HeldGuest) -> None:
         heard: list[str] = []
-        receiver = self.receiver = MigrationReceiver(guest, self._receive, listening=heard.append)
+        receiver = self.receiver = MigrationReceiver(
+            guest, self._receive, listening=heard.append, progress=self.received_progress.append
+        )
         self._thread(lambda: self._received.append(receiver.receive_loop()))
         until(lambda: heard or self._received, "the receiver to listen")
         self.uri = heard[0] if heard else ""

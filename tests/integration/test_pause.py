@@ -164,8 +164,9 @@ def test_a_digest_that_is_said_again_after_hand_over_does_no_harm() -> None:
     with guests(QUICK, hold_destination=["resume"]) as (source, destination), Migration(source, destination) as at:
         destination.gates["resume"].wait()
         assert at.receiver is not None
-        assert at.receiver._digest
-        say(at, m.Digested(at.receiver._digest))
+        assert at.receiver._session is not None
+        assert at.receiver._session.digest
+        say(at, m.Digested(at.receiver._session.digest))
         destination.open_gates()
         assert (at.sent().status, at.sent().source_guest) == ("completed", "moved")
 

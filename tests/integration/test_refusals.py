@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ import pytest
 import zmq
 
 from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine import messages as m
+from parmig.engine import receiver
+from parmig.engine.agreement import CAPABILITIES
+from parmig.engine.control import ControlChannel
 from parmig.engine.report import Report
 from parmig.ram.blocks import BlockMemory
-from parmig.units import MIB, NS_PER_MS
+from parmig.transport.base import parse_uri
+from parmig.transport.tcp import TcpTransport
+from parmig.transport.tcp_framing import GREETING, encode
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.integration.sides import (
     LISTEN,
     Command,
@@ -26,9 +34,9 @@ from tests.integration.sides import (
     Migration,
     allocated_bytes,
     guests,
-    migrate,
     never_ran,
     runs_on,
+    until,
 )
 
 
@@ -68,7 +76,7 @@ def test_a_listener_that_is_no_parmig_is_told() -> None:
             report = migration.sent()
         assert report.error is not None
         assert report.error.type == "PeerUnreachableError"
-        assert "does not speak ZeroMQ" in report.error.message
+        assert "does not speak parmig's protocol" in report.error.message
         runs_on(source)
 
 
@@ -83,12 +91,30 @@ def test_a_listener_that_is_no_parmig_is_told() -> None:
     ],
 )
 def test_other_memory_is_refused_with_every_difference(there: str, words: tuple[str, ...]) -> None:
-    with guests("memory=32MiB,rate=20MiB/s", destination_options=there) as (source, destination):
-        sent, received = migrate(source, destination)
-        refused(sent, *words)
-        refused(received, *words)
+    with (
+        guests("memory=32MiB,rate=20MiB/s", destination_options=there) as (source, destination),
+        HeldGuest(f"{there},rate=20MiB/s") as right,  # type: ignore[attr-defined]
+    ):
+        refused_and_then(source, right, destination, *words)
         runs_on(source)
-        never_ran(destination)
+
+
+def refused_and_then(
+    wrong: HeldGuest, right: HeldGuest, destination: HeldGuest, *words: str, receive: ReceiveConfig | None = None
+) -> None:
+    """The source *wrong* is refused, which the receiver shows; then the same receiver takes *right*."""
+    with Migration(None, destination, receive=receive) as there:
+        with Migration(wrong, None, uri=there.uri) as first:
+            refused(first.sent(), *words)
+        until(lambda: any("refused a source" in one.message for one in there.received_progress), "the refusal")
+        (shown,) = [one.message for one in there.received_progress if "refused a source" in one.message]
+        for word in words:
+            assert word in shown
+        with Migration(right, None, SendConfig(workers=1, verify=True), uri=there.uri) as second:
+            assert (second.sent().error, second.sent().verified) == (None, True)
+        assert there.received().error is None
+    destination.pause(Discard())
+    destination.check()
 
 
 def test_other_block_names_are_refused() -> None:
@@ -97,20 +123,24 @@ def test_other_block_names_are_refused() -> None:
         import msgspec
 
         destination._memory = [BlockMemory(msgspec.structs.replace(memory.block, name="pc.ram"), memory.fd)]
-        sent, received = migrate(source, destination)
-        for report in (sent, received):
-            refused(report, "RAM block 'ram0'", "RAM block 'pc.ram'", "ids must match")
+        with Migration(source, destination) as migration:
+            refused(migration.sent(), "RAM block 'ram0'", "RAM block 'pc.ram'", "ids must match")
+            assert migration.receiver is not None
+            migration.receiver.cancel()
+            report = migration.received()
+        assert report.error is not None
+        assert report.error.type == "CancelledError"
+        assert "RAM block 'pc.ram'" in report.error.message
         runs_on(source)
+        never_ran(destination)
 
 
 def test_too_few_data_ports_are_refused_by_both() -> None:
-    with guests("memory=32MiB") as (source, destination):
-        receive = ReceiveConfig(listen=LISTEN, data_ports=(47010, 47011))
-        with Migration(source, destination, receive=receive) as migration:
-            refused(migration.sent(), "--data-ports 47010-47011", "2 workers")
-            refused(migration.received(), "--data-ports 47010-47011", "2 workers")
+    first, last = _free_ports(2)
+    with guests("memory=32MiB") as (source, destination), HeldGuest("memory=32MiB") as right:  # type: ignore[attr-defined]
+        receive = ReceiveConfig(listen=LISTEN, data_ports=(first, last))
+        refused_and_then(source, right, destination, f"--data-ports {first}-{last}", "2 workers", receive=receive)
         runs_on(source)
-        never_ran(destination)
 
 
 def test_data_ports_that_do_are_used() -> None:
@@ -144,11 +174,25 @@ def test_a_taken_data_port_is_told_to_both() -> None:
         with Migration(
             source, destination, receive=ReceiveConfig(listen=LISTEN, data_ports=(first, last))
         ) as migration:
-            for report in (migration.sent(), migration.received()):
-                assert report.error is not None
-                assert f"127.0.0.1:{first}" in report.error.message
+            refused(migration.sent(), f"127.0.0.1:{first}", "in use")
+            report = migration.received()
+        assert report.error is not None
+        assert (report.error.type, report.exit_code) == ("HostRefusedError", 3)
+        assert f"127.0.0.1:{first}" in report.error.message
         runs_on(source)
         never_ran(destination)
+
+
+@pytest.mark.parametrize("address", ["taken", "zmq+tcp://192.0.2.77:4600", "tcp://no-such-host.invalid:1"])
+def test_a_receiver_that_cannot_listen_says_so_at_once(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"zmq+tcp://127.0.0.1:{taken.getsockname()[1]}" if address == "taken" else address
+        with Command("receive", "--listen", listen, "--insecure", "--guest", GUEST, "--json") as command:
+            code, report = command.end()
+            assert (code, report["error"]["type"]) == (3, "HostRefusedError"), command.errors
+            assert listen.partition("://")[2] in report["error"]["message"]
+            assert len([one for one in command.errors.splitlines() if "cannot listen" in one]) == 1
+            assert "Traceback" not in command.errors
 
 
 @pytest.mark.parametrize("listen", ["zmq+tcp://0.0.0.0:0", "zmq+tcp://[::]:0"])
@@ -201,9 +245,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_destination_without_space_refuses(small_disk: Path) -> None:
     with guests("memory=32MiB,rate=20MiB/s", directory=small_disk) as (source, destination):
-        sent, received = migrate(source, destination)
-        for report in (sent, received):
-            refused(report, "no space at the destination", "32 MiB", "16 MiB")
+        with Migration(source, destination) as migration:
+            refused(migration.sent(), "no space at the destination", "32 MiB", "16 MiB")
         assert allocated_bytes(destination) == 0
         runs_on(source)
         never_ran(destination)
@@ -231,18 +274,19 @@ def test_space_that_runs_out_on_the_way_is_told_with_block_and_cure(small_disk: 
 # -- strangers -----------------------------------------------------------------------------------------
 
 
-def test_garbage_at_every_port_does_not_disturb_a_migration() -> None:
+def test_nobody_reaches_any_port_during_a_migration() -> None:
+    """The control and state ports are closed then; those of the workers answer nobody."""
     before = set(_listening(os.getpid()))
     with guests("memory=32MiB,rate=5MiB/s") as (source, destination):
         config = SendConfig(workers=2, verify=True, max_bandwidth_bytes_per_s=25 * MIB)
         with Migration(source, destination, config) as migration:
             migration.at_round(1)
+            assert set(_listening(os.getpid())) <= before
             ports = [port for pid in migration.receive_workers() for port in _listening(pid)]
-            ports += set(_listening(os.getpid())) - before
-            assert len(ports) == 4  # control, state, and one a worker
-            with zmq.Context() as context:
-                for port in ports:
-                    _send_garbage(context, port)
+            assert len(ports) == 2
+            for port in [*ports, int(migration.uri.rpartition(":")[2])]:
+                with pytest.raises(OSError):
+                    socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
             assert migration.status == "active"
             report = migration.sent()
             assert migration.received().error is None
@@ -255,43 +299,78 @@ def _listening(pid: int) -> list[int]:
     return [one.laddr.port for one in psutil.Process(pid).net_connections("tcp") if one.status == psutil.CONN_LISTEN]
 
 
-def _send_garbage(context: Any, port: int) -> None:
-    for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(100_000), b"\xff" + bytes(8) + b"\x7f"):
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
-            raw.settimeout(0.05)
-            try:
-                raw.sendall(data)
-                raw.recv(1 << 16)
-            except OSError:
-                pass  # closed on us, or silent: both are fine
-    with context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.LINGER, 200)
-        stranger.connect(f"tcp://127.0.0.1:{port}")
-        for frames in (
-            [b""],
-            [b"garbage"],
-            [os.urandom(1000)] * 3,
-            [b"H" + bytes(16)],
-            [b"PARMIG\r\n" + bytes(4) + b"x"],
-        ):
-            stranger.send_multipart(frames)
-        assert not stranger.poll(50)
-
-
 def test_garbage_before_the_source_comes_does_not_disturb_a_receiver() -> None:
     with guests("memory=32MiB,rate=5MiB/s") as (source, destination), Migration(None, destination) as there:
-        with zmq.Context() as context:
-            for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(100_000)):
-                with socket.create_connection(("127.0.0.1", int(there.uri.rpartition(":")[2]))) as raw:
-                    raw.sendall(data)
-            with context.socket(zmq.DEALER) as stranger:
-                stranger.connect(there.uri.removeprefix("zmq+"))
-                for frames in ([b""], [b"garbage"], [b"PARMIG"]):
-                    stranger.send_multipart(frames)
-                assert not stranger.poll(50)
+        port = int(there.uri.rpartition(":")[2])
+        configure = encode([m.encode_control(m.Goodbye())])
+        garbage = [
+            b"GET / HTTP/1.1\r\n\r\n",
+            os.urandom(100_000),
+            b"\xff" + bytes(8) + b"\x7f",
+            GREETING,
+            GREETING + bytes(100_000),
+            GREETING + b"\0\0\0\1\xff\xff\xff\xff",
+            *(GREETING + encode(frames) for frames in ([b""], [b"garbage"], [b"PARMIG"], [b"x"] * 8)),
+            GREETING + encode([configure]),
+            GREETING + encode([m.CONTROL_MAGIC + b"\0\0\0\2" + b"\x91" * 200_000]),
+            GREETING + encode([m.CONTROL_MAGIC + b"\0\0\0\2" + b"\xa5\x1b[2J" * 100]),
+        ]
+        for data in garbage:
+            with socket.create_connection(("127.0.0.1", port)) as raw:
+                raw.sendall(data)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+            stranger.connect(there.uri.removeprefix("zmq+"))
+            for frames in ([b""], [b"garbage"], [b"PARMIG"]):
+                stranger.send_multipart(frames)
+            assert not stranger.poll(50)
+            stranger.close(linger=0)
         with Migration(source, None, uri=there.uri) as here:
             assert here.sent().error is None
         assert there.received().error is None
+        assert all(one.message.isprintable() for one in there.received_progress)
+
+
+def test_a_source_that_is_let_in_and_does_not_connect_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "CONNECT_LIMIT_NS", 500 * NS_PER_MS)
+    with guests("memory=32MiB,rate=5MiB/s") as (source, destination), Migration(None, destination) as there:
+        endpoint = parse_uri(there.uri)
+        for says_more in (False, True):
+            with closing(ControlChannel(TcpTransport("source", heartbeat=True, max_message_bytes=MIB))) as idle:
+                idle.transport.connect(endpoint, timeout_ns=10 * NS_PER_S)
+                idle.write(_wish(destination))
+                assert isinstance(idle.wait("Accept", 20 * NS_PER_S), m.Accept)
+                if says_more:
+                    idle.write(m.HandOver(True))
+                answer = idle.wait("the failure", 20 * NS_PER_S)
+                assert isinstance(answer, m.Failure), answer
+                assert ("HandOver" if says_more else "did not connect") in answer.error.message
+            until(lambda: not there.receiver._pool.pids(), "the end of its workers")  # type: ignore[union-attr]
+        with Migration(source, None, uri=there.uri) as here:
+            assert here.sent().error is None
+        assert there.received().error is None
+        destination.pause(Discard())
+        destination.check()
+
+
+def _wish(guest: HeldGuest) -> m.Configure:
+    info = guest.info()
+    return m.Configure(
+        parmig="0",
+        kind=info.kind,
+        machine=info.machine,
+        blocks=tuple(one.block for one in guest.memory()),
+        allocated_bytes=0,
+        workers=1,
+        transport="zmq",
+        codec="none",
+        batch_bytes=MIB,
+        credit_bytes=6 * MIB,
+        region_pages=512,
+        running=True,
+        verify=False,
+        switchover_timeout_ns=NS_PER_S,
+        capabilities=CAPABILITIES,
+    )
 
 
 # -- the command line ----------------------------------------------------------------------------------
@@ -324,24 +403,26 @@ def test_nobody_listening_ends_with_1() -> None:
         assert (code, report["error"]["type"], report["status"]) == (1, "PeerUnreachableError", "failed")
 
 
-@pytest.mark.parametrize("which", ["send", "receive"])
-def test_another_protocol_version_is_refused_by_name_on_both_sides(which: str) -> None:
-    changed = {which: OTHER_VERSION}
-    with Command(
-        "receive", "--listen", LISTEN, "--guest", GUEST, "--json", prelude=changed.get("receive", "")
-    ) as there:
+def test_another_protocol_version_is_refused_by_name_and_the_right_one_taken_then() -> None:
+    with Command("receive", "--listen", LISTEN, "--guest", GUEST, "--json") as there:
         send = ("send", there.uri(), "--guest", GUEST, "--workers", "2", "--json")
-        with Command(*send, prelude=changed.get("send", "")) as here:
-            for code, report in (here.end(), there.end()):
-                assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), report["error"]
-                assert "protocol version" in report["error"]["message"]
-                assert "99" in report["error"]["message"]
+        with Command(*send, prelude=OTHER_VERSION) as wrong:
+            code, report = wrong.end()
+            assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), report["error"]
+            assert "protocol version 2, this parmig version 99" in report["error"]["message"]
+        there.wait_for("refused a source: the peer speaks protocol version 99, this parmig version 2")
+        with Command(*send) as right:
+            assert (right.end()[0], there.end()[0]) == (0, 0), right.errors + there.errors
 
 
-def test_other_memory_ends_both_commands_with_3() -> None:
-    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=64MiB", "--json") as there:  # noqa: SIM117 - too long on one line
-        with Command("send", there.uri(), "--guest", GUEST, "--json") as here:
-            for code, report in (here.end(), there.end()):
-                assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), report["error"]
-                for word in ("ram0", "32 MiB", "64 MiB"):
-                    assert word in report["error"]["message"]
+def test_other_memory_ends_the_sender_with_3_and_the_receiver_waits_for_the_right_one() -> None:
+    there_has = "synthetic:memory=64MiB"
+    with Command("receive", "--listen", LISTEN, "--guest", there_has, "--json") as there:
+        with Command("send", there.uri(), "--guest", GUEST, "--json") as wrong:
+            code, report = wrong.end()
+            assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), report["error"]
+            for word in ("ram0", "32 MiB", "64 MiB"):
+                assert word in report["error"]["message"]
+        there.wait_for("refused a source: RAM block 'ram0'")
+        with Command("send", there.uri(), "--guest", there_has, "--workers", "1", "--json") as right:
+            assert (right.end()[0], there.end()[0]) == (0, 0), right.errors + there.errors

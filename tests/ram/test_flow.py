@@ -7,22 +7,30 @@ import os
 import random
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import zmq
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
+from parmig.ram.bits import NO_INDEX, Index
+from parmig.ram.blocks import PAGE_BYTES, Pages
+from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import SendChannel
-from parmig.transport.base import Endpoint, parse_uri
-from parmig.transport.zeromq import ZmqTransport
-from parmig.units import NS_PER_MS, NS_PER_S
+from parmig.ram.outlets.channel import ChannelOutlet
+from parmig.ram.regions import cut
+from parmig.transport.base import Buffer, Endpoint, parse_uri
+from parmig.transport.memory import MemoryTransport
+from parmig.transport.zeromq import HIGH_WATER_MESSAGES, ZmqTransport
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.support import mapped, shared_area
 
 SESSION = b"0123456789abcdef"
 BATCH_BYTES = 65536
-CREDIT_BYTES = 4 * 1000
+CREDIT_BYTES = flow.MIN_CREDIT_BYTES
 
 Answer = Callable[[bytes, int], list[bytes]]
 """What a receiving end says to the first frame of a message, the size of which is given too."""
@@ -37,7 +45,7 @@ class Receiver(threading.Thread):
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], answer: Answer) -> None:
         super().__init__()
-        self._transport = ZmqTransport(context, "receiver", heartbeat=False, max_message_bytes=1 << 20)
+        self._transport = ZmqTransport(context, "receiver", max_message_bytes=1 << 20)
         self.endpoint: Endpoint = self._transport.bind(parse_uri("zmq+tcp://127.0.0.1:0"))
         self._answer = answer
         self._stopped = False
@@ -70,7 +78,7 @@ def channel_to(answer: Answer, *, interrupt: Callable[[], None] = lambda: None, 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     receiver = Receiver(context, answer)
     receiver.start()
-    transport = ZmqTransport(context, "sender", heartbeat=False, max_message_bytes=1 << 16)
+    transport = ZmqTransport(context, "sender", max_message_bytes=1 << 16)
     try:
         transport.connect(receiver.endpoint, timeout_ns=10 * NS_PER_S)
         yield SendChannel(transport, "send worker 3", batch_bytes=BATCH_BYTES, interrupt_fd=own, interrupt=interrupt)
@@ -265,6 +273,103 @@ def test_a_wrong_answer_is_refused(kind: int, reply: Callable[[int], bytes], wor
         batch(channel)
         with pytest.raises(ProtocolError, match=f"send worker 3: .*{words}"):
             channel.fence(1)
+
+
+@pytest.mark.parametrize("credit", [0, 1, flow.MIN_CREDIT_BYTES - 1, flow.credit_bytes(BATCH_BYTES) + 1, (1 << 32) - 1])
+def test_a_credit_that_was_not_agreed_is_refused(credit: int) -> None:
+    with (
+        channel_to(lambda frame, size: [flow.welcome(credit)]) as channel,
+        pytest.raises(ProtocolError, match=f"credit of {credit} bytes, agreed"),
+    ):
+        open_(channel)
+
+
+@pytest.mark.parametrize("credit", [flow.MIN_CREDIT_BYTES, flow.credit_bytes(BATCH_BYTES)])
+def test_a_credit_that_was_agreed_is_taken(credit: int) -> None:
+    with channel_to(lambda frame, size: [flow.welcome(credit)]) as channel:
+        open_(channel)
+
+
+def test_batches_in_flight_are_few_however_small_they_are() -> None:
+    """As many as the high-water mark holds and more were within the credit: zero pages, and lz4 at 255 to 1."""
+    well = Well(most_late=1 << 20)
+    most = 0
+
+    def late(frame: bytes, size: int) -> list[bytes]:
+        nonlocal most
+        if frame[0] == flow.HELLO:
+            return well(frame, size)
+        answers = [flow.ack(well.sequence)] if len(well.unacked) >= flow.MAX_UNACKED else []
+        if answers:
+            well.unacked.clear()
+        answers += well(frame, size)
+        most = max(most, len(well.unacked))
+        return answers
+
+    with channel_to(late) as channel:
+        open_(channel)
+        for _ in range(flow.MAX_UNACKED):
+            batch(channel, 16)
+        assert len(channel._unacked) == flow.MAX_UNACKED
+        assert not channel._has_credit(16)
+    assert flow.MAX_UNACKED < HIGH_WATER_MESSAGES
+
+
+class Recorder(MemoryTransport):
+    """A transport whose peer acknowledges everything before it can have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[list[memoryview]] = []
+        self.answers: list[bytes] = []
+
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
+        self.sent.append([memoryview(frame) for frame in frames])
+        self.answers.append(
+            flow.welcome(flow.credit_bytes(MIB)) if len(self.sent) == 1 else flow.ack(len(self.sent) - 1)
+        )
+
+    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+        return [memoryview(self.answers.pop(0))] if self.answers else None
+
+
+@pytest.mark.parametrize("codec_name", ["none", "lz4"])
+def test_pages_lie_in_memory_that_lasts_whatever_the_peer_acknowledges(codec_name: str) -> None:
+    """ZeroMQ may still read them: memory of the guest, or buffers that are never freed."""
+    pages = 2 * MIB // PAGE_BYTES
+    fd = os.eventfd(0)
+    recorder = Recorder()
+    with mapped(pages) as mappings, shared_area(mappings, cut([mappings[0].block], 512)) as shared:
+        mappings[0].pages[:] = np.arange(pages, dtype=np.uint64).astype(np.uint8)[:, None]
+        channel = SendChannel(recorder, "sender", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
+        channel.open(session=SESSION, worker=0, protocol=7, limit_ns=NS_PER_S)
+        outlet = ChannelOutlet(channel, codec(codec_name), mappings, NullTracker(), shared)
+        scattered = np.arange(0, pages, 2)
+        for index in (np.arange(200), scattered[:200], scattered[200:], np.arange(256, 400)) * 5:
+            outlet.emit(0, 1, index, NO_INDEX)
+        channel._drain()  # the last acknowledgements: what was not acknowledged is held anyhow
+        lasting = (mappings[0].pages, *flow._lasting)
+        bounds = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in lasting]
+        seen = 0
+        for frames in recorder.sent[1:]:
+            for frame in frames[1:]:
+                at = np.frombuffer(frame, dtype=np.uint8).ctypes.data
+                assert any(first <= at and at + len(frame) <= end for first, end in bounds)
+                seen += 1
+            del frames[1:]
+        assert seen == 20
+        del lasting, frame, frames
+        recorder.sent.clear()
+    os.close(fd)
+
+
+class NullTracker:
+    """A tracker for what is only sent."""
+
+    needs_copy = False
+
+    def sent(self, block: int, index: Index, copies: Pages | None) -> None:
+        """Not noted."""
 
 
 def test_a_peer_without_a_welcome_is_given_up_by_name() -> None:

@@ -30,7 +30,7 @@ def pair() -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
     with ExitStack() as stack:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
-        ends = [ZmqTransport(context, name, heartbeat=False, max_message_bytes=4 * MIB) for name in ("here", "there")]
+        ends = [ZmqTransport(context, name, max_message_bytes=4 * MIB) for name in ("here", "there")]
         for end in ends:
             stack.callback(end.shutdown)
         ends[1].connect(ends[0].bind(LOOPBACK), timeout_ns=10 * NS_PER_S)
@@ -86,9 +86,9 @@ fd = os.memfd_create("guest")
 os.ftruncate(fd, size)
 memory = mmap.mmap(fd, size)
 memory[-4:] = b"last"
-transport = ZmqTransport(zmq.Context(), "sender", heartbeat=False, max_message_bytes=1 << 16)
+transport = ZmqTransport(zmq.Context(), "sender", max_message_bytes=1 << 16)
 transport.connect(parse_uri(sys.argv[1]), timeout_ns=10**10)
-channel = SendChannel(transport, "sender", batch_bytes=4096, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
+channel = SendChannel(transport, "sender", batch_bytes=size, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
 channel.open(session=bytes(16), worker=0, protocol=1, limit_ns=10**10)
 channel.send_batch([b"head", memoryview(memory)], size, None)
 del channel, memory
@@ -104,7 +104,7 @@ def test_memory_outlives_a_channel_that_ends_while_it_is_read() -> None:
     with ExitStack() as stack:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
-        receiver = ZmqTransport(context, "receiver", heartbeat=False, max_message_bytes=size)
+        receiver = ZmqTransport(context, "receiver", max_message_bytes=size)
         stack.callback(receiver.shutdown)
         command = [sys.executable, "-c", SENDER, str(receiver.bind(LOOPBACK)), str(size)]
         sender = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))

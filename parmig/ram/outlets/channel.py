@@ -82,9 +82,9 @@ class ChannelOutlet(Outlet):
         raw = memoryview(copies.data).cast("B")
         if self._encoder is not None:
             packed = self._encoder.encode(block, index, raw)
-            if packed is not None:
-                self._channel.give_back(buffer)
-                return self._codec_number, [packed], None
+            if packed is not None:  # shorter than what it was made of, so there is room for it
+                raw[: len(packed)] = packed
+                return self._codec_number, [raw[: len(packed)]], buffer
         return 0, [raw], buffer
 
     def fence(self, round_: int) -> None:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is let in at the control port, and what must hold before: nothing here touches a guest.
+
+A stranger can neither end, hold nor starve a receiver that waits: what is no message is dropped, a source that does
+not fit is told why and sent away, and the port goes on listening.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from parmig.engine import messages
+from parmig.engine.control import ControlChannel
+from parmig.engine.messages import Configure
+from parmig.errors import ProtocolError, UsageError
+from parmig.ram.blocks import BlockMemory
+from parmig.transport.base import Endpoint
+from parmig.transport.registry import open_control
+from parmig.transport.tcp import TcpTransport
+from parmig.units import NS_PER_S, format_size
+
+TELL_EVERY_NS = NS_PER_S
+"""Refusals are shown at most so often: whoever reaches the port can cause them."""
+
+
+class Admission:
+    """The control port until a source was let in.
+
+    Args:
+        endpoint: where to listen; port 0 takes a free one.
+        tell: shows a line to the user.
+
+    Attributes:
+        endpoint: where it listens, with the actual port.
+        refused: why a source was refused last; empty if none was.
+    """
+
+    def __init__(self, endpoint: Endpoint, tell: Callable[[str], None]) -> None:
+        self.endpoint = endpoint
+        self.refused = ""
+        self._tell = tell
+        self._told_ns = 0
+        self._transport: TcpTransport | None = None
+
+    def listen(self) -> None:
+        """Listen, again if need be, at the same port.
+
+        Raises:
+            HostRefusedError: the address cannot be listened on.
+        """
+        self._transport = open_control(
+            self.endpoint,
+            "control channel",
+            heartbeat=True,
+            max_message_bytes=messages.MAX_CONTROL_BYTES,
+            first_message_bytes=messages.MAX_CONFIGURE_BYTES,
+        )
+        self.endpoint = self._transport.bind(self.endpoint)
+
+    def pollables(self) -> list[Any]:
+        """What to poll while listening."""
+        return self._transport.pollables() if self._transport is not None else []
+
+    def hear(self) -> Configure | None:
+        """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
+        assert self._transport is not None
+        frames = self._transport.read()
+        if frames is None or len(frames) != 1 or messages.peer_version(frames[0]) is None:
+            return None  # nobody, or a stranger, who is forgotten by the next read
+        try:
+            message = messages.decode_control(frames[0])
+            if isinstance(message, Configure):
+                return message
+            raise ProtocolError(f"the source began with {type(message).__name__}")
+        except ProtocolError as error:
+            self.refuse(str(error))
+            return None
+
+    def refuse(self, reason: str) -> None:
+        """Tell the source why it is not let in, and the user."""
+        assert self._transport is not None
+        self._transport.turn_away([messages.encode_control(messages.Refuse(reason))])
+        self.refused = reason
+        self.tell(f"refused a source: {reason}")
+
+    def tell(self, line: str) -> None:
+        """Show a line, not too often."""
+        now = time.monotonic_ns()
+        if now - self._told_ns >= TELL_EVERY_NS:
+            self._told_ns = now
+            self._tell(line)
+
+    def admit(self) -> ControlChannel:
+        """The source that was heard last is the peer; the port is closed. The channel is the caller's."""
+        assert self._transport is not None
+        transport, self._transport = self._transport, None
+        transport.accept()
+        return ControlChannel(transport)
+
+    def close(self) -> None:
+        """Listen no more. What was said last still leaves."""
+        if self._transport is not None:
+            self._transport.shutdown()
+            self._transport = None
+
+
+def told_host(host: str) -> str:
+    """What the source is told of an address listened on: nothing for a wildcard, it knows how it reached us."""
+    return "" if host in ("*", "0.0.0.0", "[::]") else host
+
+
+def check_exposure(host: str, *, insecure: bool) -> None:
+    """Refuse to listen beyond this host without keys, unless told otherwise."""
+    bare = host.strip("[]")
+    if insecure:
+        return
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(bare, None)} if bare not in ("*", "") else {"0.0.0.0"}
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot resolve {host!r} to listen on: {error}") from error
+    if not all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses):
+        raise UsageError(
+            f"{host} is not a loopback address: anyone who reaches it could send a guest, unencrypted; "
+            "use a trusted network and say --insecure, or listen on 127.0.0.1 behind a tunnel"
+        )
+
+
+def lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
+    """Whether the configured data ports do for so many workers."""
+    first, last = ports
+    if not first or last - first + 1 > workers:
+        return []
+    return [
+        f"--data-ports {first}-{last} of the destination are too few: {workers} workers and device state need one each"
+    ]
+
+
+def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:
+    """Whether the file systems of the memory files can take what the source has allocated."""
+    fds = {(os.fstat(one.fd).st_dev, os.fstat(one.fd).st_ino): one.fd for one in memory}
+    allocated = sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
+    needed = min(wish.allocated_bytes, sum(block.size_bytes for block in wish.blocks)) - allocated
+    found = []
+    by_device: dict[int, Any] = {os.fstat(fd).st_dev: os.fstatvfs(fd) for fd in fds.values()}
+    if all(space.f_blocks for space in by_device.values()):  # memfd has no limit of its own
+        free = sum(space.f_bavail * space.f_frsize for space in by_device.values())
+        if needed > free:
+            found.append(
+                f"no space at the destination: the guest needs {format_size(needed)} more in its memory files, "
+                f"their file system has {format_size(free)} free"
+            )
+    return found

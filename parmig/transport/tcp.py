@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tcp://``: one TCP connection a channel, with framing and bounds of our own. Carries control and device state.
+
+A listening channel takes the first message of anybody, and nothing more: at most :data:`MAX_STRANGERS` connections wait
+to say theirs, each for :data:`FIRST_MESSAGE_NS` and within a few bytes; the oldest makes room for the newest. Each call
+does a bounded amount of work, whoever floods the port. ``accept`` closes the port: from then on the kernel refuses
+strangers, and they cost nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
+from parmig.transport.base import Buffer, Endpoint, MigrationTransport, unreachable
+from parmig.transport.tcp_connection import Connection
+from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
+
+SCHEME = "tcp"
+
+MAX_STRANGERS = 64
+FIRST_MESSAGE_NS = 2 * NS_PER_S
+ACCEPTS_A_TURN = 16
+BACKLOG = 256
+NO_DESCRIPTORS_NS = 100 * NS_PER_MS
+"""So long nobody is let in after descriptors ran out: the port would be ready all the time."""
+
+_RETRY_S = 0.1
+_EVENTS = 2 * MAX_STRANGERS
+
+
+class TcpTransport(MigrationTransport):
+    """One channel over TCP.
+
+    Args:
+        name: what errors call this channel.
+        heartbeat: keep-alives both ways: a stopped process and a vanished host are noticed.
+        max_message_bytes: larger frames from the peer end the connection.
+        first_message_bytes: (listening) what a stranger may say before it is accepted.
+    """
+
+    def __init__(self, name: str, *, heartbeat: bool, max_message_bytes: int, first_message_bytes: int = MIB) -> None:
+        self._name = name
+        self._heartbeat = heartbeat
+        self._max_message_bytes = max_message_bytes
+        self._first_message_bytes = first_message_bytes
+        self._epoll: select.epoll | None = None
+        self._listener: socket.socket | None = None
+        self._shut_until_ns = 0
+        self._strangers: dict[int, tuple[Connection, int]] = {}  # by descriptor, oldest first, with their time limits
+        self._leaving: set[int] = set()
+        self._last: Connection | None = None
+        self._peer: Connection | None = None
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def bind(self, endpoint: Endpoint) -> Endpoint:
+        host = "" if endpoint.host == "*" else endpoint.host.strip("[]")
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                host or "0.0.0.0", endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self._listener = socket.create_server(
+                address[:2],
+                family=family,
+                backlog=BACKLOG,
+                dualstack_ipv6=host == "::",
+            )
+        except (OSError, UnicodeError) as error:
+            number = getattr(error, "errno", None)
+            why = os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
+            raise HostRefusedError(
+                f"cannot listen on {endpoint}: {why}; choose another port or a local address"
+            ) from error
+        self._listener.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        return Endpoint(endpoint.scheme, endpoint.host, self._listener.getsockname()[1])
+
+    def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
+        deadline = time.monotonic() + timeout_ns / NS_PER_S
+        address = (endpoint.host.strip("[]"), endpoint.port)
+        source = (local.strip("[]"), 0) if local else None
+        while True:
+            left_s = max(0.1, deadline - time.monotonic())
+            answered = False
+            try:
+                sock = socket.create_connection(address, timeout=left_s, source_address=source)
+                answered = True
+                if _hear_greeting(sock, deadline):
+                    break
+                why = None
+            except (OSError, UnicodeError) as error:
+                why = error
+            # Refused: the receiver may be starting. Ended without a word: it had too many strangers at once.
+            again = isinstance(why, (ConnectionRefusedError, ConnectionResetError)) or (answered and why is None)
+            if not again or time.monotonic() + _RETRY_S > deadline:
+                if answered:
+                    raise PeerUnreachableError(
+                        f"{self._name}: {endpoint} answers, but does not speak parmig's protocol; "
+                        "is it a parmig receiver of the same version?"
+                    ) from why
+                raise unreachable(self._name, endpoint, local, why) from why
+            time.sleep(_RETRY_S)
+        self._peer = Connection(sock, self._inbox(MAX_FRAMES * self._max_message_bytes))
+        self._peer.inbox.feed(GREETING)  # heard above
+        self._peer.settle(beats=self._heartbeat)
+        self._epoll = select.epoll()
+        self._epoll.register(self._peer, select.EPOLLIN)
+
+    def _inbox(self, max_message_bytes: int) -> Inbox:
+        return Inbox(self._max_message_bytes, max_message_bytes)
+
+    # -- messages -------------------------------------------------------------------------------
+
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
+        self._open_epoll()
+        if self._peer is None:
+            raise PeerLostError(f"{self._name}: nobody was accepted yet")
+        if self._peer.ended:
+            raise self._lost(self._peer)
+        try:
+            self._peer.write(encode(frames))
+        except PeerLostError as error:
+            raise PeerLostError(f"{self._name}: cannot send: {error}") from error
+
+    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+        epoll = self._open_epoll()
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            message = self._hear_peer(self._peer) if self._peer is not None else self._hear_strangers(epoll)
+            if message is not None:
+                return message
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            epoll.poll(min(left_s, 0.1))
+
+    def _open_epoll(self) -> select.epoll:
+        if self._epoll is None:
+            raise PeerLostError(f"{self._name}: the channel is closed")
+        return self._epoll
+
+    def _hear_peer(self, peer: Connection) -> list[memoryview] | None:
+        message = peer.read()
+        if message is None and peer.ended:
+            raise self._lost(peer)
+        return message
+
+    def _lost(self, peer: Connection) -> PeerLostError:
+        return PeerLostError(f"{self._name}: the connection to the peer was lost: {peer.ended}")
+
+    # -- strangers ------------------------------------------------------------------------------
+
+    def _hear_strangers(self, epoll: select.epoll) -> list[memoryview] | None:
+        """The first message of some connection; one round over those that are ready."""
+        if self._last is not None:
+            self._drop(self._last)  # nobody accepted it
+            self._last = None
+        now = time.monotonic_ns()
+        for connection, until_ns in list(self._strangers.values()):
+            if until_ns > now:
+                break
+            self._drop(connection)
+        if self._shut_until_ns and now >= self._shut_until_ns and self._listener is not None:
+            self._shut_until_ns = 0
+            epoll.register(self._listener, select.EPOLLIN)
+        for fd, _ in epoll.poll(0, _EVENTS):
+            if fd not in self._strangers:
+                self._let_in(epoll)
+                continue
+            connection, _ = self._strangers[fd]
+            if fd in self._leaving:
+                connection.drop_input()
+                message = None
+            else:
+                message = connection.read()
+            if message is not None:
+                self._last = connection
+                return message
+            if connection.ended:
+                self._drop(connection)
+        return None
+
+    def _let_in(self, epoll: select.epoll) -> None:
+        assert self._listener is not None
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._drop_strangers()
+                    epoll.unregister(self._listener)
+                    self._shut_until_ns = time.monotonic_ns() + NO_DESCRIPTORS_NS
+                    return
+                continue  # it ended before it was let in
+            while len(self._strangers) >= MAX_STRANGERS:
+                self._drop(next(iter(self._strangers.values()))[0])
+            connection = Connection(sock, self._inbox(self._first_message_bytes))
+            self._strangers[sock.fileno()] = (connection, time.monotonic_ns() + FIRST_MESSAGE_NS)
+            epoll.register(sock, select.EPOLLIN)
+            try:
+                connection.greet()
+            except PeerLostError:
+                self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self._strangers.pop(connection.fileno(), None)
+        self._leaving.discard(connection.fileno())
+        connection.close()  # which takes it out of the epoll descriptor, too
+
+    def _drop_strangers(self, but: Connection | None = None) -> None:
+        for connection, _ in list(self._strangers.values()):
+            if connection is not but:
+                self._drop(connection)
+
+    def turn_away(self, frames: Sequence[Buffer]) -> None:
+        """(listening side) Answer the sender of the message read last, and be done with it."""
+        connection, self._last = self._last, None
+        if connection is None:
+            return
+        try:
+            connection.write(encode(frames))
+        except PeerLostError:
+            self._drop(connection)
+            return
+        connection.say_no_more()
+        self._leaving.add(connection.fileno())  # until it has closed, or its time is up
+
+    def accept(self) -> None:
+        peer, self._last = self._last, None
+        if peer is None:
+            raise PeerLostError(f"{self._name}: nobody is there to be accepted")
+        self._drop_strangers(but=peer)
+        self._strangers.clear()
+        self._leaving.clear()
+        self._close_port()
+        peer.inbox.max_message_bytes = MAX_FRAMES * self._max_message_bytes
+        peer.settle(beats=self._heartbeat)
+        self._peer = peer
+
+    def _close_port(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    # -- polling and the end --------------------------------------------------------------------
+
+    def pollables(self) -> list[Any]:
+        return [self._epoll.fileno()] if self._epoll is not None else []
+
+    def shutdown(self, linger_ms: int = 0) -> None:
+        self._drop_strangers()
+        self._close_port()
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            peer.close(linger_ms)
+        epoll, self._epoll = self._epoll, None
+        if epoll is not None:
+            epoll.close()
+
+
+def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
+    """Greet and wait for the greeting; False when the other end closed without one.
+
+    Raises:
+        OSError: it did not come in time, or is another; the socket is closed.
+    """
+    heard = b""
+    try:
+        sock.sendall(GREETING)
+        while len(heard) < len(GREETING):
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            data = sock.recv(len(GREETING) - len(heard))
+            if not data:
+                sock.close()
+                return False
+            heard += data
+    except OSError:
+        sock.close()
+        raise
+    if heard != GREETING:
+        sock.close()
+        raise OSError(errno.EPROTO, "no greeting of parmig")
+    return True

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may come in at a listening ZeroMQ channel: one peer, by a token, and nobody after it.
+
+ZeroMQ would queue messages of anybody. Here strangers end in the handshake: the channel asks for a password (ZMTP's
+PLAIN), which this answers for (ZAP, RFC 27). Until the peer is in, at most :data:`MAX_STRANGERS` connections stand in
+the door, the oldest makes room for the newest, and each has :data:`HANDSHAKE_MS`. Afterwards the kernel drops whatever
+knocks: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a filter is set instead.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+
+from parmig import linux
+
+HANDSHAKE_MS = 2000
+MAX_STRANGERS = 8
+"""Each can make libzmq keep one message of the largest size during its handshake."""
+
+_USER = b"parmig"
+_ANSWERS_A_TURN = 64
+_VERSION, _REQUEST, _MECHANISM, _NAME, _PASSWORD = 0, 1, 5, 6, 7  # frames of a ZAP request
+
+
+def show_token(sock: zmq.Socket[bytes], token: bytes) -> None:
+    """(connecting) Say *token* in the handshake."""
+    sock.setsockopt(zmq.PLAIN_USERNAME, _USER)
+    sock.setsockopt(zmq.PLAIN_PASSWORD, token.hex().encode())
+
+
+class Door:
+    """The door of one listening socket, before it is bound.
+
+    Args:
+        context: of the socket; one door for each context.
+        sock: not bound yet; used, not owned.
+        token: what the peer must say; empty: anybody may knock.
+
+    Attributes:
+        answers: to be polled too; None where nothing is asked.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], sock: zmq.Socket[bytes], token: bytes) -> None:
+        self._password = token.hex().encode()
+        self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
+        self._listener = -1
+        self._shut = False
+        self.answers: zmq.Socket[bytes] | None = None
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if token:
+            self.answers = context.socket(zmq.REP)
+            self.answers.setsockopt(zmq.LINGER, 0)
+            self.answers.bind("inproc://zeromq.zap.01")
+            sock.setsockopt(zmq.PLAIN_SERVER, 1)
+            sock.setsockopt(zmq.ZAP_DOMAIN, b"parmig")
+
+    def answer(self) -> None:
+        """Answer the handshakes that wait for it."""
+        if self.answers is None:
+            return
+        for _ in range(_ANSWERS_A_TURN):
+            try:
+                request = self.answers.recv_multipart(zmq.DONTWAIT)
+            except zmq.ZMQError:
+                return
+            known = (
+                not self._shut
+                and len(request) == _PASSWORD + 1
+                and request[_MECHANISM] == b"PLAIN"
+                and request[_NAME] == _USER
+                and hmac.compare_digest(request[_PASSWORD], self._password)
+            )
+            code, words = (b"200", b"") if known else (b"400", b"not known here")
+            self.answers.send_multipart([request[_VERSION], request[_REQUEST], code, words, b"", b""])
+
+    def note(self, event: int, fd: int) -> None:
+        """Take note of an *event* of the socket's monitor."""
+        if event == zmq.EVENT_LISTENING:
+            self._listener = fd
+        elif event == zmq.EVENT_ACCEPTED:
+            self._strangers[fd] = _other_end(fd)
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._strangers.pop(fd, None)
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        if self.answers is not None:
+            self.answers.close(linger=0)
+
+    def thin_out(self) -> None:
+        """Shut out who is too many; all events so far were noted."""
+        while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
+            fd = next(iter(self._strangers))
+            _shut_out(fd, self._strangers.pop(fd))
+
+    def shut(self, peer_fd: int) -> None:
+        """The peer is in: everybody else goes, and nobody comes."""
+        self._shut = True
+        with _connection(self._listener) as listener:
+            linux.drop_all_packets(listener)
+        self._strangers.pop(peer_fd, None)
+        self.thin_out()
+
+
+@contextmanager
+def _connection(fd: int) -> Iterator[socket.socket]:
+    """The socket *fd*, which libzmq owns, by a descriptor of our own.
+
+    Raises:
+        OSError: it has ended meanwhile; the number may be that of something else.
+    """
+    own = os.dup(fd)
+    try:
+        sock = socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise
+    with sock:
+        yield sock
+
+
+def _other_end(fd: int) -> Any:
+    """The address of the peer of the connection *fd*; None where it has ended meanwhile."""
+    try:
+        with _connection(fd) as sock:
+            return sock.getpeername()
+    except OSError:
+        return None
+
+
+def _shut_out(fd: int, address: Any) -> None:
+    """End the connection *fd*, if it still is the one to *address*: its number may be another's by now."""
+    try:
+        with _connection(fd) as sock:
+            if address is not None and sock.getpeername() == address:
+                sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
