@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Linux in huge pages: moved, saved and restored, and memory that it never touched stays unallocated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.huge import HUGE_BYTES, hugetlbfs, more_huge_pages
+from tests.qemu.machines import MIB, QemuMachine
+from tests.qemu.test_migration import goes_on, move
+from tests.qemu.test_snapshot_qemu import begins_where, restore, save
+
+pytestmark = pytest.mark.qemu
+
+MEMORY_BYTES = 192 * MIB
+PAGES = MEMORY_BYTES // HUGE_BYTES
+KINDS = ["hugetlbfs", "hugetlbfs,prealloc", "memfd", "memfd,prealloc"]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A hugetlbfs with room for two guests."""
+    with more_huge_pages(2 * PAGES), hugetlbfs(tmp_path) as path:
+        yield path
+
+
+def machine(initrd: Path, directory: Path, kind: str, name: str, *, incoming: bool = False) -> QemuMachine:
+    where = f"memory-backend-file,mem-path={directory}/{name}"
+    if kind.startswith("memfd"):
+        where = "memory-backend-memfd,hugetlb=on,hugetlbsize=2M"
+    prealloc = "on" if kind.endswith("prealloc") else "off"
+    backend = f"{where},id=ram0,size={MEMORY_BYTES},share=on,prealloc={prealloc}"
+    return QemuMachine(
+        initrd,
+        memory=["-machine", "pc,memory-backend=ram0", "-object", backend],
+        memory_bytes=MEMORY_BYTES,
+        incoming=incoming,
+        rate=0 if incoming else 10,
+    )
+
+
+def exists(guest: QemuMachine) -> int:
+    """Huge pages that the guest's memory file has."""
+    for line in Path(f"/proc/{guest.pid}/maps").read_text().splitlines():
+        span, _, _, _, inode, *_ = line.split()
+        path = f"/proc/{guest.pid}/map_files/{'-'.join(part.lstrip('0') or '0' for part in span.split('-'))}"
+        if inode != "0" and os.path.exists(path) and os.stat(path).st_size == MEMORY_BYTES:
+            return os.stat(path).st_blocks * 512 // HUGE_BYTES
+    raise AssertionError("QEMU maps no such memory")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_linux_in_huge_pages_is_moved_and_nothing_is_allocated_for_it(
+    initrd: Path, directory: Path, kind: str
+) -> None:
+    with (
+        machine(initrd, directory, kind, "a") as source,
+        machine(initrd, directory, kind, "b", incoming=True) as destination,
+    ):
+        if kind.startswith("memfd") and source.version() >= (8, 1):
+            pytest.skip("QEMU from 8.1 on sends memory without a name itself")
+        source.wait_for_serial("TICK 2 ")
+        before = exists(source)
+        assert (before == PAGES) == kind.endswith("prealloc")
+        report = move(source, destination, "--workers", "2")
+        assert report["tracker"] == "pagemap"
+        assert report["guest"]["page_size_bytes"] == HUGE_BYTES
+        goes_on(source, destination)
+        assert source.ask("query-status")["status"] == "postmigrate"
+        if not kind.endswith("prealloc"):
+            assert before <= exists(source) < PAGES
+            assert report["ram"]["skipped_pages"] > 0
+            assert exists(destination) < PAGES
+        assert source.tracked_mappings() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_linux_in_huge_pages_is_saved_and_restored(
+    initrd: Path, directory: Path, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("shelf") / "s"
+    with machine(initrd, directory, kind, "a") as source:
+        if kind.startswith("memfd") and source.version() >= (8, 1):
+            pytest.skip("QEMU from 8.1 on sends memory without a name itself")
+        source.wait_for_serial("TICK 2 ")
+        saved = save(source, path)
+        source.wait_for_ticks(2)
+        untouched = PAGES - exists(source)
+    (directory / "a").unlink(missing_ok=True)
+    with machine(initrd, directory, kind, "b", incoming=True) as copy:
+        restore(copy, path)
+        begins_where(copy, saved)
+        if not kind.endswith("prealloc"):
+            assert untouched > 0
+            assert exists(copy) < PAGES
+        if kind != "hugetlbfs":
+            return
+        # What was restored is cold: QEMU has mapped little of it. It is moved all the same.
+        with machine(initrd, directory, kind, "c", incoming=True) as third:
+            move(copy, third, "--workers", "2")
+            goes_on(copy, third)
