@@ -73,20 +73,22 @@ def in_the_pause(
     source: QemuMachine, initrd: Path, tmp_path: Path, *options: str, resume: bool = False, prelude: str = ""
 ) -> Iterator[tuple[Sender, HeldReceiver, QemuMachine]]:
     """A sender whose destination is held with its state loaded, or, with *resume*, with the guest handed over."""
-    with QemuMachine(initrd, memory_bytes=256 * MIB, incoming=True) as destination:
-        with open_qemu(destination.socket, incoming=True) as guest:
-            assert isinstance(guest, QemuGuest)
-            receiver = HeldReceiver(guest, resume=resume)
-            receiver.start()
-            try:
-                uri = receiver.uris.get(timeout=20)
-                with Sender(source, uri, tmp_path, "--workers", "1", *options, prelude=prelude) as here:
-                    assert receiver.loading.wait(60), "the destination never loaded the state"
-                    assert not runs(source)
-                    yield here, receiver, destination
-            finally:
-                receiver.release.set()
-                receiver.join(30)
+    with (
+        QemuMachine(initrd, memory_bytes=256 * MIB, incoming=True) as destination,
+        open_qemu(destination.socket, incoming=True) as guest,
+    ):
+        assert isinstance(guest, QemuGuest)
+        receiver = HeldReceiver(guest, resume=resume)
+        receiver.start()
+        try:
+            uri = receiver.uris.get(timeout=20)
+            with Sender(source, uri, tmp_path, "--workers", "1", *options, prelude=prelude) as here:
+                assert receiver.loading.wait(60), "the destination never loaded the state"
+                assert not runs(source)
+                yield here, receiver, destination
+        finally:
+            receiver.release.set()
+            receiver.join(30)
 
 
 def runs(machine: QemuMachine) -> bool:
@@ -116,7 +118,7 @@ def test_a_signal_to_the_senders_group_in_the_pause_lets_the_source_run(
             assert (code, report["error"]["type"], report["source_guest"]) == (130, "CancelledError", "running")
         else:
             assert code == -number
-            assert "the guest is set right" in here.guardian_log()
+            wait_until(lambda: "the guest is set right" in here.guardian_log(), 10, "the guardian's success")
         receiver.release.set()
         receiver.join(30)
         assert receiver.report is not None
@@ -180,7 +182,7 @@ def test_a_sender_killed_as_soon_as_it_changed_settings_leaves_them_as_they_were
         with Sender(linux_guest, there.uri(), tmp_path, prelude=prelude) as here:
             assert here.end()[0] == -signal.SIGKILL
         as_before(linux_guest, settings)
-        assert "the guest is set right" in here.guardian_log()
+        wait_until(lambda: "the guest is set right" in here.guardian_log(), 10, "the guardian's success")
 
 
 @pytest.mark.parametrize("command", ["stop", "cont"])

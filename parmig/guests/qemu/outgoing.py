@@ -154,7 +154,7 @@ class Outgoing:
         begun()
         stopped_ns = None
         for event in self._pump(sink, GuestError):
-            if event.name == "STOP":
+            if event.name == "STOP" and self._was_running:  # else it is an older one, of whoever had paused the guest
                 stopped_ns = event.at_ns
                 self._at_stop = self._qmp.submit("query-status")  # not waited for here: it has time
             elif event.name == "RESUME":

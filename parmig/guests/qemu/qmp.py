@@ -137,6 +137,8 @@ class Qmp:
             raise GuestError(f"{doing}: QEMU at {self.path} (process {self.peer_pid}) is gone: {self._lost}")
 
     def _check_aborted(self, doing: str) -> None:
+        if self._loop.is_closed():
+            raise GuestError(f"{doing}: the session with QEMU at {self.path} was closed")
         if self._aborted:
             raise GuestError(f"{doing}: given up; QEMU at {self.path} (process {self.peer_pid}) had not answered")
 
