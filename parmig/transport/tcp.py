@@ -172,9 +172,9 @@ class TcpTransport(MigrationTransport):
         if self._shut_until_ns and now >= self._shut_until_ns and self._listener is not None:
             self._shut_until_ns = 0
             epoll.register(self._listener, select.EPOLLIN)
-        for fd, _ in epoll.poll(0, _EVENTS):
+        ready = [fd for fd, _ in epoll.poll(0, _EVENTS)]
+        for fd in ready:
             if fd not in self._strangers:
-                self._let_in(epoll)
                 continue
             connection, _ = self._strangers[fd]
             if fd in self._leaving:
@@ -187,6 +187,9 @@ class TcpTransport(MigrationTransport):
                 return message
             if connection.ended:
                 self._drop(connection)
+        # Those who have spoken were heard; only now others may push them out.
+        if self._listener is not None and self._listener.fileno() in ready:
+            self._let_in(epoll)
         return None
 
     def _let_in(self, epoll: select.epoll) -> None:

@@ -175,8 +175,10 @@ class ZmqTransport(MigrationTransport):
         sock = self._open_socket
         deadline = time.monotonic_ns() + timeout_ms * NS_PER_MS
         while True:
-            if self._door is not None:
+            if self._door is not None and self._peer is None:
+                self._drain_monitor()  # who is there, before anyone is answered or shut out
                 self._door.answer()
+                self._door.thin_out()
             lost = self._lost
             if _has_message(sock):
                 message = self._admit(sock.recv_multipart(_LAST, copy=False))
@@ -229,8 +231,6 @@ class ZmqTransport(MigrationTransport):
                 self._lost = True
             if self._door is not None:
                 self._door.note(event["event"], event["value"])
-        if self._door is not None:
-            self._door.thin_out()
 
     def _check(self) -> None:
         """Raise when our peer's connection has ended."""

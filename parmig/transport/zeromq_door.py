@@ -3,7 +3,7 @@
 
 ZeroMQ would queue messages of anybody. Here strangers end in the handshake: the channel asks for a password (ZMTP's
 PLAIN), which this answers for (ZAP, RFC 27). Until the peer is in, at most :data:`MAX_STRANGERS` connections stand in
-the door, the oldest makes room for the newest, and each has :data:`HANDSHAKE_MS`. Afterwards the kernel drops whatever
+the door, the oldest makes room for the newest, each has :data:`HANDSHAKE_MS`. Afterwards the kernel drops whatever
 knocks: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a filter is set instead.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hmac
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +20,14 @@ from typing import Any
 import zmq
 
 from parmig import linux
+from parmig.units import NS_PER_MS
 
 HANDSHAKE_MS = 2000
-MAX_STRANGERS = 8
-"""Each can make libzmq keep one message of the largest size during its handshake."""
+MAX_STRANGERS = 32
+"""Each can make libzmq keep what it sends in its handshake, one message of the largest size at most."""
+
+HELLO_NS = 500 * NS_PER_MS
+"""For the peer to say hello after its token was found right."""
 
 _USER = b"parmig"
 _ANSWERS_A_TURN = 64
@@ -52,6 +57,8 @@ class Door:
         self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
         self._listener = -1
         self._shut = False
+        self._kept: frozenset[int] = frozenset()
+        self._kept_until_ns = 0
         self.answers: zmq.Socket[bytes] | None = None
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if token:
@@ -77,6 +84,8 @@ class Door:
                 and request[_NAME] == _USER
                 and hmac.compare_digest(request[_PASSWORD], self._password)
             )
+            if known:  # the peer is among those who are there: none of them goes before it has said hello
+                self._kept, self._kept_until_ns = frozenset(self._strangers), time.monotonic_ns() + HELLO_NS
             code, words = (b"200", b"") if known else (b"400", b"not known here")
             self.answers.send_multipart([request[_VERSION], request[_REQUEST], code, words, b"", b""])
 
@@ -86,6 +95,8 @@ class Door:
             self._listener = fd
         elif event == zmq.EVENT_ACCEPTED:
             self._strangers[fd] = _other_end(fd)
+            if self._shut:  # it was let in while the door was being shut
+                self.thin_out()
         elif event == zmq.EVENT_DISCONNECTED:
             self._strangers.pop(fd, None)
 
@@ -96,8 +107,10 @@ class Door:
 
     def thin_out(self) -> None:
         """Shut out who is too many; all events so far were noted."""
+        if self._shut or time.monotonic_ns() > self._kept_until_ns:
+            self._kept = frozenset()
         while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
-            fd = next(iter(self._strangers))
+            fd = next((one for one in self._strangers if one not in self._kept), next(iter(self._strangers)))
             _shut_out(fd, self._strangers.pop(fd))
 
     def shut(self, peer_fd: int) -> None:

@@ -151,8 +151,8 @@ def test_data_ports_that_do_are_used() -> None:
             assert migration.received().error is None
 
 
-def _free_ports(count: int) -> tuple[int, int]:
-    for first in range(42000 + os.getpid() % 5000, 60000, count):
+def _free_ports(count: int, below: int = 60000) -> tuple[int, int]:
+    for first in range(below - 18000 + os.getpid() % 5000, below, count):
         sockets = [socket.socket() for _ in range(count)]
         try:
             for number, one in enumerate(sockets):
