@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,3 +108,22 @@ def test_all_shapes_lead_back_to_the_same_set(sized: Sized) -> None:
     bitmap = np.zeros(bits.bits_for(limit), dtype=np.uint8)
     bits.set_bits(bitmap, bits.index_of_runs(bits.runs_of_mask(mask)))
     assert np.array_equal(bits.mask_of_bits(bitmap, 0, limit), mask_of(pages, limit))
+
+
+@pytest.mark.parametrize("first", [0, 7, 8, 9])
+@pytest.mark.parametrize("end", [23, 24, 25])
+def test_runs_around_the_borders_of_bytes_are_set_and_cleared_exactly(first: int, end: int) -> None:
+    pages = np.arange(first, end, dtype=np.int64)
+    assert bits.is_one_run(pages)
+    bitmap = np.zeros(bits.bits_for(64), dtype=np.uint8)
+    bits.set_bits(bitmap, pages)
+    assert np.flatnonzero(bits.mask_of_bits(bitmap, 0, 64)).tolist() == pages.tolist()
+    bitmap[:] = 0xFF
+    bits.clear_bits(bitmap, pages)
+    assert np.flatnonzero(~bits.mask_of_bits(bitmap, 0, 64)).tolist() == pages.tolist()
+
+
+def test_one_run_has_no_gap() -> None:
+    assert bits.is_one_run(np.array([5]))
+    assert bits.is_one_run(np.array([5, 6]))
+    assert not bits.is_one_run(np.array([5, 7]))

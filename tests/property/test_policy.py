@@ -259,3 +259,67 @@ def test_the_longer_pause_is_for_after_the_last_step() -> None:
 def test_a_new_minimum_is_no_stall(remaining: list[int]) -> None:
     rounds = history(10**6, *remaining, int(min(remaining) * 0.9))
     assert not policy.is_stalled(rounds)
+
+
+def exact(*remaining: int, percent: int = 0) -> list[RoundFacts]:
+    """Rounds at 1 byte a nanosecond: a page that remains is 4096 ns of pause."""
+    return [RoundFacts(GIB, GIB, 0, pages, percent) for pages in remaining]
+
+
+def pages_ns(pages: int) -> int:
+    return pages * PAGE_BYTES
+
+
+def test_a_pause_of_exactly_the_limit_is_within_it() -> None:
+    assert decide(exact(1000, 1000), Limits(pages_ns(1000)), 0) is Verdict.PAUSE
+    assert decide(exact(1000, 1000), Limits(pages_ns(1000) - 1), 0) is Verdict.CONTINUE
+
+
+def test_a_longer_pause_of_exactly_what_is_allowed_comes_at_the_minimum_of_the_last_rounds() -> None:
+    stalled = exact(*[100] * 4, *[200] * 9)  # the minimum of the rounds before is too long ago
+    assert decide(stalled, Limits(1, pages_ns(200)), 0) is Verdict.PAUSE
+    assert decide(stalled, Limits(1, pages_ns(200) - 1), 0) is Verdict.CONTINUE
+
+
+def test_a_tenth_above_the_minimum_is_near_enough_and_more_is_not() -> None:
+    assert decide(exact(1000, *[1100] * 6), Limits(1, GIB), 0) is Verdict.PAUSE
+    assert decide(exact(1000, *[1101] * 6), Limits(1, GIB), 0) is Verdict.CONTINUE
+
+
+def test_another_round_is_worth_it_below_three_quarters_of_the_one_before() -> None:
+    assert decide(exact(1000, 749), Limits(GIB), 0) is Verdict.CONTINUE
+    assert decide(exact(1000, 750), Limits(GIB), 0) is Verdict.PAUSE
+
+
+def test_the_first_round_that_would_do_counts_as_one_of_the_extra_rounds() -> None:
+    halving = exact(16_000, 8000, 4000, 2000, 1000)
+    assert decide(halving, Limits(pages_ns(16_000)), 0) is Verdict.PAUSE
+    assert decide(halving, Limits(pages_ns(16_000) - 1), 0) is Verdict.CONTINUE
+
+
+def test_a_round_that_would_not_do_ends_the_counting_and_not_the_shrinking() -> None:
+    assert decide(exact(20_000, 1000), Limits(pages_ns(1000)), 0) is Verdict.CONTINUE
+
+
+def test_five_percent_less_is_no_new_minimum_and_more_is() -> None:
+    assert policy.is_stalled(exact(1000, *[950] * policy.STALL_ROUNDS))
+    assert not policy.is_stalled(exact(1000, *[949] * policy.STALL_ROUNDS))
+
+
+def test_the_latest_round_that_is_large_enough_tells_the_rate() -> None:
+    enough = 16 * FEW_PAGES * PAGE_BYTES
+    assert policy.bandwidth_bytes_per_s([RoundFacts(GIB, GIB, 0, 0), RoundFacts(enough, 2 * enough, 0, 0)]) == 0.5e9
+    assert policy.bandwidth_bytes_per_s([RoundFacts(GIB, GIB, 0, 0), RoundFacts(enough - 1, GIB, 0, 0)]) == 1e9
+    assert policy.bandwidth_bytes_per_s([RoundFacts(7, 1, 0, 0)]) == 7e9
+    assert policy.bandwidth_bytes_per_s([RoundFacts(7, 0, 0, 0)]) == 7e9
+
+
+def test_a_guest_whose_pause_is_exactly_the_limit_is_not_slowed_down() -> None:
+    outruns = [RoundFacts(pages_ns(1000), pages_ns(1000), 0, 1000)] * 2
+    assert next_throttle_percent(outruns, Limits(pages_ns(1000), throttle=STEPS)) == 0
+    assert next_throttle_percent(outruns, Limits(pages_ns(1000) - 1, throttle=STEPS)) == 20
+
+
+def test_one_round_too_fast_is_enough_for_the_next_step() -> None:
+    rounds = exact(1000, GIB // PAGE_BYTES, percent=20)
+    assert next_throttle_percent(rounds, Limits(1, throttle=STEPS)) == 30

@@ -84,3 +84,14 @@ def test_bundles_shrink_towards_the_end(count: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] <= max(1, count // 4)
     assert sizes[-1] == 1
+
+
+def test_the_middle_of_a_region_decides_whose_it_is() -> None:
+    assert assign([1, 1], 2) == [[0], [1]]
+    assert assign([1, 0], 2) == [[], [0, 1]]  # nothing lies behind the end of all weight, and somebody must have it
+    assert assign([1, 2, 1], 2) == [[0], [1, 2]]
+
+
+@given(st.integers(1, 200))
+def test_an_eighth_of_what_is_left_is_taken_over_at_a_time(count: int) -> None:
+    assert len(Shares([[], list(range(count))]).take(0)) == max(1, count // 8)
