@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Would the tests notice? Mutants of the pure modules, by mutmut: ``python -m tools.mutate [MODULE ...]``.
+
+mutmut changes one thing of a function at a time and runs the tests that reach it. Each module is done in a temporary
+copy of the tree, with its own tests, one process and a time limit. Mutants that survive are printed as a difference;
+those that change nothing that matters stand in ``harmless.toml`` with the reason. Exit code 1: fewer than 95 % were
+killed, or one survived that is not explained there. Needs ``pip install -e '.[test,mutation]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parent.parent
+HARMLESS = Path(__file__).with_name("harmless.toml")
+ENOUGH = 0.95
+NOTICED = ("killed", "timeout")
+
+STATE_TESTS = ("tests/state", "tests/property/test_state_declarations.py")
+TESTS = {
+    "parmig/engine/policy.py": ("tests/property/test_policy.py",),
+    "parmig/engine/shares.py": ("tests/property/test_shares.py",),
+    "parmig/engine/record.py": ("tests/engine/test_record.py", "tests/property/test_coordinator.py"),
+    "parmig/ram/packets.py": ("tests/property/test_packets.py",),
+    "parmig/ram/bits.py": ("tests/property/test_bits.py",),
+    "parmig/stream/sections.py": ("tests/stream/test_sections.py",),
+    **{
+        str(path.relative_to(ROOT)): STATE_TESTS
+        for path in sorted((ROOT / "parmig/state").glob("*.py"))
+        if path.name != "__init__.py"
+    },
+    "parmig/engine/coordinator.py": ("tests/property/test_coordinator.py",),
+    "parmig/ram/flow.py": ("tests/ram/test_flow.py",),
+}
+
+
+class Mutant(msgspec.Struct, frozen=True):
+    """One change of a module: the lines that went and the lines that came."""
+
+    module: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.module}\n  - {self.old}\n  + {self.new}"
+
+
+class Outcome(msgspec.Struct):
+    """What became of the mutants of a module."""
+
+    counts: Counter[str]
+    survivors: list[Mutant]
+
+
+@contextmanager
+def copied_tree() -> Iterator[Path]:
+    """A temporary copy of the tree as it is, without what git ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    with tempfile.TemporaryDirectory(prefix="parmig-mutants-") as directory:
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, Path(directory) / name)
+        yield Path(directory)
+
+
+def mutate(module: str, limit_s: float) -> Outcome:
+    """Run mutmut on *module* for so long at most."""
+    with copied_tree() as tree:
+        with (tree / "pyproject.toml").open("a") as file:
+            # forkserver: a fork of a process that ran our fixtures fails every test, and so "kills" every mutant.
+            file.write(
+                f'\n[tool.mutmut]\nsource_paths = ["parmig", "workers"]\nonly_mutate = ["{module}"]\n'
+                f"pytest_add_cli_args_test_selection = {list(map(str, TESTS[module]))}\n"
+                'also_copy = ["docs", "tools"]\nprocess_isolation = "forkserver"\n'
+            )
+        run = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
+        with (tree / "mutmut.log").open("w") as log:
+            process = subprocess.Popen(run, cwd=tree, stdout=log, stderr=log, start_new_session=True)
+            try:
+                process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        results = dict(re.findall(r"^ *(\S+__mutmut_\d+): (.+)$", _mutmut(tree, "results", "--all", "true"), re.M))
+        if not results:
+            raise SystemExit(f"{module}: mutmut made nothing:\n{(tree / 'mutmut.log').read_text()[-2000:]}")
+        unnoticed = [name for name, status in results.items() if status in ("survived", "no tests")]
+        return Outcome(Counter(results.values()), [_mutant(module, _mutmut(tree, "show", name)) for name in unnoticed])
+
+
+def _mutmut(tree: Path, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "mutmut", *arguments], cwd=tree, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def _mutant(module: str, difference: str) -> Mutant:
+    """What ``mutmut show`` printed."""
+
+    def lines(sign: str) -> str:
+        found = re.findall(rf"^\{sign}(?!\{sign}\{sign})(.*)$", difference, re.M)
+        return "\n".join(line.strip() for line in found)
+
+    return Mutant(module, lines("-"), lines("+"))
+
+
+def explained() -> dict[Mutant, str]:
+    """The mutants that may survive, each with the reason."""
+    entries = tomllib.loads(HARMLESS.read_text()).get("mutant", [])
+    return {Mutant(one["module"], one["old"], one["new"]): one["why"] for one in entries}
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", help=f"of {', '.join(TESTS)}; all of them without any")
+    parser.add_argument("--minutes", type=float, default=15.0, help="time limit of one module")
+    arguments = parser.parse_args()
+    unknown = set(arguments.modules) - set(TESTS)
+    if unknown:
+        parser.error(f"no tests are named for {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that mutmut ends too
+    harmless = explained()
+    total: Counter[str] = Counter()
+    open_: list[Mutant] = []
+    for module in arguments.modules or TESTS:
+        outcome = mutate(module, arguments.minutes * 60)
+        total += outcome.counts
+        told = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items()))
+        print(f"{module}: {told}", flush=True)
+        for mutant in outcome.survivors:
+            print(f"{mutant}\n  {harmless.get(mutant, 'NOT EXPLAINED')}", flush=True)
+        open_ += [mutant for mutant in outcome.survivors if mutant not in harmless]
+    tried = sum(count for status, count in total.items() if status != "not checked")
+    killed = sum(total[status] for status in NOTICED)
+    print(f"{killed} of {tried} killed ({killed / max(1, tried):.1%}), {len(open_)} survivors not explained")
+    print(f"{total['not checked']} not tried for want of time")
+    return int(killed < ENOUGH * tried or bool(open_))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
