@@ -19,7 +19,7 @@ from parmig.engine.shares import assign
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.base import GuestInfo
-from parmig.ram.blocks import BlockMemory
+from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
@@ -82,6 +82,8 @@ class ReceiveSession:
             raise
 
     def _start(self) -> None:
+        for one in self._memory:
+            BlockMapping(one).close()  # what cannot be mapped is refused before the source is let in
         wish = self.wish
         for worker in range(wish.workers):
             setup = ReceiveSetup(
