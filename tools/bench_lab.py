@@ -112,6 +112,8 @@ def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch:
     if watcher:
         watcher.start()
     report = sender.start()
+    if report.error is not None:
+        receiver.cancel()  # it would wait for the next sender
     thread.join(LIMIT_S)
     if watcher:
         watcher.join(LIMIT_S)
@@ -134,8 +136,10 @@ def migrate_by_commands(source: str, destination: str, config: SendConfig, *, to
         touch_memory(touch_bytes)
         send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet"]
         told = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
+        report = msgspec.json.decode(told, type=Report)
+        if report.error is not None:
+            receiver.terminate()  # it would wait for the next sender
         receiver.communicate(timeout=LIMIT_S)
-    report = msgspec.json.decode(told, type=Report)
     report.raise_for_status()
     return report
 

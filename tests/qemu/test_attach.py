@@ -69,7 +69,8 @@ def state(pid: int) -> str:
 
 def test_qemu_is_as_before_and_ticks(linux_guest: QemuMachine) -> None:
     fds, maps = linux_guest.fds(), linux_guest.maps()
-    with open_qemu(linux_guest.socket, incoming=False) as guest:
+    # Finding out how it settles makes QEMU run coroutines, whose stacks it keeps for the next ones.
+    with open_qemu(f"{linux_guest.socket},settle=transaction", incoming=False) as guest:
         connected = linux_guest.fds()
         for _ in range(20):
             log = guest.start_dirty_log("auto")

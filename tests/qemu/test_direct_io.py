@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 
 from tests.integration.sides import LISTEN, Command
 from tests.qemu import disks
-from tests.qemu.disks import ReadingMachine, SlowDisk
+from tests.qemu.disks import DISK_BYTES_PER_S, ReadingMachine, SlowDisk
+from tests.qemu.machines import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(int(os.environ.get("PARMIG_DISK_TIMEOUT", "240")))]
 
@@ -24,6 +27,9 @@ SNAPSHOTS = int(os.environ.get("PARMIG_DISK_SNAPSHOTS", "1"))
 
 ATTEMPTS = 6
 """At losing bytes; the first does it in nearly every run."""
+
+HANGING_BYTES_PER_S = 8192
+"""A request of 128 KiB takes 16 s."""
 
 UNSETTLED = "from parmig.guests.qemu.guest import QemuGuest\nQemuGuest.settle = lambda self: None"
 """A parmig that does not wait for the disk."""
@@ -131,3 +137,36 @@ def test_what_the_disk_stores_during_a_snapshot_is_in_it(
                 assert sum(copy.checks()) == 0, copy.checks()
             file.unlink()
         assert sum(source.checks()) == 0, source.checks()
+
+
+def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(
+    reading: tuple[SlowDisk, Path], tmp_path: Path
+) -> None:
+    disk, initrd = reading
+    with (
+        ReadingMachine(initrd, disk, iothread=False) as source,
+        ReadingMachine(initrd, disk, iothread=False, incoming=True) as destination,
+        Command("receive", "--listen", LISTEN, "--guest", f"qemu:{destination.socket}", "--json") as there,
+    ):
+        source.wait_for_serial("PASS 1")
+        settings = source.settings()
+        source.wait_for_requests()
+        try:
+            arguments = ("send", there.uri(), "--guest", f"qemu:{source.socket},settle=transaction", "--json")
+            with Command(*arguments) as here:
+                wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, 30, "the dirty log")
+                disk.limit(HANGING_BYTES_PER_S)
+                here.wait_for("waiting for the guest's disk requests in flight")
+                asked = time.monotonic()
+                here.process.send_signal(signal.SIGINT)
+                code, report = here.end()
+            assert (code, report["status"]) == (130, "cancelled"), report["error"]
+            assert time.monotonic() - asked < 15
+            assert source.tracked_mappings() == 0
+        finally:
+            disk.limit(DISK_BYTES_PER_S)
+        there.end()
+        wait_until(lambda: source.settings() == settings, 30, "the settings to be as before")
+        assert source.ask("query-status")["running"]
+        source.wait_for_checks(1)
+        assert sum(source.checks()) == 0

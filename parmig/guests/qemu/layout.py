@@ -127,6 +127,10 @@ _MTREE_LINE = re.compile(
 """One range of ``info mtree -f``, as softmmu/memory.c prints it."""
 
 
+_MEMORY_TYPES = frozenset({"ram", "rom", "romd", "nv-ram"})
+"""rom: RAM that the guest has locked against writes for now (the BIOS shadow); nv-ram: an nvdimm."""
+
+
 def parse_mtree(text: str) -> dict[str, list[Piece]]:
     """Memory region name to its pieces in the address space ``memory``, by guest physical address.
 
@@ -140,8 +144,7 @@ def parse_mtree(text: str) -> dict[str, list[Piece]]:
             wanted = False
         elif line.lstrip().startswith('AS "memory"'):
             wanted = True
-        # rom: RAM that the guest has locked against writes for now (the BIOS shadow).
-        elif wanted and (match := _MTREE_LINE.fullmatch(line.rstrip())) and match["type"] in ("ram", "rom", "romd"):
+        elif wanted and (match := _MTREE_LINE.fullmatch(line.rstrip())) and match["type"] in _MEMORY_TYPES:
             first, last = int(match["first"], 16), int(match["last"], 16)
             pieces.setdefault(match["name"], []).append(Piece(first, int(match["offset"] or "0", 16), last + 1 - first))
     return pieces
