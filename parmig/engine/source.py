@@ -365,7 +365,9 @@ class SourceSide(ABC):
         if abandoned and self._plan is not None and status is not MigrationStatus.SETUP:
             marks = self._plan.record.marks
             paused = "pausing" in marks and "resumed" not in marks
-            if not custody.give_back(self._switchover_ns / NS_PER_S, paused=paused):
+            # A guest that was not paused runs all the while; what is left to set back is not worth a long wait.
+            limit_s = self._switchover_ns / NS_PER_S if paused else 0
+            if not custody.give_back(limit_s, paused=paused):
                 error = custody.paused_error(error or ParmigError("the migration ended without a reason"))
             if custody.problem:
                 problems.append(f"resume_source: {custody.problem}")

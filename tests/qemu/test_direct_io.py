@@ -161,7 +161,7 @@ def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(
                 here.process.send_signal(signal.SIGINT)
                 code, report = here.end()
             assert (code, report["status"]) == (130, "cancelled"), report["error"]
-            assert time.monotonic() - asked < 15
+            assert time.monotonic() - asked < 20  # of it 5 s for QEMU, whose main loop waits for the disk
             assert source.tracked_mappings() == 0
         finally:
             disk.limit(DISK_BYTES_PER_S)
