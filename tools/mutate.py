@@ -49,7 +49,7 @@ TESTS = {
         for path in sorted((ROOT / "parmig/state").glob("*.py"))
         if path.name != "__init__.py"
     },
-    "parmig/engine/coordinator.py": ("tests/property/test_coordinator.py",),
+    "parmig/engine/coordinator.py": ("tests/engine/test_plan.py", "tests/property/test_coordinator.py"),
     "parmig/ram/flow.py": ("tests/ram/test_flow.py",),
 }
 
