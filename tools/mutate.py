@@ -36,11 +36,11 @@ HARMLESS = Path(__file__).with_name("harmless.toml")
 ENOUGH = 0.95
 NOTICED = ("killed", "timeout")
 
-STATE_TESTS = ("tests/state", "tests/property/test_state_declarations.py")
+STATE_TESTS = ("tests/state",)
 TESTS = {
     "parmig/engine/policy.py": ("tests/property/test_policy.py",),
     "parmig/engine/shares.py": ("tests/property/test_shares.py",),
-    "parmig/engine/record.py": ("tests/engine/test_record.py", "tests/property/test_coordinator.py"),
+    "parmig/engine/record.py": ("tests/engine/test_record.py",),
     "parmig/ram/packets.py": ("tests/property/test_packets.py",),
     "parmig/ram/bits.py": ("tests/property/test_bits.py",),
     "parmig/stream/sections.py": ("tests/stream/test_sections.py",),
@@ -49,8 +49,8 @@ TESTS = {
         for path in sorted((ROOT / "parmig/state").glob("*.py"))
         if path.name != "__init__.py"
     },
-    "parmig/engine/coordinator.py": ("tests/engine/test_plan.py", "tests/property/test_coordinator.py"),
-    "parmig/ram/flow.py": ("tests/ram/test_flow.py",),
+    "parmig/engine/coordinator.py": ("tests/engine/test_plan.py",),
+    "parmig/ram/flow.py": ("tests/ram/test_channel.py",),
 }
 
 
