@@ -196,7 +196,7 @@ def test_an_interruption_comes_before_the_batch(sender: Sender) -> None:
 def test_a_buffer_comes_back_with_its_own_batch(sender: Sender) -> None:
     channel = sender.open(flow.credit_bytes(8192))
     buffers = [channel.take_buffer() for _ in range(flow.BUFFERS)]
-    assert {buffer.shape for buffer in buffers} == {(2, 4096)}
+    assert {(buffer.shape, buffer.dtype.name) for buffer in buffers} == {((2, 4096), "uint8")}
     assert len({buffer.ctypes.data for buffer in buffers}) == flow.BUFFERS
     assert all(any(buffer is one for one in flow._lasting) for buffer in buffers)
     channel.send_batch([b"\3", b"x"], 2, None)
@@ -342,6 +342,8 @@ def test_sleeping_is_exact_below_a_millisecond_and_minds_the_channel(sender: Sen
     assert sender.clock.polls == [2, 1]
     channel.sleep_until(1)
     assert len(calls) == 3
+    channel.sleep_until(3_500_001)
+    assert sender.clock.sleeps == [0.0005, 1e-9]
 
 
 def test_idle_waits_without_limit_and_takes_acknowledgements(sender: Sender) -> None:
