@@ -170,6 +170,18 @@ def test_runs_at_the_ends_of_their_fields_arrive() -> None:
     assert decode(sent.encode(), blocks_pages=[1 << 40]).zero_runs.tolist() == [[first, first + 1]]
 
 
+def test_as_many_bytes_of_pages_as_agreed_arrive_and_no_more() -> None:
+    sent = frame(TWO_PAGES)
+    assert decode(sent, max_raw_bytes=2 * PAGE_BYTES).raw_bytes == 2 * PAGE_BYTES
+    with pytest.raises(ProtocolError, match=f"agreed are {2 * PAGE_BYTES - 1}"):
+        decode(sent, max_raw_bytes=2 * PAGE_BYTES - 1)
+
+
+def test_the_numbers_of_pages_are_whole() -> None:
+    found = decode(frame(TWO_PAGES, entry(2, 3, 9)))
+    assert (found.data_runs.dtype, found.zero_runs.dtype) == (np.int64, np.int64)
+
+
 def test_as_many_runs_as_allowed_arrive() -> None:
     zero = np.arange(0, 2 * MAX_RUNS, 2, dtype=np.int64)
     sent = BatchHeader(0, 0, 0, 1, 0, 0, NO_RUNS, np.stack((zero, zero + 1), axis=1))

@@ -23,6 +23,7 @@ from parmig.state import (
     MigrationStateArray,
     MigrationStateField,
 )
+from parmig.state.base import COUNT_MAX, LoadPlan
 from parmig.state.cursor import StateReader, StateWriter
 from parmig.stream.data_file import MigrationDataFile
 from parmig.transport.memory import MemoryTransport
@@ -77,61 +78,121 @@ def test_a_field_is_written_big_endian(field: MigrationStateField, value: object
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "words"),
     [
-        (MigrationStateField("x", FIELD_TYPE_BYTE), 256),
-        (MigrationStateField("x", FIELD_TYPE_U64), -1),
-        (MigrationStateField("x", FIELD_TYPE_U32), 1.0),
-        (MigrationStateField("x", FIELD_TYPE_U32), None),
-        (MigrationStateField("x", FIELD_TYPE_BOOL), 1),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER), "abc"),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER, length=2), b"abc"),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER, limit=2), b"abc"),
-        (MigrationStateArray("x", FIELD_TYPE_BYTE), [256]),
-        (MigrationStateArray("x", FIELD_TYPE_U32), [-1]),
-        (MigrationStateArray("x", FIELD_TYPE_U32), [1.5]),
-        (MigrationStateArray("x", FIELD_TYPE_U32), [2**64]),
-        (MigrationStateArray("x", FIELD_TYPE_U32), 7),
-        (MigrationStateArray("x", FIELD_TYPE_U32), "12"),
-        (MigrationStateArray("x", FIELD_TYPE_U32), np.zeros((2, 2), dtype=np.uint32)),
-        (MigrationStateArray("x", FIELD_TYPE_U32), np.zeros(2)),
-        (MigrationStateArray("x", FIELD_TYPE_U32, length=1), [1, 2]),
-        (MigrationStateArray("x", FIELD_TYPE_U32, limit=1), [1, 2]),
-        (BOOLS, [1, 0]),
-        (BOOLS, np.zeros(2, dtype=np.uint8)),
-        (BOOLS, True),
-        (BUFFERS, ["a"]),
-        (BUFFERS, b"abc"),
-        (PAIRS, [b"abc"]),
+        (MigrationStateField("x", FIELD_TYPE_BYTE), 256, "an integer of 8 bits, found int 256"),
+        (MigrationStateField("x", FIELD_TYPE_U64), -1, "an integer of 64 bits, found int -1"),
+        (MigrationStateField("x", FIELD_TYPE_U32), 1.0, "an integer of 32 bits, found float 1.0"),
+        (MigrationStateField("x", FIELD_TYPE_U32), None, "an integer of 32 bits, found NoneType None"),
+        (MigrationStateField("x", FIELD_TYPE_BOOL), 1, "a bool, found int 1"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER), "abc", "bytes, found str 'abc'"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER, length=2), b"abc", "2 elements, found 3"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER, limit=2), b"abc", "at most 2 elements, found 3"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER, limit=0), b"a", "at most 0 elements, found 1"),
+        (MigrationStateArray("x", FIELD_TYPE_BYTE), [256], "a flat array of integers of 8 bits, found list [256]"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), [-1], "a flat array of integers of 32 bits, found list [-1]"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), [1.5], "a flat array of integers of 32 bits, found list [1.5]"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), [2**64], f"integers of 32 bits, found list [{2**64}]"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), [2**32], f"integers of 32 bits, found list [{2**32}]"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), np.array([-1]), "of 32 bits, found ndarray array([-1])"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), 7, "an array, found int 7"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), "12", "an array, found str '12'"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), np.zeros((2, 2), dtype=np.uint32), "a flat array of integers of 32"),
+        (MigrationStateArray("x", FIELD_TYPE_U32), np.zeros(2), "of 32 bits, found ndarray array([0., 0.])"),
+        (MigrationStateArray("x", FIELD_TYPE_U32, length=1), [1, 2], "1 elements, found 2"),
+        (MigrationStateArray("x", FIELD_TYPE_U32, limit=1), [1, 2], "at most 1 elements, found 2"),
+        (BOOLS, [1, 0], "a flat array of bools, found list [1, 0]"),
+        (BOOLS, np.zeros(2, dtype=np.uint8), "a flat array of bools, found ndarray array([0, 0], dtype=uint8)"),
+        (BOOLS, np.zeros((1, 1), dtype=np.bool_), "a flat array of bools, found ndarray array([[False]])"),
+        (BOOLS, True, "an array, found bool True"),
+        (BUFFERS, ["a"], "bytes, found str 'a'"),
+        (BUFFERS, b"abc", "bytes, found int 97"),
+        (PAIRS, [b"abc"], "2 elements, found 3"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_by_name(field: MigrationStateField, value: object) -> None:
-    with pytest.raises(StateError, match=r"'x' .*expected .* found"):
+def test_a_value_that_does_not_fit_is_refused_by_name(field: MigrationStateField, value: object, words: str) -> None:
+    with pytest.raises(StateError, match=rf"^(field|array) 'x' \({field.field_type.value}\): expected ") as caught:
         encode(field, value)
+    assert words in str(caught.value)
+
+
+def test_a_value_is_shown_only_as_far_as_it_fits_a_line() -> None:
+    with pytest.raises(StateError) as caught:
+        encode(MigrationStateField("x", FIELD_TYPE_BUFFER), "a" * 100)
+    assert str(caught.value).endswith(f"expected bytes, found str '{'a' * 75}")
 
 
 @pytest.mark.parametrize(
-    ("field", "data"),
+    ("field", "data", "words"),
     [
-        (MigrationStateField("x", FIELD_TYPE_U32), b"\0\0\0"),
-        (MigrationStateField("x", FIELD_TYPE_BOOL), b"\2"),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER), b"\0\0\0\4abc"),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER), b"\xff\xff\xff\xff"),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER, limit=2), b"\0\0\0\3abc"),
-        (MigrationStateField("x", FIELD_TYPE_BUFFER, length=4), b"abc"),
-        (MigrationStateArray("x", FIELD_TYPE_U64), b"\xff\xff\xff\xff" + b"\0" * 64),
-        (MigrationStateArray("x", FIELD_TYPE_U16, length=2), b"\0\0\0"),
-        (MigrationStateArray("x", FIELD_TYPE_U16, limit=1), b"\0\0\0\2\0\0\0\0"),
-        (MigrationStateField("x", FIELD_TYPE_BYTE), b"ab"),
-        (BOOLS, b"\0\0\0\2\1\2"),
-        (BUFFERS, b"\xff\xff\xff\xff\0\0\0\0"),
-        (BUFFERS, b"\0\0\0\1\xff\xff\xff\xff"),
-        (PAIRS, b"\0\0\0\2abc"),
+        (MigrationStateField("x", FIELD_TYPE_U32), b"\0\0\0", "field 'x' (u32) needs 4 bytes"),
+        (MigrationStateField("x", FIELD_TYPE_BOOL), b"\2", "field 'x' (bool): expected 0 or 1, found 2"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER), b"\0\0\0", "count of field 'x' (buffer) needs 4 bytes"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER), b"\0\0\0\4abc", ": field 'x' (buffer) needs 4 bytes"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER), b"\xff\xff\xff\xff", "'x' (buffer) needs 4294967295 bytes"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER, limit=2), b"\0\0\0\3abc", "expected at most 2 elements, found 3"),
+        (MigrationStateField("x", FIELD_TYPE_BUFFER, length=4), b"abc", "field 'x' (buffer) needs 4 bytes"),
+        (MigrationStateArray("x", FIELD_TYPE_U64), b"\xff\xff\xff\xff" + b"\0" * 64, "'x' (u64) needs 34359738360"),
+        (MigrationStateArray("x", FIELD_TYPE_U16, length=2), b"\0\0\0", "array 'x' (u16) needs 4 bytes"),
+        (MigrationStateArray("x", FIELD_TYPE_U16, limit=1), b"\0\0\0\2\0\0\0\0", "at most 1 elements, found 2"),
+        (MigrationStateField("x", FIELD_TYPE_BYTE), b"ab", "bytes are left over"),
+        (BOOLS, b"\0\0\0\2\1\2", "array 'x' (bool): expected 0 or 1, found 2"),
+        (BOOLS, b"\0\0\0\2\3\1", "array 'x' (bool): expected 0 or 1, found 3"),
+        (BUFFERS, b"\xff\xff\xff\xff\0\0\0\0", "more than 65536 structs and buffers"),
+        (BUFFERS, b"\0\0\0\1\xff\xff\xff\xff", ": field 'x' (buffer) needs 4294967295 bytes"),
+        (PAIRS, b"\0\0\0\2abc", ": field 'x' (buffer) needs 2 bytes"),
     ],
 )
-def test_bytes_that_are_no_such_value_are_refused(field: MigrationStateField, data: bytes) -> None:
-    with pytest.raises((StateError, StreamError)):
+def test_bytes_that_are_no_such_value_are_refused(field: MigrationStateField, data: bytes, words: str) -> None:
+    with pytest.raises((StateError, StreamError)) as caught:
         decode(field, data)
+    assert words in str(caught.value)
+
+
+def test_the_largest_lengths_can_be_declared() -> None:
+    for make in (
+        lambda: MigrationStateField("x", FIELD_TYPE_BUFFER, length=COUNT_MAX),
+        lambda: MigrationStateField("x", FIELD_TYPE_BUFFER, limit=0),
+        lambda: MigrationStateArray("x", FIELD_TYPE_BUFFER, element_length=COUNT_MAX),
+        lambda: MigrationStateArray("x", FIELD_TYPE_BUFFER, element_length=1),
+        lambda: MigrationStateField("x", FIELD_TYPE_U32, since_version=2, until_version=2),
+        lambda: MigrationStateField("x", FIELD_TYPE_U32, since_version=COUNT_MAX),
+    ):
+        make()
+    for make in (
+        lambda: MigrationStateField("x", FIELD_TYPE_BUFFER, length=COUNT_MAX + 1),
+        lambda: MigrationStateField("x", FIELD_TYPE_BUFFER, limit=COUNT_MAX + 1),
+        lambda: MigrationStateArray("x", FIELD_TYPE_BUFFER, element_length=COUNT_MAX + 1),
+        lambda: MigrationStateField("x", FIELD_TYPE_U32, since_version=COUNT_MAX + 1),
+    ):
+        with pytest.raises(ValueError, match=str(COUNT_MAX + 1)):
+            make()
+
+
+def test_the_elements_of_an_array_are_described_one_by_one() -> None:
+    described = BUFFERS.encode([b"abc", b""], {}, StateWriter(), 1)
+    assert [(one.name, one.type, one.size, one.index, one.array_len) for one in described] == [
+        ("x.count", "uint32", 4, None, None),
+        ("x.length", "uint32", 4, 0, None),
+        ("x", "buffer", 3, 0, None),
+        ("x.length", "uint32", 4, 1, None),
+        ("x", "buffer", 0, 1, None),
+    ]
+    described = MigrationStateArray("x", FIELD_TYPE_U16).encode([1, 2, 3], {}, StateWriter(), 1)
+    assert [(one.name, one.type, one.size, one.index, one.array_len) for one in described] == [
+        ("x.count", "uint32", 4, None, None),
+        ("x", "uint16", 2, None, 3),
+    ]
+
+
+def test_a_default_is_given_as_a_copy_to_each_object() -> None:
+    field = MigrationStateArray("x", FIELD_TYPE_BUFFER, default=[bytearray(b"a")])
+    plan = LoadPlan()
+    field.plan_default(None, plan)
+    ((_, name, given_),) = plan.assignments
+    assert (name, given_) == ("x", field.default)
+    assert given_ is not field.default
+    assert given_[0] is not field.default[0]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("field", [MigrationStateField("x", FIELD_TYPE_BUFFER), BOOLS, BUFFERS])

@@ -141,7 +141,12 @@ def test_what_is_no_such_stream_is_told_apart(content: bytes, kind: type[StreamE
         ([head(4), footer(2)], StreamFooterError, 23, "footer of section 1 .'x'., found 0x7e 2"),
         ([head(4), b"\x04\0\0\0\1"], StreamFooterError, 23, "another length"),
         ([b"\0\x04"], StreamTooLongError, 9, "after the end, found 0x04"),
-        ([b"\0\x06", struct.pack(">I", (8 << 20) + 1)], StreamTooLongError, 14, "8388609 bytes, allowed are 8388608"),
+        (
+            [b"\0\x06", struct.pack(">I", (8 << 20) + 1)],
+            StreamTooLongError,
+            14,
+            "description of devices of 8388609 bytes, allowed are 8388608",
+        ),
         ([b"\0\x06", struct.pack(">I", 8 << 20)], StreamTruncatedError, 14, "found 0"),
     ],
 )
@@ -161,8 +166,15 @@ def test_a_device_may_have_both_live_data_and_plain_state() -> None:
 def test_the_number_of_sections_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections, "MAX_SECTIONS", 3)
     parts = [part for number in range(4) for part in (head(4, number), footer(number))]
-    with pytest.raises(StreamSectionError, match="more than 3 sections"):
+    with pytest.raises(StreamSectionError, match="more than 3 sections") as caught:
         after_header(*parts)()
+    assert caught.value.offset_bytes == len(HEADER) + 3 * len(parts[0] + parts[1])
+
+
+def test_a_command_and_the_end_are_told_with_their_places() -> None:
+    reader = SectionReader(reading(struct.pack(">BHH", 8, MigrationCommand.PING, 4) + b"\0\0\0\7" + b"\0"))
+    assert reader.next() == Command(MigrationCommand.PING, b"\0\0\0\7", 0)
+    assert reader.next() == EndOfStream(9)
 
 
 def test_what_follows_the_description_is_left_for_others() -> None:
