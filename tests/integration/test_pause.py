@@ -148,7 +148,9 @@ def test_the_guardian_has_ended_before_the_guest_is_handed_over(monkeypatch: pyt
 
     def wait_for_its_end(self: MigrationSender, message: m.ControlMessage) -> None:
         if isinstance(message, m.HandOver):
-            gone(self._custody._guardian.pid)
+            guardian = self._custody._guardian.pid
+            assert guardian
+            gone(guardian)
             ended_first.append(True)
         say(self, message)
 
