@@ -34,7 +34,7 @@ from parmig.ram.trackers.base import DirtyTracker, Scan
 from parmig.ram.trackers.registry import TRACKERS, log_area_bytes, open_tracker
 from parmig.units import MIB
 from tests.kvm.machines import StoringVm, needs_kvm
-from tests.support import content
+from tests.support import allocated_pages, content
 
 NO_PAGEMAP = linux.probe_write_tracking()
 KINDS = [
@@ -495,6 +495,7 @@ def test_a_page_written_and_then_punched_is_a_hole_and_no_data(guest: Guest) -> 
     guest.punch(0, 5, 1)
     found = guest.find()
     assert (found.data, found.holes) == ([], [(0, 5)])
+    assert allocated_pages(guest.mappings[0]) == 63, "reading the hole has filled it"
 
 
 @every_tracker

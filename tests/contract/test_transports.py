@@ -22,6 +22,7 @@ from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
 from parmig.transport.registry import open_transport
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING
+from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import next_message, wait_until, while_pumping
 
@@ -355,6 +356,92 @@ def test_a_stranger_before_the_peer_is_not_accepted(loop: Loop) -> None:
     assert next_message(listener) == [b"data"]
     listener.write([b"answer"])
     assert next_message(right) == [b"answer"]
+
+
+@pytest.mark.parametrize("loop", SCHEMES[:2], indirect=True)  # tcp reads one message of a stranger
+def test_what_a_stranger_said_before_the_peer_was_accepted_is_dropped(loop: Loop) -> None:
+    listener, endpoint = loop.listen()
+    stranger = loop.connect(endpoint)
+    stranger.write([b"let me in"])
+    assert next_message(listener) == [b"let me in"]
+    right = loop.connect(endpoint)
+    right.write([b"hello"])
+    assert next_message(listener) == [b"hello"]
+    stranger.write([b"and me"])
+    poller = zmq.Poller()
+    for item in listener.pollables():
+        poller.register(item, zmq.POLLIN)
+    assert poller.poll(10_000)
+    listener.accept()
+    right.write([b"data"])
+    assert next_message(listener) == [b"data"]
+
+
+@pytest.mark.parametrize("token", [bytes(16), TOKEN[:-1], TOKEN + b"\0"])
+def test_who_says_another_token_is_not_let_in(token: bytes) -> None:
+    with ExitStack() as stack:
+        loop = Loop("zmq+tcp with a token", stack)
+        listener, endpoint = loop.listen()
+        with pytest.raises(PeerUnreachableError):
+            loop.connect(endpoint, timeout_ns=NS_PER_S // 2, token=token)
+        connector = loop.connect(endpoint)
+        connector.write([b"hello"])
+        accept_peer(listener)
+
+
+def test_the_end_of_a_stranger_is_not_taken_for_the_end_of_a_peer_that_got_its_descriptor() -> None:
+    """All of it between two steps of one read: the events wait while the peer's hello is taken."""
+    with ExitStack() as stack:
+        loop = Loop("zmq+tcp", stack)
+        listener, endpoint = loop.listen()
+        assert isinstance(listener, ZmqTransport)
+        door = listener._door
+        assert door is not None
+        peer = stack.enter_context(socket.socket())
+        stranger = stack.enter_context(socket.create_connection((endpoint.host, endpoint.port)))
+        wait_until(lambda: listener.read() is None and bool(door._strangers), "the stranger to be accepted")
+        (number,) = door._strangers
+        thin_out = door.thin_out
+
+        def meanwhile() -> None:
+            door.thin_out = thin_out  # type: ignore[method-assign]
+            thin_out()
+            stranger.close()
+            wait_until(lambda: not is_open(number), "the stranger's descriptor to be closed")
+            with ExitStack() as taken:  # all that are free below it
+                while (free := os.dup(peer.fileno())) < number:
+                    taken.callback(os.close, free)
+                os.close(free)
+                assert free == number
+                peer.connect((endpoint.host, endpoint.port))
+                wait_until(lambda: is_open(number), "the peer to be accepted")
+            peer.sendall(GREETING_BY_HAND)
+            said = b""
+            while b"READY" not in said:
+                said += peer.recv(4096)
+            peer.sendall(HELLO_BY_HAND)
+            assert listener._socket is not None
+            assert listener._socket.poll(10_000)
+
+        door.thin_out = meanwhile  # type: ignore[method-assign]
+        assert next_message(listener) == [b"hello"]
+        assert listener._last[1] == number
+        listener.accept()
+        assert listener.read(50) is None
+        peer.sendall(b"\0\5again")
+        assert next_message(listener) == [b"again"]
+
+
+GREETING_BY_HAND = b"\xff" + bytes(8) + b"\x7f" + b"\3\0" + b"NULL".ljust(20, b"\0") + bytes(32)  # ZMTP 3.0
+HELLO_BY_HAND = b"\x04\x1c\5READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER" + b"\0\5hello"
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:

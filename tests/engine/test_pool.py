@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -17,20 +19,26 @@ import zmq
 
 from parmig.config import WORKER_PROGRAMS
 from parmig.engine.messages import (
+    PROTOCOL_VERSION,
     CountDirty,
     DigestRegions,
     ReceiveSetup,
     RegionDigests,
     SendRegions,
     SendSetup,
+    WorkerConnected,
     WorkerFailed,
     WorkerReady,
 )
 from parmig.engine.pool import PIPE_LIMIT_S, WorkerPool, WorkerSaid
+from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.digest import RegionDigester
+from parmig.ram.flow import SendChannel
 from parmig.ram.regions import Region
+from parmig.transport.base import Endpoint
+from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import content, mapped, shared_area, wait_until
 
@@ -130,6 +138,40 @@ def test_a_worker_with_a_bad_setup_fails_in_words(fields: dict[str, object], wor
         assert isinstance(said.event, WorkerFailed)
         assert re.match(f"receive worker 0: .*{words}", said.event.error.message)
         assert pool.pollables() == []  # nothing more is expected of it
+
+
+@contextmanager
+def data_channel(port: int) -> Iterator[SendChannel]:
+    """The sending end of a receive worker's channel, let in by the session's token, without its hello."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    transport = ZmqTransport(context, "data", max_message_bytes=MIB, token=bytes(16))
+    fd = os.eventfd(0)
+    try:
+        transport.connect(Endpoint("zmq+tcp", "127.0.0.1", port), timeout_ns=5 * NS_PER_S)
+        yield SendChannel(transport, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
+    finally:
+        transport.shutdown()
+        context.term()
+        os.close(fd)
+
+
+@pytest.mark.parametrize("wrong", [{"worker": 1}, {"protocol": PROTOCOL_VERSION + 1}, {"session": bytes(15) + b"x"}])
+def test_a_receive_worker_takes_no_hello_but_the_one_that_was_agreed(wrong: dict[str, Any]) -> None:
+    agreed: dict[str, Any] = {"session": bytes(16), "worker": 0, "protocol": PROTOCOL_VERSION}
+    with (
+        mapped(PAGES) as (memory,),
+        shared_area([memory], REGIONS) as shared,
+        WorkerPool(RECEIVE, "receive worker") as pool,
+    ):
+        pool.start(receive_setup(memory), [shared.fd, memory.fd])
+        (ready,) = said_by(pool)
+        assert isinstance(ready.event, WorkerReady)
+        with data_channel(ready.event.port) as other, data_channel(ready.event.port) as right:
+            with pytest.raises(LimitExceededError, match="welcome"):
+                other.open(**{**agreed, **wrong}, limit_ns=NS_PER_S // 4)
+            assert pool.read() == []
+            right.open(**agreed, limit_ns=5 * NS_PER_S)
+            assert said_by(pool) == [WorkerSaid(0, WorkerConnected())]
 
 
 def test_a_send_worker_that_reaches_nobody_says_where() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from parmig.config import SendConfig
 from parmig.engine.report import Report
+from parmig.guests.base import DirtyLog
 from parmig.units import MIB
 from tests.integration.sides import (
     Command,
@@ -158,6 +159,30 @@ def test_a_hole_in_place_of_a_page_that_was_sent_arrives_as_zero() -> None:
         arrived(source, destination, report)
         paused = [one for one in report.rounds if one.paused]
         assert sum(one.zero_pages for one in paused) == 2000
+
+
+class Settling(HeldGuest):
+    """A guest with a device whose store nothing tracks: it was in flight at the first scan, and then lands."""
+
+    settled = 0
+
+    def start_dirty_log(self, kind: str) -> DirtyLog:
+        return msgspec.structs.replace(super().start_dirty_log(kind), settle="by itself")
+
+    def settle(self) -> None:
+        self.settled += 1
+        if self.settled == 1:
+            (memory,) = self.memory()
+            os.pwrite(memory.fd, b"landed", memory.file_offset_bytes + MIB)
+
+
+def test_what_devices_store_before_a_guest_has_settled_arrives() -> None:
+    with Settling("memory=16MiB,rate=0") as source, HeldGuest("memory=16MiB", incoming=True) as destination:  # type: ignore[attr-defined]
+        report, _ = migrate(source, destination)
+        assert (report.error, report.verified, report.settle) == (None, True, "by itself")
+        assert source.settled == sum(not one.paused for one in report.rounds) > 0
+        (memory,) = destination.memory()
+        assert os.pread(memory.fd, 6, memory.file_offset_bytes + MIB) == b"landed"
 
 
 def test_the_figures_of_the_report_agree_with_each_other() -> None:

@@ -15,7 +15,10 @@ from parmig import linux
 from parmig.config import SendConfig
 from parmig.engine import messages as m
 from parmig.engine.report import ErrorReport, Progress, Report
+from parmig.engine.sender import MigrationSender
+from parmig.guests.base import Rescue
 from parmig.units import NS_PER_S
+from tests.engine.test_guardian import gone
 from tests.integration.sides import (
     KNOWN_LIMIT_S,
     Discard,
@@ -122,6 +125,43 @@ def test_a_cancel_whose_resume_fails_says_what_the_guest_does(goes_on: bool) -> 
             assert "out of sorts" in words
             assert source.stats().paused
         assert any("out of sorts" in seen.message for seen in at.seen)
+
+
+# -- the guardian ----------------------------------------------------------------------------------------
+
+
+def nothing_to_do(_setup: bytes) -> bool:
+    """A rescue."""
+    return True
+
+
+class Guarded(HeldGuest):
+    """A guest that a guardian watches over."""
+
+    def rescue(self) -> Rescue:
+        return Rescue(f"{__name__}:nothing_to_do", b"")
+
+
+def test_the_guardian_has_ended_before_the_guest_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From that word on the guest may run at the destination; if this process died then, it would run twice."""
+    say, ended_first = MigrationSender._say, []
+
+    def wait_for_its_end(self: MigrationSender, message: m.ControlMessage) -> None:
+        if isinstance(message, m.HandOver):
+            guardian = self._custody._guardian.pid
+            assert guardian
+            gone(guardian)
+            ended_first.append(True)
+        say(self, message)
+
+    monkeypatch.setattr(MigrationSender, "_say", wait_for_its_end)
+    with (
+        Guarded(QUICK) as source,  # type: ignore[attr-defined]
+        HeldGuest("memory=16MiB", incoming=True) as destination,  # type: ignore[attr-defined]
+        Migration(source, destination) as at,
+    ):
+        assert (at.sent().status, at.received().status) == ("completed", "completed")
+        assert ended_first == [True]
 
 
 # -- after hand-over -------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from parmig.errors import GuestRefusedError
+from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.devices import Device, changes, inventory, untracked
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settle import choose_way
 from tests.integration.sides import LISTEN, Command
+from tests.qemu.carry import Buffer
 from tests.qemu.machines import MIB, QemuMachine, wait_until
 
 QTREE = """bus: main-system-bus
@@ -117,6 +118,16 @@ def test_a_device_that_others_write_through_is_refused_by_name_and_auto_tells_wh
             log = guest.start_dirty_log("auto")
             assert (log.kind, log.settle) == ("digest", "")
             assert "ivshmem-plain 'window'" in log.reason
+
+
+@pytest.mark.qemu
+def test_a_device_that_came_since_the_dirty_log_began_ends_the_pause_by_name(bare_guest: QemuMachine) -> None:
+    with open_qemu(bare_guest.socket, incoming=False) as guest:
+        guest.start_dirty_log("digest")
+        bare_guest.ask("device_add", driver="virtio-rng-pci", id="rng0")
+        with pytest.raises(GuestError, match=r"QEMU changed during the migration.*virtio-rng-pci 'rng0'"):
+            guest.pause(Buffer())
+        guest.resume_source()
 
 
 def plug_memory(machine: QemuMachine) -> None:

@@ -258,6 +258,12 @@ BAD_ANSWERS = [
         "names batch 0, sent were 1",
         id="fence of less",
     ),
+    pytest.param(
+        flow.FENCE,
+        lambda n: struct.pack(">B3xIQ", flow.FENCED, 2, n),
+        "fence of round 2 answered, asked was 1",
+        id="fence of another round",
+    ),
     pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 acknowledged, only 1", id="acknowledged too much"),
     pytest.param(3, lambda n: flow.ack(n)[:-1], "kind 4", id="cut"),
     pytest.param(3, lambda n: b"", "kind 0", id="empty"),
@@ -267,7 +273,10 @@ BAD_ANSWERS = [
 
 
 @pytest.mark.parametrize(("kind", "reply", "words"), BAD_ANSWERS)
-def test_a_wrong_answer_is_refused(kind: int, reply: Callable[[int], bytes], words: str) -> None:
+def test_a_wrong_answer_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: int, reply: Callable[[int], bytes], words: str
+) -> None:
+    monkeypatch.setattr(flow, "STALL_LIMIT_NS", 2 * NS_PER_S)
     with channel_to(instead(kind, reply)) as channel:
         open_(channel)
         batch(channel)

@@ -456,10 +456,11 @@ def test_what_was_there_is_looked_for_in_pieces_however_far_pages_are_apart(monk
         assert [page for page in sorted(far) if mapping.pages[page].any()] == [5]
 
 
-def test_pages_noted_in_descending_order_are_all_noted() -> None:
+@pytest.mark.parametrize("pages", [[10, 9, 2, 1, 130], [9, 1, 10, 2, 130]], ids=["descending", "to and fro"])
+def test_pages_noted_in_any_order_are_all_noted(pages: list[int]) -> None:
     with receiving(PAGES) as (_, (mapping,), shared):
         placer = PagePlacer([mapping], shared)
-        placer.note_placed(0, np.array([10, 9, 2, 1, 130]))
+        placer.note_placed(0, np.array(pages))
         assert np.flatnonzero(mask_of_bits(shared.bits[0], 0, PAGES)).tolist() == [1, 2, 9, 10, 130]
 
 

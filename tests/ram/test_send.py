@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parmig import linux
 from parmig.ram.bits import bits_for, index_of_runs, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
 from parmig.ram.codecs.registry import codec
@@ -200,6 +201,20 @@ def test_what_was_sent_is_what_is_counted(written: tuple[set[int], set[int]]) ->
             counters.sent_pages + counters.zero_pages + counters.skipped_pages == counters.handled_pages == sum(PAGES)
         )
         assert counters.wire_bytes == sum(len(frame) for message in source.channel.messages for frame in message)
+
+
+def test_pages_that_were_given_back_are_told_once() -> None:
+    with sending(*PAGES) as source:
+        write(source, 0, set(range(20)), 1)
+        source.round(1)
+        given_back = set(range(3, 9))
+        for round_, told in ((2, given_back), (3, set()), (4, set())):
+            source.channel.headers.clear()
+            linux.punch_hole(source.mappings[0].fd, 3 * PAGE_BYTES, 6 * PAGE_BYTES)
+            source.mark(0, given_back)
+            source.round(round_)
+            assert source.channel.pages("zero") == Counter((0, page) for page in told)
+            assert source.channel.pages("data") == Counter()
 
 
 def test_a_fence_follows_everything_of_its_round() -> None:
