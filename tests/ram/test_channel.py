@@ -283,6 +283,12 @@ def test_the_welcome_has_its_own_limit(sender: Sender) -> None:
     assert sender.channel.waiting_ns == 450 * MS
 
 
+def test_the_last_of_a_wait_is_in_whole_milliseconds(sender: Sender) -> None:
+    with pytest.raises(LimitExceededError):
+        sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=201_500_000)
+    assert sender.clock.polls == [200, 1, 1]
+
+
 def test_a_welcome_may_come_late(sender: Sender) -> None:
     def meanwhile() -> None:
         if sender.clock.now_ns >= 400 * MS:
