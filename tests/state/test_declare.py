@@ -317,13 +317,21 @@ def test_a_class_that_is_made_in_a_test_is_compiled_with_all_that_it_says() -> N
         ("x", U16, field(default=1)),
         ("parts", Annotated[list[part], Since(2)], field(default_factory=list)),  # type: ignore[valid-type]
         ("late", Annotated[U64, late], field(default=0)),
+        ("control", Annotated[part, Since(2)], field(default_factory=part)),
+        (
+            "words",
+            Annotated[U16Array, Since(2)],
+            field(default_factory=lambda: np.array([5], np.uint16), compare=False),
+        ),
     ]
     outer = migration_state("outer", version=2)(dataclasses.make_dataclass("Outer", members))
-    source, arrived = outer(5, [part(1), part(2)], 4), outer(parts=[part(9)])
+    source, arrived = outer(5, [part(1), part(2)], 4, part(8), [1, 2]), outer(parts=[part(9)])
     content = migration_state_push(state_of(source))
     assert calls == [source]
     migration_state_pop(state_of(arrived), content)
     assert arrived == source
+    assert arrived.words.tolist() == [1, 2]
     assert calls == [source, 4]
     migration_state_pop(state_of(arrived), b"\0\3", 1)
     assert arrived == outer(3, [], 0)
+    assert arrived.words.tolist() == [5]
