@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import zmq
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
@@ -268,6 +269,16 @@ def test_a_credit_is_within_what_was_agreed(sender: Sender) -> None:
             sender.open(credit_bytes)
         assert str(caught.value) == f"sender: welcome with a credit of {credit_bytes} bytes, agreed were up to {most}"
     assert sender.open(most)._credit_bytes == most
+
+
+def test_the_connection_and_the_interruption_are_watched_for_what_comes_in() -> None:
+    fds = os.eventfd(0), os.eventfd(0)
+    peer = Peer()
+    peer.pollables = lambda: [fds[0]]  # type: ignore[method-assign]
+    channel = SendChannel(peer, "sender", batch_bytes=8192, interrupt_fd=fds[1], interrupt=lambda: None)
+    assert channel._poller.sockets == [(fds[0], zmq.POLLIN), (fds[1], zmq.POLLIN)]
+    for fd in fds:
+        os.close(fd)
 
 
 # -- waiting ------------------------------------------------------------------------------------
