@@ -224,6 +224,7 @@ def test_instants_that_cannot_be_are_moved_to_those_that_can() -> None:
     walk.take(c.PeerResumed(10**18), 320)
     marks = walk.plan.record.marks
     assert (marks["stopped"], marks["paused"]) == (210 * MS, 210 * MS)
+    assert marks["verified"] == 260 * MS  # nothing was compared: the phase is empty
     assert (marks["resumed"], marks["finished"]) == (300 * MS, 300 * MS)
 
 
@@ -323,6 +324,9 @@ def test_after_hand_over_trouble_is_wrapped_and_an_unknown_outcome_is_not_wrappe
 def test_the_time_limit_counts_from_the_first_round() -> None:
     walk = Walk()
     assert walk.take(c.Tick(), 10**6) == []
+    walk.take(c.WorkersReady(), 10)
+    assert walk.take(c.Tick(), 10**6) == []
+    walk = Walk()
     told = walk.begin()
     assert walk.take(c.Tick(), 60_019) == []
     assert walk.take(c.Tick(), 60_020) == [Do.ABANDON]
@@ -349,6 +353,9 @@ def test_the_time_limit_is_looked_at_after_each_round_too() -> None:
 def test_without_limits_time_does_not_matter() -> None:
     walk = Walk(Limits(300 * MS))
     assert walk.take(c.Tick(), 10**9) == []
+    walk.begin()
+    assert walk.take(c.Tick(), 10**9) == []
+    walk = Walk(Limits(300 * MS))
     walk.to_pause()
     assert walk.take(c.Tick(), 10**9) == []
 

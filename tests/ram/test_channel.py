@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import zmq
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
@@ -270,6 +271,16 @@ def test_a_credit_is_within_what_was_agreed(sender: Sender) -> None:
     assert sender.open(most)._credit_bytes == most
 
 
+def test_the_connection_and_the_interruption_are_watched_for_what_comes_in() -> None:
+    fds = os.eventfd(0), os.eventfd(0)
+    peer = Peer()
+    peer.pollables = lambda: [fds[0]]  # type: ignore[method-assign]
+    channel = SendChannel(peer, "sender", batch_bytes=8192, interrupt_fd=fds[1], interrupt=lambda: None)
+    assert channel._poller.sockets == [(fds[0], zmq.POLLIN), (fds[1], zmq.POLLIN)]
+    for fd in fds:
+        os.close(fd)
+
+
 # -- waiting ------------------------------------------------------------------------------------
 
 
@@ -281,6 +292,12 @@ def test_the_welcome_has_its_own_limit(sender: Sender) -> None:
     )
     assert sender.clock.polls == [200, 200, 50]
     assert sender.channel.waiting_ns == 450 * MS
+
+
+def test_the_last_of_a_wait_is_in_whole_milliseconds(sender: Sender) -> None:
+    with pytest.raises(LimitExceededError):
+        sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=201_500_000)
+    assert sender.clock.polls == [200, 1, 1]
 
 
 def test_a_welcome_may_come_late(sender: Sender) -> None:

@@ -302,3 +302,36 @@ def test_a_mistake_in_the_head_is_found_when_the_class_is_declared() -> None:
             make()(annotated(U64))
     with pytest.raises(ValueError, match="out of range"):
         migration_state("x", version=2, minimum_version=3)(annotated(U64))
+
+
+def test_a_class_that_is_made_in_a_test_is_compiled_with_all_that_it_says() -> None:
+    """What is declared at the top of a module is compiled before any test runs."""
+    calls: list[object] = []
+
+    def count(_: object, version: int) -> None:
+        calls.append(version)
+
+    late = Subsection("late", lambda one: one.late > 0, 4, 2, pre_save=calls.append, post_load=count)
+    part = migration_struct("part")(dataclasses.make_dataclass("Part", [("size", U16, field(default=6))]))
+    members = [
+        ("x", U16, field(default=1)),
+        ("parts", Annotated[list[part], Since(2)], field(default_factory=list)),  # type: ignore[valid-type]
+        ("late", Annotated[U64, late], field(default=0)),
+        ("control", Annotated[part, Since(2)], field(default_factory=part)),
+        (
+            "words",
+            Annotated[U16Array, Since(2)],
+            field(default_factory=lambda: np.array([5], np.uint16), compare=False),
+        ),
+    ]
+    outer = migration_state("outer", version=2)(dataclasses.make_dataclass("Outer", members))
+    source, arrived = outer(5, [part(1), part(2)], 4, part(8), [1, 2]), outer(parts=[part(9)])
+    content = migration_state_push(state_of(source))
+    assert calls == [source]
+    migration_state_pop(state_of(arrived), content)
+    assert arrived == source
+    assert arrived.words.tolist() == [1, 2]
+    assert calls == [source, 4]
+    migration_state_pop(state_of(arrived), b"\0\3", 1)
+    assert arrived == outer(3, [], 0)
+    assert arrived.words.tolist() == [5]

@@ -168,7 +168,7 @@ GOOD = record(b"timer", 3, 2, bytes(4))
         (stream(GOOD) + b"\0", r"expected a description or nothing after the end"),
         (stream(GOOD) + b"\x06\0\0\0\2{}more", r"bytes are left over"),
         (b"QEVM\0\0\0\3\x04" + GOOD, r"expected a configuration first"),
-        (stream(b"\x08\0\2\0\4abcd", GOOD), r"expected sections of devices, found command PING"),
+        (stream(b"\x08\0\2\0\4abcd", GOOD), r"^device state: expected sections of devices, found command PING"),
         (stream(b"\x01" + GOOD[1:]), r"timer/3: expected one FULL section, found START"),
         (b"\x7fELF" + bytes(20), r"a migration stream begins with"),
         (stream(GOOD)[:-8], r"timer/3: field 'ticks' \(u32\) needs 4 bytes"),
@@ -190,6 +190,8 @@ def test_another_machine_or_other_capabilities_are_refused_when_asked_for() -> N
     registry_of(Timer()).load_all(saved, machine="mac-2")
     with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
         registry_of(Timer()).load_all(saved, machine="mac-1")
+    with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
+        registry_of(Timer()).load(MigrationDataFile(MemoryTransport(saved), "test"), machine="mac-1")
     capable = registry_of(Timer()).save_all(capabilities=["x-ignore-shared"])
     registry_of(Timer()).load_all(capable, capabilities=["x-ignore-shared"])
     with pytest.raises(StateError, match="expected capabilities: none, found: x-ignore-shared"):
