@@ -124,7 +124,6 @@ class Coordinator:
         self._needs_sync = False
         self._settles = False
         self._shares = Shares([])
-        self._outstanding = [0] * workers
         self._waiting: set[int] = set()
         self._fencing: set[int] = set()
         self._counted = 0
@@ -188,7 +187,6 @@ class Coordinator:
                 self.record.settled(took_ns)
                 return self._hand_out(Step.SENDING)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerIdle(worker=worker)):
-                self._outstanding[worker] -= 1
                 return self._feed(worker)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerFenced(worker=worker, counters=counters)):
                 return self._fenced(worker, counters, now_ns)
@@ -257,7 +255,6 @@ class Coordinator:
         self.step = step
         few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= WHOLE_PAGES
         self._shares = Shares(self._owned, whole=few)
-        self._outstanding = [0] * self._workers
         self._waiting = set(range(self._workers))
         self._fencing = set()
         instructions: list[Instruction] = []
@@ -269,7 +266,6 @@ class Coordinator:
     def _feed(self, worker: int) -> list[Instruction]:
         regions = self._shares.take(worker)
         if regions:
-            self._outstanding[worker] += 1
             scanned = self._settles and self.step is Step.SENDING
             holes = self.step is not Step.RESCANNING
             return [Tell(worker, SendRegions(self.round, regions, self.round == 1, holes, scanned))]

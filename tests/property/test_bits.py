@@ -127,3 +127,15 @@ def test_one_run_has_no_gap() -> None:
     assert bits.is_one_run(np.array([5]))
     assert bits.is_one_run(np.array([5, 6]))
     assert not bits.is_one_run(np.array([5, 7]))
+
+
+@pytest.mark.parametrize("end", range(1, 34))
+@pytest.mark.parametrize("first", [0, 8, 13])
+def test_a_run_of_any_length_is_set_and_cleared_to_its_last_page(first: int, end: int) -> None:
+    index = np.arange(first, first + end)
+    found = np.zeros(8, dtype=np.uint8)
+    bits.set_bits(found, index)
+    assert np.flatnonzero(bits.mask_of_bits(found, 0, 64)).tolist() == index.tolist()
+    found[:] = 0xFF
+    bits.clear_bits(found, index)
+    assert np.flatnonzero(~bits.mask_of_bits(found, 0, 64)).tolist() == index.tolist()
