@@ -14,9 +14,9 @@ import msgspec
 from multiprocess import reduction
 from multiprocess.connection import Connection
 
-from parmig import linux
 from parmig.engine import messages
 from parmig.engine.messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.linux import process
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
@@ -113,8 +113,8 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    linux.die_with_parent(signal.SIGKILL)
-    linux.keep_freed_memory(KEPT_MEMORY_BYTES)
+    process.die_with_parent(signal.SIGKILL)
+    process.keep_freed_memory(KEPT_MEMORY_BYTES)
     inbox = Inbox(connection)
     status = 0
     try:

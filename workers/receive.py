@@ -24,6 +24,7 @@ from parmig.ram.flow import check_hello, welcome
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import Region
 from parmig.transport.base import parse_uri
+from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from workers.bootstrap import Inbox, attach_memory, run_worker
 
@@ -58,9 +59,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     ram = MigrationRamReceive(
         worker=setup.worker, blocks=blocks, codec=codec(setup.codec), shared=shared, batch_bytes=setup.batch_bytes
     )
-    poller = zmq.Poller()
-    for item in [*transport.pollables(), inbox.fileno()]:
-        poller.register(item, zmq.POLLIN)
+    poller = Poller(transport, inbox.fileno())
     digester = RegionDigester()
     connected = False
     while True:

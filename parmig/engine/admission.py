@@ -62,7 +62,7 @@ class Admission:
         )
         self.endpoint = self._transport.bind(self.endpoint)
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll while listening."""
         return self._transport.pollables() if self._transport is not None else []
 

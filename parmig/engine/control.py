@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from parmig.engine import messages
 from parmig.engine.messages import ControlMessage
@@ -20,7 +19,7 @@ class ControlChannel:
     def __init__(self, transport: MigrationTransport) -> None:
         self.transport = transport
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll."""
         return self.transport.pollables()
 

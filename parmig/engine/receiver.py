@@ -8,8 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import zmq
-
 from parmig.config import ReceiveConfig
 from parmig.engine import messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
@@ -36,6 +34,7 @@ from parmig.guests.base import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine
 from parmig.transport.base import parse_uri
+from parmig.transport.polling import Poller
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
 
@@ -96,7 +95,7 @@ class MigrationReceiver:
         self._admission: Admission | None = None
         self._control: ControlChannel | None = None
         self._session: ReceiveSession | None = None
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         self._machine = StatusMachine()
         self._prepared = False
         self._hinted = False
@@ -160,10 +159,10 @@ class MigrationReceiver:
 
     def _watch(self, *items: Any) -> None:
         """Wake the loop for *items*, guest and user, and for nothing else any more."""
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         for item in (*items, self._thread.wake_fd, self._guest.watch_fd()):
             if item is not None:
-                self._poller.register(item, zmq.POLLIN)
+                self._poller.watch(item)
 
     def _wait(self, cancelled: str = "cancelled; the guest stays at the source") -> None:
         """Wait for anything to happen; what concerns neither source nor workers is handled.
@@ -175,7 +174,7 @@ class MigrationReceiver:
             CancelledError: the user has it enough, before hand-over.
             GuestError: the monitor died.
         """
-        ready = dict(self._poller.poll(POLL_MS))
+        ready = self._poller.poll(POLL_MS)
         self._thread.finished()
         if self._cancelled and not self._handed_over_ns:
             raise CancelledError(cancelled)

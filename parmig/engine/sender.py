@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import zmq
-
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import events, messages
 from parmig.engine.agreement import CAPABILITIES, check_accept, told
@@ -41,6 +39,7 @@ from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.transport.base import Endpoint, parse_uri
+from parmig.transport.polling import Poller
 from parmig.transport.registry import DATA_SCHEME, open_control
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -274,9 +273,7 @@ class MigrationSender(SourceSide):
     def _watch_peer_only(self) -> None:
         """After hand-over only the destination's word counts, whatever becomes of our workers and our copy."""
         assert self._control is not None
-        self._poller = zmq.Poller()
-        for item in [*self._control.pollables(), self._thread.wake_fd]:
-            self._poller.register(item, zmq.POLLIN)
+        self._poller = Poller(*self._control.pollables(), self._thread.wake_fd)
 
     def _save_state(self) -> None:
         assert isinstance(self._state, StateSender)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import messages
@@ -137,7 +136,7 @@ class ReceiveSession:
             capabilities=CAPABILITIES,
         )
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll."""
         return [*self.pool.pollables(), *self.state.pollables()]
 

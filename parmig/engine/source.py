@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-import zmq
-
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine import events, messages
 from parmig.engine.coordinator import Coordinator, Step
@@ -34,6 +32,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.registry import log_area_bytes
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
+from parmig.transport.polling import Poller
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class SourceSide(ABC):
         self._thread = GuestThread()
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
         self._switchover_ns = switchover_ns
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         self._cancelled = False
         self._shared: SharedArea | None = None
         self._log_fd = -1
@@ -189,14 +188,14 @@ class SourceSide(ABC):
         """Wake the loop for workers, guest, and *more*."""
         for item in [*more, *self._pool.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
             if item is not None:
-                self._poller.register(item, zmq.POLLIN)
+                self._poller.watch(item)
 
     # -- the loop -------------------------------------------------------------------------------
 
     def migrate_iterate(self) -> bool:
         """One turn: wait for anything to happen, decide, do it. Returns whether all has ended."""
         assert self._plan is not None
-        ready = dict(self._poller.poll(POLL_MS))
+        ready = self._poller.poll(POLL_MS)
         watch = self._guest.watch_fd()
         self._thread.finished()
         if self._plan.status is not MigrationStatus.HAND_OVER:  # afterwards neither is needed any more
@@ -257,7 +256,7 @@ class SourceSide(ABC):
         """Its pipe has ended: polled on, it would wake the loop without end."""
         for fd in self._pool.descriptors(worker):
             with contextlib.suppress(KeyError):  # not polled yet, or no more
-                self._poller.unregister(fd)
+                self._poller.unwatch(fd)
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""

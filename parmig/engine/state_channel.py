@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import xxhash
 
@@ -138,7 +137,7 @@ class StateReceiver:
         self.connected = False
         self.size_bytes = 0
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll."""
         return self._transport.pollables()
 

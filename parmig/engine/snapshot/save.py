@@ -136,7 +136,7 @@ class SnapshotSaver(SourceSide):
                 self._begin(events.WentOn, self._go_on)
             case Do.COMPOSE:
                 if (watch_fd := self._guest.watch_fd()) is not None:
-                    self._poller.unregister(watch_fd)  # whatever becomes of it now, the file is as good
+                    self._poller.unwatch(watch_fd)  # whatever becomes of it now, the file is as good
                 self._begin_on_disk(events.Composed, self._compose)
             case Do.COMMIT:
                 self._begin_on_disk(lambda _: events.Committed(), self._commit)
