@@ -11,15 +11,15 @@ from parmig.config import SNAPSHOT_PROGRAMS
 from parmig.engine import messages
 from parmig.engine.messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
 from parmig.engine.pool import WorkerPool
-from parmig.engine.snapshot.digest import digest_pieces
-from parmig.engine.snapshot.messages import RestoreSetup
-from parmig.engine.snapshot.opened import OpenSnapshot
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.snapshot.digest import digest_pieces
+from parmig.snapshot.messages import RestoreSetup
+from parmig.snapshot.opened import OpenSnapshot
 from parmig.transport.polling import Poller
 from parmig.units import NS_PER_S
 
