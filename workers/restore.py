@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import (
+from parmig.engine.worker_messages import (
     DigestRegions,
     Instruction,
     Placed,

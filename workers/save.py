@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import DigestRegions, Instruction, RegionDigests, WorkerEvent, WorkerReady
+from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.outlets.file import FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from parmig.config import SNAPSHOT_PROGRAMS
-from parmig.engine import messages
-from parmig.engine.messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
+from parmig.engine import error_reports, worker_messages
 from parmig.engine.pool import WorkerPool
+from parmig.engine.worker_messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping, BlockMemory
@@ -152,8 +152,8 @@ class Readers:
             if self._watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while its memory was filled")
             for worker, event in self._pool.read():
-                if isinstance(event, messages.WorkerFailed):
-                    raise messages.restore_error(event.error)
+                if isinstance(event, worker_messages.WorkerFailed):
+                    raise error_reports.restore_error(event.error)
                 if not isinstance(event, kind):
                     raise ProtocolError(f"load worker {worker} said {type(event).__name__}")
                 found[worker] = event

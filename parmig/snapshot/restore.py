@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parmig.config import RestoreConfig
-from parmig.engine import messages
+from parmig.engine import error_reports
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
 from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
@@ -70,7 +70,7 @@ class SnapshotRestorer:
         phase, self._status = self._status, "completed"
         if error is not None:
             self._status = "cancelled" if isinstance(error, CancelledError) else "failed"
-            self._report.error = messages.describe_error(error, error.phase or phase)
+            self._report.error = error_reports.describe_error(error, error.phase or phase)
         self._report.status = self._status
         self._tell()
         return self._report
