@@ -14,8 +14,9 @@ import msgspec
 from multiprocess import reduction
 from multiprocess.connection import Connection
 
-from parmig.engine import messages
-from parmig.engine.messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.engine import error_reports, worker_messages
+from parmig.engine.message import encode
+from parmig.engine.worker_messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
 from parmig.linux import process
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.regions import Region, cut
@@ -60,7 +61,7 @@ class Inbox:
         """
         while self._poll.poll(0):
             try:
-                instruction = messages.instruction_decoder.decode(self._connection.recv_bytes())
+                instruction = worker_messages.instruction_decoder.decode(self._connection.recv_bytes())
             except (EOFError, OSError) as error:
                 raise StopRequestedError from error
             if isinstance(instruction, Stop):
@@ -81,7 +82,7 @@ class Inbox:
     def tell(self, event: WorkerEvent) -> None:
         """Send *event* to the coordinator."""
         try:
-            self._connection.send_bytes(messages.encode(event))
+            self._connection.send_bytes(encode(event))
         except OSError as error:
             raise StopRequestedError from error
 
@@ -124,7 +125,7 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     except Exception as error:
         status = 1
         try:
-            inbox.tell(WorkerFailed(messages.describe_error(error)))
+            inbox.tell(WorkerFailed(error_reports.describe_error(error)))
         except StopRequestedError:
             pass
     sys.stdout.flush()

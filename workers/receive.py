@@ -8,14 +8,8 @@ from collections.abc import Sequence
 import zmq
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import (
-    PROTOCOL_VERSION,
-    DigestRegions,
-    ReceiveSetup,
-    RegionDigests,
-    WorkerConnected,
-    WorkerReady,
-)
+from parmig.engine.peer_messages import PROTOCOL_VERSION
+from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine import messages as m
+from parmig.engine import peer_messages as m
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.base import Rescue
