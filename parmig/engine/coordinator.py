@@ -21,12 +21,12 @@ from collections.abc import Sequence
 
 from parmig.engine import events
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.plan import Plan
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
 from parmig.engine.source_steps import Step, does_not_converge, pause_took_too_long, took_too_long
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.digest import combine
 from parmig.ram.regions import Region

@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine import destination_events as events
-from parmig.engine import messages
+from parmig.engine import error_reports, peer_messages
 from parmig.engine.destination_events import Act, Event, Instruction, Say, StateCame, Tell, WriteState
 from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, Step, overdue
 from parmig.engine.plan import Plan
 from parmig.engine.shares import assign
 from parmig.engine.state_channel import NO_STATE, check_size
+from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (
     ParmigError,
     PeerFailedError,
@@ -90,7 +91,7 @@ class DestinationPlan(Plan[Instruction]):
         self._digesting: set[int] = set()
         self._digests: dict[int, int] = {}
         self._came = StateCame(0, NO_STATE)
-        self._release = messages.Release(0, "")
+        self._release = peer_messages.Release(0, "")
         self._vanished = False
         self._since_ns = now_ns
         self._load_began_ns = 0
@@ -145,7 +146,7 @@ class DestinationPlan(Plan[Instruction]):
             case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
                 return self._add_digests(worker, digests)
             case Step.LOADING, events.StateLoaded():
-                loaded = messages.Loaded(self._load_began_ns - self._since_ns, now_ns - self._load_began_ns)
+                loaded = peer_messages.Loaded(self._load_began_ns - self._since_ns, now_ns - self._load_began_ns)
                 self.step = Step.LOADED  # within the same limit
                 return [Say(loaded)]
             case Step.RESUMING, events.GuestRuns(ran_ns=ran_ns):
@@ -166,15 +167,15 @@ class DestinationPlan(Plan[Instruction]):
         if self.step is Step.RECEIVING:
             self._since_ns = now_ns
         match self.step, message:
-            case _, messages.Progressed(status=status, round=round_):
+            case _, peer_messages.Progressed(status=status, round=round_):
                 return [events.Show(status, round_)]
-            case _, messages.Failure(error=report):
+            case _, peer_messages.Failure(error=report):
                 return self._fail(PeerFailedError(f"the source failed: {report.message}"))
-            case Step.RECEIVING, messages.DigestRequest():
+            case Step.RECEIVING, peer_messages.DigestRequest():
                 return self._ask_digest()
-            case Step.RECEIVING, messages.Release() if not self._digesting:
+            case Step.RECEIVING, peer_messages.Release() if not self._digesting:
                 return self._take_release(message, now_ns)
-            case Step.LOADED, messages.HandOver(run=run):
+            case Step.LOADED, peer_messages.HandOver(run=run):
                 return self._take_over(run, now_ns)
         name = type(message).__name__
         return self._fail(ProtocolError(f"the source sent {name} while {self.step.value}"))
@@ -192,7 +193,7 @@ class DestinationPlan(Plan[Instruction]):
             return self._fail(ProtocolError(words))
         self._may_digest = False
         self._digesting = set(range(len(self._owned)))
-        return [Tell(worker, messages.DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
+        return [Tell(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
 
     def _add_digests(self, worker: int, digests: dict[int, int]) -> list[Instruction]:
         self._digests |= digests
@@ -200,9 +201,9 @@ class DestinationPlan(Plan[Instruction]):
         if self._digesting:
             return []
         self.digest = combine(self._digests, self._regions)
-        return [Say(messages.Digested(self.digest))]
+        return [Say(peer_messages.Digested(self.digest))]
 
-    def _take_release(self, release: messages.Release, now_ns: int) -> list[Instruction]:
+    def _take_release(self, release: peer_messages.Release, now_ns: int) -> list[Instruction]:
         try:
             check_size(release.size_bytes, self._max_state_bytes)
         except StateError as error:
@@ -241,14 +242,14 @@ class DestinationPlan(Plan[Instruction]):
         self.machine.move(StatusEvent.RESUMED)
         handed_over_ns = self._since_ns
         ran_ns = max(handed_over_ns, min(ran_ns, now_ns))
-        said = Say(messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
+        said = Say(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
         if self._vanished:
             return [said, *self._finish()]
         return self._go_on(Step.GOODBYE, now_ns, said)
 
     def _await_goodbye(self, event: Event, now_ns: int) -> list[Instruction]:
         match event:
-            case events.Heard(message=messages.Goodbye()) | events.PeerVanished():
+            case events.Heard(message=peer_messages.Goodbye()) | events.PeerVanished():
                 return self._finish()
             case events.Tick() if now_ns - self._since_ns >= GOODBYE_LIMIT_NS:
                 return self._finish()
@@ -270,9 +271,9 @@ class DestinationPlan(Plan[Instruction]):
     def _ending(self, status: MigrationStatus) -> list[Instruction]:
         assert self.error is not None
         if self.step is Step.STARTING:
-            said = Say(messages.Refuse(f"the destination failed: {self.error}"))
+            said = Say(peer_messages.Refuse(f"the destination failed: {self.error}"))
         else:
-            said = Say(messages.Failure(messages.describe_error(self.error)))
+            said = Say(peer_messages.Failure(error_reports.describe_error(self.error)))
         if status is MigrationStatus.UNKNOWN:
             return [said, Act.KEEP]
         return [said, Act.LET_GO if self.lets_go else Act.DISCARD]

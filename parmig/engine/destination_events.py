@@ -8,7 +8,7 @@ import enum
 import msgspec
 
 from parmig.engine.events import CancelAsked, Event, Failed, Suspected, Tell, Tick, WorkerDigested
-from parmig.engine.messages import ControlMessage
+from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import PeerLostError, ProtocolError
 
 __all__ = ["CancelAsked", "Event", "Failed", "Suspected", "Tell", "Tick", "WorkerDigested"]

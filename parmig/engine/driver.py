@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic
 
-import zmq
-
-from parmig.engine import events, messages
+from parmig.engine import error_reports, events, peer_messages, worker_messages
 from parmig.engine.control import ControlChannel
 from parmig.engine.events import Event
 from parmig.engine.guest_thread import GuestThread
@@ -27,6 +25,7 @@ from parmig.engine.report import Progress
 from parmig.errors import GuestError, ParmigError, PeerLostError
 from parmig.guests.base import Guest
 from parmig.status import BEFORE_HAND_OVER
+from parmig.transport.polling import Poller
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class Driver(ABC, Generic[Instruction]):
         self._thread = thread
         self._pool = pool
         self._show = progress
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         self._cancelled = False
 
     def run(self) -> None:
@@ -84,7 +83,7 @@ class Driver(ABC, Generic[Instruction]):
 
     def turn(self) -> bool:
         """Wait for anything to happen, feed the plan, and carry out its decisions. Returns whether all is over."""
-        ready = dict(self._poller.poll(POLL_MS))
+        ready = self._poller.poll(POLL_MS)
         self._thread.finished()
         if self._guest.watch_fd() in ready:
             self._feed(events.Failed(GuestError("the guest's virtual machine monitor died during the migration")))
@@ -105,7 +104,7 @@ class Driver(ABC, Generic[Instruction]):
         """Do what the plan decided."""
 
     @abstractmethod
-    def _worker_event(self, worker: int, message: messages.WorkerEvent) -> Event | None:
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
         """The event that a worker's message is to the plan; None: nothing that matters alone."""
 
     def _listen(self) -> None:
@@ -113,18 +112,15 @@ class Driver(ABC, Generic[Instruction]):
 
     # -- polling --------------------------------------------------------------------------------
 
-    def _watch(self, *items: Any) -> None:
+    def _watch(self, *items: int | None) -> None:
         """Wake the loop for *items* and the guest's thread, and for nothing else any more."""
-        self._poller = zmq.Poller()
-        for item in (*items, self._thread.wake_fd):
-            if item is not None:
-                self._poller.register(item, zmq.POLLIN)
+        self._poller = Poller(self._thread.wake_fd, *(item for item in items if item is not None))
 
-    def _forget(self, items: Iterable[Any]) -> None:
-        """Poll *items* no more: what has ended stays readable, and would wake the loop without end."""
+    def _forget(self, items: Iterable[int]) -> None:
+        """Watch *items* no more: what has ended stays readable, and would wake the loop without end."""
         for item in items:
-            with contextlib.suppress(KeyError):  # not polled yet, or no more
-                self._poller.unregister(item)
+            with contextlib.suppress(KeyError):  # not watched yet, or no more
+                self._poller.unwatch(item)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -137,16 +133,16 @@ class Driver(ABC, Generic[Instruction]):
         suspected = symptom or isinstance(error, PeerLostError)
         self._feed(events.Suspected(error) if suspected else events.Failed(error))
 
-    def _hear_worker(self, worker: int, message: messages.WorkerEvent) -> None:
-        if isinstance(message, messages.WorkerFailed):
-            error = messages.restore_error(message.error)
+    def _hear_worker(self, worker: int, message: worker_messages.WorkerEvent) -> None:
+        if isinstance(message, worker_messages.WorkerFailed):
+            error = error_reports.restore_error(message.error)
             # A scan fails a moment before the death of the process that it scans is known.
             self._fail(error, symptom=isinstance(error, GuestError))
             self._forget(self._pool.descriptors(worker))
         elif (event := self._worker_event(worker, message)) is not None:
             self._feed(event)
 
-    def _messages(self, control: ControlChannel) -> Iterator[messages.ControlMessage]:
+    def _messages(self, control: ControlChannel) -> Iterator[peer_messages.ControlMessage]:
         """What the peer has sent, a bounded number of messages, while the plan is not over.
 
         Raises:

@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from parmig.engine import messages
+from parmig.engine import worker_messages
 from parmig.errors import ParmigError
 from parmig.ram.shared import WorkerCounters
 
@@ -181,7 +181,7 @@ class Tell(msgspec.Struct, frozen=True):
     """Send *instruction* to worker *worker*."""
 
     worker: int
-    instruction: messages.Instruction
+    instruction: worker_messages.Instruction
 
 
 class Throttle(msgspec.Struct, frozen=True):

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
-from parmig.engine import messages
+from parmig.engine import peer_messages
 from parmig.engine.admission import told_host
 from parmig.engine.agreement import CAPABILITIES
-from parmig.engine.messages import Accept, Configure, DataEndpoint, ReceiveSetup
+from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
+from parmig.engine.worker_messages import ReceiveSetup
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.regions import cut
@@ -23,7 +24,7 @@ from parmig.transport.base import Endpoint, parse_uri
 from parmig.transport.registry import DATA_SCHEME, open_control
 from parmig.version import __version__
 
-MAX_STATE_CHUNK_FRAME_BYTES = messages.MAX_STATE_CHUNK_BYTES + 64
+MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
 
 class Listeners:

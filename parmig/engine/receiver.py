@@ -7,15 +7,13 @@ import contextlib
 import time
 from collections.abc import Callable
 
-import zmq
-
 from parmig.config import ReceiveConfig
-from parmig.engine import messages
+from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
 from parmig.engine.agreement import check_configure, told
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.messages import Configure
+from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
@@ -24,6 +22,7 @@ from parmig.guests.base import Guest
 from parmig.processes import warm_up
 from parmig.status import MigrationStatus
 from parmig.transport.base import parse_uri
+from parmig.transport.polling import Poller
 from parmig.units import NS_PER_MS, NS_PER_S
 from parmig.version import __version__
 
@@ -119,14 +118,17 @@ class MigrationReceiver:
             ParmigError: this side cannot receive from any source.
         """
         waiting_since_ns = time.monotonic_ns()
-        poller = self._poller()
+        poller = Poller(*self._admission.pollables(), self._thread.wake_fd)
+        watch_fd = self._guest.watch_fd()
+        if watch_fd is not None:
+            poller.watch(watch_fd)
         while True:
             self._nobody_came(time.monotonic_ns() - waiting_since_ns)
-            ready = dict(poller.poll(POLL_MS))
+            ready = poller.poll(POLL_MS)
             self._thread.finished()
             if self._cancelled:
                 raise CancelledError(f"cancelled: {self._hint()}")
-            if self._guest.watch_fd() in ready:
+            if watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while it waited")
             wish = self._admission.hear()
             if wish is None:
@@ -136,13 +138,6 @@ class MigrationReceiver:
                 return self.apply_config(wish)
             except PeerRefusedError as error:
                 self._admission.refuse(str(error))
-
-    def _poller(self) -> zmq.Poller:
-        poller = zmq.Poller()
-        for item in (*self._admission.pollables(), self._thread.wake_fd, self._guest.watch_fd()):
-            if item is not None:
-                poller.register(item, zmq.POLLIN)
-        return poller
 
     def _nobody_came(self, waited_ns: int) -> None:
         """Go on waiting for a source, unless the time is up; after a while say where to look."""
@@ -193,7 +188,7 @@ class MigrationReceiver:
             )
         except ParmigError as error:
             with contextlib.suppress(PeerLostError):
-                control.write(messages.Refuse(f"the destination failed: {error}"))
+                control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
 
@@ -241,5 +236,5 @@ class MigrationReceiver:
         report.total_time_ms = (time.monotonic_ns() - self._began_ns) / NS_PER_MS
         if error is not None:
             report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
-            report.error = messages.describe_error(error, error.phase or WAITING)
+            report.error = error_reports.describe_error(error, error.phase or WAITING)
         return report

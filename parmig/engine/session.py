@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
-from parmig.engine import messages
+from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, Say, Show, Tell, WriteState
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.listeners import Listeners
-from parmig.engine.messages import Configure
+from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
@@ -113,14 +113,14 @@ class ReceiveSession(Driver[Instruction]):
             self._state_bytes = self._state.size_bytes
             self._feed(events.StateCame(self._state_bytes, self._state.digest))
 
-    def _worker_event(self, worker: int, message: messages.WorkerEvent) -> Event:
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event:
         match message:
-            case messages.WorkerReady(port=port):
+            case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
-            case messages.WorkerConnected():
+            case worker_messages.WorkerConnected():
                 return events.WorkerConnected(worker)
-            case messages.RegionDigests(digests=digests):
+            case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
 
@@ -147,7 +147,7 @@ class ReceiveSession(Driver[Instruction]):
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and whoever made this session does it
 
-    def _say(self, message: messages.ControlMessage) -> None:
+    def _say(self, message: peer_messages.ControlMessage) -> None:
         try:
             self._control.write(message)
         except PeerLostError as error:
@@ -166,7 +166,7 @@ class ReceiveSession(Driver[Instruction]):
         report.status = self.plan.status.value
         report.state_bytes = self.plan.state_bytes
         if self.plan.error is not None:
-            report.error = messages.describe_error(self.plan.error)
+            report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
         report.workers, report.compression, report.transport = wish.workers, wish.codec, wish.transport

@@ -6,11 +6,12 @@ from __future__ import annotations
 import pytest
 
 from parmig.engine import destination_events as e
-from parmig.engine import messages as m
+from parmig.engine import peer_messages as m
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, Say
 from parmig.engine.destination_steps import Step
 from parmig.engine.report import ErrorReport
+from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (
     CancelledError,
     GuestError,
@@ -126,7 +127,7 @@ def test_a_migration_with_a_digest_from_its_first_event_to_its_last() -> None:
     assert walk.take(e.StateCame(1, "1")) == []
     assert walk.hear(m.Progressed("active", 3), 4000) == [e.Show("active", 3)]
     assert walk.hear(m.DigestRequest()) == [
-        e.Tell(worker, m.DigestRegions(numbers)) for worker, numbers in enumerate(OWNED)
+        e.Tell(worker, DigestRegions(numbers)) for worker, numbers in enumerate(OWNED)
     ]
     assert walk.take(e.WorkerDigested(1, {number: DIGESTS[number] for number in OWNED[1]})) == []
     assert walk.plan.digest is None

@@ -8,9 +8,9 @@ import pytest
 from parmig.engine import events as c
 from parmig.engine.coordinator import WHOLE_PAGES, Coordinator
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.source_steps import Step
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
     CancelledError,
     GuestError,

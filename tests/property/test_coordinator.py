@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.source_steps import Step
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
     CancelledError,
     GuestError,
