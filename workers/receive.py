@@ -8,14 +8,8 @@ from collections.abc import Sequence
 import zmq
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import (
-    PROTOCOL_VERSION,
-    DigestRegions,
-    ReceiveSetup,
-    RegionDigests,
-    WorkerConnected,
-    WorkerReady,
-)
+from parmig.engine.peer_messages import PROTOCOL_VERSION
+from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
@@ -24,6 +18,7 @@ from parmig.ram.flow import check_hello, welcome
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import Region
 from parmig.transport.base import parse_uri
+from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from workers.bootstrap import Inbox, attach_memory, run_worker
 
@@ -58,9 +53,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     ram = MigrationRamReceive(
         worker=setup.worker, blocks=blocks, codec=codec(setup.codec), shared=shared, batch_bytes=setup.batch_bytes
     )
-    poller = zmq.Poller()
-    for item in [*transport.pollables(), inbox.fileno()]:
-        poller.register(item, zmq.POLLIN)
+    poller = Poller(transport, inbox.fileno())
     digester = RegionDigester()
     connected = False
     while True:

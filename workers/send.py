@@ -8,15 +8,8 @@ from collections.abc import Sequence
 import zmq
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import (
-    PROTOCOL_VERSION,
-    DigestRegions,
-    Instruction,
-    RegionDigests,
-    SendSetup,
-    WorkerEvent,
-    WorkerReady,
-)
+from parmig.engine.peer_messages import PROTOCOL_VERSION
+from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, SendSetup, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec

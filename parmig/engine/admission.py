@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from parmig.engine import messages
+from parmig.engine import peer_messages
 from parmig.engine.control import ControlChannel
-from parmig.engine.messages import Configure
+from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
 from parmig.transport.base import Endpoint
@@ -57,12 +57,12 @@ class Admission:
             self.endpoint,
             "control channel",
             heartbeat=True,
-            max_message_bytes=messages.MAX_CONTROL_BYTES,
-            first_message_bytes=messages.MAX_CONFIGURE_BYTES,
+            max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
+            first_message_bytes=peer_messages.MAX_CONFIGURE_BYTES,
         )
         self.endpoint = self._transport.bind(self.endpoint)
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll while listening."""
         return self._transport.pollables() if self._transport is not None else []
 
@@ -70,10 +70,10 @@ class Admission:
         """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
         frames = self._transport.read()
-        if frames is None or len(frames) != 1 or messages.peer_version(frames[0]) is None:
+        if frames is None or len(frames) != 1 or peer_messages.peer_version(frames[0]) is None:
             return None  # nobody, or a stranger, who is forgotten by the next read
         try:
-            message = messages.decode_control(frames[0])
+            message = peer_messages.decode_control(frames[0])
             if isinstance(message, Configure):
                 return message
             raise ProtocolError(f"the source began with {type(message).__name__}")
@@ -84,7 +84,7 @@ class Admission:
     def refuse(self, reason: str) -> None:
         """Tell the source why it is not let in, and the user."""
         assert self._transport is not None
-        self._transport.turn_away([messages.encode_control(messages.Refuse(reason))])
+        self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason))])
         self.refused = reason
         self.tell(f"refused a source: {reason}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.engine.messages import Accept, Configure
+from parmig.engine.peer_messages import Accept, Configure
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from parmig.engine import messages
-from parmig.engine.messages import ControlMessage
+from parmig.engine import peer_messages
+from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.base import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -20,7 +19,7 @@ class ControlChannel:
     def __init__(self, transport: MigrationTransport) -> None:
         self.transport = transport
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll."""
         return self.transport.pollables()
 
@@ -30,7 +29,7 @@ class ControlChannel:
         Raises:
             PeerLostError: the connection is gone.
         """
-        self.transport.write([messages.encode_control(message)])
+        self.transport.write([peer_messages.encode_control(message)])
 
     def read(self, timeout_ms: int = 0) -> ControlMessage | None:
         """The next message, or None.
@@ -44,7 +43,7 @@ class ControlChannel:
             return None
         if len(frames) != 1:
             raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
-        return messages.decode_control(frames[0])
+        return peer_messages.decode_control(frames[0])
 
     def wait(self, what: str, limit_ns: int, interrupt: Callable[[], None] = lambda: None) -> ControlMessage:
         """The next message; *what* names it in the error.

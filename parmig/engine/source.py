@@ -17,10 +17,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-import zmq
-
 from parmig.config import GUARDIAN_PROGRAM
-from parmig.engine import events, messages
+from parmig.engine import error_reports, events, worker_messages
 from parmig.engine.coordinator import Coordinator, Step
 from parmig.engine.custody import Custody
 from parmig.engine.events import Do, Event, Tell, Throttle
@@ -34,6 +32,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.registry import log_area_bytes
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
+from parmig.transport.polling import Poller
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class SourceSide(ABC):
         self._thread = GuestThread()
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
         self._switchover_ns = switchover_ns
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         self._cancelled = False
         self._shared: SharedArea | None = None
         self._log_fd = -1
@@ -189,14 +188,14 @@ class SourceSide(ABC):
         """Wake the loop for workers, guest, and *more*."""
         for item in [*more, *self._pool.pollables(), self._thread.wake_fd, self._guest.watch_fd()]:
             if item is not None:
-                self._poller.register(item, zmq.POLLIN)
+                self._poller.watch(item)
 
     # -- the loop -------------------------------------------------------------------------------
 
     def migrate_iterate(self) -> bool:
         """One turn: wait for anything to happen, decide, do it. Returns whether all has ended."""
         assert self._plan is not None
-        ready = dict(self._poller.poll(POLL_MS))
+        ready = self._poller.poll(POLL_MS)
         watch = self._guest.watch_fd()
         self._thread.finished()
         if self._plan.status is not MigrationStatus.HAND_OVER:  # afterwards neither is needed any more
@@ -229,24 +228,24 @@ class SourceSide(ABC):
         if self._plan.round != before and self._plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
             self._round_began()
 
-    def _worker_said(self, worker: int, event: messages.WorkerEvent) -> None:
+    def _worker_said(self, worker: int, event: worker_messages.WorkerEvent) -> None:
         match event:
-            case messages.WorkerReady():
+            case worker_messages.WorkerReady():
                 self._ready += 1
                 if self._ready == len(self._pool):
                     self._feed(events.WorkersReady())
-            case messages.RegionsScanned():
+            case worker_messages.RegionsScanned():
                 self._feed(events.WorkerScanned(worker))
-            case messages.RegionsDone():
+            case worker_messages.RegionsDone():
                 self._feed(events.WorkerIdle(worker))
-            case messages.Fenced(counters=counters):
+            case worker_messages.Fenced(counters=counters):
                 self._feed(events.WorkerFenced(worker, counters))
-            case messages.Counted(pages=pages):
+            case worker_messages.Counted(pages=pages):
                 self._feed(events.WorkerCounted(worker, pages))
-            case messages.RegionDigests(digests=digests):
+            case worker_messages.RegionDigests(digests=digests):
                 self._feed(events.WorkerDigested(worker, digests))
-            case messages.WorkerFailed(error=report):
-                error = messages.restore_error(report)
+            case worker_messages.WorkerFailed(error=report):
+                error = error_reports.restore_error(report)
                 # A scan fails a moment before the death of the process that it scans is told.
                 self._fail(error, symptom=isinstance(error, GuestError))
                 self._forget(worker)
@@ -257,7 +256,7 @@ class SourceSide(ABC):
         """Its pipe has ended: polled on, it would wake the loop without end."""
         for fd in self._pool.descriptors(worker):
             with contextlib.suppress(KeyError):  # not polled yet, or no more
-                self._poller.unregister(fd)
+                self._poller.unwatch(fd)
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""
@@ -321,7 +320,7 @@ class SourceSide(ABC):
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)
         for worker in range(len(self._pool)):
-            self._pool.tell(worker, messages.StartTracking(log, fd >= 0), fd)
+            self._pool.tell(worker, worker_messages.StartTracking(log, fd >= 0), fd)
         return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
 
     def _settle(self) -> int:
@@ -410,7 +409,7 @@ class SourceSide(ABC):
                 report.downtime_phases_ms = record.phases()
                 report.downtime_without_verify_ms = report.downtime_ms - report.downtime_phases_ms.verify
         if error is not None:
-            report.error = messages.describe_error(error, error.phase or "setup")
+            report.error = error_reports.describe_error(error, error.phase or "setup")
             if report.status not in ("cancelled", "unknown"):
                 report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
         return report

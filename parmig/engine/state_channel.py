@@ -14,11 +14,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import xxhash
 
-from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
+from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
 from parmig.transport.base import MigrationTransport
 from parmig.units import MIB, NS_PER_S, format_size
@@ -138,7 +137,7 @@ class StateReceiver:
         self.connected = False
         self.size_bytes = 0
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """What to poll."""
         return self._transport.pollables()
 

@@ -27,11 +27,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import zmq
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.transport.base import Buffer, MigrationTransport
+from parmig.transport.polling import Poller
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 HELLO, WELCOME, ACK, FENCE, FENCED = 1, 2, 4, 5, 6
@@ -105,10 +105,7 @@ class SendChannel:
         self._transport = transport
         self._name = name
         self._interrupt = interrupt
-        self._poller = zmq.Poller()
-        for item in transport.pollables():
-            self._poller.register(item, zmq.POLLIN)
-        self._poller.register(interrupt_fd, zmq.POLLIN)
+        self._poller = Poller(transport, interrupt_fd)
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._agreed_bytes = credit_bytes(batch_bytes)
         self._buffers: list[Pages] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -112,8 +111,12 @@ class MigrationTransport(ABC):
         """
 
     @abstractmethod
-    def pollables(self) -> list[Any]:
-        """What ``zmq.Poller`` must watch for :meth:`read` to make progress or to fail."""
+    def pollables(self) -> list[int]:
+        """Descriptors to poll; one becomes readable when :meth:`read` may make progress or fail. See ``polling``."""
+
+    def ready(self) -> bool:
+        """Whether :meth:`read` may make progress although no descriptor shows it; asked before each wait."""
+        return False
 
     @abstractmethod
     def shutdown(self, linger_ms: int = 0) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class FileTransport(MigrationTransport):
     def accept(self) -> None:
         """Nothing: a file has no strangers."""
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """None: a file is always ready."""
         return []
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from parmig.errors import TransportError
 from parmig.transport.base import Buffer, Endpoint, MigrationTransport
@@ -45,7 +44,7 @@ class MemoryTransport(MigrationTransport):
     def accept(self) -> None:
         """Nothing: there are no strangers."""
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         """None: memory is always ready."""
         return []
 

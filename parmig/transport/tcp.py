@@ -15,7 +15,6 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
 from parmig.transport.base import Buffer, Endpoint, MigrationTransport, unreachable
@@ -258,7 +257,7 @@ class TcpTransport(MigrationTransport):
 
     # -- polling and the end --------------------------------------------------------------------
 
-    def pollables(self) -> list[Any]:
+    def pollables(self) -> list[int]:
         return [self._epoll.fileno()] if self._epoll is not None else []
 
     def shutdown(self, linger_ms: int = 0) -> None:

@@ -14,8 +14,8 @@ import threading
 import time
 from collections import deque
 
-from parmig import linux
 from parmig.errors import PeerLostError, ProtocolError
+from parmig.linux import sockets
 from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
 
@@ -220,4 +220,4 @@ class Connection:
         """Whether something was not acknowledged by the peer's kernel yet."""
         if self._broken is not None or self.ended:
             return False
-        return bool(self._out) or linux.unacknowledged_bytes(self._sock) > 0
+        return bool(self._out) or sockets.unacknowledged_bytes(self._sock) > 0

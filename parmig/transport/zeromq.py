@@ -20,7 +20,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import tenacity
 import zmq
@@ -28,6 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
 from parmig.transport.base import Buffer, Endpoint, MigrationTransport, unreachable
+from parmig.transport.polling import Poller
 from parmig.transport.zeromq_door import Door, show_token
 from parmig.transport.zeromq_frames import send_in_place
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
@@ -198,10 +198,7 @@ class ZmqTransport(MigrationTransport):
 
     def _wait(self, timeout_ms: int) -> bool:
         """Wait for a message or an event of the monitor; whether there is any."""
-        poller = zmq.Poller()
-        for item in self.pollables():
-            poller.register(item, zmq.POLLIN)
-        return bool(poller.poll(timeout_ms))
+        return bool(Poller(self).poll(timeout_ms))
 
     def _admit(self, frames: list[zmq.Frame]) -> list[memoryview] | None:
         """The frames without the routing id, or None when they come from a stranger."""
@@ -239,9 +236,16 @@ class ZmqTransport(MigrationTransport):
         if self._lost:
             raise PeerLostError(f"{self._name}: the connection to the peer was lost")
 
-    def pollables(self) -> list[Any]:
+    def _sockets(self) -> list[zmq.Socket[bytes]]:
         door = self._door.answers if self._door is not None else None
-        return [item for item in (self._socket, self._monitor, door) if item is not None]
+        return [sock for sock in (self._socket, self._monitor, door) if sock is not None]
+
+    def pollables(self) -> list[int]:
+        return [int(sock.getsockopt(zmq.FD)) for sock in self._sockets()]
+
+    def ready(self) -> bool:
+        """ZeroMQ's descriptors are readable once for all that came since the socket was looked at last: here."""
+        return any(_has_message(sock) for sock in self._sockets())
 
     def shutdown(self, linger_ms: int = 0) -> None:
         sock, self._socket = self._socket, None

@@ -19,6 +19,7 @@ import zmq
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, UsageError
 from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
+from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING
@@ -107,6 +108,7 @@ def lost(transport: MigrationTransport) -> bool:
 PEER = """
 import sys, zmq
 from parmig.transport.base import parse_uri
+from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
 token = bytes.fromhex(sys.argv[4])
@@ -196,9 +198,7 @@ def test_nothing_to_read_is_none(loop: Loop) -> None:
 
 def test_what_is_to_be_polled_tells_of_a_message(loop: Loop) -> None:
     listener, connector, _ = loop.pair()
-    poller = zmq.Poller()
-    for item in listener.pollables():
-        poller.register(item, zmq.POLLIN)
+    poller = Poller(listener)
     while poller.poll(0):  # the monitor tells of connections too
         listener.read()
     connector.write([b"x"])
@@ -247,9 +247,7 @@ def test_what_was_sent_before_a_loss_can_still_be_read(loop: Loop) -> None:
 
 def test_a_loss_wakes_whoever_polls(loop: Loop) -> None:
     listener, connector, _ = loop.pair()
-    poller = zmq.Poller()
-    for item in listener.pollables():
-        poller.register(item, zmq.POLLIN)
+    poller = Poller(listener)
     connector.shutdown()
 
     def woken_and_lost() -> bool:
@@ -368,9 +366,7 @@ def test_what_a_stranger_said_before_the_peer_was_accepted_is_dropped(loop: Loop
     right.write([b"hello"])
     assert next_message(listener) == [b"hello"]
     stranger.write([b"and me"])
-    poller = zmq.Poller()
-    for item in listener.pollables():
-        poller.register(item, zmq.POLLIN)
+    poller = Poller(listener)
     assert poller.poll(10_000)
     listener.accept()
     right.write([b"data"])

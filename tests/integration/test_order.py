@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import zmq
 
-from parmig.engine import messages as m
+from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerLostError

@@ -15,8 +15,9 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.qemu import machines
 from tests.qemu.machines import MIB, QemuMachine, wait_until
@@ -123,14 +124,25 @@ class SlowDisk:
 
 def build_initrd(directory: Path, disk: SlowDisk) -> Path:
     """Write an initrd with the reading guest into *directory*."""
+    sums = "".join(f"{one}  -\n" for one in disk.sums)
+    return build_disk_initrd(directory, INIT, {"sums": sums.encode()})
+
+
+def build_disk_initrd(directory: Path, init: str, files: Mapping[str, bytes] = MappingProxyType({})) -> Path:
+    """Write an initrd into *directory* that has the :data:`MODULES` for a virtio disk beside *files*.
+
+    Args:
+        init: its first program; it loads the modules.
+    """
     release = (machines.kernel() or "").partition("vmlinuz-")[2]
     root = directory / "reader"
     for name in ("bin", "proc", "dev"):
         (root / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "busybox", root / "bin" / "busybox")
-    (root / "init").write_text(INIT)
+    (root / "init").write_text(init)
     (root / "init").chmod(0o755)
-    (root / "sums").write_text("".join(f"{one}  -\n" for one in disk.sums))
+    for name, data in files.items():
+        (root / name).write_bytes(data)
     for name in MODULES:
         path = _module(release, name)
         assert path is not None, name

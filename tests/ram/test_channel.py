@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-import zmq
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
@@ -276,7 +275,14 @@ def test_the_connection_and_the_interruption_are_watched_for_what_comes_in() -> 
     peer = Peer()
     peer.pollables = lambda: [fds[0]]  # type: ignore[method-assign]
     channel = SendChannel(peer, "sender", batch_bytes=8192, interrupt_fd=fds[1], interrupt=lambda: None)
-    assert channel._poller.sockets == [(fds[0], zmq.POLLIN), (fds[1], zmq.POLLIN)]
+    assert channel._poller.poll(0) == set()
+    for fd in fds:
+        os.eventfd_write(fd, 1)
+    assert channel._poller.poll(0) == set(fds)
+    for fd in fds:
+        os.eventfd_read(fd)
+    peer.ready = lambda: True  # type: ignore[method-assign]
+    assert channel._poller.poll() == {fds[0]}
     for fd in fds:
         os.close(fd)
 

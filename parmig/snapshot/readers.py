@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import zmq
-
 from parmig.config import SNAPSHOT_PROGRAMS
-from parmig.engine import messages
-from parmig.engine.messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
+from parmig.engine import error_reports, worker_messages
 from parmig.engine.pool import WorkerPool
-from parmig.engine.snapshot.digest import digest_pieces
-from parmig.engine.snapshot.messages import RestoreSetup
-from parmig.engine.snapshot.opened import OpenSnapshot
+from parmig.engine.worker_messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.snapshot.digest import digest_pieces
+from parmig.snapshot.messages import RestoreSetup
+from parmig.snapshot.opened import OpenSnapshot
+from parmig.transport.polling import Poller
 from parmig.units import NS_PER_S
 
 POLL_MS = 200
@@ -66,11 +65,11 @@ class Readers:
         self._regions = len(cut(self._blocks, self._region_pages))
         self._shared = SharedArea(-1, workers=workers, blocks=self._blocks, regions=self._regions)
         self._pool = WorkerPool(SNAPSHOT_PROGRAMS[1], "load worker")
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         self._watch_fd = watch_fd
         for fd in (wake_fd, watch_fd):
             if fd is not None:
-                self._poller.register(fd, zmq.POLLIN)
+                self._poller.watch(fd)
         self.counters: list[WorkerCounters] = []
 
     def start(self) -> None:
@@ -92,8 +91,7 @@ class Readers:
                 pages_offsets_bytes=tuple(place.pages_offset_bytes for place in mapped),
             )
             self._pool.start(setup, [self._shared.fd, self._snapshot.fd, *(one.fd for one in self._memory)])
-        for item in self._pool.pollables():
-            self._poller.register(item, zmq.POLLIN)
+        self._poller.watch(*self._pool.pollables())
         self._gather(WorkerReady, self._workers)
 
     def digest(self) -> str:
@@ -149,13 +147,13 @@ class Readers:
         found: dict[int, E] = {}
         seen, since_ns = self.handled_pages, time.monotonic_ns()
         while len(found) < count:
-            ready = dict(self._poller.poll(POLL_MS))
+            ready = self._poller.poll(POLL_MS)
             self._turn()
             if self._watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while its memory was filled")
             for worker, event in self._pool.read():
-                if isinstance(event, messages.WorkerFailed):
-                    raise messages.restore_error(event.error)
+                if isinstance(event, worker_messages.WorkerFailed):
+                    raise error_reports.restore_error(event.error)
                 if not isinstance(event, kind):
                     raise ProtocolError(f"load worker {worker} said {type(event).__name__}")
                 found[worker] = event

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waits for descriptors and transports together, whatever library is behind a transport."""
+
+from __future__ import annotations
+
+import select
+from typing import Protocol
+
+
+class Pollable(Protocol):
+    """Something that can be waited for, such as a transport."""
+
+    def pollables(self) -> list[int]:
+        """Descriptors that become readable when there may be something to read."""
+
+    def ready(self) -> bool:
+        """Whether there is something to read although no descriptor may show it."""
+
+
+class Poller:
+    """Waits until any of its items can be read.
+
+    Args:
+        items: descriptors and transports; a transport must be open and is watched until this object is dropped.
+    """
+
+    def __init__(self, *items: int | Pollable) -> None:
+        self._poll = select.poll()
+        self._sources: list[Pollable] = []
+        self.watch(*items)
+
+    def watch(self, *items: int | Pollable) -> None:
+        """Watch *items*, too."""
+        for item in items:
+            if isinstance(item, int):
+                self._poll.register(item, select.POLLIN)
+            else:
+                self._sources.append(item)
+                self.watch(*item.pollables())
+
+    def unwatch(self, fd: int) -> None:
+        """Watch the descriptor *fd* no more.
+
+        Raises:
+            KeyError: it was not watched.
+        """
+        self._poll.unregister(fd)
+
+    def poll(self, timeout_ms: float | None = None) -> set[int]:
+        """Wait, for ever without a timeout.
+
+        Returns:
+            The descriptors that are readable or broken, and all of a transport that is ready. Empty after the timeout.
+        """
+        ready = {fd for source in self._sources if source.ready() for fd in source.pollables()}
+        return ready | {fd for fd, _ in self._poll.poll(0 if ready else timeout_ms)}
