@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from parmig.engine.report import ErrorReport, Report
 from parmig.errors import GuestError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 
 CHECK_PHASE = "check"
 

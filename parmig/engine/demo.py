@@ -17,7 +17,7 @@ from parmig.config import DemoConfig, ReceiveConfig, SendConfig
 from parmig.engine.arrival import check_arrived
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.errors import CancelledError, HostRefusedError, LimitExceededError, ParmigError, UsageError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.guests.registry import open_guest
 from parmig.units import NS_PER_S, format_size
 

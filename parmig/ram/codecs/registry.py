@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from parmig.errors import UsageError
 
 if TYPE_CHECKING:
-    from parmig.ram.codecs.base import PageCodec
+    from parmig.ram.codecs.codec import PageCodec
 
 _CODECS: dict[str, str] = {
     "none": "parmig.ram.codecs.none:NoCodec",
