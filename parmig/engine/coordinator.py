@@ -28,7 +28,7 @@ from parmig.engine.shares import Shares, assign
 from parmig.engine.source_steps import Step, does_not_converge, pause_took_too_long, took_too_long
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import ParmigError, ProtocolError
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent

@@ -23,7 +23,7 @@ from parmig.engine.plan import Instruction, Plan
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import Progress
 from parmig.errors import GuestError, ParmigError, PeerLostError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.status import BEFORE_HAND_OVER
 from parmig.transport.polling import Poller
 

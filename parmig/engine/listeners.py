@@ -16,12 +16,12 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_messages import ReceiveSetup
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.base import Endpoint, parse_uri
 from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.transport import Endpoint, parse_uri
 from parmig.version import __version__
 
 MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64

@@ -18,11 +18,11 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import CancelledError, GuestError, LimitExceededError, ParmigError, PeerLostError, PeerRefusedError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.status import MigrationStatus
-from parmig.transport.base import parse_uri
 from parmig.transport.polling import Poller
+from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S
 from parmig.version import __version__
 

@@ -19,7 +19,7 @@ from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
-from parmig.guests.base import Guest, GuestInfo
+from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.status import BEFORE_HAND_OVER
 

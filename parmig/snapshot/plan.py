@@ -15,7 +15,7 @@ from parmig.engine.events import Committed, Composed, Do, Event, Instruction, Te
 from parmig.engine.policy import Limits
 from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import DigestRegions
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.status import StatusEvent
 

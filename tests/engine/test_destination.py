@@ -23,7 +23,7 @@ from parmig.errors import (
     ProtocolError,
     StateError,
 )
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS
