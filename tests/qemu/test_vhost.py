@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets that arrive during a migration; the network card, which QEMU or vhost-net in the kernel serves, stores them."""
+"""Packets that arrive during a migration are stored by the network card: QEMU's own, or vhost-net in the kernel."""
 
 from __future__ import annotations
 
