@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine.peer_messages import Accept, Configure
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.codecs.registry import CODECS
+from parmig.ram.codecs import registry as codecs
 from parmig.units import format_size
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
@@ -72,8 +72,8 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
     found = guest_mismatches(info, message.kind, message.machine)
     found += block_mismatches(blocks, message.blocks)
     found += capability_mismatches(message.capabilities)
-    if message.codec not in CODECS:
-        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(CODECS)})")
+    if message.codec not in codecs.names():
+        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(codecs.names())})")
     if message.transport != "zmq":
         found.append(f"transport {message.transport!r}: not known here (known: zmq)")
     if message.credit_bytes < message.batch_bytes:

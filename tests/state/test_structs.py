@@ -26,8 +26,8 @@ from parmig.state import (
     migration_state_pop,
     migration_state_push,
 )
-from parmig.state.base import StateField
 from parmig.state.cursor import StateWriter
+from parmig.state.state_field import StateField
 from parmig.stream.vmdescription import decode
 
 
