@@ -138,7 +138,6 @@ class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "a throttle must begin at 1 percent or more and end at 99 or less, "
                 f"not go from {self.throttle_initial_percent} to {self.throttle_max_percent}",
             ),
-            (self.transport in ("zmq",), f"unknown transport {self.transport!r}; known is zmq"),
         ]
         for holds, message in rules:
             if not holds:

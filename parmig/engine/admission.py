@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parmig.engine import messages
+from parmig.engine.agreement import agreed_version
 from parmig.engine.control import ControlChannel
 from parmig.engine.messages import Configure
 from parmig.errors import ProtocolError, UsageError
@@ -46,6 +47,7 @@ class Admission:
         self._tell = tell
         self._told_ns = 0
         self._transport: TcpTransport | None = None
+        self._version = messages.PROTOCOL_VERSION
 
     def listen(self) -> None:
         """Listen, again if need be, at the same port.
@@ -70,11 +72,14 @@ class Admission:
         """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
         frames = self._transport.read()
-        if frames is None or len(frames) != 1 or messages.peer_version(frames[0]) is None:
+        version = messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
+        if frames is None or version is None:
             return None  # nobody, or a stranger, who is forgotten by the next read
+        self._version = version if version in messages.VERSIONS else messages.PROTOCOL_VERSION
         try:
-            message = messages.decode_control(frames[0])
+            message = messages.decode_control(frames[0], first=True)
             if isinstance(message, Configure):
+                self._version = agreed_version(message.capabilities, version)
                 return message
             raise ProtocolError(f"the source began with {type(message).__name__}")
         except ProtocolError as error:
@@ -84,7 +89,7 @@ class Admission:
     def refuse(self, reason: str) -> None:
         """Tell the source why it is not let in, and the user."""
         assert self._transport is not None
-        self._transport.turn_away([messages.encode_control(messages.Refuse(reason))])
+        self._transport.turn_away([messages.encode_control(messages.Refuse(reason), self._version)])
         self.refused = reason
         self.tell(f"refused a source: {reason}")
 
@@ -100,7 +105,7 @@ class Admission:
         assert self._transport is not None
         transport, self._transport = self._transport, None
         transport.accept()
-        return ControlChannel(transport)
+        return ControlChannel(transport, self._version)
 
     def close(self) -> None:
         """Listen no more. What was said last still leaves."""

@@ -8,14 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.engine.messages import Accept, Configure
+from parmig.engine.messages import VERSIONS, Accept, Configure, other_version
+from parmig.errors import ProtocolError
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs.registry import CODECS
+from parmig.transport.registry import data_scheme, data_transports
 from parmig.units import format_size
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does and the other side must do too."""
+
+ENDPOINT_SCHEMES = "endpoint-schemes"
+"""Feature: the destination names the scheme of each endpoint in Accept."""
+
+FEATURES = (ENDPOINT_SCHEMES,)
+"""What this version does where the other side names it too."""
+
+OFFER = (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}")
+"""What a side names among its capabilities."""
+
+
+def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int:
+    """(destination) The newest protocol version that the source speaks, too.
+
+    Args:
+        capabilities: that the source names.
+        first: the version that it began with; alone the only one of a source from before version 3.
+
+    Raises:
+        ProtocolError: there is none.
+    """
+    theirs = {first, *(version for version in VERSIONS if f"protocol-{version}" in capabilities)}
+    common = theirs.intersection(VERSIONS)
+    if not common:
+        raise ProtocolError(other_version(first))
+    return max(common)
 
 
 MAX_REGIONS = 1 << 20
@@ -74,8 +102,8 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
     found += capability_mismatches(message.capabilities)
     if message.codec not in CODECS:
         found.append(f"compression {message.codec!r}: not known here (known: {', '.join(CODECS)})")
-    if message.transport != "zmq":
-        found.append(f"transport {message.transport!r}: not known here (known: zmq)")
+    if message.transport not in data_transports():
+        found.append(f"transport {message.transport!r}: not known here (known: {', '.join(data_transports())})")
     if message.credit_bytes < message.batch_bytes:
         found.append(f"credit of {message.credit_bytes} bytes is less than one batch of {message.batch_bytes}")
     for block in message.blocks:
@@ -96,4 +124,7 @@ def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[str]
         found.append(f"compression: {message.codec!r} there, {wish.codec!r} here")
     if len(message.data) != wish.workers:
         found.append(f"workers: {len(message.data)} there, {wish.workers} here")
+    scheme = data_scheme(wish.transport)
+    for other in sorted({data.scheme for data in message.data} - {"", scheme}):
+        found.append(f"transport: {other!r} there, {scheme!r} here")
     return found

@@ -23,8 +23,14 @@ from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus
 
-PROTOCOL_VERSION = 2
-"""Raised with every change of any message or batch format; both sides must have the same."""
+PROTOCOL_VERSION = 3
+"""Raised with every change of any message or batch format, unless a feature that both sides name decides on it.
+Version 3 knows such features, and sources that begin with the version before theirs."""
+
+VERSIONS = range(PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1)
+"""What is spoken here: this version, and the one before it. A source begins with the older one, which every peer that
+can be spoken to understands, and names the newer one among its capabilities; the destination answers in the newest
+version that both have, and that is spoken from then on."""
 
 CONTROL_MAGIC = b"PARMIG\r\n"
 _PREAMBLE = struct.Struct(">8sI")
@@ -80,11 +86,16 @@ class Configure(_Message, frozen=True):
     capabilities: _Names = ()
 
 
-class DataEndpoint(msgspec.Struct, frozen=True):
-    """Where a receive worker listens; an empty host means the host of the control channel."""
+class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a receive worker listens; an empty host means the host of the control channel.
+
+    Attributes:
+        scheme: of the transport there; empty, as before the feature ``endpoint-schemes``: the agreed transport's.
+    """
 
     host: Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_.:%\[\]-]{0,255}\Z")]
     port: Annotated[int, Meta(ge=0, le=65535)]
+    scheme: Annotated[str, Meta(pattern=r"\A[0-9a-z+.-]{0,32}\Z")] = ""
 
 
 class Accept(_Message, frozen=True):
@@ -204,21 +215,31 @@ class MemorySetup(_Message, frozen=True):
 
 
 class SendSetup(MemorySetup, frozen=True):
-    """To a send worker, once: everything it needs besides descriptors."""
+    """To a send worker, once: everything it needs besides descriptors.
+
+    Attributes:
+        protocol: the agreed version.
+    """
 
     uri: str
     local: str
     session: bytes
+    protocol: int
     codec: str
     batch_bytes: int
     connect_timeout_ns: int
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
-    """To a receive worker, once."""
+    """To a receive worker, once.
+
+    Attributes:
+        protocol: the agreed version.
+    """
 
     uri: str
     session: bytes
+    protocol: int
     codec: str
     batch_bytes: int
     credit_bytes: int
@@ -397,9 +418,9 @@ armed_decoder = msgspec.msgpack.Decoder(Armed)
 event_decoder = msgspec.msgpack.Decoder(WorkerEvent)
 
 
-def encode_control(message: ControlMessage) -> bytes:
+def encode_control(message: ControlMessage, version: int = PROTOCOL_VERSION) -> bytes:
     """One control message with its preamble."""
-    return _PREAMBLE.pack(CONTROL_MAGIC, PROTOCOL_VERSION) + encode(message)
+    return _PREAMBLE.pack(CONTROL_MAGIC, version) + encode(message)
 
 
 def peer_version(frame: memoryview) -> int | None:
@@ -410,8 +431,19 @@ def peer_version(frame: memoryview) -> int | None:
     return int(version) if magic == CONTROL_MAGIC else None
 
 
-def decode_control(frame: memoryview) -> ControlMessage:
+def other_version(version: int) -> str:
+    """What to say of a peer that speaks *version*, which is not spoken here."""
+    return (
+        f"the peer speaks protocol version {version}, this parmig versions {VERSIONS[0]} and {VERSIONS[-1]}; "
+        "install the same parmig on both hosts"
+    )
+
+
+def decode_control(frame: memoryview, *, first: bool = False) -> ControlMessage:
     """The control message in *frame*.
+
+    Args:
+        first: it is the first one of a source, which may speak newer versions than that of the message.
 
     Raises:
         ProtocolError: not one, or of another protocol version.
@@ -419,11 +451,8 @@ def decode_control(frame: memoryview) -> ControlMessage:
     version = peer_version(frame)
     if version is None:
         raise ProtocolError(f"a message of {len(frame)} bytes is not one of parmig's")
-    if version != PROTOCOL_VERSION:
-        raise ProtocolError(
-            f"the peer speaks protocol version {version}, this parmig version {PROTOCOL_VERSION}; "
-            "install the same parmig on both hosts"
-        )
+    if version not in VERSIONS and not (first and version == VERSIONS[0] - 1):
+        raise ProtocolError(other_version(version))
     try:
         return _checked(_control_decoder.decode(frame[_PREAMBLE.size :]))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # text that is not UTF-8 is the latter

@@ -80,7 +80,7 @@ def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
     [
         *GUESTS,
         ({"codec": "rar"}, "compression 'rar': not known here (known: none, lz4)"),
-        ({"transport": "pigeon"}, "transport 'pigeon': not known here (known: zmq)"),
+        ({"transport": "pigeon"}, "transport 'pigeon': not known here (known: zmq, tcp)"),
         ({"credit_bytes": 4096}, "credit of 4096 bytes is less than one batch of 1048576"),
     ],
 )

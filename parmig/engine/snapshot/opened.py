@@ -13,7 +13,7 @@ from parmig.errors import SnapshotError, SnapshotRefusedError, StreamError
 from parmig.stream import trailer
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.ram_blocks import BlockEntry
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 QEMU = "qemu"
 """The kind of guest of a file without a trailer: QEMU wrote it."""
@@ -92,7 +92,7 @@ class OpenSnapshot:
 
     def data(self) -> MigrationDataFile:
         """The file from its start."""
-        return MigrationDataFile(FileTransport.from_fd(self.fd, self.name), self.name)
+        return MigrationDataFile(FileStream(self.fd, self.name), self.name)
 
     @property
     def body_bytes(self) -> int:

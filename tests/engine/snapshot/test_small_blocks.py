@@ -29,7 +29,7 @@ from parmig.stream.ram_words import (
 )
 from parmig.stream.sections import SectionWriter
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, VmDescription, build
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 from parmig.units import KIB
 from tests.integration.snapshots import FORMATS, restore, save
 from tests.support import content, index_of
@@ -66,7 +66,7 @@ class StreamingGuest(docs.examples.tiny_guest.TinyGuest):
         return {name: size_bytes for name, size_bytes in BLOCKS.items() if size_bytes}
 
     def save_state(self, sink: StateSink) -> None:
-        transport = MemoryTransport()
+        transport = MemoryStream()
         data = MigrationDataFile(transport, "state")
         sections = SectionWriter(data)
         sections.header()
@@ -100,7 +100,7 @@ class StreamingGuest(docs.examples.tiny_guest.TinyGuest):
         sections.footer(RAM)
 
     def finish_load(self) -> None:
-        walk = StreamWalk(MigrationDataFile(MemoryTransport(bytes(self._arrived)), "state"))
+        walk = StreamWalk(MigrationDataFile(MemoryStream(bytes(self._arrived)), "state"))
         head = walk.head()
         self.capabilities = head.configuration.capabilities
         assert {one.name: one.size_bytes for one in head.blocks} == self.state_blocks()
