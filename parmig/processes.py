@@ -26,8 +26,8 @@ from multiprocess import forkserver, reduction, resource_tracker
 from multiprocess import process as multiprocess_process
 from multiprocess.connection import Connection
 
-from parmig import linux
 from parmig.errors import HostRefusedError
+from parmig.linux import process
 
 PRELOADED = [
     *("numpy", "zmq", "msgspec", "xxhash", "lz4.block"),
@@ -62,7 +62,7 @@ def _run(program: str, name: str, connection: Connection, setup: bytes, fds: Seq
     while signal.sigtimedwait(_GROUP_SIGNALS, 0) is not None:
         pass  # sent to the group a moment before this process left it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
-    linux.name_process(name)
+    process.name_process(name)
     module, _, function = program.partition(":")
     getattr(import_module(module), function)(connection, setup, fds)
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from parmig import linux
+from parmig.linux import pagemap
 from parmig.units import MIB
 
 _TABLE_BYTES = 2 * MIB
-_MISSING = linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED
+_MISSING = pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED
 
 
 class Asked(NamedTuple):
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
     @property
     def arms(self) -> bool:
-        return bool(self.flags & linux.PM_SCAN_WP_MATCHING)
+        return bool(self.flags & pagemap.PM_SCAN_WP_MATCHING)
 
     def matches(self, categories: int) -> bool:
         found = categories ^ self.inverted
@@ -36,26 +36,26 @@ class Asked(NamedTuple):
 def record(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """All walks from here on, in their order."""
     asked: list[Asked] = []
-    real = linux.pagemap_scan
+    real = pagemap.scan
 
-    def scan(*where: Any, flags: int = linux.PM_SCAN_CHECK_WPASYNC, **how: int) -> Iterator[linux.PageRegions]:
+    def scan(*where: Any, flags: int = pagemap.PM_SCAN_CHECK_WPASYNC, **how: int) -> Iterator[pagemap.PageRegions]:
         asked.append(Asked(flags, *(how.get(name, 0) for name in ("mask", "inverted", "anyof"))))
         return real(*where, flags=flags, **how)
 
-    monkeypatch.setattr(linux, "pagemap_scan", scan)
+    monkeypatch.setattr(pagemap, "scan", scan)
     return asked
 
 
 def without_page_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer as Linux 6.7 to the middle of 2026: a page table that is missing is no category at all, so that a walk
     for WRITTEN neither tells nor arms what it would cover."""
-    real = linux.pagemap_scan
+    real = pagemap.scan
 
     def scan(
-        fd: int, start: int, end: int, vector: linux.PageRegions | None, *, flags: int = 2, **how: int
-    ) -> Iterator[linux.PageRegions]:
+        fd: int, start: int, end: int, vector: pagemap.PageRegions | None, *, flags: int = 2, **how: int
+    ) -> Iterator[pagemap.PageRegions]:
         asked = Asked(flags, *(how.get(name, 0) for name in ("mask", "inverted", "anyof")))
-        scratch = np.zeros(1 << 12, dtype=linux.PAGE_REGION_DTYPE)
+        scratch = np.zeros(1 << 12, dtype=pagemap.PAGE_REGION_DTYPE)
         holes = [(end, end)]
         for regions in real(fd, start, end, scratch, inverted=_MISSING, mask=_MISSING, returned=_MISSING):
             for low, high in zip(regions["start"].tolist(), regions["end"].tolist(), strict=True):
@@ -66,8 +66,8 @@ def without_page_tables(monkeypatch: pytest.MonkeyPatch) -> None:
             yield from real(fd, start, first, vector, flags=flags, **how)
             if asked.matches(0):
                 for regions in real(fd, first, past, vector, flags=flags, **how):
-                    regions["categories"] &= np.uint64(linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED)
+                    regions["categories"] &= np.uint64(pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED)
                     yield regions
             start = past
 
-    monkeypatch.setattr(linux, "pagemap_scan", scan)
+    monkeypatch.setattr(pagemap, "scan", scan)

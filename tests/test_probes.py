@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from parmig import linux, probes
+from parmig import probes
+from parmig.linux import uffd
 from parmig.probes import Probe, host, tracking
 
 
@@ -47,7 +48,7 @@ def test_a_probe_that_fails_is_a_finding() -> None:
 
 
 def test_write_tracking_is_found_to_work_exactly_where_the_kernel_has_it() -> None:
-    has_it = linux.probe_write_tracking() is None
+    has_it = uffd.probe_write_tracking() is None
     assert (tracking.probe_pagemap_scan().status == "ok") is has_it
 
 
@@ -55,7 +56,7 @@ def test_a_host_that_forbids_userfaultfd_is_told_what_happens_instead(monkeypatc
     def refuse(*_: int) -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(linux, "userfaultfd", refuse)
+    monkeypatch.setattr(uffd, "create", refuse)
     for probe in (tracking.probe_userfaultfd, tracking.probe_write_protection, tracking.probe_pagemap_scan):
         found = probe()
         assert found.status == "missing"
@@ -64,7 +65,7 @@ def test_a_host_that_forbids_userfaultfd_is_told_what_happens_instead(monkeypatc
 
 
 def test_a_kernel_that_reports_other_pages_than_the_written_one_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
-    if linux.probe_write_tracking() is not None:
+    if uffd.probe_write_tracking() is not None:
         pytest.skip("the kernel has no write tracking")
     monkeypatch.setattr(tracking, "_scan_written", lambda *_: [])
     assert tracking.probe_pagemap_scan().status == "missing"

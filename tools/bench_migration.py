@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from parmig import linux
 from parmig.config import SendConfig
 from parmig.engine.report import DowntimePhases
 from parmig.guests.registry import open_guest
+from parmig.linux import uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.dirty import DirtyScanner
 from parmig.ram.dirty_log import DirtyLog, Segment
@@ -153,10 +153,10 @@ def bench_scan(runs: int, _workers: int) -> dict[str, Any]:
     os.ftruncate(fd, size)
     mapping = BlockMapping(BlockMemory(block, fd))
     mapping.words[:, 0] = 1
-    uffd = linux.userfaultfd()
-    linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
+    tracking_fd = uffd.create()
+    uffd.enable(tracking_fd, uffd.UFFD_TRACKING_FEATURES)
     address = mapping.pages.ctypes.data
-    linux.uffd_register_wp(uffd, address, size)
+    uffd.register_wp(tracking_fd, address, size)
     log = DirtyLog("pagemap", os.getpid(), ((Segment(0, block.pages, address),),))
     regions = cut([block], 16 * MIB // PAGE_BYTES)
     shared = SharedArea(-1, workers=1, blocks=[block], regions=len(regions))
@@ -167,7 +167,7 @@ def bench_scan(runs: int, _workers: int) -> dict[str, Any]:
     times = [_timed(lambda: list(scanner.find(everything, first_pass=False))) for _ in range(20 * runs)]
     mapping.words[np.random.default_rng(1).choice(block.pages, block.pages // 100, replace=False), 1] = 7
     dirty = _timed(lambda: list(scanner.find(everything, first_pass=False)))
-    os.close(uffd)
+    os.close(tracking_fd)
     return {"clean_1gib_ms": round(median(times), 2), "one_percent_dirty_ms": round(dirty, 2)}
 
 

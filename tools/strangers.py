@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 
-from parmig.engine import messages
+from parmig.engine.peer_messages import MAX_CONFIGURE_BYTES, Goodbye, encode_control
 from parmig.transport.tcp_framing import GREETING, encode
 
 _ZMTP = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
@@ -24,9 +24,9 @@ _READY = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
 WORDS = {
     "idle": b"",
     "garbage": os.urandom(100_000),
-    "frames": GREETING + struct.pack(">II", 1, messages.MAX_CONFIGURE_BYTES) + bytes(messages.MAX_CONFIGURE_BYTES - 1),
+    "frames": GREETING + struct.pack(">II", 1, MAX_CONFIGURE_BYTES) + bytes(MAX_CONFIGURE_BYTES - 1),
     "endless": GREETING + bytes(1 << 20),
-    "names": GREETING + encode([messages.encode_control(messages.Goodbye())]),
+    "names": GREETING + encode([encode_control(Goodbye())]),
     "zmtp": _ZMTP + _READY + b"\0\0\0\0" * 1000,
 }
 

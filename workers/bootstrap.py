@@ -14,9 +14,10 @@ import msgspec
 from multiprocess import reduction
 from multiprocess.connection import Connection
 
-from parmig import linux
-from parmig.engine import messages
-from parmig.engine.messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.engine import error_reports, worker_messages
+from parmig.engine.message import encode
+from parmig.engine.worker_messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.linux import process
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
@@ -60,7 +61,7 @@ class Inbox:
         """
         while self._poll.poll(0):
             try:
-                instruction = messages.instruction_decoder.decode(self._connection.recv_bytes())
+                instruction = worker_messages.instruction_decoder.decode(self._connection.recv_bytes())
             except (EOFError, OSError) as error:
                 raise StopRequestedError from error
             if isinstance(instruction, Stop):
@@ -81,7 +82,7 @@ class Inbox:
     def tell(self, event: WorkerEvent) -> None:
         """Send *event* to the coordinator."""
         try:
-            self._connection.send_bytes(messages.encode(event))
+            self._connection.send_bytes(encode(event))
         except OSError as error:
             raise StopRequestedError from error
 
@@ -113,8 +114,8 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    linux.die_with_parent(signal.SIGKILL)
-    linux.keep_freed_memory(KEPT_MEMORY_BYTES)
+    process.die_with_parent(signal.SIGKILL)
+    process.keep_freed_memory(KEPT_MEMORY_BYTES)
     inbox = Inbox(connection)
     status = 0
     try:
@@ -124,7 +125,7 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     except Exception as error:
         status = 1
         try:
-            inbox.tell(WorkerFailed(messages.describe_error(error)))
+            inbox.tell(WorkerFailed(error_reports.describe_error(error)))
         except StopRequestedError:
             pass
     sys.stdout.flush()

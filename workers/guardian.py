@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 from multiprocess.connection import Connection
 
-from parmig.engine import messages
-from parmig.engine.messages import Armed, Disarm, Guard, TakeOver
+from parmig.engine import guardian_messages
+from parmig.engine.guardian_messages import Armed, Disarm, Guard, TakeOver
+from parmig.engine.message import encode
 from parmig.engine.rescuing import Log, load, rescue
 
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -57,12 +58,12 @@ def _detach(pipe: int) -> None:
 
 
 def _serve(connection: Connection, log: Log) -> None:
-    connection.send_bytes(messages.encode(Armed(os.getpid(), log.path)))
+    connection.send_bytes(encode(Armed(os.getpid(), log.path)))
     guard: Guard | None = None
     why = "the coordinator has ended"
     while True:
         try:
-            told = messages.guardian_decoder.decode(connection.recv_bytes())
+            told = guardian_messages.guardian_decoder.decode(connection.recv_bytes())
         except (EOFError, OSError):
             break
         if isinstance(told, Disarm):

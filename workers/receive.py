@@ -7,13 +7,7 @@ from collections.abc import Sequence
 
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import (
-    DigestRegions,
-    ReceiveSetup,
-    RegionDigests,
-    WorkerConnected,
-    WorkerReady,
-)
+from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from multiprocess.connection import Connection
 
-from parmig.engine.messages import (
+from parmig.engine.worker_messages import (
     DigestRegions,
     Instruction,
     Placed,
@@ -17,12 +17,12 @@ from parmig.engine.messages import (
     WorkerEvent,
     WorkerReady,
 )
-from parmig.engine.snapshot.messages import RestoreSetup
-from parmig.engine.snapshot.place import MappedPlacer, SequentialPlacer
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.snapshot.messages import RestoreSetup
+from parmig.snapshot.place import MappedPlacer, SequentialPlacer
 from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.pieces import digest_file
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from parmig.engine.messages import (
+from parmig.engine.worker_messages import (
     CountDirty,
     Counted,
     Fence,

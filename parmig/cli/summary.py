@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 
 import msgspec
 from rich.console import Console
@@ -15,6 +16,13 @@ from parmig.units import MIB, format_ms, format_rate, format_size
 
 PIPE_COLUMNS = 120
 """Width where there is no terminal to ask; wide enough that no table wraps."""
+
+
+PHASES_COLUMNS = 80
+"""Width of a line of downtime phases: with its name it fits the width of a document."""
+
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def print_summary(report: Report) -> None:
@@ -66,9 +74,10 @@ def _downtime(downtime_ms: float, phases: DowntimePhases) -> list[tuple[str, str
     """The pause as it is without --verify comes first: a comparison of all memory takes longer than the rest."""
     more = f" (and {format_ms(phases.verify)} more to compare both memories)" if phases.verify else ""
     parts = [(name, value) for name, value in msgspec.structs.asdict(phases).items() if value and name != "verify"]
-    told = " + ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in parts)
-    lines = [("downtime", f"{format_ms(downtime_ms - phases.verify)}{more}")]
-    return [*lines, ("of which", f"{told} ms")] if told else lines
+    sums = " + ".join(f"{name} {value:.1f}".replace("_", " ").replace(" ", NO_BREAK) for name, value in parts)
+    rows = [row.replace(NO_BREAK, " ") for row in textwrap.wrap(f"{sums} ms", PHASES_COLUMNS)] if parts else []
+    names = ["of which", *[""] * len(rows)]
+    return [("downtime", f"{format_ms(downtime_ms - phases.verify)}{more}"), *zip(names, rows, strict=False)]
 
 
 def _traffic(report: Report) -> str:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from parmig.engine import messages
+from parmig.engine import peer_messages
 from parmig.engine.agreement import agreed_version
 from parmig.engine.control import ControlChannel
-from parmig.engine.messages import Configure
+from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
 from parmig.transport.base import Endpoint
@@ -47,7 +47,7 @@ class Admission:
         self._tell = tell
         self._told_ns = 0
         self._transport: TcpTransport | None = None
-        self._version = messages.PROTOCOL_VERSION
+        self._version = peer_messages.PROTOCOL_VERSION
 
     def listen(self) -> None:
         """Listen, again if need be, at the same port.
@@ -59,8 +59,8 @@ class Admission:
             self.endpoint,
             "control channel",
             heartbeat=True,
-            max_message_bytes=messages.MAX_CONTROL_BYTES,
-            first_message_bytes=messages.MAX_CONFIGURE_BYTES,
+            max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
+            first_message_bytes=peer_messages.MAX_CONFIGURE_BYTES,
         )
         self.endpoint = self._transport.bind(self.endpoint)
 
@@ -72,12 +72,12 @@ class Admission:
         """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
         frames = self._transport.read()
-        version = messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
+        version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
         if frames is None or version is None:
             return None  # nobody, or a stranger, who is forgotten by the next read
-        self._version = version if version in messages.VERSIONS else messages.PROTOCOL_VERSION
+        self._version = version if version in peer_messages.VERSIONS else peer_messages.PROTOCOL_VERSION
         try:
-            message = messages.decode_control(frames[0], first=True)
+            message = peer_messages.decode_control(frames[0], first=True)
             if isinstance(message, Configure):
                 self._version = agreed_version(message.capabilities, version)
                 return message
@@ -89,7 +89,7 @@ class Admission:
     def refuse(self, reason: str) -> None:
         """Tell the source why it is not let in, and the user."""
         assert self._transport is not None
-        self._transport.turn_away([messages.encode_control(messages.Refuse(reason), self._version)])
+        self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason), self._version)])
         self.refused = reason
         self.tell(f"refused a source: {reason}")
 

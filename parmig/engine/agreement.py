@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.engine.messages import VERSIONS, Accept, Configure, other_version
+from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
 from parmig.errors import ProtocolError
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock

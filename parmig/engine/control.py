@@ -6,8 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from parmig.engine import messages
-from parmig.engine.messages import ControlMessage
+from parmig.engine import peer_messages
+from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.base import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -25,7 +25,7 @@ class ControlChannel:
         version: see above.
     """
 
-    def __init__(self, transport: MigrationTransport, version: int = messages.VERSIONS[0]) -> None:
+    def __init__(self, transport: MigrationTransport, version: int = peer_messages.VERSIONS[0]) -> None:
         self.transport = transport
         self.version = version
 
@@ -39,7 +39,7 @@ class ControlChannel:
         Raises:
             PeerLostError: the connection is gone.
         """
-        self.transport.write([messages.encode_control(message, self.version)])
+        self.transport.write([peer_messages.encode_control(message, self.version)])
 
     def read(self, timeout_ms: int = 0) -> ControlMessage | None:
         """The next message, or None.
@@ -53,8 +53,8 @@ class ControlChannel:
             return None
         if len(frames) != 1:
             raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
-        message = messages.decode_control(frames[0])
-        self.version = messages.peer_version(frames[0]) or self.version
+        message = peer_messages.decode_control(frames[0])
+        self.version = peer_messages.peer_version(frames[0]) or self.version
         return message
 
     def wait(self, what: str, limit_ns: int, interrupt: Callable[[], None] = lambda: None) -> ControlMessage:

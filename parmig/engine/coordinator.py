@@ -46,10 +46,10 @@ from parmig.engine.events import (
     WorkerScanned,
     WorkersReady,
 )
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
     CancelledError,
     LimitExceededError,

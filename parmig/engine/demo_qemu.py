@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
+from parmig.linux import process
 from parmig.units import format_size
 
 QEMU = "qemu-system-x86_64"
@@ -121,7 +121,7 @@ def _answers(qmp: Path) -> bool:
 
 
 def _end_with_parent() -> None:
-    linux.die_with_parent(signal.SIGKILL)
+    process.die_with_parent(signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

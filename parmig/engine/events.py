@@ -7,7 +7,7 @@ import enum
 
 import msgspec
 
-from parmig.engine import messages
+from parmig.engine import worker_messages
 from parmig.errors import ParmigError
 from parmig.ram.shared import WorkerCounters
 
@@ -169,7 +169,7 @@ class Tell(msgspec.Struct, frozen=True):
     """Say *instruction* to send worker *worker*."""
 
     worker: int
-    instruction: messages.Instruction
+    instruction: worker_messages.Instruction
 
 
 class Throttle(msgspec.Struct, frozen=True):

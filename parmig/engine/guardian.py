@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from parmig.engine import messages
-from parmig.engine.messages import Disarm, Guard, TakeOver
+from parmig.engine import guardian_messages
+from parmig.engine.guardian_messages import Disarm, Guard, TakeOver
+from parmig.engine.message import encode
 from parmig.errors import HostRefusedError
 from parmig.guests.base import Rescue
 from parmig.processes import end_process, start_process
@@ -53,7 +54,7 @@ class Guardian:
         try:
             if not self._connection.poll(ARM_LIMIT_S):
                 raise HostRefusedError(f"the guardian of the source guest did not start within {ARM_LIMIT_S:g} s")
-            armed = messages.armed_decoder.decode(self._connection.recv_bytes())
+            armed = guardian_messages.armed_decoder.decode(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise HostRefusedError("the guardian of the source guest ended at its start") from error
         finally:
@@ -80,7 +81,7 @@ class Guardian:
         if self._connection is None:
             return False
         try:
-            self._connection.send_bytes(messages.encode(message))
+            self._connection.send_bytes(encode(message))
         except OSError:  # it was killed: then there is no guardian
             return False
         return True

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 from multiprocess import reduction
 
-from parmig.engine import messages
-from parmig.engine.messages import Instruction, Stop, WorkerEvent, WorkerFailed
+from parmig.engine import worker_messages
+from parmig.engine.message import encode
 from parmig.engine.report import ErrorReport
+from parmig.engine.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed
 from parmig.errors import WorkerError
 from parmig.processes import describe_exit, end_process, start_process
 
@@ -55,7 +56,7 @@ class WorkerPool:
         """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
         worker = len(self._processes)
         kind = self._name.split()[0].replace("receive", "recv")  # the kernel keeps 15 characters of it all
-        process, connection = start_process(self._program, f"parmig-{kind}-{worker}", messages.encode(setup), fds)
+        process, connection = start_process(self._program, f"parmig-{kind}-{worker}", encode(setup), fds)
         _limit_pipe(connection.fileno())
         self._processes.append(process)
         self._connections.append(connection)
@@ -72,7 +73,7 @@ class WorkerPool:
         """Send *instruction* to *worker*, with descriptor *fd* if given; a dead worker is noticed by read()."""
         connection = self._connections[worker]
         try:
-            connection.send_bytes(messages.encode(instruction))
+            connection.send_bytes(encode(instruction))
             if fd >= 0:
                 reduction.send_handle(connection, fd, self._processes[worker].pid)
         except BlockingIOError:
@@ -99,7 +100,7 @@ class WorkerPool:
         for worker, connection in enumerate(self._connections):
             while worker not in self._gone and connection.poll(0):
                 try:
-                    event = messages.event_decoder.decode(connection.recv_bytes())
+                    event = worker_messages.event_decoder.decode(connection.recv_bytes())
                 except BlockingIOError:
                     self._end_stuck(worker, "left a message unfinished")
                     said.append(self._death(worker))

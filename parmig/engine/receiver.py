@@ -9,12 +9,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from parmig.config import ReceiveConfig
-from parmig.engine import messages
+from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
 from parmig.engine.agreement import check_configure, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.messages import Configure
+from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, GuestReport, Progress, Report
 from parmig.engine.session import ReceiveSession
@@ -101,7 +101,7 @@ class MigrationReceiver:
         self._hinted = False
         self._heard_ns = 0
         self._digest_told = False
-        self._release: messages.Release | None = None
+        self._release: peer_messages.Release | None = None
         self._release_ns = 0
         self._load_began_ns = 0
         self._loaded_told = False
@@ -308,7 +308,7 @@ class MigrationReceiver:
             self._session.turn()
             if self._session.digest is not None and not self._digest_told:
                 self._digest_told = True
-                self._say(messages.Digested(self._session.digest))
+                self._say(peer_messages.Digested(self._session.digest))
             self._try_load()
         self._check_time()
         return self._finished
@@ -321,7 +321,7 @@ class MigrationReceiver:
                     return
                 self._heard_ns = time.monotonic_ns()
                 if self._handed_over_ns:
-                    self._finished = isinstance(message, messages.Goodbye) and bool(self._resumed_ns)
+                    self._finished = isinstance(message, peer_messages.Goodbye) and bool(self._resumed_ns)
                 else:
                     self._source_said(self._session, message)
         except PeerLostError as error:
@@ -333,21 +333,21 @@ class MigrationReceiver:
             if not self._handed_over_ns:
                 raise
 
-    def _source_said(self, session: ReceiveSession, message: messages.ControlMessage) -> None:
+    def _source_said(self, session: ReceiveSession, message: peer_messages.ControlMessage) -> None:
         """Before hand-over: what may come depends on what came, and comes once."""
         match message:
-            case messages.Progressed(status=status, round=round_):
+            case peer_messages.Progressed(status=status, round=round_):
                 self._tell_progress(Progress(status=status, round=round_))
-            case messages.Failure(error=report):
+            case peer_messages.Failure(error=report):
                 raise PeerFailedError(f"the source failed: {report.message}")
-            case messages.DigestRequest() if session.established and self._release is None:
+            case peer_messages.DigestRequest() if session.established and self._release is None:
                 session.ask_digest()
-            case messages.Release(size_bytes=size_bytes) if session.established and self._release is None:
+            case peer_messages.Release(size_bytes=size_bytes) if session.established and self._release is None:
                 session.state.check_size(size_bytes)
                 self._release, self._release_ns = message, time.monotonic_ns()
                 self._machine.move(StatusEvent.PAUSED)
                 self._machine.move(StatusEvent.RAM_COMPLETE)
-            case messages.HandOver(run=run) if self._loaded_told:
+            case peer_messages.HandOver(run=run) if self._loaded_told:
                 self._take_over(run)
             case _:
                 raise ProtocolError(f"the source said {type(message).__name__} in status {self._machine.status.value}")
@@ -378,7 +378,7 @@ class MigrationReceiver:
         elif now - self._heard_ns > SILENCE_LIMIT_NS:
             raise LimitExceededError(f"the source said nothing for {SILENCE_LIMIT_NS / NS_PER_S:.0f} s; is it stuck?")
 
-    def _say(self, message: messages.ControlMessage) -> None:
+    def _say(self, message: peer_messages.ControlMessage) -> None:
         assert self._session is not None
         try:
             if self._control is not None:
@@ -416,7 +416,7 @@ class MigrationReceiver:
     def _loaded(self) -> None:
         now = time.monotonic_ns()
         self._loaded_told = True
-        self._say(messages.Loaded(self._load_began_ns - self._release_ns, now - self._load_began_ns))
+        self._say(peer_messages.Loaded(self._load_began_ns - self._release_ns, now - self._load_began_ns))
 
     def _run_guest(self) -> None:
         self._ran_ns = self._guest.resume()
@@ -425,7 +425,7 @@ class MigrationReceiver:
         self._machine.move(StatusEvent.RESUMED)
         self._resumed_ns = now = time.monotonic_ns()
         ran_ns = max(began_ns, min(self._ran_ns or now, now))
-        self._say(messages.Resumed(ran_ns - began_ns, now - ran_ns))
+        self._say(peer_messages.Resumed(ran_ns - began_ns, now - ran_ns))
 
     def _begin(self, then: Callable[[], None], function: Callable[..., Any], *arguments: object) -> None:
         """Call the guest in its thread; continue with *then* in the loop. An error ends the loop."""
@@ -461,7 +461,7 @@ class MigrationReceiver:
     def _say_failure(self, error: ParmigError) -> None:
         try:
             if self._control is not None:
-                self._control.write(messages.Failure(messages.describe_error(error)))
+                self._control.write(peer_messages.Failure(error_reports.describe_error(error)))
         except ParmigError:
             pass
 
@@ -500,5 +500,5 @@ class MigrationReceiver:
         report.total_time_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
         report.status = self._machine.status.value
         if error is not None:
-            report.error = messages.describe_error(error, error.phase)
+            report.error = error_reports.describe_error(error, error.phase)
         return report

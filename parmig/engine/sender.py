@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parmig.config import WORKER_PROGRAMS, SendConfig
-from parmig.engine import events, messages
+from parmig.engine import error_reports, events, peer_messages
 from parmig.engine.agreement import OFFER, check_accept, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do
-from parmig.engine.messages import Accept, Configure, SendSetup
+from parmig.engine.peer_messages import Accept, Configure
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender
+from parmig.engine.worker_messages import SendSetup
 from parmig.errors import (
     CancelledError,
     GuestRefusedError,
@@ -113,7 +114,7 @@ class MigrationSender(SourceSide):
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         endpoint = parse_uri(self._uri)
         transport = open_control(
-            endpoint, "control channel", heartbeat=True, max_message_bytes=messages.MAX_CONTROL_BYTES
+            endpoint, "control channel", heartbeat=True, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
         )
         self._control = ControlChannel(transport)
         transport.connect(endpoint, timeout_ns=self._config.connect_timeout_ns)
@@ -165,9 +166,9 @@ class MigrationSender(SourceSide):
                 if mismatches:
                     raise PeerRefusedError("the destination does not match: " + told(mismatches))
                 return answer
-            case messages.Refuse(reason=reason):
+            case peer_messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
-            case messages.Failure(error=report):
+            case peer_messages.Failure(error=report):
                 raise PeerFailedError(f"the destination failed: {report.message}")
         raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
 
@@ -206,7 +207,7 @@ class MigrationSender(SourceSide):
     def _round_began(self) -> None:
         assert self._plan is not None
         self._said_ns = time.monotonic_ns()
-        self._say(messages.Progressed(self._plan.status.value, self._plan.round))
+        self._say(peer_messages.Progressed(self._plan.status.value, self._plan.round))
 
     def _listen(self) -> None:
         assert self._control is not None
@@ -221,18 +222,18 @@ class MigrationSender(SourceSide):
         except (PeerLostError, ProtocolError) as error:
             self._fail(error)
 
-    def _peer_said(self, message: messages.ControlMessage) -> None:
+    def _peer_said(self, message: peer_messages.ControlMessage) -> None:
         assert self._plan is not None
         match message:
-            case messages.Digested(digest=digest):
+            case peer_messages.Digested(digest=digest):
                 self._feed(events.PeerDigested(digest))
-            case messages.Loaded() if self._suspect is not None:
+            case peer_messages.Loaded() if self._suspect is not None:
                 self._feed(events.Failed(self._suspect[0]))  # never hand over with something amiss
-            case messages.Loaded(load_ns=load_ns):
+            case peer_messages.Loaded(load_ns=load_ns):
                 self._feed(events.PeerLoaded(load_ns))
-            case messages.Resumed(since_ns=since_ns):
+            case peer_messages.Resumed(since_ns=since_ns):
                 self._feed(events.PeerResumed(since_ns))
-            case messages.Failure(error=report):
+            case peer_messages.Failure(error=report):
                 symptom = report.type == PeerLostError.__name__
                 error = PeerLostError if symptom else PeerFailedError
                 self._fail(error(f"the destination failed: {report.message}"))
@@ -254,18 +255,18 @@ class MigrationSender(SourceSide):
         assert self._plan is not None
         match what:
             case Do.ASK_DIGEST:
-                self._say(messages.DigestRequest())
+                self._say(peer_messages.DigestRequest())
             case Do.RELEASE:
-                self._say(messages.Release(self._plan.state_bytes, self._plan.state_digest))
+                self._say(peer_messages.Release(self._plan.state_bytes, self._plan.state_digest))
             case Do.HAND_OVER:
                 self._custody.disarm()
                 self._handed_over = True
                 self._watch_peer_only()
-                self._say(messages.HandOver(run=self._custody.ran is not False))
+                self._say(peer_messages.HandOver(run=self._custody.ran is not False))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends; tearing down does it
 
-    def _say(self, message: messages.ControlMessage) -> None:
+    def _say(self, message: peer_messages.ControlMessage) -> None:
         assert self._control is not None
         try:
             self._control.write(message)
@@ -292,9 +293,9 @@ class MigrationSender(SourceSide):
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
         if self._control is None:
             return
-        message: messages.ControlMessage = messages.Goodbye()
+        message: peer_messages.ControlMessage = peer_messages.Goodbye()
         if status is not MigrationStatus.COMPLETED:
-            message = messages.Failure(messages.describe_error(error or CancelledError("the source gave up")))
+            message = peer_messages.Failure(error_reports.describe_error(error or CancelledError("the source gave up")))
         try:
             self._control.write(message)
         except ParmigError:

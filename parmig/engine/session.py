@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
-from parmig.engine import messages
+from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.admission import told_host
 from parmig.engine.agreement import ENDPOINT_SCHEMES, OFFER, agreed_version
-from parmig.engine.messages import Accept, Configure, DataEndpoint, ReceiveSetup
+from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
 from parmig.engine.shares import assign
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
+from parmig.engine.worker_messages import ReceiveSetup
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import BlockMapping, BlockMemory
@@ -30,7 +31,7 @@ from parmig.version import __version__
 EXPLANATION_NS = 400 * NS_PER_MS
 """A lost connection is a symptom; for so long the source may still tell the cause."""
 
-MAX_STATE_CHUNK_FRAME_BYTES = messages.MAX_STATE_CHUNK_BYTES + 64
+MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
 
 class ReceiveSession:
@@ -174,19 +175,19 @@ class ReceiveSession:
         """A lost connection is a symptom: end for it only when the source does not tell the reason soon."""
         self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
 
-    def _worker_said(self, worker: int, event: messages.WorkerEvent) -> None:
+    def _worker_said(self, worker: int, event: worker_messages.WorkerEvent) -> None:
         match event:
-            case messages.WorkerReady(port=port):
+            case worker_messages.WorkerReady(port=port):
                 self._ports[worker] = port
-            case messages.WorkerConnected():
+            case worker_messages.WorkerConnected():
                 self._connected.add(worker)
-            case messages.RegionDigests(digests=digests):
+            case worker_messages.RegionDigests(digests=digests):
                 self._digests |= digests
                 self._digesting.discard(worker)
                 if not self._digesting:
                     self.digest = combine(self._digests, len(self._regions))
-            case messages.WorkerFailed(error=report):
-                error = messages.restore_error(report)
+            case worker_messages.WorkerFailed(error=report):
+                error = error_reports.restore_error(report)
                 if not isinstance(error, PeerLostError):
                     raise error
                 self.suspect(error)
@@ -209,7 +210,7 @@ class ReceiveSession:
         self._digest_asked = True
         self._digesting = set(range(self.wish.workers))
         for worker, numbers in enumerate(assign([region.pages for region in self._regions], self.wish.workers)):
-            self.pool.tell(worker, messages.DigestRegions(tuple(numbers)))
+            self.pool.tell(worker, worker_messages.DigestRegions(tuple(numbers)))
 
     def close(self) -> None:
         """End the workers, close the channel, drop the state."""

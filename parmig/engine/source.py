@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from parmig.config import GUARDIAN_PROGRAM
-from parmig.engine import events, messages
+from parmig.engine import error_reports, events, worker_messages
 from parmig.engine.coordinator import Coordinator, Step
 from parmig.engine.custody import Custody
 from parmig.engine.events import Do, Event, Tell, Throttle
@@ -228,24 +228,24 @@ class SourceSide(ABC):
         if self._plan.round != before and self._plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
             self._round_began()
 
-    def _worker_said(self, worker: int, event: messages.WorkerEvent) -> None:
+    def _worker_said(self, worker: int, event: worker_messages.WorkerEvent) -> None:
         match event:
-            case messages.WorkerReady():
+            case worker_messages.WorkerReady():
                 self._ready += 1
                 if self._ready == len(self._pool):
                     self._feed(events.WorkersReady())
-            case messages.RegionsScanned():
+            case worker_messages.RegionsScanned():
                 self._feed(events.WorkerScanned(worker))
-            case messages.RegionsDone():
+            case worker_messages.RegionsDone():
                 self._feed(events.WorkerIdle(worker))
-            case messages.Fenced(counters=counters):
+            case worker_messages.Fenced(counters=counters):
                 self._feed(events.WorkerFenced(worker, counters))
-            case messages.Counted(pages=pages):
+            case worker_messages.Counted(pages=pages):
                 self._feed(events.WorkerCounted(worker, pages))
-            case messages.RegionDigests(digests=digests):
+            case worker_messages.RegionDigests(digests=digests):
                 self._feed(events.WorkerDigested(worker, digests))
-            case messages.WorkerFailed(error=report):
-                error = messages.restore_error(report)
+            case worker_messages.WorkerFailed(error=report):
+                error = error_reports.restore_error(report)
                 # A scan fails a moment before the death of the process that it scans is told.
                 self._fail(error, symptom=isinstance(error, GuestError))
                 self._forget(worker)
@@ -320,7 +320,7 @@ class SourceSide(ABC):
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)
         for worker in range(len(self._pool)):
-            self._pool.tell(worker, messages.StartTracking(log, fd >= 0), fd)
+            self._pool.tell(worker, worker_messages.StartTracking(log, fd >= 0), fd)
         return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
 
     def _settle(self) -> int:
@@ -409,7 +409,7 @@ class SourceSide(ABC):
                 report.downtime_phases_ms = record.phases()
                 report.downtime_without_verify_ms = report.downtime_ms - report.downtime_phases_ms.verify
         if error is not None:
-            report.error = messages.describe_error(error, error.phase or "setup")
+            report.error = error_reports.describe_error(error, error.phase or "setup")
             if report.status not in ("cancelled", "unknown"):
                 report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
         return report

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import xxhash
 
-from parmig.engine.messages import MAX_STATE_CHUNK_BYTES
+from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
 from parmig.transport.base import MigrationTransport
 from parmig.units import MIB, NS_PER_S, format_size

@@ -13,7 +13,7 @@ import sys
 
 import psutil
 
-from parmig import linux
+from parmig.linux import syscalls
 from parmig.probes.base import COMMAND_LIMIT_S, Probe, read, trial_memory
 from parmig.units import GIB, KIB, format_size
 
@@ -25,7 +25,7 @@ FEW_FILES = 4096
 
 def probe_system() -> Probe:
     """Linux, and which; and Python."""
-    found = f"Linux {os.uname().release} on {linux.MACHINE}, Python {sys.version.split()[0]}"
+    found = f"Linux {os.uname().release} on {syscalls.MACHINE}, Python {sys.version.split()[0]}"
     if not sys.platform.startswith("linux"):
         return Probe("system", "missing", sys.platform, "parmig needs Linux", needed=True)
     return Probe("system", "ok", found, needed=True)

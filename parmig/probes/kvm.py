@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 import numpy.typing as npt
 
-from parmig import linux
+from parmig.linux import kvm, kvm_abi
 from parmig.probes.base import Probe
 from parmig.units import format_size
 
@@ -22,14 +22,14 @@ _TRIAL_RING_BYTES = 1 << 14  # 1024 entries, the least that every processor allo
 _TRIAL_ROUNDS = 8  # an overrun shows in the first or second; all of them take 100 ms at most
 
 _PARTS = {
-    "interrupt controllers": linux.KVM_CAP_IRQCHIP,
-    "PIT": linux.KVM_CAP_PIT2,
-    "clock": linux.KVM_CAP_ADJUST_CLOCK,
-    "XSAVE": linux.KVM_CAP_XSAVE,
-    "XCRS": linux.KVM_CAP_XCRS,
-    "debug registers": linux.KVM_CAP_DEBUGREGS,
-    "SREGS2": linux.KVM_CAP_SREGS2,
-    "vCPU events": linux.KVM_CAP_VCPU_EVENTS,
+    "interrupt controllers": kvm_abi.KVM_CAP_IRQCHIP,
+    "PIT": kvm_abi.KVM_CAP_PIT2,
+    "clock": kvm_abi.KVM_CAP_ADJUST_CLOCK,
+    "XSAVE": kvm_abi.KVM_CAP_XSAVE,
+    "XCRS": kvm_abi.KVM_CAP_XCRS,
+    "debug registers": kvm_abi.KVM_CAP_DEBUGREGS,
+    "SREGS2": kvm_abi.KVM_CAP_SREGS2,
+    "vCPU events": kvm_abi.KVM_CAP_VCPU_EVENTS,
 }
 """What not every KVM has, by name."""
 
@@ -53,23 +53,23 @@ class _Trial:
         self._stack = ExitStack()
 
     def __enter__(self) -> _Trial:
-        kvm = self._owned(linux.kvm_open())
-        self.lacking = [name for name, capability in _PARTS.items() if not linux.kvm_check(kvm, capability)]
-        self.vm = self._owned(linux.kvm_create_vm(kvm))
-        linux.kvm_set_fixed_pages(self.vm)
+        kvm_fd = self._owned(kvm.open_device())
+        self.lacking = [name for name, capability in _PARTS.items() if not kvm.check_capability(kvm_fd, capability)]
+        self.vm = self._owned(kvm.create_vm(kvm_fd))
+        kvm.set_fixed_pages(self.vm)
         if self._ring_bytes:
-            linux.kvm_enable(self.vm, linux.KVM_CAP_DIRTY_LOG_RING, self._ring_bytes)
+            kvm.enable_capability(self.vm, kvm_abi.KVM_CAP_DIRTY_LOG_RING, self._ring_bytes)
         memory = mmap.mmap(-1, -(-(self._pages + 1) // 64) * 64 * mmap.PAGESIZE)
         memory[: len(_CODE)] = _CODE
         self._memory: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
-        linux.kvm_set_memory(self.vm, 0, 0, len(memory), self._memory.ctypes.data, log=True)
-        self._vcpu = self._owned(linux.kvm_create_vcpu(self.vm, 0))
-        sregs = linux.KvmSregs.from_buffer_copy(linux.kvm_get(self._vcpu, "sregs"))
+        kvm.set_memory(self.vm, 0, 0, len(memory), self._memory.ctypes.data, log=True)
+        self._vcpu = self._owned(kvm.create_vcpu(self.vm, 0))
+        sregs = kvm_abi.KvmSregs.from_buffer_copy(kvm.get_state(self._vcpu, "sregs"))
         sregs.make_flat(8, 16)
-        linux.kvm_set(self._vcpu, "sregs", bytes(sregs))
-        self._run = linux.KvmRun.from_buffer(linux.kvm_map_run(kvm, self._vcpu))
+        kvm.set_state(self._vcpu, "sregs", bytes(sregs))
+        self._run = kvm_abi.KvmRun.from_buffer(kvm.map_run(kvm_fd, self._vcpu))
         if self._ring_bytes:
-            self.ring = np.frombuffer(linux.kvm_map_dirty_ring(self._vcpu, self._ring_bytes), linux.KVM_DIRTY_GFN_DTYPE)
+            self.ring = np.frombuffer(kvm.map_dirty_ring(self._vcpu, self._ring_bytes), kvm_abi.KVM_DIRTY_GFN_DTYPE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,17 +82,17 @@ class _Trial:
     def begin(self) -> None:
         """Begin with the first page."""
         registers = {"rdi": _FIRST_PAGE * mmap.PAGESIZE, "rcx": self._pages, "rflags": 2}
-        linux.kvm_set(self._vcpu, "regs", linux.kvm_registers(registers))
+        kvm.set_state(self._vcpu, "regs", kvm_abi.registers(registers))
 
     def run(self) -> int:
         """Go on; returns the reason of the exit, HLT when all is done."""
-        linux.kvm_run(self._vcpu)
+        kvm.run(self._vcpu)
         return int(self._run.exit_reason)
 
     def written(self) -> list[int]:
         """The pages that the bitmap shows."""
         bits = np.zeros(len(self._memory) // mmap.PAGESIZE // 8, np.uint8)
-        linux.kvm_get_dirty_log(self.vm, 0, bits)
+        kvm.get_dirty_log(self.vm, 0, bits)
         return [int(page) for page in np.flatnonzero(np.unpackbits(bits, bitorder="little"))]
 
 
@@ -118,14 +118,14 @@ def probe_kvm_guest() -> Probe:
 def probe_kvm_dirty_log() -> Probe:
     """How KVM's dirty logs can be re-armed, and whether its rings can be relied on."""
     try:
-        kvm = linux.kvm_open()
-        manual = linux.kvm_check(kvm, linux.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
-        ring_bytes = linux.kvm_check(kvm, linux.KVM_CAP_DIRTY_LOG_RING)
-        os.close(kvm)
+        kvm_fd = kvm.open_device()
+        manual = kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
+        ring_bytes = kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_DIRTY_LOG_RING)
+        os.close(kvm_fd)
         rings = why_no_rings() or f"dirty rings up to {format_size(ring_bytes)} a vCPU"
     except OSError as error:
         return Probe("KVM dirty log", "limited", f"cannot be asked: {error.strerror or error}", "see the line KVM")
-    if manual & linux.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
+    if manual & kvm_abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
         return Probe("KVM dirty log", "ok", f"re-armed slice by slice; {rings}")
     return Probe("KVM dirty log", "limited", f"re-armed as a whole; {rings}", "Linux 5.1 sends fewer pages twice")
 
@@ -139,9 +139,9 @@ def why_no_rings() -> str | None:
     Raises:
         OSError: there is no KVM.
     """
-    kvm = linux.kvm_open()
-    offered = linux.kvm_check(kvm, linux.KVM_CAP_DIRTY_LOG_RING)
-    os.close(kvm)
+    kvm_fd = kvm.open_device()
+    offered = kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_DIRTY_LOG_RING)
+    os.close(kvm_fd)
     if offered < _TRIAL_RING_BYTES:
         return "this host's KVM has no dirty rings"
     return "this host's KVM overruns its dirty rings" if _overruns() else None
@@ -149,14 +149,14 @@ def why_no_rings() -> str | None:
 
 def _overruns() -> bool:
     """Write more pages than a ring has entries, a few times over; a vCPU that stops must have left some free."""
-    entries = _TRIAL_RING_BYTES // linux.KVM_DIRTY_GFN_DTYPE.itemsize
+    entries = _TRIAL_RING_BYTES // kvm_abi.KVM_DIRTY_GFN_DTYPE.itemsize
     with _Trial(2 * entries, _TRIAL_RING_BYTES) as trial:
         for _ in range(_TRIAL_ROUNDS):
             trial.begin()
-            while trial.run() == linux.KVM_EXIT_DIRTY_RING_FULL:
-                dirty = trial.ring["flags"] & linux.KVM_DIRTY_GFN_DIRTY
+            while trial.run() == kvm_abi.KVM_EXIT_DIRTY_RING_FULL:
+                dirty = trial.ring["flags"] & kvm_abi.KVM_DIRTY_GFN_DIRTY
                 if dirty.all() or not dirty.any():
                     return True
-                trial.ring["flags"][dirty == 1] = linux.KVM_DIRTY_GFN_RESET
-                linux.kvm_reset_dirty_rings(trial.vm)
+                trial.ring["flags"][dirty == 1] = kvm_abi.KVM_DIRTY_GFN_RESET
+                kvm.reset_dirty_rings(trial.vm)
     return False

@@ -10,7 +10,7 @@ import subprocess
 
 import numpy as np
 
-from parmig import linux
+from parmig.linux import pagemap, uffd
 from parmig.probes.base import COMMAND_LIMIT_S, TRIAL_BYTES, Probe, read, trial_memory
 
 NOBODY = 65534
@@ -22,7 +22,7 @@ _FALL_BACK = "parmig falls back to the digest tracker, which reads all memory ea
 def probe_userfaultfd() -> Probe:
     """The system call that write tracking begins with."""
     try:
-        os.close(linux.userfaultfd())
+        os.close(uffd.create())
     except OSError as error:
         advice = f"allow userfaultfd in the container's seccomp profile; until then {_FALL_BACK}"
         return Probe("userfaultfd", "missing", error.strerror or str(error), advice)
@@ -31,7 +31,7 @@ def probe_userfaultfd() -> Probe:
 
 def probe_write_protection() -> Probe:
     """Asynchronous write protection (WP_ASYNC) and what it needs for shared memory."""
-    reason = linux.probe_write_tracking()
+    reason = uffd.probe_write_tracking()
     if reason is not None:
         return Probe("WP_ASYNC", "missing", reason, f"Linux 6.7 or newer; until then {_FALL_BACK}")
     return Probe("WP_ASYNC", "ok", "with WP_UNPOPULATED and WP_HUGETLBFS_SHMEM")
@@ -39,7 +39,7 @@ def probe_write_protection() -> Probe:
 
 def probe_pagemap_scan() -> Probe:
     """Write tracking from end to end: one page of a shared memory file is written and must be the one found."""
-    reason = linux.probe_write_tracking()
+    reason = uffd.probe_write_tracking()
     if reason is None:
         try:
             reason = _try_write_tracking()
@@ -54,31 +54,29 @@ def _try_write_tracking() -> str | None:
     """Why tracking did not work on a trial memory, or None."""
     written_page = 5
     with trial_memory() as (memory, address):
-        uffd = linux.userfaultfd()
-        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+        tracking_fd = uffd.create()
+        pagemap_fd = os.open("/proc/self/pagemap", os.O_RDONLY)
         try:
-            linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
-            linux.uffd_register_wp(uffd, address, TRIAL_BYTES)
-            _scan_written(pagemap, address)
+            uffd.enable(tracking_fd, uffd.UFFD_TRACKING_FEATURES)
+            uffd.register_wp(tracking_fd, address, TRIAL_BYTES)
+            _scan_written(pagemap_fd, address)
             memory[written_page * mmap.PAGESIZE] = 2
-            found = _scan_written(pagemap, address)
-            linux.uffd_unregister(uffd, address, TRIAL_BYTES)
+            found = _scan_written(pagemap_fd, address)
+            uffd.unregister(tracking_fd, address, TRIAL_BYTES)
         finally:
-            os.close(pagemap)
-            os.close(uffd)
+            os.close(pagemap_fd)
+            os.close(tracking_fd)
     start = address + written_page * mmap.PAGESIZE
     expected = [(start, start + mmap.PAGESIZE)]
     return None if found == expected else f"one page was written and {len(found)} other ranges were found"
 
 
-def _scan_written(pagemap: int, address: int) -> list[tuple[int, int]]:
+def _scan_written(pagemap_fd: int, address: int) -> list[tuple[int, int]]:
     """The ranges written since the last scan, which are protected again in the same step."""
-    vector = np.zeros(TRIAL_BYTES // mmap.PAGESIZE, dtype=linux.PAGE_REGION_DTYPE)
-    written = linux.PAGE_IS_WRITTEN
-    flags = linux.PM_SCAN_WP_MATCHING | linux.PM_SCAN_CHECK_WPASYNC
-    scan = linux.pagemap_scan(
-        pagemap, address, address + TRIAL_BYTES, vector, flags=flags, mask=written, returned=written
-    )
+    vector = np.zeros(TRIAL_BYTES // mmap.PAGESIZE, dtype=pagemap.PAGE_REGION_DTYPE)
+    written = pagemap.PAGE_IS_WRITTEN
+    flags = pagemap.PM_SCAN_WP_MATCHING | pagemap.PM_SCAN_CHECK_WPASYNC
+    scan = pagemap.scan(pagemap_fd, address, address + TRIAL_BYTES, vector, flags=flags, mask=written, returned=written)
     return [(int(one["start"]), int(one["end"])) for regions in scan for one in regions]
 
 

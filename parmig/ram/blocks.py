@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from parmig import linux
 from parmig.errors import GuestRefusedError
+from parmig.linux import files
 
 PAGE_BYTES = 4096
 """The unit of dirty tracking and transfer. Blocks of huge pages are tracked in these units too."""
@@ -125,7 +125,7 @@ class BlockMapping:
 def _check_page_size(memory: BlockMemory) -> None:
     """Nothing is done with huge pages by accident: they are re-armed, allocated and looked for in other ways."""
     block = memory.block
-    found = os.fstatvfs(memory.fd).f_bsize if linux.is_hugetlbfs(memory.fd) else PAGE_BYTES
+    found = os.fstatvfs(memory.fd).f_bsize if files.is_hugetlbfs(memory.fd) else PAGE_BYTES
     if block.page_size_bytes != found or block.size_bytes % found or memory.file_offset_bytes % found:
         raise GuestRefusedError(
             f"block {block.name!r} is said to have {block.size_bytes} bytes in pages of {block.page_size_bytes}, from "

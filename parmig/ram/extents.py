@@ -17,7 +17,7 @@ import os
 
 import numpy as np
 
-from parmig import linux
+from parmig.linux import files
 from parmig.ram.bits import Mask, runs_of_mask
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 
@@ -40,7 +40,7 @@ def allocated_mask(mapping: BlockMapping, first_page: int, pages: int, among: Ma
     present: Mask = np.zeros(pages, dtype=np.bool_)
     address = mapping.pages.ctypes.data + first_page * PAGE_BYTES
     for begin, end in _calls(pages, among):
-        present[begin:end] = linux.mincore(address + begin * PAGE_BYTES, end - begin)
+        present[begin:end] = files.mincore(address + begin * PAGE_BYTES, end - begin)
     absent = ~present if among is None else among & ~present
     for begin, end in runs_of_mask(absent).tolist() if absent.any() else ():  # extents, only those not in memory
         page = _next_data(mapping, first_page + begin, first_page + end)
@@ -70,7 +70,7 @@ def _huge_mask(mapping: BlockMapping, first_page: int, pages: int, among: Mask |
     asked: Mask = np.logical_or.reduce(wanted, axis=1)
     offset = mapping.file_offset_bytes + begin * block.page_size_bytes
     try:
-        exists = linux.hugetlb_pages(mapping.fd, offset, block.page_size_bytes, asked)
+        exists = files.hugetlb_pages(mapping.fd, offset, block.page_size_bytes, asked)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise

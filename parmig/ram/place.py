@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig import linux
 from parmig.errors import MemoryFullError
+from parmig.linux import files
 from parmig.ram.bits import Index, Runs, index_of_runs, set_bits, test_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.extents import allocated_mask, has_data
@@ -136,4 +136,4 @@ def _allocate(mapping: BlockMapping, offset_bytes: int, size_bytes: int) -> None
     page_bytes = mapping.block.page_size_bytes
     begin = offset_bytes // page_bytes * page_bytes
     end = -(-(offset_bytes + size_bytes) // page_bytes) * page_bytes
-    linux.allocate(mapping.fd, begin, end - begin)
+    files.allocate(mapping.fd, begin, end - begin)

@@ -19,8 +19,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from parmig import linux
 from parmig.errors import GuestError
+from parmig.linux import sockets
 from parmig.ram.regions import Region
 
 Rearm = Callable[[Region, bool], None]
@@ -107,7 +107,7 @@ class RearmServer:
 
     def _accept(self) -> None:
         worker, _ = self._listener.accept()
-        if linux.peer_of(worker)[1] in (0, os.geteuid()):
+        if sockets.peer_of(worker)[1] in (0, os.geteuid()):
             self._selector.register(worker, selectors.EVENT_READ)
         else:
             worker.close()

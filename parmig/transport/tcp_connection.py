@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from parmig import linux
 from parmig.errors import PeerLostError, ProtocolError
+from parmig.linux import sockets
 from parmig.transport.base import Buffer, Incoming
 from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox, split
 from parmig.transport.vectors import MAX_VECTORS, advance
@@ -281,7 +281,7 @@ class Connection:
         """Whether something was not acknowledged by the peer's kernel yet."""
         if self._broken is not None or self.ended:
             return False
-        return bool(self._out) or linux.unacknowledged_bytes(self._sock) > 0
+        return bool(self._out) or sockets.unacknowledged_bytes(self._sock) > 0
 
 
 class StreamedMessage(Incoming):

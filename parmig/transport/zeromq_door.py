@@ -19,7 +19,7 @@ from typing import Any
 
 import zmq
 
-from parmig import linux
+from parmig.linux import sockets
 from parmig.units import NS_PER_MS
 
 HANDSHAKE_MS = 2000
@@ -116,7 +116,7 @@ class Door:
         """The peer is in: everybody else goes, and nobody comes."""
         self._shut = True
         with _connection(self._listener) as listener:
-            linux.drop_all_packets(listener)
+            sockets.drop_all_packets(listener)
         self._strangers.pop(peer_fd, None)
         self.thin_out()
 

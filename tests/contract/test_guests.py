@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 import docs.examples.tiny_guest
-from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.base import Guest, GuestInfo
 from parmig.guests.registry import open_guest
+from parmig.linux import uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.trackers.registry import TRACKERS
 from tests.kvm.machines import needs_kvm
@@ -220,7 +220,7 @@ def test_a_log_that_there_is_not_is_refused(source: Guest) -> None:
         if kind not in there_are:
             with pytest.raises(GuestRefusedError, match=kind):
                 source.start_dirty_log(kind)
-        elif kind == "pagemap" and linux.probe_write_tracking():  # this kernel does not track writes
+        elif kind == "pagemap" and uffd.probe_write_tracking():  # this kernel does not track writes
             with pytest.raises(HostRefusedError, match=kind):
                 source.start_dirty_log(kind)
         else:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError
+from parmig.linux import pagemap, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import Region
@@ -189,10 +189,10 @@ def test_no_huge_page_is_ever_armed_that_is_not_there(guest: HugeGuest, monkeypa
     guest.count()
     arming = [call for call in asked if call.arms]
     assert len(arming) > 5
-    absent = (0, linux.PAGE_IS_SWAPPED)
+    absent = (0, pagemap.PAGE_IS_SWAPPED)
     assert not any(call.matches(categories) for call in arming for categories in absent)
     assert any(call.matches(0) for call in asked)  # they were asked for, in other calls
-    assert Asked(linux.PM_SCAN_WP_MATCHING, 8, 8, 0).matches(0)  # and this is what would have been found
+    assert Asked(pagemap.PM_SCAN_WP_MATCHING, 8, 8, 0).matches(0)  # and this is what would have been found
 
 
 def test_a_part_of_a_huge_page_is_an_error_and_no_endless_loop(guest: HugeGuest) -> None:
@@ -248,9 +248,9 @@ def test_pages_of_1_gib_are_tracked_or_refused_but_never_hang() -> None:
             with mmap.mmap(file.fileno(), size) as area:
                 pages = np.frombuffer(area, dtype=np.uint8)
                 pages[0] = 1
-                uffd = linux.userfaultfd()
-                linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
-                linux.uffd_register_wp(uffd, pages.ctypes.data, size)
+                tracking_fd = uffd.create()
+                uffd.enable(tracking_fd, uffd.UFFD_TRACKING_FEATURES)
+                uffd.register_wp(tracking_fd, pages.ctypes.data, size)
                 log = DirtyLog("pagemap", os.getpid(), ((Segment(0, size // PAGE_BYTES, pages.ctypes.data),),))
                 tracker = PagemapTracker(log, [RamBlock("ram0", size, size)])
                 span = Region(0, 0, size // PAGE_BYTES)
@@ -268,7 +268,7 @@ def test_pages_of_1_gib_are_tracked_or_refused_but_never_hang() -> None:
                     assert found is not None
                     assert found.dirty.all()
                 tracker.close()
-                os.close(uffd)
+                os.close(tracking_fd)
                 del pages
     finally:
         GIGANTIC.write_text(str(before))

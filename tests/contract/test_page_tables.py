@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from parmig import linux
+from parmig.linux import pagemap
 from parmig.ram.blocks import PAGE_BYTES
 from tests.contract.test_trackers import ALL_PAGES, NO_PAGEMAP, Guest, Page
 from tests.kernels import record, without_page_tables
@@ -131,11 +131,11 @@ def test_unmapping_what_is_clean_is_no_news(guest: LargeGuest) -> None:
 
 def test_an_entry_that_is_neither_mapped_nor_marked_is_dirty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel here tells it apart from WRITTEN: so say that nothing is WRITTEN at all."""
-    real = linux.pagemap_scan
+    real = pagemap.scan
 
-    def nothing_is_written(*where: object, **how: int) -> Iterator[linux.PageRegions]:
+    def nothing_is_written(*where: object, **how: int) -> Iterator[pagemap.PageRegions]:
         for regions in real(*where, **how):  # type: ignore[arg-type]
-            regions["categories"] &= np.uint64(~linux.PAGE_IS_WRITTEN & 0xFFFF)
+            regions["categories"] &= np.uint64(~pagemap.PAGE_IS_WRITTEN & 0xFFFF)
             yield regions
 
     with Guest("pagemap") as guest:
@@ -144,7 +144,7 @@ def test_an_entry_that_is_neither_mapped_nor_marked_is_dirty(monkeypatch: pytest
         guest.first_pass()
         guest.write(0, 5, tag=2)
         guest.maps[0].madvise(mmap.MADV_DONTNEED, 5 * PAGE_BYTES, PAGE_BYTES)
-        monkeypatch.setattr(linux, "pagemap_scan", nothing_is_written)
+        monkeypatch.setattr(pagemap, "scan", nothing_is_written)
         assert guest.find().data == [(0, 5)]
 
 

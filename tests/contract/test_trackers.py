@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError, UsageError
+from parmig.linux import files, uffd
 from parmig.ram import bits
 from parmig.ram.bits import Index, Mask
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, Pages, RamBlock
@@ -36,7 +36,7 @@ from parmig.units import MIB
 from tests.kvm.machines import StoringVm, needs_kvm
 from tests.support import allocated_pages, content
 
-NO_PAGEMAP = linux.probe_write_tracking()
+NO_PAGEMAP = uffd.probe_write_tracking()
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(kind == "pagemap" and NO_PAGEMAP is not None, reason=str(NO_PAGEMAP)))
     for kind in TRACKERS
@@ -167,10 +167,10 @@ class Guest:
     def _start_log(self) -> None:
         segments: tuple[tuple[Segment, ...], ...] = ()
         if self.kind == "pagemap":
-            self._uffd = linux.userfaultfd()
-            linux.uffd_enable(self._uffd, linux.UFFD_TRACKING_FEATURES)
+            self._uffd = uffd.create()
+            uffd.enable(self._uffd, uffd.UFFD_TRACKING_FEATURES)
             for pages in self.pages:
-                linux.uffd_register_wp(self._uffd, pages.ctypes.data, pages.nbytes)
+                uffd.register_wp(self._uffd, pages.ctypes.data, pages.nbytes)
             one, other = (pages.ctypes.data for pages in self.pages)
             at, end = self.split_page, self.blocks_pages[1]
             segments = (
@@ -196,7 +196,7 @@ class Guest:
         self._unsynced[block].add(page)
 
     def punch(self, block: int, first: int, count: int) -> None:
-        linux.punch_hole(self.memory[block].fd, first * PAGE_BYTES, count * PAGE_BYTES)
+        files.punch_hole(self.memory[block].fd, first * PAGE_BYTES, count * PAGE_BYTES)
         self._unsynced[block] |= set(range(first, first + count))
 
     def remove(self, block: int, first: int, count: int) -> None:

@@ -14,6 +14,7 @@ from parmig.engine import report
 from tools import make_tables
 
 ROOT = Path(__file__).resolve().parents[2]
+LINE_COLUMNS = 100
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
@@ -66,6 +67,17 @@ def test_links_within_the_project_resolve(page: Path) -> None:
         assert found.exists(), target
         if anchor:
             assert anchor in anchors(found.read_text()), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_fit_a_window(page: Path) -> None:
+    """A row of a table cannot break, so it may be longer."""
+    long = [line for line in page.read_text().splitlines() if len(line) > LINE_COLUMNS and not line.startswith("|")]
+    assert long == []
+
+
+def test_the_readme_can_be_read_in_two_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
 
 STRUCTS = [value for value in vars(report).values() if isinstance(value, type) and issubclass(value, msgspec.Struct)]

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from parmig.engine.agreement import CAPABILITIES, MAX_TOLD, block_mismatches, check_accept, check_configure, told
-from parmig.engine.messages import Accept, Configure, DataEndpoint
+from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import GuestRange, RamBlock
 

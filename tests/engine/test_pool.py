@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from parmig.config import WORKER_PROGRAMS
-from parmig.engine.messages import (
-    PROTOCOL_VERSION,
+from parmig.engine.peer_messages import PROTOCOL_VERSION
+from parmig.engine.pool import PIPE_LIMIT_S, WorkerPool, WorkerSaid
+from parmig.engine.worker_messages import (
     CountDirty,
     DigestRegions,
     ReceiveSetup,
@@ -29,7 +30,6 @@ from parmig.engine.messages import (
     WorkerFailed,
     WorkerReady,
 )
-from parmig.engine.pool import PIPE_LIMIT_S, WorkerPool, WorkerSaid
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import psutil
 import pytest
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, HostRefusedError, StateError, StatusError, UsageError
 from parmig.guests.registry import open_guest
 from parmig.guests.spawned.messages import Pause
@@ -27,11 +26,12 @@ from parmig.guests.synthetic.dirty import choose_log
 from parmig.guests.synthetic.guest import SyntheticGuest, open_synthetic
 from parmig.guests.synthetic.ledger import BlockLedger
 from parmig.guests.synthetic.options import block_layout, parse_options, touched_layout
+from parmig.linux import pagemap, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.state import state_of
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 
-needs_pagemap = pytest.mark.skipif(linux.probe_write_tracking() is not None, reason=str(linux.probe_write_tracking()))
+needs_pagemap = pytest.mark.skipif(uffd.probe_write_tracking() is not None, reason=str(uffd.probe_write_tracking()))
 
 
 class Sink:
@@ -454,14 +454,14 @@ def test_the_bitmap_holds_every_write_made_before_the_call_and_changes_only_insi
 
 def scan(pid: int, segments: tuple[tuple[object, ...], ...]) -> list[set[int]]:
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    vector = np.zeros(64, dtype=linux.PAGE_REGION_DTYPE)
+    vector = np.zeros(64, dtype=pagemap.PAGE_REGION_DTYPE)
     found = []
     try:
         for (segment,) in segments:
             start, end = segment.address, segment.address + segment.pages * PAGE_BYTES  # type: ignore[attr-defined]
             pages: set[int] = set()
-            for regions in linux.pagemap_scan(
-                fd, start, end, vector, flags=3, mask=linux.PAGE_IS_WRITTEN, returned=linux.PAGE_IS_WRITTEN
+            for regions in pagemap.scan(
+                fd, start, end, vector, flags=3, mask=pagemap.PAGE_IS_WRITTEN, returned=pagemap.PAGE_IS_WRITTEN
             ):
                 for first, last in zip(regions["start"].tolist(), regions["end"].tolist(), strict=True):
                     pages.update(range((first - start) // PAGE_BYTES, (last - start) // PAGE_BYTES))
@@ -495,7 +495,7 @@ def test_the_page_tables_of_the_process_hold_every_write(fill: str) -> None:
 
 
 def test_a_guest_without_write_tracking_falls_back_to_the_bitmap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linux, "probe_write_tracking", lambda: "not here")
+    monkeypatch.setattr(uffd, "probe_write_tracking", lambda: "not here")
     assert choose_log("auto", "auto") == ("bitmap", "not here")
     with pytest.raises(HostRefusedError, match="not here"):
         choose_log("pagemap", "auto")

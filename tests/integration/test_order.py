@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 import pytest
 
-from parmig.engine import messages as m
+from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerLostError

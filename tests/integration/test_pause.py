@@ -11,12 +11,12 @@ from concurrent.futures import Future
 import psutil
 import pytest
 
-from parmig import linux
 from parmig.config import SendConfig
-from parmig.engine import messages as m
+from parmig.engine import peer_messages as m
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.base import Rescue
+from parmig.linux import ptrace
 from parmig.units import NS_PER_S
 from tests.engine.test_guardian import gone
 from tests.integration.sides import (
@@ -239,7 +239,7 @@ def break_a_data_connection(worker: int) -> None:
     (number,) = (one.fd for one in process.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED)
     pidfd = os.pidfd_open(worker)
     try:
-        with socket.socket(fileno=linux.pidfd_getfd(pidfd, number)) as connection:
+        with socket.socket(fileno=ptrace.pidfd_getfd(pidfd, number)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
     finally:
         os.close(pidfd)

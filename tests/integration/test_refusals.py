@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine import messages as m
+from parmig.engine import peer_messages as m
 from parmig.engine import receiver
 from parmig.engine.agreement import CAPABILITIES
 from parmig.engine.control import ControlChannel
@@ -376,7 +376,7 @@ def _wish(guest: HeldGuest) -> m.Configure:
 # -- the command line ----------------------------------------------------------------------------------
 
 GUEST = "synthetic:memory=32MiB"
-OTHER_VERSION = "import parmig.engine.messages as m; m.VERSIONS = range(98, 100)"
+OTHER_VERSION = "import parmig.engine.peer_messages as m; m.VERSIONS = range(98, 100)"
 
 
 @pytest.mark.parametrize(

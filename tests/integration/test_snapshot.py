@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import docs.examples.tiny_guest
-from parmig.engine.snapshot.opened import OpenSnapshot
 from parmig.guests.registry import open_guest
 from parmig.inspection import inspect_file
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.snapshot.opened import OpenSnapshot
 from parmig.units import MIB
 from tests.integration.sides import Command, Discard, HeldGuest, allocated_bytes, tracked_mappings, until
 from tests.integration.snapshots import FORMATS, Saving, goes_on, memory_of, restore, save

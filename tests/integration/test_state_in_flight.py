@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine import messages
+from parmig.engine import peer_messages
 from parmig.engine.sender import MigrationSender
 from parmig.engine.state_channel import StateSender
 from tests.integration.sides import HeldGuest, Migration, guests, never_ran, runs_on, until
@@ -85,9 +85,9 @@ def test_a_release_that_overtakes_the_last_state_waits_for_it(monkeypatch: pytes
         migration = Migration(source, destination, SendConfig(workers=2, verify=True))
         say, seen = MigrationSender._say, []
 
-        def release_first(self: MigrationSender, message: messages.ControlMessage) -> None:
+        def release_first(self: MigrationSender, message: peer_messages.ControlMessage) -> None:
             say(self, message)
-            if isinstance(message, messages.Release):
+            if isinstance(message, peer_messages.Release):
                 receiver = migration.receiver
                 assert receiver is not None
                 until(lambda: receiver._release is not None, "the release to arrive")

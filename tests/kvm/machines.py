@@ -12,10 +12,10 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from parmig import linux
 from parmig.guests.kvm.dirty import DirtyRecorder, DirtyRings
 from parmig.guests.kvm.ram import Slot
 from parmig.guests.kvm.vcpu_state import VcpuState
+from parmig.linux import kvm, kvm_abi
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import PAGE_BYTES
 
@@ -23,7 +23,7 @@ from parmig.ram.blocks import PAGE_BYTES
 def missing() -> str | None:
     """Why there is no KVM here, or None."""
     try:
-        os.close(linux.kvm_open())
+        os.close(kvm.open_device())
     except OSError as error:
         return f"no KVM: {error}"
     return None
@@ -55,9 +55,9 @@ class StoringVm:
 
     def __init__(self, addresses: Sequence[int], pages: Sequence[int], bitmap_fd: int, *, ring: bool) -> None:
         self._stack = ExitStack()
-        kvm = self._owned(linux.kvm_open())
-        vm = self._owned(linux.kvm_create_vm(kvm))
-        linux.kvm_set_fixed_pages(vm)
+        kvm_fd = self._owned(kvm.open_device())
+        vm = self._owned(kvm.create_vm(kvm_fd))
+        kvm.set_fixed_pages(vm)
         self.slots: list[Slot] = []
         gpa, bit = _FIRST_GPA, 0
         for number, (address, count) in enumerate(zip(addresses, pages, strict=True)):
@@ -72,11 +72,11 @@ class StoringVm:
         for slot in self.slots:
             slot.show(vm, log=False)
         address = np.frombuffer(self._scratch, np.uint8).ctypes.data
-        linux.kvm_set_memory(vm, len(self.slots), _SCRATCH_GPA, 2 * PAGE_BYTES, address, log=False)
-        self._vcpu = self._owned(linux.kvm_create_vcpu(vm, 0))
+        kvm.set_memory(vm, len(self.slots), _SCRATCH_GPA, 2 * PAGE_BYTES, address, log=False)
+        self._vcpu = self._owned(kvm.create_vcpu(vm, 0))
         self.recorder.add_vcpu(self._vcpu)
-        self._state = VcpuState(kvm, self._vcpu, 0, irqchip=False)
-        self._map = linux.kvm_map_run(kvm, self._vcpu)
+        self._state = VcpuState(kvm_fd, self._vcpu, 0, irqchip=False)
+        self._map = kvm.map_run(kvm_fd, self._vcpu)
 
     def _owned(self, fd: int) -> int:
         self._stack.callback(os.close, fd)
@@ -93,12 +93,12 @@ class StoringVm:
         target = slot.gpa + page * PAGE_BYTES
         registers = {"rip": 0, "rsi": PAGE_BYTES, "rdi": target, "rcx": _STORED_WORDS, "rflags": 2}
         self._state.start_flat(registers, (8, 16), (0, 1), (0, 1))
-        run = linux.KvmRun.from_buffer(self._map)
+        run = kvm_abi.KvmRun.from_buffer(self._map)
         while True:
-            assert linux.kvm_run(self._vcpu)
-            if run.exit_reason == linux.KVM_EXIT_HLT:
+            assert kvm.run(self._vcpu)
+            if run.exit_reason == kvm_abi.KVM_EXIT_HLT:
                 return
-            assert run.exit_reason == linux.KVM_EXIT_DIRTY_RING_FULL, run.exit_reason
+            assert run.exit_reason == kvm_abi.KVM_EXIT_DIRTY_RING_FULL, run.exit_reason
             self.recorder.ring_full()
 
     def close(self) -> None:

@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 
-from parmig import linux
 from parmig.errors import HostRefusedError, StateError
 from parmig.guests.kvm.machine import Machine
 from parmig.guests.kvm.options import parse_options
 from parmig.guests.kvm.vcpu import KICK
 from parmig.guests.kvm.vcpu_state import VcpuState
+from parmig.linux import kvm, kvm_abi
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import PAGE_BYTES
 from tests.kvm.machines import needs_kvm
@@ -66,23 +66,23 @@ def set_unusual(one: Machine, number: int) -> None:
     """Give everything of a vCPU a value that no fresh vCPU has."""
     vcpu = one.vcpus[number].fd
     values = [0x0101_0101 * (index + 1) + number for index in range(16)] + [0x1234 + number, 0x2 | 0x8D5]
-    linux.kvm_set(vcpu, "regs", struct.pack("<18Q", *values))
-    sregs = linux.KvmSregs.from_buffer_copy(linux.kvm_get(vcpu, "sregs"))
+    kvm.set_state(vcpu, "regs", struct.pack("<18Q", *values))
+    sregs = kvm_abi.KvmSregs.from_buffer_copy(kvm.get_state(vcpu, "sregs"))
     sregs.gdt.base, sregs.gdt.limit, sregs.idt.base = 0x5000, 0x17, 0x6000
     sregs.es.base, sregs.fs.selector, sregs.cr2 = 0x4_0000, 0x18, 0xDEAD_B000
-    linux.kvm_set(vcpu, "sregs", bytes(sregs))
-    xsave = linux.kvm_get(vcpu, "xsave")
+    kvm.set_state(vcpu, "sregs", bytes(sregs))
+    xsave = kvm.get_state(vcpu, "xsave")
     xsave = changed(xsave, 24, struct.pack("<I", 0x1F80))  # MXCSR
     xsave = changed(xsave, 160, bytes(range(1, 1 + 16 * 8)))  # XMM0 to XMM7
-    linux.kvm_set(vcpu, "xsave", changed(xsave, 512, struct.pack("<Q", 3)))  # x87 and SSE are in use
-    debugregs = linux.kvm_get(vcpu, "debugregs")
-    linux.kvm_set(vcpu, "debugregs", changed(debugregs, 0, struct.pack("<4Q", 1, 2, 3, 4)))
-    lapic = linux.kvm_get(vcpu, "lapic")
-    linux.kvm_set(vcpu, "lapic", changed(lapic, 0x3E0, struct.pack("<I", 0xB)))  # divider of the timer
-    msrs = np.array([(PAT, 0, 0x0007_0406_0007_0401), (SYSENTER_EIP, 0, 0xC0DE)], linux.KVM_MSR_DTYPE)
-    assert linux.kvm_set_msrs(vcpu, msrs) == len(msrs)
-    events = linux.kvm_get(vcpu, "events")
-    linux.kvm_set(vcpu, "events", changed(events, 14, b"\1"))  # NMIs are masked
+    kvm.set_state(vcpu, "xsave", changed(xsave, 512, struct.pack("<Q", 3)))  # x87 and SSE are in use
+    debugregs = kvm.get_state(vcpu, "debugregs")
+    kvm.set_state(vcpu, "debugregs", changed(debugregs, 0, struct.pack("<4Q", 1, 2, 3, 4)))
+    lapic = kvm.get_state(vcpu, "lapic")
+    kvm.set_state(vcpu, "lapic", changed(lapic, 0x3E0, struct.pack("<I", 0xB)))  # divider of the timer
+    msrs = np.array([(PAT, 0, 0x0007_0406_0007_0401), (SYSENTER_EIP, 0, 0xC0DE)], kvm_abi.KVM_MSR_DTYPE)
+    assert kvm.set_msrs(vcpu, msrs) == len(msrs)
+    events = kvm.get_state(vcpu, "events")
+    kvm.set_state(vcpu, "events", changed(events, 14, b"\1"))  # NMIs are masked
 
 
 def pieces(state: VcpuState) -> dict[str, object]:
@@ -128,7 +128,7 @@ def test_interrupt_controllers_timer_and_clock_arrive(source: Machine, destinati
     chips, timer, clock = parts["InterruptControllers"], parts["IntervalTimer"], parts["Clock"]
     chips.pic_master = changed(chips.pic_master, 8 + 2, b"\xfe")  # masks all but the timer
     chips.pre_save = lambda: None
-    linux.kvm_set(chips._vm, "irqchip", chips.pic_master)
+    kvm.set_state(chips._vm, "irqchip", chips.pic_master)
     timer.pit = changed(timer.pit, 0, struct.pack("<I", 11931))
     clock.clock_ns = 10**15
     data = source.registry.save_all()
@@ -147,19 +147,19 @@ def test_interrupt_controllers_timer_and_clock_arrive(source: Machine, destinati
 
 def without(monkeypatch: pytest.MonkeyPatch, *capabilities: int) -> None:
     """From here on machines are made as on a host whose KVM has not got these."""
-    check = linux.kvm_check
-    monkeypatch.setattr(linux, "kvm_check", lambda fd, number: 0 if number in capabilities else check(fd, number))
+    check = kvm.check_capability
+    monkeypatch.setattr(kvm, "check_capability", lambda fd, number: 0 if number in capabilities else check(fd, number))
 
 
 @pytest.mark.parametrize(
     ("capability", "name"),
     [
-        (linux.KVM_CAP_XSAVE, "XSAVE"),
-        (linux.KVM_CAP_XCRS, "XCRS"),
-        (linux.KVM_CAP_DEBUGREGS, "DEBUGREGS"),
-        (linux.KVM_CAP_SREGS2, "SREGS2"),
-        (linux.KVM_CAP_VCPU_EVENTS, "EVENTS"),
-        (linux.KVM_CAP_MP_STATE, "MP_STATE"),
+        (kvm_abi.KVM_CAP_XSAVE, "XSAVE"),
+        (kvm_abi.KVM_CAP_XCRS, "XCRS"),
+        (kvm_abi.KVM_CAP_DEBUGREGS, "DEBUGREGS"),
+        (kvm_abi.KVM_CAP_SREGS2, "SREGS2"),
+        (kvm_abi.KVM_CAP_VCPU_EVENTS, "EVENTS"),
+        (kvm_abi.KVM_CAP_MP_STATE, "MP_STATE"),
     ],
 )
 def test_a_host_that_lacks_what_was_saved_refuses_it_by_name(
@@ -174,7 +174,7 @@ def test_a_host_that_lacks_what_was_saved_refuses_it_by_name(
 def test_what_the_source_lacks_is_absent_and_a_richer_host_takes_the_rest(
     destination: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without(monkeypatch, linux.KVM_CAP_XSAVE, linux.KVM_CAP_XCRS, linux.KVM_CAP_SREGS2)
+    without(monkeypatch, kvm_abi.KVM_CAP_XSAVE, kvm_abi.KVM_CAP_XCRS, kvm_abi.KVM_CAP_SREGS2)
     with machine() as poorer:
         data = poorer.registry.save_all()
         state = poorer.vcpu_states[0]
@@ -259,7 +259,7 @@ def test_machines_of_another_shape_are_refused(source: Machine, other: str) -> N
 
 
 def test_an_interrupt_controller_that_there_is_not_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, linux.KVM_CAP_IRQCHIP)
+    without(monkeypatch, kvm_abi.KVM_CAP_IRQCHIP)
     with machine() as one:
         assert one.name == "kvm-1,vcpus=2,irqchip=off"
     with pytest.raises(HostRefusedError, match="irqchip=off"), machine(f"{OPTIONS},irqchip=on"):
@@ -269,9 +269,9 @@ def test_an_interrupt_controller_that_there_is_not_can_be_left_out(monkeypatch: 
 @pytest.mark.parametrize(
     ("text", "capability", "words"),
     [
-        (OPTIONS, linux.KVM_CAP_IMMEDIATE_EXIT, "Linux 4.13"),
-        (OPTIONS, linux.KVM_CAP_MAX_VCPUS, "at most 0 vCPUs"),
-        (f"{OPTIONS},tracker=ring", linux.KVM_CAP_DIRTY_LOG_RING, "tracker=bitmap"),
+        (OPTIONS, kvm_abi.KVM_CAP_IMMEDIATE_EXIT, "Linux 4.13"),
+        (OPTIONS, kvm_abi.KVM_CAP_MAX_VCPUS, "at most 0 vCPUs"),
+        (f"{OPTIONS},tracker=ring", kvm_abi.KVM_CAP_DIRTY_LOG_RING, "tracker=bitmap"),
     ],
 )
 def test_a_host_that_cannot_make_the_machine_says_why(
@@ -286,6 +286,6 @@ def test_a_host_without_kvm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> int:
         raise FileNotFoundError(2, "No such file or directory", "/dev/kvm")
 
-    monkeypatch.setattr(linux, "kvm_open", none)
+    monkeypatch.setattr(kvm, "open_device", none)
     with pytest.raises(HostRefusedError, match=r"/dev/kvm.*parmig doctor"), machine():
         pass

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from parmig.engine import coordinator as c
 from parmig.engine.coordinator import Coordinator, Do, Event, Instruction, Step, Tell, Throttle
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
     CancelledError,
     GuestError,

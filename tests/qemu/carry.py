@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from parmig import linux
 from parmig.guests.base import DirtyLog, Guest
+from parmig.linux import pagemap
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 
 
@@ -41,7 +41,7 @@ class Scanner:
     def __init__(self, log: DirtyLog) -> None:
         self.log = log
         self.fd = os.open(f"/proc/{log.pid}/pagemap", os.O_RDONLY)
-        self.vector = np.zeros(1 << 16, dtype=linux.PAGE_REGION_DTYPE)
+        self.vector = np.zeros(1 << 16, dtype=pagemap.PAGE_REGION_DTYPE)
 
     def dirty(self) -> list[tuple[int, int, int]]:
         """(block, first page, pages) of what was written since the last call; protects it again."""
@@ -49,14 +49,14 @@ class Scanner:
         for index, segments in enumerate(self.log.segments):
             for part in segments:
                 end = part.address + part.pages * PAGE_BYTES
-                for found in linux.pagemap_scan(
+                for found in pagemap.scan(
                     self.fd,
                     part.address,
                     end,
                     self.vector,
-                    flags=linux.PM_SCAN_WP_MATCHING | linux.PM_SCAN_CHECK_WPASYNC,
-                    mask=linux.PAGE_IS_WRITTEN,
-                    returned=linux.PAGE_IS_WRITTEN,
+                    flags=pagemap.PM_SCAN_WP_MATCHING | pagemap.PM_SCAN_CHECK_WPASYNC,
+                    mask=pagemap.PAGE_IS_WRITTEN,
+                    returned=pagemap.PAGE_IS_WRITTEN,
                 ):
                     for low, high in zip(found["start"].tolist(), found["end"].tolist(), strict=True):
                         first = part.first_page + (low - part.address) // PAGE_BYTES

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
 from parmig.guests.qemu.attach import attach, borrow_userfaultfd
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.stopped import StoppedThread
+from parmig.linux import ptrace
 from tests.qemu.carry import Scanner
 from tests.qemu.machines import QemuMachine, wait_until
 
@@ -146,7 +146,7 @@ def test_an_error_while_stopped_lets_go(sleeper: subprocess.Popen[bytes]) -> Non
     def fail() -> None:
         with StoppedThread(sleeper.pid) as thread:
             assert thread.call(39) == sleeper.pid  # getpid
-            assert thread.call(linux.SYS_CLOSE["x86_64"], 12345) == -9  # EBADF
+            assert thread.call(ptrace.SYS_CLOSE["x86_64"], 12345) == -9  # EBADF
             assert state(sleeper.pid) == "t"
             raise ZeroDivisionError
 
@@ -159,7 +159,7 @@ def test_another_tracer_is_named(sleeper: subprocess.Popen[bytes]) -> None:
     attached, done = threading.Event(), threading.Event()
 
     def trace() -> None:
-        linux.ptrace_seize(sleeper.pid)
+        ptrace.seize(sleeper.pid)
         attached.set()
         done.wait(20)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, ParmigError, StateError, UsageError
 from parmig.guests.base import Guest, StateSink
 from parmig.guests.qemu.guest import QemuGuest
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.registry import open_guest
+from parmig.linux import uffd
 from parmig.ram.blocks import GuestRange
 from tests.qemu.carry import Buffer, Carrier
 from tests.qemu.machines import MIB, QemuMachine, wait_until
@@ -134,7 +134,7 @@ def test_throttling_is_refused_with_the_reason(bare_guest: QemuMachine) -> None:
 
 
 def test_auto_falls_back_with_the_reason(bare_guest: QemuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linux, "probe_write_tracking", lambda: "the kernel is old")
+    monkeypatch.setattr(uffd, "probe_write_tracking", lambda: "the kernel is old")
     with open_qemu(bare_guest.socket, incoming=False) as guest:
         log = guest.start_dirty_log("auto")
     assert (log.kind, log.reason) == ("digest", "the kernel is old")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig import linux
+from parmig.linux import files, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.extents import allocated_mask, has_data
 from parmig.ram.regions import SPAN_PAGES
@@ -32,7 +32,7 @@ def test_written_pages_exist_and_punched_ones_do_not(
         for page in written:
             memory.pages[page] = content(page)[0]
         for page in punched:
-            linux.punch_hole(memory.fd, memory.file_offset_bytes + page * 4096, 4096)
+            files.punch_hole(memory.fd, memory.file_offset_bytes + page * 4096, 4096)
         first = data.draw(st.integers(0, PAGES - 1))
         count = data.draw(st.integers(1, PAGES - first))
         wanted = {page for page in written - punched if first <= page < first + count}
@@ -82,7 +82,7 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, in_memory: bool = True) -> None:
         self.mincore_calls = self.mincore_pages = self.seeks = 0
-        real_mincore, real_lseek = linux.mincore, os.lseek
+        real_mincore, real_lseek = files.mincore, os.lseek
 
         def mincore(address: int, pages: int) -> npt.NDArray[np.bool_]:
             self.mincore_calls += 1
@@ -94,7 +94,7 @@ class Asked:
             self.seeks += 1
             return real_lseek(fd, at, how)
 
-        monkeypatch.setattr(linux, "mincore", mincore)
+        monkeypatch.setattr(files, "mincore", mincore)
         monkeypatch.setattr(os, "lseek", lseek)
 
 
@@ -175,7 +175,7 @@ def test_huge_pages_exist_when_they_were_written_by_anybody_and_looking_allocate
     other.close()
     for _ in range(2):  # looking once changes nothing for the next time
         assert huge_pages(allocated_mask(huge, 0, 8 * UNIT_PAGES)) == [3, 6]
-    linux.punch_hole(huge.fd, huge.file_offset_bytes + 6 * HUGE_BYTES, HUGE_BYTES)
+    files.punch_hole(huge.fd, huge.file_offset_bytes + 6 * HUGE_BYTES, HUGE_BYTES)
     assert huge_pages(allocated_mask(huge, 0, 8 * UNIT_PAGES)) == [3]
     assert [has_data(huge, page * UNIT_PAGES, UNIT_PAGES) for page in range(8)] == [page == 3 for page in range(8)]
     assert free_huge_pages() == free - 1
@@ -198,6 +198,6 @@ def test_where_userfaultfd_is_not_allowed_every_huge_page_is_said_to_exist(
     def refuse(*_: object) -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(linux, "userfaultfd", refuse)
+    monkeypatch.setattr(uffd, "create", refuse)
     assert allocated_mask(huge, 0, 2 * UNIT_PAGES).all()
     assert has_data(huge, 0, PAGE_BYTES)

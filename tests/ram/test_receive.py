@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig import linux
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
+from parmig.linux import files
 from parmig.ram import flow, place
 from parmig.ram.bits import mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
@@ -390,7 +390,7 @@ def test_huge_pages_that_ran_out_are_an_error_and_no_signal(small_hugetlbfs: Pat
         other = ram_file(small_hugetlbfs / "other", 3 * HUGE_BYTES, HUGE_BYTES)
         with pytest.raises(GuestRefusedError, match=r"cannot be mapped: .*huge pages"), other:
             pass
-        linux.punch_hole(mapping.fd, HUGE_BYTES, 3 * HUGE_BYTES)
+        files.punch_hole(mapping.fd, HUGE_BYTES, 3 * HUGE_BYTES)
         with ram_file(small_hugetlbfs / "third", 3 * HUGE_BYTES, HUGE_BYTES):
             placer.place_run(0, 5, page)  # it exists
             with pytest.raises(MemoryFullError, match=r"'pc.ram' at byte .*No space left"):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig import linux
+from parmig.linux import files
 from parmig.ram.bits import bits_for, index_of_runs, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
 from parmig.ram.codecs.registry import codec
@@ -210,7 +210,7 @@ def test_pages_that_were_given_back_are_told_once() -> None:
         given_back = set(range(3, 9))
         for round_, told in ((2, given_back), (3, set()), (4, set())):
             source.channel.headers.clear()
-            linux.punch_hole(source.mappings[0].fd, 3 * PAGE_BYTES, 6 * PAGE_BYTES)
+            files.punch_hole(source.mappings[0].fd, 3 * PAGE_BYTES, 6 * PAGE_BYTES)
             source.mark(0, given_back)
             source.round(round_)
             assert source.channel.pages("zero") == Counter((0, page) for page in told)

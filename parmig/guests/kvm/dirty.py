@@ -15,11 +15,11 @@ from itertools import groupby
 
 import numpy as np
 
-from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.base import DirtyLog, Segment
 from parmig.guests.kvm.ram import Slot
 from parmig.guests.spawned.tracking import track_own_writes
+from parmig.linux import kvm, kvm_abi, uffd
 from parmig.ram.bits import Bits, bits_for, set_bits
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.rearm import RearmServer
@@ -41,7 +41,7 @@ class DirtyRings:
     """
 
     def __init__(self, vm: int, slots: Sequence[Slot]) -> None:
-        linux.kvm_enable(vm, linux.KVM_CAP_DIRTY_LOG_RING, RING_BYTES)
+        kvm.enable_capability(vm, kvm_abi.KVM_CAP_DIRTY_LOG_RING, RING_BYTES)
         self._vm = vm
         self._first_bits = np.array([slot.first_bit for slot in slots])
         self._maps: list[mmap.mmap] = []
@@ -49,7 +49,7 @@ class DirtyRings:
 
     def add(self, vcpu: int) -> None:
         """Take the ring of a new vCPU too."""
-        self._maps.append(linux.kvm_map_dirty_ring(vcpu, RING_BYTES))
+        self._maps.append(kvm.map_dirty_ring(vcpu, RING_BYTES))
         self._next.append(0)
 
     def harvest(self, into: Bits) -> None:
@@ -59,19 +59,19 @@ class DirtyRings:
         """
         found = 0
         for number, ring in enumerate(self._maps):
-            entries = np.frombuffer(ring, linux.KVM_DIRTY_GFN_DTYPE)
+            entries = np.frombuffer(ring, kvm_abi.KVM_DIRTY_GFN_DTYPE)
             order = np.roll(np.arange(len(entries)), -self._next[number])
             flags = entries["flags"][order]
             # Entries are filled one after the other: the first that is not marked ends what is there.
-            count = int(np.argmin(np.append(flags & linux.KVM_DIRTY_GFN_DIRTY, 0)))
+            count = int(np.argmin(np.append(flags & kvm_abi.KVM_DIRTY_GFN_DIRTY, 0)))
             taken = order[:count]
             pages = self._first_bits[entries["slot"][taken] & 0xFFFF] + entries["offset"][taken].astype(np.int64)
             set_bits(into, np.unique(pages))
-            entries["flags"][taken] = linux.KVM_DIRTY_GFN_RESET
+            entries["flags"][taken] = kvm_abi.KVM_DIRTY_GFN_RESET
             self._next[number] = (self._next[number] + count) % len(entries)
             found += count
         if found:
-            linux.kvm_reset_dirty_rings(self._vm)
+            kvm.reset_dirty_rings(self._vm)
 
     def close(self) -> None:
         """Unmap."""
@@ -101,10 +101,10 @@ class DirtyRecorder:
         self._lock = threading.Lock()
         self._manual = False
         if rings is None:
-            flags = linux.kvm_check(vm, linux.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
-            flags &= linux.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | linux.KVM_DIRTY_LOG_INITIALLY_SET
-            if flags & linux.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
-                linux.kvm_enable(vm, linux.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, flags)
+            flags = kvm.check_capability(vm, kvm_abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
+            flags &= kvm_abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | kvm_abi.KVM_DIRTY_LOG_INITIALLY_SET
+            if flags & kvm_abi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
+                kvm.enable_capability(vm, kvm_abi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, flags)
                 self._manual = True
         self._kind = ""
         self._server: RearmServer | None = None
@@ -159,7 +159,7 @@ class DirtyRecorder:
         if self._rings is None:
             for slot in self._slots:
                 part = np.zeros(bits_for(slot.pages), np.uint8)
-                linux.kvm_get_dirty_log(self._vm, slot.number, part)
+                kvm.get_dirty_log(self._vm, slot.number, part)
                 self._shared[slot.first_bit // 8 :][: len(part)] |= part
 
     def ring_full(self) -> None:
@@ -215,14 +215,14 @@ class DirtyRecorder:
                 bits = self._shared[(slot.first_bit + first) // 8 :][: bits_for(pages)]
                 if everything:
                     bits = np.full_like(bits, 0xFF)
-                linux.kvm_clear_dirty_log(self._vm, slot.number, first, pages, bits)
+                kvm.clear_dirty_log(self._vm, slot.number, first, pages, bits)
                 covered += pages
         if covered != span.pages:
             raise ValueError(f"only {covered} of its pages are the guest's")
 
     def _register(self) -> tuple[tuple[Segment, ...], ...]:
         """Put the memory under asynchronous write protection."""
-        missing = linux.probe_write_tracking()
+        missing = uffd.probe_write_tracking()
         if missing:
             raise HostRefusedError(f"dirty log pagemap: {missing}; ask for bitmap")
         self._uffd = track_own_writes((slot.address, slot.pages * PAGE_BYTES) for slot in self._slots)

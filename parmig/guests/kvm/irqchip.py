@@ -6,9 +6,9 @@ from __future__ import annotations
 import struct
 from typing import Annotated
 
-from parmig import linux
 from parmig.guests.kvm.devices import Part
 from parmig.guests.kvm.vcpu_state import PRIORITY as VCPU_PRIORITY
+from parmig.linux import kvm
 from parmig.state import U64, Buffer, Length, migration_state
 
 _CHIPS = ("pic_master", "pic_slave", "ioapic")
@@ -32,12 +32,12 @@ class InterruptControllers(Part):
     def pre_save(self) -> None:
         """Ask KVM."""
         for number, name in enumerate(_CHIPS):
-            setattr(self, name, linux.kvm_get(self._vm, "irqchip", struct.pack("=I", number)))
+            setattr(self, name, kvm.get_state(self._vm, "irqchip", struct.pack("=I", number)))
 
     def post_load(self, _: int) -> None:
         """Tell KVM."""
         for name in _CHIPS:
-            linux.kvm_set(self._vm, "irqchip", getattr(self, name))
+            kvm.set_state(self._vm, "irqchip", getattr(self, name))
 
 
 @migration_state("pit")
@@ -51,10 +51,10 @@ class IntervalTimer(Part):
         self.stop()
 
     def start(self) -> None:
-        linux.kvm_set(self._vm, "pit2", self.pit)
+        kvm.set_state(self._vm, "pit2", self.pit)
 
     def stop(self) -> None:
-        self.pit = linux.kvm_get(self._vm, "pit2")
+        self.pit = kvm.get_state(self._vm, "pit2")
 
 
 @migration_state("clock")
@@ -68,7 +68,7 @@ class Clock(Part):
         self.clock_ns = 0
 
     def start(self) -> None:
-        linux.kvm_set(self._vm, "clock", _CLOCK.pack(self.clock_ns))
+        kvm.set_state(self._vm, "clock", _CLOCK.pack(self.clock_ns))
 
     def stop(self) -> None:
-        (self.clock_ns,) = _CLOCK.unpack(linux.kvm_get(self._vm, "clock"))
+        (self.clock_ns,) = _CLOCK.unpack(kvm.get_state(self._vm, "clock"))

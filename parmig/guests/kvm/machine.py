@@ -12,7 +12,6 @@ import threading
 import time
 from contextlib import ExitStack
 
-from parmig import linux
 from parmig.errors import GuestError, HostRefusedError, StateError
 from parmig.guests.kvm.devices import BlockDevice, Device, Part, SerialPort, TimerDevice
 from parmig.guests.kvm.dirty import DirtyRecorder, DirtyRings
@@ -21,6 +20,7 @@ from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.kvm.ram import GuestRam, ram_block
 from parmig.guests.kvm.vcpu import KICK, Vcpu
 from parmig.guests.kvm.vcpu_state import VcpuState
+from parmig.linux import kvm, kvm_abi
 from parmig.probes.kvm import why_no_rings
 from parmig.ram.blocks import BlockMemory
 from parmig.state import StateRegistry, state_of
@@ -67,14 +67,14 @@ class Machine:
             self._stack = stack.pop_all()
 
     def _make(self, options: KvmOptions, memory_fd: int, bitmap_fd: int, stack: ExitStack) -> None:
-        kvm = _owned(linux.kvm_open(), stack)
-        self.irqchip = _has_irqchip(kvm, options.irqchip)
-        _check_limits(kvm, options)
-        vm = _owned(linux.kvm_create_vm(kvm), stack)
-        linux.kvm_set_fixed_pages(vm)
+        kvm_fd = _owned(kvm.open_device(), stack)
+        self.irqchip = _has_irqchip(kvm_fd, options.irqchip)
+        _check_limits(kvm_fd, options)
+        vm = _owned(kvm.create_vm(kvm_fd), stack)
+        kvm.set_fixed_pages(vm)
         if self.irqchip:
-            linux.kvm_create_irqchip(vm)
-            linux.kvm_create_pit(vm)
+            kvm.create_irqchip(vm)
+            kvm.create_pit(vm)
         self.ram = GuestRam(BlockMemory(ram_block(options.memory_bytes), memory_fd))
         stack.callback(self.ram.close)
         for slot in self.ram.slots():
@@ -84,7 +84,7 @@ class Machine:
         stack.callback(self.dirty.close)
         self.ram.mark = self.dirty.mark
         self._parts = self._make_parts(options, vm, stack)
-        self._make_vcpus(options, kvm, vm, stack)
+        self._make_vcpus(options, kvm_fd, vm, stack)
         self.registry = StateRegistry()
         for number, state in enumerate(self.vcpu_states):
             self.registry.register(state_of(state, number))
@@ -103,13 +103,13 @@ class Machine:
             parts.append(disk)
         if self.irqchip:
             parts += [InterruptControllers(vm), IntervalTimer(vm)]
-        if linux.kvm_check(vm, linux.KVM_CAP_ADJUST_CLOCK):
+        if kvm.check_capability(vm, kvm_abi.KVM_CAP_ADJUST_CLOCK):
             parts.append(Clock(vm))
         for part in parts:
             stack.callback(part.close)
         return parts
 
-    def _make_vcpus(self, options: KvmOptions, kvm: int, vm: int, stack: ExitStack) -> None:
+    def _make_vcpus(self, options: KvmOptions, kvm_fd: int, vm: int, stack: ExitStack) -> None:
         ports = {
             port: (device, offset)
             for device in self._parts
@@ -119,10 +119,10 @@ class Machine:
         self.vcpus: list[Vcpu] = []
         self.vcpu_states: list[VcpuState] = []
         for number in range(options.vcpus):
-            vcpu = Vcpu(kvm, vm, number, ports, self.dirty.ring_full)
+            vcpu = Vcpu(kvm_fd, vm, number, ports, self.dirty.ring_full)
             stack.callback(vcpu.close)
             self.vcpus.append(vcpu)
-            self.vcpu_states.append(VcpuState(kvm, vcpu.fd, number, irqchip=self.irqchip))
+            self.vcpu_states.append(VcpuState(kvm_fd, vcpu.fd, number, irqchip=self.irqchip))
             self.dirty.add_vcpu(vcpu.fd)
 
     def run(self) -> int:
@@ -130,7 +130,7 @@ class Machine:
         for part in self._parts:
             part.start()
         for vcpu in self.vcpus:
-            linux.kvm_note_pause(vcpu.fd)
+            kvm.note_pause(vcpu.fd)
         since_ns = time.monotonic_ns()
         for vcpu in self.vcpus:
             vcpu.release("stopped")
@@ -219,23 +219,25 @@ def _owned(fd: int, stack: ExitStack) -> int:
     return fd
 
 
-def _has_irqchip(kvm: int, wanted: str) -> bool:
+def _has_irqchip(kvm_fd: int, wanted: str) -> bool:
     """Whether interrupt controllers and PIT shall be in the kernel.
 
     Raises:
         HostRefusedError: they were asked for and this host has none.
     """
-    offered = all(linux.kvm_check(kvm, capability) for capability in (linux.KVM_CAP_IRQCHIP, linux.KVM_CAP_PIT2))
+    offered = all(
+        kvm.check_capability(kvm_fd, capability) for capability in (kvm_abi.KVM_CAP_IRQCHIP, kvm_abi.KVM_CAP_PIT2)
+    )
     if wanted == "on" and not offered:
         raise HostRefusedError("this host's KVM has no interrupt controllers; start the guest with irqchip=off")
     return offered and wanted != "off"
 
 
-def _check_limits(kvm: int, options: KvmOptions) -> None:
+def _check_limits(kvm_fd: int, options: KvmOptions) -> None:
     """Refuse what this host's KVM cannot do."""
-    if not linux.kvm_check(kvm, linux.KVM_CAP_IMMEDIATE_EXIT):
+    if not kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_IMMEDIATE_EXIT):
         raise HostRefusedError("this host's KVM cannot stop a vCPU at once (KVM_CAP_IMMEDIATE_EXIT, Linux 4.13)")
-    most = linux.kvm_check(kvm, linux.KVM_CAP_MAX_VCPUS)
+    most = kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_MAX_VCPUS)
     if options.vcpus > most:
         raise HostRefusedError(f"this host's KVM has at most {most} vCPUs for a VM, not {options.vcpus}")
     reason = why_no_rings() if options.tracker == "ring" else None

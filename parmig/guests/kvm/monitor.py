@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from parmig import linux
 from parmig.guests.base import DirtyLog
 from parmig.guests.kvm import programs
 from parmig.guests.kvm.machine import Machine
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.spawned import messages as m
 from parmig.guests.spawned.monitor import Monitor, Pipe, serve
+from parmig.linux import files
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.units import MIB
 
@@ -68,7 +68,7 @@ class KvmMonitor(Monitor):
         """Put a program into memory and vCPUs."""
         memory = self._vm.ram.mapping
         ranges = memory.block.ranges
-        linux.punch_hole(self._memory_fd, 0, memory.block.size_bytes)
+        files.punch_hole(self._memory_fd, 0, memory.block.size_bytes)
         # A vCPU without paging reaches only what lies below 3 GiB. The last page of all may be the disk's.
         pages = ranges[0].size_bytes // PAGE_BYTES - programs.FIRST_PAGE - 1
         if options.touched_bytes:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from parmig import linux
 from parmig.errors import GuestError
+from parmig.linux import kvm
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, GuestRange, RamBlock
 from parmig.units import GIB
 
@@ -47,7 +47,7 @@ class Slot(NamedTuple):
 
     def show(self, vm: int, *, log: bool) -> None:
         """Show it to the guest, with a dirty log or without; changes only that when it is shown already."""
-        linux.kvm_set_memory(vm, self.number, self.gpa, self.pages * PAGE_BYTES, self.address, log=log)
+        kvm.set_memory(vm, self.number, self.gpa, self.pages * PAGE_BYTES, self.address, log=log)
 
 
 class GuestRam:

@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from parmig import linux
 from parmig.errors import GuestError
 from parmig.guests.kvm.devices import TICK_HZ, Device
+from parmig.linux import kvm, kvm_abi
 from parmig.units import NS_PER_S
 
 KICK = signal.SIGUSR1
@@ -29,7 +29,7 @@ class Vcpu:
     """One virtual CPU; held as ``stopped`` from the start.
 
     Args:
-        kvm: descriptor of /dev/kvm.
+        kvm_fd: descriptor of /dev/kvm.
         vm: of the VM.
         number: of the vCPU.
         devices: by port, with the port's place in the device.
@@ -41,12 +41,12 @@ class Vcpu:
     """
 
     def __init__(
-        self, kvm: int, vm: int, number: int, devices: dict[int, tuple[Device, int]], ring_full: Callable[[], None]
+        self, kvm_fd: int, vm: int, number: int, devices: dict[int, tuple[Device, int]], ring_full: Callable[[], None]
     ) -> None:
-        self.fd = linux.kvm_create_vcpu(vm, number)
+        self.fd = kvm.create_vcpu(vm, number)
         self.failure = ""
-        self._map = linux.kvm_map_run(kvm, self.fd)
-        self._run = linux.KvmRun.from_buffer(self._map)
+        self._map = kvm.map_run(kvm_fd, self.fd)
+        self._run = kvm_abi.KvmRun.from_buffer(self._map)
         self._devices = devices
         self._ring_full = ring_full
         self._holds = {"stopped"}
@@ -110,31 +110,31 @@ class Vcpu:
     def _go(self) -> None:
         """Run until held."""
         while True:
-            if linux.kvm_run(self.fd):
+            if kvm.run(self.fd):
                 self._exited()
             elif self._holds:
                 return
 
     def _exited(self) -> None:
         reason = self._run.exit_reason
-        if reason == linux.KVM_EXIT_IO:
+        if reason == kvm_abi.KVM_EXIT_IO:
             self._port_access(self._run.io)
-        elif reason == linux.KVM_EXIT_MMIO:
+        elif reason == kvm_abi.KVM_EXIT_MMIO:
             if not self._run.mmio.is_write:  # nothing is there
                 self._run.mmio.data[:] = [0xFF] * 8
-        elif reason == linux.KVM_EXIT_DIRTY_RING_FULL:
+        elif reason == kvm_abi.KVM_EXIT_DIRTY_RING_FULL:
             self._ring_full()
-        elif reason == linux.KVM_EXIT_HLT:  # without an interrupt controller in the kernel; nothing would end it
+        elif reason == kvm_abi.KVM_EXIT_HLT:  # without an interrupt controller in the kernel; nothing would end it
             self._rest(time.monotonic_ns() + NS_PER_S // TICK_HZ)
         else:
-            name = linux.KVM_EXIT_NAMES.get(reason, str(reason))
+            name = kvm_abi.KVM_EXIT_NAMES.get(reason, str(reason))
             self._fail(f"{self._thread.name} stopped by KVM_EXIT_{name}, {bytes(self._run.words).hex()}")
 
-    def _port_access(self, io: linux.KvmExitIo) -> None:
+    def _port_access(self, io: kvm_abi.KvmExitIo) -> None:
         device, offset = self._devices.get(io.port, (None, 0))
         for at in range(io.data_offset, io.data_offset + io.count * io.size, io.size):
             place = slice(at, at + io.size)
-            if io.direction == linux.KVM_EXIT_IO_OUT:
+            if io.direction == kvm_abi.KVM_EXIT_IO_OUT:
                 if device is not None:
                     device.write(offset, int.from_bytes(self._map[place], "little"))
             else:

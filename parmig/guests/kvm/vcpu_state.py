@@ -16,8 +16,8 @@ from typing import Annotated, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from parmig import linux
 from parmig.errors import StateError
+from parmig.linux import kvm, kvm_abi
 from parmig.state import U32, Buffer, Limit, U32Array, U64Array, migration_state
 
 PRIORITY = 300
@@ -35,7 +35,7 @@ Structure: TypeAlias = Annotated[Buffer, Limit(4096)]
 """A structure as the kernel lays it out, XSAVE being the largest; empty: the source has none."""
 
 _TABLE_LIMIT = 5120  # words of CPUID, 512 entries; there are fewer MSRs
-_CPUID_ENTRY_WORDS = linux.KVM_CPUID_DTYPE.itemsize // 4
+_CPUID_ENTRY_WORDS = kvm_abi.KVM_CPUID_DTYPE.itemsize // 4
 _TSC_DEADLINE = 0x6E0
 
 _FEATURES = {
@@ -59,7 +59,7 @@ class VcpuState:
     """What of a vCPU arrives at the destination. It must be parked whenever state is saved or loaded.
 
     Args:
-        kvm: descriptor of /dev/kvm.
+        kvm_fd: descriptor of /dev/kvm.
         vcpu: of the vCPU, which has not run yet.
         number: of the vCPU.
         irqchip: whether the interrupt controllers are in the kernel.
@@ -80,14 +80,14 @@ class VcpuState:
     msr_values: Annotated[U64Array, Limit(_TABLE_LIMIT)]
     events: Structure
 
-    def __init__(self, kvm: int, vcpu: int, number: int, *, irqchip: bool) -> None:
+    def __init__(self, kvm_fd: int, vcpu: int, number: int, *, irqchip: bool) -> None:
         self._vcpu = vcpu
-        self._has = {name for name in _STRUCTURES if _is_offered(kvm, name, irqchip)}
-        offered = linux.kvm_supported_cpuid(kvm)
+        self._has = {name for name in _STRUCTURES if _is_offered(kvm_fd, name, irqchip)}
+        offered = kvm.supported_cpuid(kvm_fd)
         self._offered = {(int(one["function"]), int(one["index"])): one for one in offered.copy()}
         self.cpuid = _cpuid_for(offered, number)
         self._set_cpuid()
-        self.msr_indices = _readable_msrs(vcpu, linux.kvm_msr_indices(kvm))
+        self.msr_indices = _readable_msrs(vcpu, kvm.msr_indices(kvm_fd))
 
     def start_flat(
         self, registers: Mapping[str, int], selectors: tuple[int, int], gdt: tuple[int, int], idt: tuple[int, int]
@@ -100,19 +100,19 @@ class VcpuState:
             gdt: address and size of the global descriptor table.
             idt: of the interrupt descriptor table.
         """
-        sregs = linux.KvmSregs.from_buffer_copy(linux.kvm_get(self._vcpu, "sregs"))
+        sregs = kvm_abi.KvmSregs.from_buffer_copy(kvm.get_state(self._vcpu, "sregs"))
         sregs.make_flat(*selectors)
-        sregs.gdt = linux.KvmTableRegister(base=gdt[0], limit=gdt[1] - 1)
-        sregs.idt = linux.KvmTableRegister(base=idt[0], limit=idt[1] - 1)
-        linux.kvm_set(self._vcpu, "sregs", bytes(sregs))
-        linux.kvm_set(self._vcpu, "regs", linux.kvm_registers(registers))
+        sregs.gdt = kvm_abi.KvmTableRegister(base=gdt[0], limit=gdt[1] - 1)
+        sregs.idt = kvm_abi.KvmTableRegister(base=idt[0], limit=idt[1] - 1)
+        kvm.set_state(self._vcpu, "sregs", bytes(sregs))
+        kvm.set_state(self._vcpu, "regs", kvm_abi.registers(registers))
         if "mp_state" in self._has:
-            linux.kvm_set(self._vcpu, "mp_state", linux.KVM_MP_STATE_RUNNABLE.to_bytes(4, "little"))
+            kvm.set_state(self._vcpu, "mp_state", kvm_abi.KVM_MP_STATE_RUNNABLE.to_bytes(4, "little"))
 
     def read_registers(self) -> dict[str, int]:
         """The general registers by name, as they are now."""
-        values = np.frombuffer(linux.kvm_get(self._vcpu, "regs"), np.uint64).tolist()
-        return dict(zip(linux.KVM_REGISTERS, values, strict=True))
+        values = np.frombuffer(kvm.get_state(self._vcpu, "regs"), np.uint64).tolist()
+        return dict(zip(kvm_abi.KVM_REGISTERS, values, strict=True))
 
     # -- saving ---------------------------------------------------------------------------------
 
@@ -122,15 +122,15 @@ class VcpuState:
             self._read(name)
         self._read_msrs()
         self._read("events")
-        self.tsc_khz = linux.kvm_tsc_khz(self._vcpu)
+        self.tsc_khz = kvm.tsc_khz(self._vcpu)
 
     def _read(self, name: str) -> None:
         wanted = name in self._has and _CONTAINED_IN.get(name) not in self._has
-        setattr(self, name, linux.kvm_get(self._vcpu, name) if wanted else b"")
+        setattr(self, name, kvm.get_state(self._vcpu, name) if wanted else b"")
 
     def _read_msrs(self) -> None:
         table = _msr_table(self.msr_indices)
-        done = linux.kvm_get_msrs(self._vcpu, table)
+        done = kvm.get_msrs(self._vcpu, table)
         if done < len(table):
             raise StateError(f"MSR {self.msr_indices[done]:#x} can no longer be read")
         self.msr_values = table["data"].copy()
@@ -148,7 +148,7 @@ class VcpuState:
             raise StateError(f"the source has saved {', '.join(lacking)}, which this host's KVM does not have")
         self._check_cpuid()
         self._set("CPUID", self._set_cpuid)
-        self._set(f"a TSC of {self.tsc_khz} kHz", linux.kvm_set_tsc_khz, self._vcpu, self.tsc_khz)
+        self._set(f"a TSC of {self.tsc_khz} kHz", kvm.set_tsc_khz, self._vcpu, self.tsc_khz)
         for name in _BEFORE_MSRS:
             self._write(name)
         self._set_msrs()
@@ -157,7 +157,7 @@ class VcpuState:
     def _write(self, name: str) -> None:
         content = getattr(self, name)
         if content:
-            self._set(name.upper(), linux.kvm_set, self._vcpu, name, content)
+            self._set(name.upper(), kvm.set_state, self._vcpu, name, content)
 
     def _set(self, what: str, function: Callable[..., None], *arguments: object) -> None:
         try:
@@ -166,12 +166,12 @@ class VcpuState:
             raise StateError(f"this host's KVM refuses {what} of the source: {error}") from error
 
     def _set_cpuid(self) -> None:
-        linux.kvm_set_cpuid(self._vcpu, self._cpuid_table())
+        kvm.set_cpuid(self._vcpu, self._cpuid_table())
 
-    def _cpuid_table(self) -> linux.KvmTable:
+    def _cpuid_table(self) -> kvm_abi.KvmTable:
         if len(self.cpuid) % _CPUID_ENTRY_WORDS:
             raise StateError(f"CPUID: expected entries of {_CPUID_ENTRY_WORDS} words, found {len(self.cpuid)} words")
-        return np.frombuffer(self.cpuid.astype("<u4").tobytes(), linux.KVM_CPUID_DTYPE)
+        return np.frombuffer(self.cpuid.astype("<u4").tobytes(), kvm_abi.KVM_CPUID_DTYPE)
 
     def _check_cpuid(self) -> None:
         """Refuse features that this host does not offer, by name."""
@@ -192,15 +192,15 @@ class VcpuState:
         table = _msr_table(self.msr_indices)
         table["data"] = self.msr_values
         while len(table):
-            done = linux.kvm_set_msrs(self._vcpu, table)
+            done = kvm.set_msrs(self._vcpu, table)
             if done < len(table):
                 self._accept_unset(table[done])
             table = table[done + 1 :]
 
     def _accept_unset(self, entry: np.void) -> None:
         """An MSR cannot be set: fine only if it has that value anyway."""
-        found = np.array([entry], linux.KVM_MSR_DTYPE)
-        if linux.kvm_get_msrs(self._vcpu, found) != 1:
+        found = np.array([entry], kvm_abi.KVM_MSR_DTYPE)
+        if kvm.get_msrs(self._vcpu, found) != 1:
             raise StateError(f"the source has saved MSR {entry['index']:#x}, which this host's KVM does not have")
         if found[0]["data"] != entry["data"]:
             raise StateError(
@@ -209,13 +209,13 @@ class VcpuState:
             )
 
 
-def _is_offered(kvm: int, name: str, irqchip: bool) -> bool:
-    if name in linux.KVM_STATE_CAPABILITY:
-        return linux.kvm_check(kvm, linux.KVM_STATE_CAPABILITY[name]) > 0
+def _is_offered(kvm_fd: int, name: str, irqchip: bool) -> bool:
+    if name in kvm_abi.KVM_STATE_CAPABILITY:
+        return kvm.check_capability(kvm_fd, kvm_abi.KVM_STATE_CAPABILITY[name]) > 0
     return irqchip if name == "lapic" else True
 
 
-def _cpuid_for(entries: linux.KvmTable, number: int) -> npt.NDArray[np.uint32]:
+def _cpuid_for(entries: kvm_abi.KvmTable, number: int) -> npt.NDArray[np.uint32]:
     """All that the host offers, with the number of the vCPU where CPUID tells it."""
     for entry in entries:
         if entry["function"] == 0x1:
@@ -230,13 +230,13 @@ def _readable_msrs(vcpu: int, indices: list[int]) -> npt.NDArray[np.uint32]:
     wanted = sorted(indices, key=lambda index: (index == _TSC_DEADLINE, index))
     found: list[int] = []
     while wanted:
-        done = linux.kvm_get_msrs(vcpu, _msr_table(wanted))
+        done = kvm.get_msrs(vcpu, _msr_table(wanted))
         found += wanted[:done]
         del wanted[: done + 1]  # and with them the one that cannot be read
     return np.array(found, np.uint32)
 
 
-def _msr_table(indices: Sequence[int] | npt.NDArray[np.uint32]) -> linux.KvmTable:
-    table = np.zeros(len(indices), linux.KVM_MSR_DTYPE)
+def _msr_table(indices: Sequence[int] | npt.NDArray[np.uint32]) -> kvm_abi.KvmTable:
+    table = np.zeros(len(indices), kvm_abi.KVM_MSR_DTYPE)
     table["index"] = indices
     return table

@@ -17,11 +17,11 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from parmig import linux
 from parmig.errors import GuestError, HostRefusedError
 from parmig.guests.qemu.stopped import StoppedThread
+from parmig.linux import ptrace, syscalls, uffd
 
-_UFFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | linux.UFFD_USER_MODE_ONLY
+_UFFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | uffd.UFFD_USER_MODE_ONLY
 
 Range = tuple[int, int]
 """Address and size in bytes."""
@@ -33,20 +33,20 @@ class WriteTracking:
     Made by :func:`attach`. Owns the only descriptor of the userfaultfd.
     """
 
-    def __init__(self, uffd: int, ranges: Iterable[Range]) -> None:
-        self._uffd = uffd
+    def __init__(self, tracking_fd: int, ranges: Iterable[Range]) -> None:
+        self._uffd = tracking_fd
         self._ranges = tuple(ranges)
 
     def close(self) -> None:
         """End the tracking. Never raises; calling it twice is fine."""
-        uffd, self._uffd = self._uffd, -1
-        if uffd < 0:
+        tracking_fd, self._uffd = self._uffd, -1
+        if tracking_fd < 0:
             return
         for address, size_bytes in self._ranges:
             # Fails when the process is gone; its memory is, too.
             with contextlib.suppress(OSError):
-                linux.uffd_unregister(uffd, address, size_bytes)
-        os.close(uffd)
+                uffd.unregister(tracking_fd, address, size_bytes)
+        os.close(tracking_fd)
 
     def __enter__(self) -> WriteTracking:
         return self
@@ -67,19 +67,19 @@ def attach(pid: int, ranges: Iterable[Range]) -> WriteTracking:
         GuestError: the process ended meanwhile.
     """
     ranges = tuple(ranges)
-    uffd = borrow_userfaultfd(pid)
-    tracking = WriteTracking(uffd, ())
+    tracking_fd = borrow_userfaultfd(pid)
+    tracking = WriteTracking(tracking_fd, ())
     try:
-        linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
+        uffd.enable(tracking_fd, uffd.UFFD_TRACKING_FEATURES)
         for address, size_bytes in ranges:
-            linux.uffd_register_wp(uffd, address, size_bytes)
+            uffd.register_wp(tracking_fd, address, size_bytes)
     except OSError as error:
         tracking.close()  # drops what was registered, with the descriptor
         raise _registration_refused(pid, error) from error
     except BaseException:
         tracking.close()
         raise
-    return WriteTracking(uffd, ranges)
+    return WriteTracking(tracking_fd, ranges)
 
 
 def borrow_userfaultfd(pid: int) -> int:
@@ -89,9 +89,9 @@ def borrow_userfaultfd(pid: int) -> int:
         HostRefusedError: ptrace or userfaultfd is not allowed; says by what and what to do.
         GuestError: the process ended meanwhile.
     """
-    if linux.MACHINE not in linux.SYSCALL_INSTRUCTION:
+    if syscalls.MACHINE not in ptrace.SYSCALL_INSTRUCTION:
         raise HostRefusedError(
-            f"attaching to QEMU is written for x86-64, this machine is {linux.MACHINE}: use --tracker digest"
+            f"attaching to QEMU is written for x86-64, this machine is {syscalls.MACHINE}: use --tracker digest"
         )
     return _in_own_thread(lambda: _borrow(pid))
 
@@ -131,13 +131,13 @@ def _borrow(pid: int) -> int:
         pidfd = os.pidfd_open(pid)
         try:
             with StoppedThread(pid) as thread:
-                number = thread.call(linux.SYS_USERFAULTFD[linux.MACHINE], _UFFD_FLAGS)
+                number = thread.call(uffd.SYS_USERFAULTFD[syscalls.MACHINE], _UFFD_FLAGS)
                 if number < 0:
                     raise _userfaultfd_refused(pid, -number)
                 try:
-                    copy = linux.pidfd_getfd(pidfd, number)
+                    copy = ptrace.pidfd_getfd(pidfd, number)
                 finally:
-                    thread.call(linux.SYS_CLOSE[linux.MACHINE], number)
+                    thread.call(ptrace.SYS_CLOSE[syscalls.MACHINE], number)
         finally:
             os.close(pidfd)
     except BaseException as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, UsageError
 from parmig.guests.base import DirtyLog, Guest, GuestInfo, Rescue, StateSink
 from parmig.guests.qemu import layout
@@ -28,6 +27,7 @@ from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.rescue import QemuRescue
 from parmig.guests.qemu.settings import Settings
 from parmig.guests.qemu.settle import Settling
+from parmig.linux import ptrace, syscalls, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
 
 SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
@@ -353,6 +353,6 @@ class QemuGuest(Guest):
 
 
 def _attach_obstacle() -> str | None:
-    if linux.MACHINE not in linux.SYSCALL_INSTRUCTION:
-        return f"attaching to QEMU is not written for {linux.MACHINE}"
-    return linux.probe_write_tracking()
+    if syscalls.MACHINE not in ptrace.SYSCALL_INSTRUCTION:
+        return f"attaching to QEMU is not written for {syscalls.MACHINE}"
+    return uffd.probe_write_tracking()

@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.base import Segment
 from parmig.guests.qemu import layout
 from parmig.guests.qemu.layout import Backend, Extent, Piece
 from parmig.guests.qemu.qmp import Qmp
+from parmig.linux import files
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.units import format_size
 
@@ -74,7 +74,7 @@ def _open_block(qmp: Qmp, pid: int, backend: Backend, name: str, pieces: list[Pi
     fd = _open_file(pid, extent, segments[0].address, name)
     try:
         _check_size(fd, extent.offset_bytes + backend.size_bytes, name)
-        page_size = os.fstatvfs(fd).f_bsize if linux.is_hugetlbfs(fd) else PAGE_BYTES
+        page_size = os.fstatvfs(fd).f_bsize if files.is_hugetlbfs(fd) else PAGE_BYTES
     except BaseException:
         os.close(fd)
         raise

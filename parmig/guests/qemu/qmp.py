@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.events import Event, Listener
+from parmig.linux import sockets
 from parmig.units import NS_PER_S
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Qmp:
         self._aborted = False
         self._waiting: Future[Any] | None = None
         sock = _connect(path)
-        self.peer_pid, _ = linux.peer_of(sock)
+        self.peer_pid, _ = sockets.peer_of(sock)
         self._client = QMPClient("parmig")
         # The library's own listener keeps all events for ever; ours passes them on and keeps none.
         self._client.events.event_filter = self._dispatch

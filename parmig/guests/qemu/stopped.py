@@ -15,8 +15,8 @@ import signal
 import time
 from pathlib import Path
 
-from parmig import linux
 from parmig.errors import HostRefusedError
+from parmig.linux import ptrace, syscalls
 
 STOP_LIMIT_S = 5.0
 """How long a thread may take to stop; 0.1 ms is usual, only one inside a hung file system takes long."""
@@ -52,12 +52,12 @@ class StoppedThread:
         self._stopped = False
 
     def __enter__(self) -> StoppedThread:
-        linux.ptrace_seize(self._pid)
+        ptrace.seize(self._pid)
         try:
-            linux.ptrace_interrupt(self._pid)
+            ptrace.interrupt(self._pid)
             self._wait_for_interrupt()
-            self._registers = linux.ptrace_registers(self._pid)
-            self._mask = linux.ptrace_signal_mask(self._pid)
+            self._registers = ptrace.registers(self._pid)
+            self._mask = ptrace.signal_mask(self._pid)
             if self._registers.cs != _CODE_SEGMENT_64:
                 raise HostRefusedError(f"process {self._pid} is no 64-bit process: use --tracker digest")
             self._instruction = self._find_instruction()
@@ -70,28 +70,28 @@ class StoppedThread:
         try:
             if not self._stopped:
                 self._give_up_call()
-            linux.ptrace_set_signal_mask(self._pid, self._mask)
-            linux.ptrace_set_registers(self._pid, self._registers)
+            ptrace.set_signal_mask(self._pid, self._mask)
+            ptrace.set_registers(self._pid, self._registers)
         finally:
             self._detach()
 
     def _give_up_call(self) -> None:
         """Interrupt a borrowed call that hangs, as a signal would, and wait until the thread stands."""
         self._limit_s = RESTORE_LIMIT_S
-        linux.ptrace_interrupt(self._pid)
-        if self._wait() >> 8 == linux.PTRACE_EVENT_STOP and _is_pending(self._pid, signal.SIGTRAP):
-            linux.ptrace_continue(self._pid)  # the step's own is on its way, and would end an untraced process
+        ptrace.interrupt(self._pid)
+        if self._wait() >> 8 == ptrace.PTRACE_EVENT_STOP and _is_pending(self._pid, signal.SIGTRAP):
+            ptrace.resume(self._pid)  # the step's own is on its way, and would end an untraced process
             self._wait()
 
     def _detach(self) -> None:
         # A thread that never stopped cannot be detached (ESRCH); it is let go of when this thread ends.
         if self._stopped:
             with contextlib.suppress(ProcessLookupError):
-                linux.ptrace_detach(self._pid)
+                ptrace.detach(self._pid)
 
     def call(self, number: int, *arguments: int) -> int:
         """Make the thread run system call *number*; returns its result, ``-errno`` for an error."""
-        registers = linux.UserRegs.from_buffer_copy(self._registers)
+        registers = ptrace.UserRegs.from_buffer_copy(self._registers)
         registers.rip = self._instruction
         registers.rax = number
         # Not in a system call, else the kernel would restart the interrupted one from here.
@@ -99,21 +99,21 @@ class StoppedThread:
         for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False):
             setattr(registers, name, value)
         # A handler that ran now would run on the borrowed registers. SIGTRAP, the step's own, must pass.
-        linux.ptrace_set_signal_mask(self._pid, ~(1 << (signal.SIGTRAP - 1)) & (2**64 - 1))
-        linux.ptrace_set_registers(self._pid, registers)
+        ptrace.set_signal_mask(self._pid, ~(1 << (signal.SIGTRAP - 1)) & (2**64 - 1))
+        ptrace.set_registers(self._pid, registers)
         self._step()
         while self._wait() != signal.SIGTRAP:
             # A SIGSTOP or SIGCONT reported itself first; the step, or its trap, is still to come.
             self._step()
-        return ctypes.c_int64(linux.ptrace_registers(self._pid).rax).value
+        return ctypes.c_int64(ptrace.registers(self._pid).rax).value
 
     def _step(self) -> None:
-        linux.ptrace_step(self._pid)
+        ptrace.step(self._pid)
         self._stopped = False
 
     def _wait_for_interrupt(self) -> None:
-        while (stop := self._wait()) >> 8 != linux.PTRACE_EVENT_STOP:
-            linux.ptrace_continue(self._pid, stop & 0xFF)  # a signal was on its way: deliver it
+        while (stop := self._wait()) >> 8 != ptrace.PTRACE_EVENT_STOP:
+            ptrace.resume(self._pid, stop & 0xFF)  # a signal was on its way: deliver it
             self._stopped = False
         if stop & 0xFF != signal.SIGTRAP:
             raise HostRefusedError(
@@ -124,7 +124,7 @@ class StoppedThread:
         """The next stop: its signal, and above bit 8 its event. Raises ESRCH when the process ended."""
         deadline = time.monotonic() + self._limit_s
         while True:
-            found, status = os.waitpid(self._pid, os.WNOHANG | linux.WAIT_ALL)
+            found, status = os.waitpid(self._pid, os.WNOHANG | ptrace.WAIT_ALL)
             if found and os.WIFSTOPPED(status):
                 self._stopped = True
                 return status >> 8
@@ -139,7 +139,7 @@ class StoppedThread:
 
     def _find_instruction(self) -> int:
         """The address of a system call instruction: the one it stopped in, else one of the vdso or libc."""
-        wanted = linux.SYSCALL_INSTRUCTION[linux.MACHINE]
+        wanted = ptrace.SYSCALL_INSTRUCTION[syscalls.MACHINE]
         with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
             here = int(self._registers.rip) - len(wanted)
             if _peek(memory.fileno(), here, len(wanted)) == wanted:

@@ -14,10 +14,10 @@ from typing import Protocol
 
 import msgspec
 
-from parmig import linux
 from parmig.errors import GuestError, ParmigError, StateError, StatusError
 from parmig.guests.base import DirtyLog
 from parmig.guests.spawned import messages as m
+from parmig.linux import process
 from parmig.state import StateRegistry
 
 
@@ -164,7 +164,7 @@ def serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
     """
     # The guest ends by its owner's will; a Ctrl-C at the terminal is for the owner to act on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    linux.die_with_parent(signal.SIGKILL)
+    process.die_with_parent(signal.SIGKILL)
     try:
         _serve(pipe, make)
     except (EOFError, ConnectionError):

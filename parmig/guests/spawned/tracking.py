@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from parmig import linux
 from parmig.errors import HostRefusedError
+from parmig.linux import uffd
 
 
 def track_own_writes(ranges: Iterable[tuple[int, int]]) -> int:
@@ -19,14 +19,14 @@ def track_own_writes(ranges: Iterable[tuple[int, int]]) -> int:
     Raises:
         HostRefusedError: the kernel does not let this process track its writes.
     """
-    uffd = -1
+    tracking_fd = -1
     try:
-        uffd = linux.userfaultfd()
-        linux.uffd_enable(uffd, linux.UFFD_TRACKING_FEATURES)
+        tracking_fd = uffd.create()
+        uffd.enable(tracking_fd, uffd.UFFD_TRACKING_FEATURES)
         for address, size_bytes in ranges:
-            linux.uffd_register_wp(uffd, address, size_bytes)
+            uffd.register_wp(tracking_fd, address, size_bytes)
     except OSError as error:
-        if uffd >= 0:
-            os.close(uffd)
+        if tracking_fd >= 0:
+            os.close(tracking_fd)
         raise HostRefusedError(f"the guest's process cannot track its writes: {error}; use tracker bitmap") from error
-    return uffd
+    return tracking_fd

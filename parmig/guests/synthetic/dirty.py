@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from parmig import linux
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.base import DirtyLog, Segment
 from parmig.guests.spawned.tracking import track_own_writes
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
 from parmig.guests.synthetic.options import TRACKERS
+from parmig.linux import uffd
 from parmig.ram.bits import Bits, bits_for
 from parmig.ram.blocks import BlockMapping
 
@@ -33,7 +33,7 @@ def choose_log(kind: str, preferred: str) -> tuple[str, str]:
     if kind not in TRACKERS:
         raise GuestRefusedError(f"a synthetic guest has no dirty log {kind!r}; ask for one of {', '.join(TRACKERS)}")
     if kind in ("auto", "pagemap"):
-        missing = linux.probe_write_tracking()
+        missing = uffd.probe_write_tracking()
         if kind == "pagemap" and missing:
             raise HostRefusedError(f"dirty log pagemap: {missing}; ask for bitmap")
         if kind == "auto":

@@ -19,8 +19,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from parmig import linux
 from parmig.errors import StateError
+from parmig.linux import files
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.state import U64, U32Array, migration_state
 from parmig.units import MIB
@@ -123,7 +123,7 @@ class BlockLedger:
     def punch(self, first_page: int, pages: int) -> None:
         """Give pages of the block back: they read as zero, and count as never written."""
         offset = self.mapping.file_offset_bytes + first_page * PAGE_BYTES
-        linux.punch_hole(self.mapping.fd, offset, pages * PAGE_BYTES)
+        files.punch_hole(self.mapping.fd, offset, pages * PAGE_BYTES)
         start = first_page - self.first_page
         self.counts[max(start, 0) : max(start + pages, 0)] = 0
         self._mark(slice(first_page, first_page + pages))

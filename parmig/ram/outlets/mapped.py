@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
-from parmig import linux
 from parmig.errors import SnapshotError
+from parmig.linux import files
 from parmig.ram.bits import Index, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.outlets.file import FileOutlet
@@ -60,7 +60,7 @@ class MappedRamOutlet(FileOutlet):
     def _clear(self, offset_bytes: int, size_bytes: int) -> None:
         """Make bytes that were written zero again, as a hole where the file system has holes."""
         try:
-            linux.punch_hole(self._fd, offset_bytes, size_bytes)
+            files.punch_hole(self._fd, offset_bytes, size_bytes)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise SnapshotError(

@@ -26,28 +26,28 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from parmig import linux
 from parmig.errors import GuestError, GuestRefusedError, HostRefusedError
+from parmig.linux import pagemap
 from parmig.ram.bits import Index, Mask, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import SPAN_PAGES, Region
 from parmig.ram.trackers.base import DirtyTracker, Scan
 
-_REARM = linux.PM_SCAN_WP_MATCHING | linux.PM_SCAN_CHECK_WPASYNC
+_REARM = pagemap.PM_SCAN_WP_MATCHING | pagemap.PM_SCAN_CHECK_WPASYNC
 
-_WRITTEN = {"mask": linux.PAGE_IS_WRITTEN, "returned": linux.PAGE_IS_WRITTEN}
+_WRITTEN = {"mask": pagemap.PAGE_IS_WRITTEN, "returned": pagemap.PAGE_IS_WRITTEN}
 """The kernel's fast path."""
 
 _WRITTEN_OR_UNMAPPED = {
-    "inverted": linux.PAGE_IS_PRESENT,
-    "anyof": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT,
-    "returned": linux.PAGE_IS_WRITTEN | linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED,
+    "inverted": pagemap.PAGE_IS_PRESENT,
+    "anyof": pagemap.PAGE_IS_WRITTEN | pagemap.PAGE_IS_PRESENT,
+    "returned": pagemap.PAGE_IS_WRITTEN | pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED,
 }
 
-_MISSING = dict.fromkeys(("inverted", "mask", "returned"), linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED)
-_UNMAPPED = dict.fromkeys(("inverted", "mask", "returned"), linux.PAGE_IS_PRESENT)
-_MAPPED = {"mask": linux.PAGE_IS_PRESENT, "returned": linux.PAGE_IS_PRESENT}
+_MISSING = dict.fromkeys(("inverted", "mask", "returned"), pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED)
+_UNMAPPED = dict.fromkeys(("inverted", "mask", "returned"), pagemap.PAGE_IS_PRESENT)
+_MAPPED = {"mask": pagemap.PAGE_IS_PRESENT, "returned": pagemap.PAGE_IS_PRESENT}
 
 _VECTOR_REGIONS = SPAN_PAGES // 8
 """Answer entries a call: 24 bytes each, 192 KiB; a span with more runs takes more calls."""
@@ -73,7 +73,7 @@ class PagemapTracker(DirtyTracker):
         self._huge = [block.unit_pages > 1 for block in blocks]
         self._pid = log.pid
         self._segments = log.segments
-        self._vector = np.zeros(_VECTOR_REGIONS, dtype=linux.PAGE_REGION_DTYPE)
+        self._vector = np.zeros(_VECTOR_REGIONS, dtype=pagemap.PAGE_REGION_DTYPE)
         try:
             self._fd = os.open(f"/proc/{log.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -90,9 +90,11 @@ class PagemapTracker(DirtyTracker):
             address = segment.address + (first - segment.first_page) * PAGE_BYTES
             yield first - span.first_page, address, address + (end - first) * PAGE_BYTES
 
-    def _walk(self, start: int, end: int, vector: linux.PageRegions | None, **how: int) -> Iterator[linux.PageRegions]:
+    def _walk(
+        self, start: int, end: int, vector: pagemap.PageRegions | None, **how: int
+    ) -> Iterator[pagemap.PageRegions]:
         try:
-            yield from linux.pagemap_scan(self._fd, start, end, vector, **how)
+            yield from pagemap.scan(self._fd, start, end, vector, **how)
         except OSError as error:
             raise GuestError(
                 f"dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; its memory must "
@@ -156,20 +158,20 @@ def _check_borders(block: RamBlock, segments: Sequence[Segment]) -> None:
             )
 
 
-def _add(found: Scan, regions: linux.PageRegions, start: int, offset: int) -> None:
+def _add(found: Scan, regions: pagemap.PageRegions, start: int, offset: int) -> None:
     """Enter the kernel's *regions* (addresses from *start*, which is page *offset*) into *found*."""
     lengths = ((regions["end"] - regions["start"]) // PAGE_BYTES).astype(np.int64)
     categories = regions["categories"]
-    present = (categories & linux.PAGE_IS_PRESENT) != 0
-    written = (categories & linux.PAGE_IS_WRITTEN) != 0
-    unknown = (categories & (linux.PAGE_IS_PRESENT | linux.PAGE_IS_SWAPPED)) == 0
+    present = (categories & pagemap.PAGE_IS_PRESENT) != 0
+    written = (categories & pagemap.PAGE_IS_WRITTEN) != 0
+    unknown = (categories & (pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED)) == 0
     # One flat index with its region's verdicts repeated.
     index = _index(regions, start, offset)
     found.dirty[index] = np.repeat(written | unknown, lengths)
     found.unmapped[index] = np.repeat(~present, lengths)
 
 
-def _index(regions: linux.PageRegions, start: int, offset: int) -> Index:
+def _index(regions: pagemap.PageRegions, start: int, offset: int) -> Index:
     """The pages of the kernel's *regions*, which are disjoint and ascend; address *start* is page *offset*."""
     runs = np.stack((regions["start"], regions["end"]), axis=1).astype(np.int64)
     return index_of_runs((runs - start) // PAGE_BYTES + offset)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from parmig.engine.snapshot.file import PendingFile
 from parmig.errors import HostRefusedError, SnapshotError
+from parmig.snapshot.file import PendingFile
 
 
 @pytest.fixture(params=["unnamed", "hidden"])

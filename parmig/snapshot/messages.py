@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker of a snapshot is told once, at its start; the rest of the conversation is in ``engine.messages``."""
+"""What a worker of a snapshot gets once, at its start; all other messages are in ``engine.worker_messages``."""
 
 from __future__ import annotations
 
-from parmig.engine.messages import MemorySetup
+from parmig.engine.worker_messages import MemorySetup
 
 
 class SaveSetup(MemorySetup, frozen=True):

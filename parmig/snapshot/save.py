@@ -15,18 +15,18 @@ from parmig.engine.policy import Limits
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report, SnapshotReport
-from parmig.engine.snapshot.compose import SnapshotWriter
-from parmig.engine.snapshot.digest import digest_pieces
-from parmig.engine.snapshot.file import PendingFile
-from parmig.engine.snapshot.messages import SaveSetup
-from parmig.engine.snapshot.plan import SnapshotPlan
-from parmig.engine.snapshot.state import StateFile, take_apart
 from parmig.engine.source import SourceSide
 from parmig.guests.base import Guest
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
+from parmig.snapshot.compose import SnapshotWriter
+from parmig.snapshot.digest import digest_pieces
+from parmig.snapshot.file import PendingFile
+from parmig.snapshot.messages import SaveSetup
+from parmig.snapshot.plan import SnapshotPlan
+from parmig.snapshot.state import StateFile, take_apart
 from parmig.stream.trailer import Trailer
 from parmig.transport.file import FileStream
 from parmig.units import NS_PER_MS

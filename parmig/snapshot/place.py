@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from parmig.engine.snapshot.messages import RestoreSetup
-from parmig.engine.snapshot.walk import StreamWalk
 from parmig.errors import SnapshotError
 from parmig.ram.bits import mask_of_bits, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
@@ -17,6 +15,8 @@ from parmig.ram.place import PagePlacer
 from parmig.ram.place_stream import StreamPlacer
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.snapshot.messages import RestoreSetup
+from parmig.snapshot.walk import StreamWalk
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.ram_words import EncodedPage
 from parmig.transport.file import FileStream

@@ -7,13 +7,13 @@ import pytest
 
 from parmig.engine import events as e
 from parmig.engine.events import Do, Event, Instruction, Tell
-from parmig.engine.messages import CountDirty, DigestRegions, Fence, SendRegions
 from parmig.engine.policy import Limits
-from parmig.engine.snapshot.plan import SnapshotPlan
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, SendRegions
 from parmig.errors import ParmigError, SnapshotError
 from parmig.ram.digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
+from parmig.snapshot.plan import SnapshotPlan
 from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS
 

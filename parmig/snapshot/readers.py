@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from parmig.config import SNAPSHOT_PROGRAMS
-from parmig.engine import messages
-from parmig.engine.messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
+from parmig.engine import error_reports, worker_messages
 from parmig.engine.pool import WorkerPool
-from parmig.engine.snapshot.digest import digest_pieces
-from parmig.engine.snapshot.messages import RestoreSetup
-from parmig.engine.snapshot.opened import OpenSnapshot
+from parmig.engine.worker_messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.digest import combine
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.snapshot.digest import digest_pieces
+from parmig.snapshot.messages import RestoreSetup
+from parmig.snapshot.opened import OpenSnapshot
 from parmig.transport.polling import Poller
 from parmig.units import NS_PER_S
 
@@ -152,8 +152,8 @@ class Readers:
             if self._watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while its memory was filled")
             for worker, event in self._pool.read():
-                if isinstance(event, messages.WorkerFailed):
-                    raise messages.restore_error(event.error)
+                if isinstance(event, worker_messages.WorkerFailed):
+                    raise error_reports.restore_error(event.error)
                 if not isinstance(event, kind):
                     raise ProtocolError(f"load worker {worker} said {type(event).__name__}")
                 found[worker] = event

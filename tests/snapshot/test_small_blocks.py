@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import docs.examples.tiny_guest
-from parmig.engine.snapshot.opened import OpenSnapshot
-from parmig.engine.snapshot.walk import StreamWalk
 from parmig.guests.base import StateSink
 from parmig.inspection import inspect_file
 from parmig.ram.bits import Index
+from parmig.snapshot.opened import OpenSnapshot
+from parmig.snapshot.walk import StreamWalk
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, MigrationCommand
 from parmig.stream.ram_words import (

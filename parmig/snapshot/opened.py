@@ -7,9 +7,9 @@ import os
 import stat
 from pathlib import Path
 
-from parmig.engine.snapshot.devices import Description, find_end
-from parmig.engine.snapshot.walk import IGNORE_SHARED, StreamHead, StreamWalk
 from parmig.errors import SnapshotError, SnapshotRefusedError, StreamError
+from parmig.snapshot.devices import Description, find_end
+from parmig.snapshot.walk import IGNORE_SHARED, StreamHead, StreamWalk
 from parmig.stream import trailer
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.ram_blocks import BlockEntry

@@ -9,19 +9,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parmig.config import RestoreConfig
-from parmig.engine import messages
+from parmig.engine import error_reports
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
-from parmig.engine.snapshot.fit import mismatches
-from parmig.engine.snapshot.images import BlockImages
-from parmig.engine.snapshot.opened import OpenSnapshot
-from parmig.engine.snapshot.readers import Readers
-from parmig.engine.snapshot.replay import give_state
 from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
 from parmig.guests.base import Guest
 from parmig.processes import warm_up
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
+from parmig.snapshot.fit import mismatches
+from parmig.snapshot.images import BlockImages
+from parmig.snapshot.opened import OpenSnapshot
+from parmig.snapshot.readers import Readers
+from parmig.snapshot.replay import give_state
 from parmig.units import MIB, NS_PER_MS
 from parmig.version import __version__
 
@@ -70,7 +70,7 @@ class SnapshotRestorer:
         phase, self._status = self._status, "completed"
         if error is not None:
             self._status = "cancelled" if isinstance(error, CancelledError) else "failed"
-            self._report.error = messages.describe_error(error, error.phase or phase)
+            self._report.error = error_reports.describe_error(error, error.phase or phase)
         self._report.status = self._status
         self._tell()
         return self._report

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from parmig.engine.snapshot.fit import mismatches
 from parmig.guests.base import GuestInfo
 from parmig.ram.blocks import RamBlock
+from parmig.snapshot.fit import mismatches
 from parmig.stream.ram_blocks import BlockEntry
 
 INFO = GuestInfo("qemu", "pc-1", "QEMU")

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from parmig.engine.snapshot.devices import FILLING, OPAQUE_IDSTR, Description
-from parmig.engine.snapshot.images import data_pages
-from parmig.engine.snapshot.state import GuestState
-from parmig.engine.snapshot.walk import MAPPED_RAM
 from parmig.errors import SnapshotError
 from parmig.ram.bits import Bits, runs_of_index, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, RamBlock
 from parmig.ram.shared import SharedArea
+from parmig.snapshot.devices import FILLING, OPAQUE_IDSTR, Description
+from parmig.snapshot.images import data_pages
+from parmig.snapshot.state import GuestState
+from parmig.snapshot.walk import MAPPED_RAM
 from parmig.state.save import describe_configuration
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, TARGET_PAGE_BYTES

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine import messages as m
+from parmig.engine import error_reports
+from parmig.engine import peer_messages as m
 from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name
 from parmig.ram.blocks import GuestRange, RamBlock
@@ -54,7 +55,7 @@ EXAMPLES = [
     m.HandOver(True),
     m.Resumed(3),
     m.Progressed("active", 2),
-    m.Failure(m.describe_error(GuestError("gone"), "pausing")),
+    m.Failure(error_reports.describe_error(GuestError("gone"), "pausing")),
     m.Goodbye(),
 ]
 
@@ -178,7 +179,7 @@ def test_a_message_nested_deeply_is_refused(deep: bytes) -> None:
 
 @given(st.text(max_size=50), st.integers(0, 60))
 def test_text_from_the_peer_can_be_shown(text: str, limit: int) -> None:
-    shown = m.peer_text(text, limit)
+    shown = error_reports.peer_text(text, limit)
     assert shown.isprintable()
     assert len(shown) <= limit + 40
     if text.isprintable() and len(text) <= limit:
@@ -226,10 +227,10 @@ def test_an_unknown_field_or_message_is_refused() -> None:
 def test_errors_travel_by_name() -> None:
     error = GuestError("it went away")
     error.phase = "pausing the guest"
-    found = m.restore_error(m.describe_error(error), "worker 1: ")
+    found = error_reports.restore_error(error_reports.describe_error(error), "worker 1: ")
     assert type(found) is GuestError
     assert (str(found), found.phase) == ("worker 1: it went away", "pausing the guest")
-    foreign = m.restore_error(m.describe_error(ZeroDivisionError("by zero"), "setup"))
+    foreign = error_reports.restore_error(error_reports.describe_error(ZeroDivisionError("by zero"), "setup"))
     assert type(foreign) is ParmigError
     assert (str(foreign), foreign.phase) == ("ZeroDivisionError: by zero", "setup")
 

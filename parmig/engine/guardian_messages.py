@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What coordinator and guardian say over their pipe: see :mod:`workers.guardian`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from parmig.engine.message import Message
+
+
+class Guard(Message, frozen=True):
+    """Coordinator: if I end without another word, call *program* (``module:function``) with *setup*."""
+
+    program: str
+    setup: bytes
+
+
+class Disarm(Message, frozen=True):
+    """Coordinator: the guest is handed over, or goes on; do nothing any more."""
+
+
+class TakeOver(Message, frozen=True):
+    """Coordinator: I live, but cannot set the guest right: begin."""
+
+
+class Armed(Message, frozen=True):
+    """Guardian: I am here, out of reach of what may end the coordinator.
+
+    Attributes:
+        pid: of the guardian.
+        log: file that it writes what it does to; empty: it could not make one.
+    """
+
+    pid: int
+    log: str
+
+
+guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm | TakeOver)
+armed_decoder = msgspec.msgpack.Decoder(Armed)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the coordinator says to send and receive workers, and they to it, over a pipe on one host."""
+
+from __future__ import annotations
+
+import msgspec
+
+from parmig.engine.message import Message
+from parmig.engine.report import ErrorReport
+from parmig.ram.blocks import RamBlock
+from parmig.ram.dirty_log import DirtyLog
+from parmig.ram.shared import WorkerCounters
+
+# -- coordinator to workers ---------------------------------------------------------------------
+
+
+class MemorySetup(Message, frozen=True):
+    """What every worker is told of the guest's memory, once; the descriptors come beside it.
+
+    Attributes:
+        workers: how many there are on this side.
+        file_offsets_bytes: where each block begins in its memory file.
+    """
+
+    worker: int
+    workers: int
+    blocks: tuple[RamBlock, ...]
+    file_offsets_bytes: tuple[int, ...]
+    region_pages: int
+
+
+class SendSetup(MemorySetup, frozen=True):
+    """To a send worker, once: everything it needs besides descriptors.
+
+    Attributes:
+        protocol: the agreed version.
+    """
+
+    uri: str
+    local: str
+    session: bytes
+    protocol: int
+    codec: str
+    batch_bytes: int
+    connect_timeout_ns: int
+
+
+class ReceiveSetup(MemorySetup, frozen=True):
+    """To a receive worker, once.
+
+    Attributes:
+        protocol: the agreed version.
+    """
+
+    uri: str
+    session: bytes
+    protocol: int
+    codec: str
+    batch_bytes: int
+    credit_bytes: int
+
+
+class StartTracking(Message, frozen=True):
+    """Coordinator: this is the dirty log. With *has_fd* its descriptor follows on the pipe."""
+
+    log: DirtyLog
+    has_fd: bool
+
+
+class SendRegions(Message, frozen=True):
+    """Coordinator: scan these regions and send what is dirty.
+
+    Attributes:
+        first_pass: these regions were never sent.
+        holes: look for pages that were given back, too; needless once the paused guest was looked through.
+        scanned: send what ScanRegions found in them; else scan them now.
+    """
+
+    round: int
+    regions: tuple[int, ...]
+    first_pass: bool
+    holes: bool = True
+    scanned: bool = False
+
+
+class ScanRegions(Message, frozen=True):
+    """Coordinator: scan and re-arm these regions, and keep what was found for SendRegions, which may go to others."""
+
+    regions: tuple[int, ...]
+
+
+class Fence(Message, frozen=True):
+    """Coordinator: no more regions in this round; answer when all of it is placed."""
+
+    round: int
+
+
+class CountDirty(Message, frozen=True):
+    """Coordinator: how many pages are dirty in these regions now?"""
+
+    regions: tuple[int, ...]
+
+
+class DigestRegions(Message, frozen=True):
+    """Coordinator: the digests of these regions."""
+
+    regions: tuple[int, ...]
+
+
+class PlaceRegions(Message, frozen=True):
+    """Coordinator: make these regions of memory what the snapshot has, page by page from their places."""
+
+    regions: tuple[int, ...]
+
+
+class PlaceStream(Message, frozen=True):
+    """Coordinator: read all pages of the sequential snapshot and place them; only follow it with *check_only*."""
+
+    check_only: bool
+
+
+class Stop(Message, frozen=True):
+    """Coordinator: end now."""
+
+
+Instruction = (
+    StartTracking | ScanRegions | SendRegions | Fence | CountDirty | DigestRegions | PlaceRegions | PlaceStream | Stop
+)
+
+
+# -- workers to the coordinator ----------------------------------------------------------------
+
+
+class WorkerReady(Message, frozen=True):
+    """Worker: connected (send) or listening at *port* (receive)."""
+
+    port: int = 0
+
+
+class WorkerConnected(Message, frozen=True):
+    """Receive worker: its send worker said hello."""
+
+
+class RegionsScanned(Message, frozen=True):
+    """Send worker: the answer to ScanRegions."""
+
+
+class RegionsDone(Message, frozen=True):
+    """Send worker: one SendRegions is done, apart from what waits for a batch to fill."""
+
+
+class Fenced(Message, frozen=True):
+    """Send worker: everything of this round has been placed by the destination."""
+
+    round: int
+    counters: WorkerCounters
+
+
+class Counted(Message, frozen=True):
+    """Send worker: the answer to CountDirty."""
+
+    pages: int
+
+
+class RegionDigests(Message, frozen=True):
+    """Worker: the answer to DigestRegions, digest by region number."""
+
+    digests: dict[int, int]
+
+
+class Placed(Message, frozen=True):
+    """Worker: the answer to PlaceRegions and PlaceStream; pages of the latter end at byte *end_bytes*."""
+
+    counters: WorkerCounters
+    end_bytes: int = 0
+
+
+class WorkerFailed(Message, frozen=True):
+    """Worker: I failed and end."""
+
+    error: ErrorReport
+
+
+WorkerEvent = (
+    WorkerReady
+    | WorkerConnected
+    | RegionsScanned
+    | RegionsDone
+    | Fenced
+    | Counted
+    | RegionDigests
+    | Placed
+    | WorkerFailed
+)
+
+instruction_decoder = msgspec.msgpack.Decoder(Instruction)
+event_decoder = msgspec.msgpack.Decoder(WorkerEvent)

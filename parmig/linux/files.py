@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files: lseek(2), fallocate(2), mincore(2), statfs(2)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from parmig.linux import uffd
+from parmig.linux.syscalls import check, libc
+
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+HUGETLBFS_MAGIC = 0x958458F6
+_MAP_NORESERVE = 0x4000
+
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+
+def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
+    """Give the file's bytes ``[offset, offset + size_bytes)`` back; they read as zero from then on."""
+    check(libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size_bytes), "fallocate")
+
+
+def allocate(fd: int, offset: int, size_bytes: int) -> None:
+    """Have memory behind the file's bytes ``[offset, offset + size_bytes)``; what is there stays."""
+    check(libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size_bytes), "fallocate")
+
+
+libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+
+
+def mincore(address: int, pages: int) -> npt.NDArray[np.bool_]:
+    """Which of the *pages* 4 KiB pages mapped at *address* are in memory; one entry a page.
+
+    For a shared file mapping that means: in the page cache, whoever put it there. Pages in swap and pages that
+    do not exist are both "not". 5 ns a page that this process has mapped, about 100 ns others.
+    """
+    vector = np.empty(pages, dtype=np.uint8)
+    check(libc.mincore(address, pages * 4096, vector.ctypes.data), "mincore")
+    vector &= 1
+    return vector.view(np.bool_)
+
+
+def is_hugetlbfs(fd: int) -> bool:
+    """Whether the file lies on hugetlbfs, which has no write(2) and no SEEK_HOLE."""
+    buffer = ctypes.create_string_buffer(256)
+    check(libc.fstatfs(fd, buffer), "fstatfs")
+    return bool(struct.unpack_from("=q", buffer, 0)[0] == HUGETLBFS_MAGIC)
+
+
+def hugetlb_pages(fd: int, offset: int, page_bytes: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which of the *wanted* huge pages from *offset* of a hugetlbfs file on exist. Allocates none.
+
+    hugetlbfs says that all is data, and mincore(2) knows only what this process has mapped. UFFDIO_CONTINUE maps a page
+    that the file has, and refuses where it has none. It is asked in a mapping of its own, 1 µs a page.
+
+    Raises:
+        OSError: userfaultfd is not allowed here.
+    """
+    exists = np.zeros(len(wanted), dtype=np.bool_)
+    userfault_fd = uffd.create()
+    try:
+        uffd.enable(userfault_fd, uffd.UFFD_FEATURE_MINOR_HUGETLBFS)
+        with mmap.mmap(fd, len(wanted) * page_bytes, mmap.MAP_SHARED | _MAP_NORESERVE, offset=offset) as area:
+            base = ctypes.addressof(ctypes.c_char.from_buffer(area))
+            uffd.register_minor(userfault_fd, base, len(area))
+            for number in np.flatnonzero(wanted).tolist():
+                exists[number] = uffd.continue_page(userfault_fd, base + number * page_bytes, page_bytes)
+    finally:
+        os.close(userfault_fd)
+    return exists

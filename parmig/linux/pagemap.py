@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PAGEMAP_SCAN: include/uapi/linux/fs.h, Documentation/admin-guide/mm/pagemap.rst."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+_PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), twelve u64
+PM_SCAN_WP_MATCHING = 1
+PM_SCAN_CHECK_WPASYNC = 2
+PAGE_IS_WRITTEN = 1 << 1
+PAGE_IS_PRESENT = 1 << 3
+PAGE_IS_SWAPPED = 1 << 4
+_PM_SCAN_ARG = struct.Struct("=12Q")
+
+PAGE_REGION_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+"""struct page_region, 24 bytes: first and past-the-last address, what holds for all of its pages."""
+
+PageRegions = npt.NDArray[np.void]
+
+
+def scan(
+    pagemap_fd: int,
+    start: int,
+    end: int,
+    vector: PageRegions | None,
+    *,
+    flags: int = PM_SCAN_CHECK_WPASYNC,
+    mask: int = 0,
+    inverted: int = 0,
+    anyof: int = 0,
+    returned: int = 0,
+) -> Iterator[PageRegions]:
+    """Walk the page tables behind *pagemap_fd* over addresses ``[start, end)``.
+
+    A page matches when ``((its categories ^ inverted) & mask) == mask`` and, with *anyof*, at least
+    one of those is set. With PM_SCAN_WP_MATCHING matching pages are write-protected in the same step.
+
+    Args:
+        pagemap_fd: an open ``/proc/PID/pagemap``.
+        vector: scratch for the kernel's answer, dtype PAGE_REGION_DTYPE; None: nothing is told, only done.
+        returned: the categories to tell.
+
+    Yields:
+        views of *vector*, valid until the next step; addresses ascend.
+
+    Raises:
+        OSError: EPERM when a range is not under asynchronous write protection; EINVAL when the kernel does not get
+            on, as it does not where only a part of a huge page is to be protected.
+    """
+    address, entries = (vector.ctypes.data, len(vector)) if vector is not None else (0, 0)
+    while start < end:
+        argument = bytearray(
+            _PM_SCAN_ARG.pack(
+                _PM_SCAN_ARG.size,
+                flags,
+                start,
+                end,
+                0,
+                address,
+                entries,
+                0,
+                inverted,
+                mask,
+                anyof,
+                returned,
+            )
+        )
+        count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, argument)
+        walk_end = _PM_SCAN_ARG.unpack(argument)[4]
+        if walk_end <= start:
+            raise OSError(errno.EINVAL, "the kernel makes no progress; can it protect pages of this size, as a whole?")
+        if count and vector is not None:
+            yield vector[:count]
+        start = walk_end

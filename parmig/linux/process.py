@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This process: prctl(2), mallopt(3)."""
+
+from __future__ import annotations
+
+from parmig.linux.syscalls import check, libc
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send *signal_number* to this process when its parent ends."""
+    check(libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
+
+
+def name_process(name: str) -> None:
+    """Show this process as *name* in ``ps`` and ``top``; the kernel keeps 15 characters."""
+    check(libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
+
+
+def keep_freed_memory(size_bytes: int) -> None:
+    """Have malloc keep up to *size_bytes* of freed memory, instead of faulting in new pages each time."""
+    libc.mallopt(_M_MMAP_THRESHOLD, size_bytes)
+    libc.mallopt(_M_TRIM_THRESHOLD, size_bytes)
+    libc.mallopt(_M_ARENA_MAX, 2)
