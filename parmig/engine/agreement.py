@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
 from parmig.errors import ProtocolError
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.codecs.registry import CODECS
+from parmig.ram.codecs import registry as codecs
 from parmig.transport.registry import data_scheme, data_transports
 from parmig.units import format_size
 
@@ -100,8 +100,8 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
     found = guest_mismatches(info, message.kind, message.machine)
     found += block_mismatches(blocks, message.blocks)
     found += capability_mismatches(message.capabilities)
-    if message.codec not in CODECS:
-        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(CODECS)})")
+    if message.codec not in codecs.names():
+        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(codecs.names())})")
     if message.transport not in data_transports():
         found.append(f"transport {message.transport!r}: not known here (known: {', '.join(data_transports())})")
     if message.credit_bytes < message.batch_bytes:

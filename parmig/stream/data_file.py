@@ -13,8 +13,8 @@ from collections import deque
 
 from parmig.errors import StreamDataError, StreamError, StreamTooLongError, StreamTruncatedError
 from parmig.stream.flags import MAX_NAME_BYTES
-from parmig.transport.base import Buffer
 from parmig.transport.byte_stream import ByteStream
+from parmig.transport.transport import Buffer
 from parmig.units import KIB, MIB
 
 BUFFER_BYTES = 32 * KIB

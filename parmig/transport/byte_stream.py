@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 
 
 class ByteStream(ABC):

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from parmig.errors import SnapshotError
-from parmig.transport.base import Buffer
 from parmig.transport.byte_stream import ByteStream
+from parmig.transport.transport import Buffer
 from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.transport.base import Buffer
 from parmig.transport.byte_stream import ByteStream
+from parmig.transport.transport import Buffer
 
 
 class MemoryStream(ByteStream):

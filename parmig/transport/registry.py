@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 from parmig.errors import UsageError
-from parmig.transport.base import Endpoint, MigrationTransport
 from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import Endpoint, MigrationTransport
 
 CONTROL_SCHEME = "tcp"
 """Of the control channel and of the channel for device state, whatever carries the pages."""

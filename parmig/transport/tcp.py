@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
-from parmig.transport.base import Buffer, Endpoint, Incoming, MigrationTransport, unreachable
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
+from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport, unreachable
 from parmig.units import NS_PER_MS, NS_PER_S
 
 SCHEME = "tcp"

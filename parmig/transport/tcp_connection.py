@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.linux import sockets
-from parmig.transport.base import Buffer, Incoming
 from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox, split
+from parmig.transport.transport import Buffer, Incoming
 from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
 

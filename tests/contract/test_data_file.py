@@ -11,7 +11,8 @@ import pytest
 
 from parmig.errors import StreamTruncatedError
 from parmig.stream import MigrationDataFile
-from parmig.stream.ram_words import RamWordReader, encode_page_words, page_words_bytes
+from parmig.stream.ram_encode import encode_page_words, page_words_bytes
+from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import SectionReader
 from parmig.transport.byte_stream import ByteStream
 from parmig.transport.file import FileStream

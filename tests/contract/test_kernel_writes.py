@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from parmig import linux
-from parmig.guests.spawned.tracking import track_own_writes
+from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import Region

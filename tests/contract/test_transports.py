@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, UsageError
-from parmig.transport.base import Endpoint, Incoming, MigrationTransport, parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING
+from parmig.transport.transport import Endpoint, Incoming, MigrationTransport, parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import next_message, wait_until, while_pumping
@@ -102,8 +102,9 @@ def lost(transport: MigrationTransport) -> bool:
 
 
 PEER = """
-import sys
-from parmig.transport.base import parse_uri
+from parmig.transport.transport import parse_uri
+import sys, zmq
+from parmig.transport.transport import parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from parmig.inspection import inspect_file, memory
-from parmig.inspection.report import BlockInspection
+from parmig.inspection import inspect_file
+from parmig.inspection import memory_reader as memory
+from parmig.inspection.inspection_report import BlockInspection
 from parmig.stream.flags import (
     MIGRATION_RAM_SAVE_FLAG_COMPRESS_PAGE,
     MIGRATION_RAM_SAVE_FLAG_CONTINUE,
     MIGRATION_RAM_SAVE_FLAG_XBZRLE,
 )
-from parmig.stream.ram_words import encode_zero_words, part_section
+from parmig.stream.ram_encode import encode_zero_words, part_section
 from tests.inspection.files import described, mapped_file, piped, stream
 from tests.stream.streams import RAM
 from tests.support import index_of

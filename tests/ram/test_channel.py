@@ -13,7 +13,7 @@ import pytest
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
 from parmig.ram.flow import SendChannel
-from parmig.transport.base import Buffer, Incoming
+from parmig.transport.transport import Buffer, Incoming
 from parmig.units import NS_PER_MS, NS_PER_S
 from tests.support import FakeTransport
 

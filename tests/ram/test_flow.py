@@ -21,7 +21,7 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import cut
-from parmig.transport.base import Buffer, Endpoint, Incoming, parse_uri
+from parmig.transport.transport import Buffer, Endpoint, Incoming, parse_uri
 from parmig.transport.zeromq import HIGH_WATER_MESSAGES, ZmqTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import FakeTransport, mapped, shared_area

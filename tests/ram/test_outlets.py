@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from parmig.errors import SnapshotError
 from parmig.ram.bits import bits_for, mask_of_bits, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.outlets.file import PIECE_BYTES, FileOutlet
+from parmig.ram.outlets.file_outlet import PIECE_BYTES, FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet
 from parmig.ram.outlets.stream import StreamOutlet
 from parmig.ram.place_stream import StreamPlacer
@@ -25,7 +25,8 @@ from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.stream.data_file import MigrationDataFile
-from parmig.stream.ram_words import BlockEntry, RamWordReader
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.ram_words import RamWordReader
 from parmig.transport.file import FileStream
 from parmig.units import KIB, MIB
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, shared_area

@@ -27,7 +27,7 @@ from parmig.ram.place import WRITE_RUN_PAGES, PagePlacer
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
-from parmig.transport.base import Incoming
+from parmig.transport.transport import Incoming
 from parmig.units import MIB
 from tests.huge import HUGE_BYTES, UNIT_PAGES, more_huge_pages
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, runs_of, shared_area

@@ -15,7 +15,7 @@ import pytest
 from parmig.errors import PeerLostError
 from parmig.ram import flow
 from parmig.transport import zeromq_frames
-from parmig.transport.base import parse_uri
+from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import next_message, wait_until
@@ -75,7 +75,7 @@ def test_to_a_peer_that_is_gone_they_are_refused(pair: tuple[ZmqTransport, ZmqTr
 SENDER = """
 import gc, mmap, os, sys
 from parmig.ram.flow import SendChannel
-from parmig.transport.base import parse_uri
+from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
 size = int(sys.argv[2])
 fd = os.memfd_create("guest")
