@@ -25,9 +25,6 @@ ENDPOINT_SCHEMES = "endpoint-schemes"
 FEATURES = (ENDPOINT_SCHEMES,)
 """What this version does where the other side names it too."""
 
-OFFER = (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}")
-"""What a side names among its capabilities."""
-
 
 def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int:
     """(destination) The newest protocol version that the source speaks, too.
@@ -44,6 +41,24 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
     if not common:
         raise ProtocolError(other_version(first))
     return max(common)
+
+
+def offer() -> tuple[str, ...]:
+    """What a side names among its capabilities: what it does, its newest protocol version, the codecs that it knows."""
+    codec_features = (_codec_feature(name) for name in codecs.names())
+    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features)
+
+
+def agreed_codecs(wish: Configure) -> tuple[str, ...]:
+    """(destination) The codecs that both sides know; a batch may use any of them.
+
+    A source that names none uses only the one that it wishes.
+    """
+    return tuple(name for name in codecs.names() if name == wish.codec or _codec_feature(name) in wish.capabilities)
+
+
+def _codec_feature(name: str) -> str:
+    return f"codec-{name}"
 
 
 MAX_REGIONS = 1 << 20

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.admission import told_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, OFFER, agreed_version
+from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
@@ -95,7 +95,7 @@ class ReceiveSession:
                 uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
                 session=self.token,
                 protocol=agreed_version(wish.capabilities),
-                codec=wish.codec,
+                codecs=agreed_codecs(wish),
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
@@ -137,7 +137,7 @@ class ReceiveSession:
             session=self.token,
             state=DataEndpoint(told_host(self._state_endpoint.host), self._state_endpoint.port),
             data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w], scheme) for w in range(wish.workers)),
-            capabilities=OFFER,
+            capabilities=offer(),
         )
 
     def pollables(self) -> list[int]:

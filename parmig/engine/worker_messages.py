@@ -55,7 +55,7 @@ class ReceiveSetup(MemorySetup, frozen=True):
     uri: str
     session: bytes
     protocol: int
-    codec: str
+    codecs: tuple[str, ...]
     batch_bytes: int
     credit_bytes: int
 
