@@ -18,6 +18,23 @@ CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does and the other side must do too."""
 
 
+def offer() -> tuple[str, ...]:
+    """What a side names among its capabilities: what it does, and the codecs that it knows."""
+    return (*CAPABILITIES, *(_codec_feature(name) for name in codecs.names()))
+
+
+def agreed_codecs(wish: Configure) -> tuple[str, ...]:
+    """(destination) The codecs that both sides know; a batch may use any of them.
+
+    A source that names none uses only the one that it wishes.
+    """
+    return tuple(name for name in codecs.names() if name == wish.codec or _codec_feature(name) in wish.capabilities)
+
+
+def _codec_feature(name: str) -> str:
+    return f"codec-{name}"
+
+
 MAX_REGIONS = 1 << 20
 """Each costs both sides some bytes: 1 TiB is cut into 16,384."""
 
