@@ -40,7 +40,7 @@ from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.transport.polling import Poller
-from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -102,6 +102,7 @@ class MigrationSender(SourceSide):
         self._config.check()
         warm_up()
         codec(self._config.compress)
+        data_scheme(self._config.transport)
         info, memory = self._look_at_guest()
         if self._config.auto_converge and not self._thread.call(self._guest.can_throttle):
             raise GuestRefusedError(
@@ -183,9 +184,10 @@ class MigrationSender(SourceSide):
                 workers=self._config.workers,
                 blocks=tuple(one.block for one in memory),
                 file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
-                uri=str(Endpoint(DATA_SCHEME, host, data.port)),
+                uri=str(Endpoint(data.scheme or data_scheme(self._config.transport), host, data.port)),
                 local=path.local if path else "",
                 session=accept.session,
+                protocol=self._control.version,
                 codec=accept.codec,
                 batch_bytes=self._config.batch_bytes,
                 region_pages=region_pages,
@@ -195,7 +197,7 @@ class MigrationSender(SourceSide):
         self._watch(*self._control.pollables())
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> None:
-        endpoint = Endpoint(DATA_SCHEME, accept.state.host or control.host, accept.state.port)
+        endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
         self._state_transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._state_transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         self._state = StateSender(self._state_transport, accept.session)
