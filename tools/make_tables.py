@@ -18,6 +18,7 @@ from typer.models import OptionInfo
 from parmig import errors, status
 from parmig.cli import demo, receive, restore, save, send
 from parmig.cli import inspect as inspect_command
+from tools import room_diagram
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +94,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "exit-codes": exit_code_table,
         "errors": error_table,
     },
-    "docs/architecture.md": {"status": status_diagram},
+    "docs/architecture.md": {"status": status_diagram, "rooms": room_diagram.mermaid},
 }
 """File to the tables in it, by name."""
 
