@@ -38,18 +38,18 @@ NOTICED = ("killed", "timeout")
 
 STATE_TESTS = {
     "arrays": ("test_fields", "test_declare"),
-    "base": ("test_fields", "test_registry", "test_declare"),
+    "state_field": ("test_fields", "test_registry", "test_declare"),
     "cursor": ("test_fields", "test_registry", "test_structs"),
     "declare": ("test_declare",),
     "device": ("test_registry", "test_declare"),
     "fields": ("test_fields", "test_registry"),
     "identity": ("test_registry", "test_structs", "test_live"),
     "live": ("test_live",),
-    "load": ("test_registry", "test_structs", "test_live"),
+    "state_loader": ("test_registry", "test_structs", "test_live"),
     "markers": ("test_declare",),
     "nested": ("test_structs", "test_declare"),
-    "registry": ("test_registry", "test_live"),
-    "save": ("test_registry", "test_structs", "test_live"),
+    "state_registry": ("test_registry", "test_live"),
+    "state_saver": ("test_registry", "test_structs", "test_live"),
     "structs": ("test_structs", "test_declare"),
 }
 """For each module of ``parmig/state`` the tests that are about it; those of all would take five times as long."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parmig.engine import peer_messages
+from parmig.engine.agreement import agreed_version
 from parmig.engine.control import ControlChannel
 from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
@@ -46,6 +47,7 @@ class Admission:
         self._tell = tell
         self._told_ns = 0
         self._transport: TcpTransport | None = None
+        self._version = peer_messages.PROTOCOL_VERSION
 
     def listen(self) -> None:
         """Listen, again if need be, at the same port.
@@ -70,11 +72,14 @@ class Admission:
         """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
         frames = self._transport.read()
-        if frames is None or len(frames) != 1 or peer_messages.peer_version(frames[0]) is None:
+        version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
+        if frames is None or version is None:
             return None  # nobody, or a stranger, who is forgotten by the next read
+        self._version = version if version in peer_messages.VERSIONS else peer_messages.PROTOCOL_VERSION
         try:
-            message = peer_messages.decode_control(frames[0])
+            message = peer_messages.decode_control(frames[0], first=True)
             if isinstance(message, Configure):
+                self._version = agreed_version(message.capabilities, version)
                 return message
             raise ProtocolError(f"the source began with {type(message).__name__}")
         except ProtocolError as error:
@@ -84,7 +89,7 @@ class Admission:
     def refuse(self, reason: str) -> None:
         """Tell the source why it is not let in, and the user."""
         assert self._transport is not None
-        self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason))])
+        self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason), self._version)])
         self.refused = reason
         self.tell(f"refused a source: {reason}")
 
@@ -100,7 +105,7 @@ class Admission:
         assert self._transport is not None
         transport, self._transport = self._transport, None
         transport.accept()
-        return ControlChannel(transport)
+        return ControlChannel(transport, self._version)
 
     def close(self) -> None:
         """Listen no more. What was said last still leaves."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, events, peer_messages
-from parmig.engine.agreement import CAPABILITIES, check_accept, told
+from parmig.engine.agreement import check_accept, offer, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do
@@ -40,7 +40,7 @@ from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.transport.polling import Poller
-from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -102,6 +102,7 @@ class MigrationSender(SourceSide):
         self._config.check()
         warm_up()
         codec(self._config.compress)
+        data_scheme(self._config.transport)
         info, memory = self._look_at_guest()
         if self._config.auto_converge and not self._thread.call(self._guest.can_throttle):
             raise GuestRefusedError(
@@ -150,7 +151,7 @@ class MigrationSender(SourceSide):
             running=self._thread.call(self._guest.is_running),
             verify=config.verify,
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=CAPABILITIES,
+            capabilities=offer(),
         )
         self._control.write(wish)
         try:
@@ -183,9 +184,10 @@ class MigrationSender(SourceSide):
                 workers=self._config.workers,
                 blocks=tuple(one.block for one in memory),
                 file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
-                uri=str(Endpoint(DATA_SCHEME, host, data.port)),
+                uri=str(Endpoint(data.scheme or data_scheme(self._config.transport), host, data.port)),
                 local=path.local if path else "",
                 session=accept.session,
+                protocol=self._control.version,
                 codec=accept.codec,
                 batch_bytes=self._config.batch_bytes,
                 region_pages=region_pages,
@@ -195,7 +197,7 @@ class MigrationSender(SourceSide):
         self._watch(*self._control.pollables())
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> None:
-        endpoint = Endpoint(DATA_SCHEME, accept.state.host or control.host, accept.state.port)
+        endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
         self._state_transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._state_transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         self._state = StateSender(self._state_transport, accept.session)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.admission import told_host
-from parmig.engine.agreement import CAPABILITIES
+from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
@@ -23,7 +23,7 @@ from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
@@ -64,11 +64,12 @@ class ReceiveSession:
         self._digests: dict[int, int] = {}
         self._digesting: set[int] = set()
         self._digest_asked = False
+        self._scheme = data_scheme(wish.transport)
         self._suspect: tuple[ParmigError, int] | None = None
         self._regions = cut(wish.blocks, wish.region_pages)
         self._shared = SharedArea(-1, workers=wish.workers, blocks=wish.blocks, regions=len(self._regions))
         self._transport = open_control(
-            Endpoint(DATA_SCHEME, self._hosts[0], 0),
+            Endpoint(CONTROL_SCHEME, self._hosts[0], 0),
             "state channel",
             heartbeat=False,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
@@ -91,15 +92,16 @@ class ReceiveSession:
                 workers=wish.workers,
                 blocks=wish.blocks,
                 file_offsets_bytes=tuple(one.file_offset_bytes for one in self._memory),
-                uri=str(Endpoint(DATA_SCHEME, self._host(worker), self._take_port())),
+                uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
                 session=self.token,
-                codec=wish.codec,
+                protocol=agreed_version(wish.capabilities),
+                codecs=agreed_codecs(wish),
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
             )
             self.pool.start(setup, [self._shared.fd, *(one.fd for one in self._memory)])
-        self._state_endpoint = self._transport.bind(Endpoint(DATA_SCHEME, self._hosts[0], self._take_port()))
+        self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
 
     def _host(self, worker: int) -> str:
         return self._hosts[worker % len(self._hosts)]
@@ -125,6 +127,7 @@ class ReceiveSession:
     def accept_message(self, info: GuestInfo) -> Accept:
         """What the source is told; once it :attr:`listens`."""
         wish = self.wish
+        scheme = self._scheme if ENDPOINT_SCHEMES in wish.capabilities else ""
         return Accept(
             parmig=__version__,
             kind=info.kind,
@@ -133,8 +136,8 @@ class ReceiveSession:
             codec=wish.codec,
             session=self.token,
             state=DataEndpoint(told_host(self._state_endpoint.host), self._state_endpoint.port),
-            data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w]) for w in range(wish.workers)),
-            capabilities=CAPABILITIES,
+            data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w], scheme) for w in range(wish.workers)),
+            capabilities=offer(),
         )
 
     def pollables(self) -> list[int]:

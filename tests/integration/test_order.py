@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 import pytest
-import zmq
 
 from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
@@ -38,15 +37,13 @@ def source(destination: HeldGuest, *, verify: bool = True) -> Iterator[tuple[Mig
         control.write(msgspec.structs.replace(_wish(destination), verify=verify))
         accept = control.wait("Accept", 2 * LIMIT_NS)
         assert isinstance(accept, m.Accept), accept
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        stack.callback(context.term)
-        data = ZmqTransport(context, "data", max_message_bytes=MIB, token=accept.session)
+        data = ZmqTransport("data", max_message_bytes=MIB, token=accept.session)
         stack.callback(data.shutdown)
         data.connect(Endpoint("zmq+tcp", "127.0.0.1", accept.data[0].port), timeout_ns=LIMIT_NS)
         fd = os.eventfd(0)
         stack.callback(os.close, fd)
         channel = SendChannel(data, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
-        channel.open(session=accept.session, worker=0, protocol=m.PROTOCOL_VERSION, limit_ns=LIMIT_NS)
+        channel.open(session=accept.session, worker=0, protocol=control.version, limit_ns=LIMIT_NS)
         state = TcpTransport("state", heartbeat=False, max_message_bytes=MIB)
         stack.callback(state.shutdown)
         state.connect(Endpoint("tcp", "127.0.0.1", accept.state.port), timeout_ns=LIMIT_NS)

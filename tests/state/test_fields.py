@@ -26,7 +26,7 @@ from parmig.state import (
 from parmig.state.cursor import StateReader, StateWriter
 from parmig.state.state_field import COUNT_MAX, LoadPlan
 from parmig.stream.data_file import MigrationDataFile
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 
 BITS = {FIELD_TYPE_BYTE: 8, FIELD_TYPE_U16: 16, FIELD_TYPE_U32: 32, FIELD_TYPE_U64: 64}
 INTEGER_TYPES = list(BITS)
@@ -39,7 +39,7 @@ def encode(field: MigrationStateField, value: object) -> bytes:
 
 
 def decode(field: MigrationStateField, data: bytes) -> Any:
-    source = MigrationDataFile(MemoryTransport(data), "test")
+    source = MigrationDataFile(MemoryStream(data), "test")
     value = field.decode(StateReader(source, "test"), {}, 1)
     if not source.at_end():
         raise StateError("bytes are left over")
@@ -183,6 +183,21 @@ def test_the_elements_of_an_array_are_described_one_by_one() -> None:
         ("x.count", "uint32", 4, None, None),
         ("x", "uint16", 2, None, 3),
     ]
+
+
+def test_an_array_without_elements_is_described_by_its_count_alone() -> None:
+    described = MigrationStateArray("x", FIELD_TYPE_U16).encode([], {}, StateWriter(), 1)
+    assert [one.name for one in described] == ["x.count"]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(FIELD_TYPE_U16, [1, 2]), (FIELD_TYPE_BOOL, [True, False])])
+def test_the_length_of_an_array_can_be_in_another_field(kind: FieldType, value: list[int]) -> None:
+    writer = StateWriter()
+    described = MigrationStateArray("x", kind, length_from="n").encode(value, {"n": 2}, writer, 1)
+    assert [one.name for one in described] == ["x"]
+    assert writer.size_bytes == 2 * described[0].size
+    with pytest.raises(StateError, match=r"expected 3 elements \(as field 'n' says\), found 2"):
+        MigrationStateArray("x", kind, length_from="n").encode(value, {"n": 3}, StateWriter(), 1)
 
 
 def test_a_default_is_given_as_a_copy_to_each_object() -> None:

@@ -26,10 +26,11 @@ from parmig.state import (
     StateRegistry,
     migration_state_pop,
     migration_state_push,
+    state_saver,
 )
 from parmig.stream.data_file import MigrationDataFile
-from parmig.stream.vmdescription import decode, find, parse
-from parmig.transport.memory import MemoryTransport
+from parmig.stream.vmdescription import FieldDescription, StructDescription, decode, find, parse
+from parmig.transport.memory import MemoryStream
 
 FIELDS = [
     MigrationStateField("ticks", FIELD_TYPE_U64),
@@ -156,7 +157,10 @@ GOOD = record(b"timer", 3, 2, bytes(4))
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (stream(record(b"clock", 0, 1, bytes(4))), r"unknown device clock/0; expected one of timer/3"),
+        (
+            stream(record(b"clock", 0, 1, bytes(4))),
+            r"^device state: unknown device clock/0; expected one of timer/3",
+        ),
         (stream(record(b"timer", 4, 1, bytes(4))), r"unknown device timer/4"),
         (stream(record(b"\xfftimer", 3, 1, bytes(4))), r"expected a name, found b'\\xfftimer'"),
         (stream(), r"expected records of timer/3, found none"),
@@ -191,24 +195,56 @@ def test_another_machine_or_other_capabilities_are_refused_when_asked_for() -> N
     with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
         registry_of(Timer()).load_all(saved, machine="mac-1")
     with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
-        registry_of(Timer()).load(MigrationDataFile(MemoryTransport(saved), "test"), machine="mac-1")
+        registry_of(Timer()).load(MigrationDataFile(MemoryStream(saved), "test"), machine="mac-1")
     capable = registry_of(Timer()).save_all(capabilities=["x-ignore-shared"])
     registry_of(Timer()).load_all(capable, capabilities=["x-ignore-shared"])
     with pytest.raises(StateError, match="expected capabilities: none, found: x-ignore-shared"):
         registry_of(Timer()).load_all(capable)
 
 
+def test_capabilities_that_differ_are_named_in_order() -> None:
+    saved = registry_of().save_all(capabilities=["mapped-ram", "late-block-activate"])
+    registry_of().load_all(saved, capabilities=["late-block-activate", "mapped-ram"])
+    words = "expected capabilities: a, b, found: late-block-activate, mapped-ram"
+    with pytest.raises(StateError, match=f"^device state: {words}$"):
+        registry_of().load_all(saved, capabilities=["b", "a"])
+
+
+def test_all_devices_that_are_missing_are_named() -> None:
+    with pytest.raises(StateError, match=r"^device state: expected records of timer/0, timer/1, found none"):
+        registry_of(Timer(), Timer()).load_all(registry_of().save_all())
+
+
 def test_the_configuration_is_described_as_qemu_describes_it() -> None:
     saved = registry_of().save_all(machine="mac", capabilities=["x-ignore-shared", "mapped-ram"])
     found = parse(saved[find(saved) or slice(0)]).configuration
-    assert found is not None
-    assert [(one.name, one.type, one.size) for one in found.fields] == [("len", "uint32", 4), ("name", "buffer", 3)]
-    (capabilities,) = found.subsections
-    assert [(one.name, one.size) for one in capabilities.fields] == [
-        ("caps_count", 4),
-        ("capabilities", 16),
-        ("capabilities", 11),
+    names = [
+        FieldDescription(name="capabilities", type="capability", size=size, index=index)
+        for index, size in enumerate((16, 11))
     ]
+    assert found == StructDescription(
+        vmsd_name="configuration",
+        version=1,
+        fields=[
+            FieldDescription(name="len", type="uint32", size=4),
+            FieldDescription(name="name", type="buffer", size=3),
+        ],
+        subsections=[
+            StructDescription(
+                vmsd_name="configuration/capabilities",
+                version=1,
+                fields=[FieldDescription(name="caps_count", type="uint32", size=4), *names],
+            )
+        ],
+    )
+
+
+def test_a_description_is_written_up_to_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    size_bytes = len(SAVED[DESCRIPTION])
+    monkeypatch.setattr(state_saver, "MAX_VMDESCRIPTION_BYTES", size_bytes)
+    assert registry_of(Timer(7, True, b"abc", [1, 2]), Timer(8)).save_all() == SAVED
+    monkeypatch.setattr(state_saver, "MAX_VMDESCRIPTION_BYTES", size_bytes - 1)
+    assert registry_of(Timer(7, True, b"abc", [1, 2]), Timer(8)).save_all() == SAVED[:STATE_BYTES]
 
 
 def test_a_machine_that_cannot_be_written_is_refused() -> None:
@@ -217,12 +253,12 @@ def test_a_machine_that_cannot_be_written_is_refused() -> None:
 
 
 def test_a_stream_in_a_stream_is_read_to_its_end_and_no_further() -> None:
-    transport = MemoryTransport()
+    transport = MemoryStream()
     data = MigrationDataFile(transport, "out")
     registry_of(Timer(5)).save(data)
     data.put_be32(0x01020304)
     data.flush_data()
-    source = MigrationDataFile(MemoryTransport(transport.written), "in")
+    source = MigrationDataFile(MemoryStream(transport.written), "in")
     timer = Timer()
     registry_of(timer).load(source)
     assert timer.ticks == 5
@@ -230,7 +266,7 @@ def test_a_stream_in_a_stream_is_read_to_its_end_and_no_further() -> None:
 
 
 def test_a_damaged_stream_is_told_with_its_offset() -> None:
-    source = MigrationDataFile(MemoryTransport(stream(GOOD)[:-8]), "in")
+    source = MigrationDataFile(MemoryStream(stream(GOOD)[:-8]), "in")
     registry = StateRegistry()
     registry.register(MigrationState("timer", Timer(), TICKS, instance_id=3, version=2))
     with pytest.raises(StreamTruncatedError) as caught:
