@@ -34,9 +34,11 @@ GUARDIAN_PROGRAM = "workers.guardian:main"
 
 SNAPSHOT_FORMATS = ("mapped-ram", "stream")
 PATTERNS = ("random", "sequential", "hot", "burst")
+"""Which pages a synthetic guest writes. The position is the number in device state: append only."""
+
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
 CODECS = "parmig.ram.codecs.registry:names"
-TRANSPORTS = ("zmq",)
+TRANSPORTS = "parmig.transport.registry:data_transports"
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs
