@@ -301,7 +301,7 @@ def test_a_mistake_in_the_head_is_found_when_the_class_is_declared() -> None:
     for make in (lambda: migration_state("ü"), lambda: migration_state("x", version=0), lambda: migration_struct("")):
         with pytest.raises(ValueError, match=r"idstr|out of range"):
             make()(annotated(U64))
-    with pytest.raises(ValueError, match="^x: versions out of range"):
+    with pytest.raises(ValueError, match=r"^x: versions out of range"):
         migration_state("x", version=2, minimum_version=3)(annotated(U64))
 
 

@@ -289,7 +289,7 @@ def test_devices_are_found_by_name_and_number() -> None:
     assert registry.lookup("timer") is registry.devices()[0]
     with pytest.raises(StateError, match="unknown device clock/2; expected one of timer/0, timer/1"):
         registry.lookup("clock", 2)
-    with pytest.raises(StateError, match="unknown device clock/2; expected one of none$"):
+    with pytest.raises(StateError, match=r"unknown device clock/2; expected one of none$"):
         StateRegistry().lookup("clock", 2)
 
 
