@@ -25,7 +25,7 @@ from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S, format_size
 
-TELL_EVERY_NS = NS_PER_S
+SHOW_EVERY_NS = NS_PER_S
 """Refusals are shown at most so often: whoever reaches the port can cause them."""
 
 
@@ -34,18 +34,18 @@ class Admission:
 
     Args:
         endpoint: where to listen; port 0 takes a free one.
-        tell: shows a line to the user.
+        show: shows a line to the user.
 
     Attributes:
         endpoint: where it listens, with the actual port.
         refused: why a source was refused last; empty if none was.
     """
 
-    def __init__(self, endpoint: Endpoint, tell: Callable[[str], None]) -> None:
+    def __init__(self, endpoint: Endpoint, show: Callable[[str], None]) -> None:
         self.endpoint = endpoint
         self.refused = ""
-        self._tell = tell
-        self._told_ns = 0
+        self._show = show
+        self._shown_ns = 0
         self._transport: TcpTransport | None = None
         self._version = peer_messages.PROTOCOL_VERSION
 
@@ -91,14 +91,14 @@ class Admission:
         assert self._transport is not None
         self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason), self._version)])
         self.refused = reason
-        self.tell(f"refused a source: {reason}")
+        self.show(f"refused a source: {reason}")
 
-    def tell(self, line: str) -> None:
+    def show(self, line: str) -> None:
         """Show a line, not too often."""
         now = time.monotonic_ns()
-        if now - self._told_ns >= TELL_EVERY_NS:
-            self._told_ns = now
-            self._tell(line)
+        if now - self._shown_ns >= SHOW_EVERY_NS:
+            self._shown_ns = now
+            self._show(line)
 
     def admit(self) -> ControlChannel:
         """The source that was heard last is the peer; the port is closed. The channel is the caller's."""

@@ -227,8 +227,6 @@ class MigrationSender(SourceSide):
         match message:
             case peer_messages.Digested(digest=digest):
                 self._feed(events.PeerDigested(digest))
-            case peer_messages.Loaded() if self._suspect is not None:
-                self._feed(events.Failed(self._suspect[0]))  # never hand over with something amiss
             case peer_messages.Loaded(load_ns=load_ns):
                 self._feed(events.PeerLoaded(load_ns))
             case peer_messages.Resumed(since_ns=since_ns):
@@ -241,13 +239,6 @@ class MigrationSender(SourceSide):
                 self._fail(
                     ProtocolError(f"the destination said {type(message).__name__} while {self._plan.step.value}")
                 )
-
-    def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
-        assert self._plan is not None
-        if self._plan.status is MigrationStatus.HAND_OVER and isinstance(error, PeerLostError):
-            self._feed(events.PeerVanished(error))  # no better reason would change anything
-        else:
-            super()._fail(error, symptom=symptom)
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -271,7 +262,11 @@ class MigrationSender(SourceSide):
         try:
             self._control.write(message)
         except PeerLostError as error:
-            self._fail(error)
+            if isinstance(message, peer_messages.HandOver):  # the transport gave the kernel no whole message
+                self._handed_over = False
+                self._feed(events.HandOverNotSent(error))
+            else:
+                self._fail(error)
 
     def _watch_peer_only(self) -> None:
         """After hand-over only the destination's word counts, whatever becomes of our workers and our copy."""

@@ -49,7 +49,7 @@ def source(destination: HeldGuest, *, verify: bool = True) -> Iterator[tuple[Mig
         state.connect(Endpoint("tcp", "127.0.0.1", accept.state.port), timeout_ns=LIMIT_NS)
         StateSender(state, accept.session)
         receiver = there.receiver
-        until(lambda: receiver is not None and receiver._machine.status.value == "active", "the session")
+        until(lambda: receiver and receiver._session and receiver._session.plan.established, "the session")
         yield there, control
 
 
@@ -113,6 +113,6 @@ def test_more_state_than_is_taken_is_refused_when_it_is_announced() -> None:
 
 
 def test_a_source_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parmig.engine.receiver.SILENCE_LIMIT_NS", NS_PER_S)
+    monkeypatch.setattr("parmig.engine.destination_steps.SILENCE_LIMIT_NS", NS_PER_S)
     with HeldGuest("memory=8MiB", incoming=True) as destination, source(destination) as at:  # type: ignore[attr-defined]
         ends_with(*at, "LimitExceededError", "said nothing for 1 s")

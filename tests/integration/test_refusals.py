@@ -16,8 +16,8 @@ import pytest
 import zmq
 
 from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine import destination_steps
 from parmig.engine import peer_messages as m
-from parmig.engine import receiver
 from parmig.engine.agreement import CAPABILITIES
 from parmig.engine.control import ControlChannel
 from parmig.engine.report import Report
@@ -331,7 +331,7 @@ def test_garbage_before_the_source_comes_does_not_disturb_a_receiver() -> None:
 
 
 def test_a_source_that_is_let_in_and_does_not_connect_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver, "CONNECT_LIMIT_NS", 500 * NS_PER_MS)
+    monkeypatch.setattr(destination_steps, "CONNECT_LIMIT_NS", 500 * NS_PER_MS)
     with guests("memory=32MiB,rate=5MiB/s") as (source, destination), Migration(None, destination) as there:
         endpoint = parse_uri(there.uri)
         for says_more in (False, True):
