@@ -122,7 +122,7 @@ class RamHandlers(LiveHandlers):
                 there = ", ".join(f"{entry.name} ({entry.size_bytes} bytes)" for entry in found)
                 expected = ", ".join(f"{name} ({size_bytes} bytes)" for name, size_bytes in here.items())
                 raise StateError(
-                    f"expected blocks {expected}, found {there}; give the guest the memory it was saved with"
+                    f"the stream has blocks {there}, expected {expected}; give the guest the memory it was saved with"
                 )
             self._words = RamWordReader(data, found)
         for run in self._words.read_section():
@@ -150,7 +150,7 @@ def _store(mapping: BlockMapping, index: Index, pages: Pages) -> None:
     free = os.fstatvfs(mapping.fd)
     if free.f_blocks and free.f_bavail * free.f_frsize < pages.nbytes:
         raise MemoryFullError(
-            f"no space left in the memory file of block {mapping.block.name!r}: the guest needs up to "
-            f"{mapping.block.size_bytes} bytes there; make room on its file system"
+            f"the memory file of block {mapping.block.name!r} has no space left, expected room for "
+            f"{mapping.block.size_bytes} bytes; free space on its file system"
         )
     mapping.pages[index] = pages

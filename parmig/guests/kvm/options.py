@@ -62,7 +62,7 @@ def parse_options(text: str) -> KvmOptions:
     for item in filter(None, text.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in _PARSERS or not equals or not value:
-            raise UsageError(f"{item!r} is no option of a KVM guest; write KEY=VALUE with {', '.join(_PARSERS)}")
+            raise UsageError(f"{item!r} is not an option of a KVM guest; write KEY=VALUE with {', '.join(_PARSERS)}")
         field, parser = _PARSERS[key]
         if field in values:
             raise UsageError(f"option {key!r} of a KVM guest is given twice in {text!r}")
@@ -71,7 +71,7 @@ def parse_options(text: str) -> KvmOptions:
     pages, rest = divmod(options.memory_bytes, PAGE_BYTES)
     if rest or pages < _PAGES_MIN:
         raise UsageError(
-            f"memory={options.memory_bytes} does not do for a KVM guest; "
+            f"memory={options.memory_bytes} does not fit a KVM guest; "
             f"give a multiple of {PAGE_BYTES} bytes, at least {_PAGES_MIN} pages"
         )
     return options
@@ -80,7 +80,7 @@ def parse_options(text: str) -> KvmOptions:
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
-            raise UsageError(f"{text!r} is unknown to a KVM guest; choose {', '.join(choices)}")
+            raise UsageError(f"{text!r} is not a value for a KVM guest; choose {', '.join(choices)}")
         return text
 
     return parse

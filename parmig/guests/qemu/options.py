@@ -28,7 +28,7 @@ def open_qemu(options: str, *, incoming: bool) -> QemuGuest:
     """
     path, *pairs = options.split(",")
     if not path:
-        raise UsageError("which QEMU? write qemu:PATH-OF-ITS-QMP-SOCKET")
+        raise UsageError("qemu: names no QMP socket; write qemu:PATH-OF-ITS-QMP-SOCKET")
     limit_s, pid, way = DEFAULT_LIMIT_S, 0, ""
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -40,7 +40,7 @@ def open_qemu(options: str, *, incoming: bool) -> QemuGuest:
             way = value
         else:
             raise UsageError(
-                f"{pair!r} is no option of a QEMU guest; known are timeout=30s, pid=NUMBER and settle={'|'.join(WAYS)}"
+                f"{pair!r} is not an option of a QEMU guest; choose timeout=30s, pid=NUMBER and settle={'|'.join(WAYS)}"
             )
     qmp = Qmp(path, limit_s)
     return QemuGuest(qmp, pid or qmp.peer_pid, incoming=incoming, way=way)

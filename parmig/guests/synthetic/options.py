@@ -70,7 +70,9 @@ def parse_options(text: str) -> SyntheticOptions:
     for item in filter(None, text.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in _PARSERS or not equals or not value:
-            raise UsageError(f"{item!r} is no option of a synthetic guest; write KEY=VALUE with {', '.join(_PARSERS)}")
+            raise UsageError(
+                f"{item!r} is not an option of a synthetic guest; write KEY=VALUE with {', '.join(_PARSERS)}"
+            )
         field, parser = _PARSERS[key]
         if field in values:
             raise UsageError(f"option {key!r} of a synthetic guest is given twice in {text!r}")
@@ -111,7 +113,7 @@ def _touched_pages(text: str, memory_bytes: int) -> int:
         return parse_size(text) // PAGE_BYTES
     percent = text.removesuffix("%")
     if not re.fullmatch(r"\d{1,3}(\.\d+)?", percent) or float(percent) > 100:
-        raise UsageError(f"touched={text!r} is no share of the memory; write it like 50% or 512MiB")
+        raise UsageError(f"touched={text!r} is not a share of the memory; write it like 50% or 512MiB")
     return int(memory_bytes // PAGE_BYTES * float(percent) / 100)
 
 
@@ -120,11 +122,13 @@ def _check(options: SyntheticOptions) -> None:
     pages, rest = divmod(options.memory_bytes, PAGE_BYTES)
     if rest or pages < _BLOCK_PAGES_MIN * options.blocks:
         raise UsageError(
-            f"memory={options.memory_bytes} does not do for {options.blocks} blocks; "
+            f"memory={options.memory_bytes} does not fit {options.blocks} blocks; "
             f"give a multiple of {PAGE_BYTES} bytes, at least {_BLOCK_PAGES_MIN} pages a block"
         )
     if options.touched_pages > pages:
-        raise UsageError(f"touched={options.touched_pages * PAGE_BYTES} is more than memory={options.memory_bytes}")
+        raise UsageError(
+            f"touched={options.touched_pages * PAGE_BYTES} is too large, expected at most memory={options.memory_bytes}"
+        )
 
 
 def _size(_: str, text: str) -> int:
@@ -142,7 +146,7 @@ def _text(_: str, text: str) -> str:
 def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
     def parse(key: str, text: str) -> str:
         if text not in choices:
-            raise UsageError(f"{key}={text!r} is unknown to a synthetic guest; choose {', '.join(choices)}")
+            raise UsageError(f"{key}={text!r} is not a value for a synthetic guest; choose {', '.join(choices)}")
         return text
 
     return parse
