@@ -16,7 +16,7 @@ from parmig.ram.bits import Index, Runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea
-from parmig.transport.base import MigrationTransport
+from parmig.transport.transport import MigrationTransport
 
 PATIENCE_S = 10.0
 """How long a test waits for a condition that must come true. No test passes by its passing."""

@@ -25,7 +25,7 @@ from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import DowntimePhases, Report
 from parmig.engine.sender import MigrationSender
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
 
 MIB = 1 << 20

@@ -42,8 +42,8 @@ from parmig.stream.ram_words import (
     write_block_list,
 )
 from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader, SectionWriter
-from parmig.transport.base import Buffer
 from parmig.transport.file import FileTransport
+from parmig.transport.transport import Buffer
 from tools.bench_lab import (
     LIMIT_S,
     MIB,

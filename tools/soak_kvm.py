@@ -25,7 +25,7 @@ import psutil
 from parmig.config import SendConfig
 from parmig.engine.report import Report
 from parmig.errors import CancelledError
-from parmig.guests.kvm.guest import KvmGuest, open_kvm
+from parmig.guests.kvm.kvm_guest import KvmGuest, open_kvm
 from parmig.status import MigrationStatus
 from tools.bench_lab import describe_host, median, migrate_guests, phases_median, to_json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from parmig.snapshot.digest import FileDigester
+from parmig.snapshot.file_digest import FileDigester
 
 
 def digest_file(

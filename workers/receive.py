@@ -13,13 +13,13 @@ from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDig
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
-from parmig.ram.digest import RegionDigester
 from parmig.ram.flow import check_hello, welcome
 from parmig.ram.receive import MigrationRamReceive
+from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
-from parmig.transport.base import parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
+from parmig.transport.transport import parse_uri
 from workers.bootstrap import Inbox, attach_memory, run_worker
 
 _HEADER_ROOM_BYTES = 1 << 20

@@ -21,8 +21,8 @@ from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
-from parmig.snapshot.messages import RestoreSetup
-from parmig.snapshot.place import MappedPlacer, SequentialPlacer
+from parmig.snapshot.placers import MappedPlacer, SequentialPlacer
+from parmig.snapshot.worker_setup import RestoreSetup
 from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.pieces import digest_file
 

@@ -22,8 +22,8 @@ from parmig.engine.worker_messages import (
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.send import MigrationRamSend
-from parmig.ram.trackers.base import DirtyTracker
 from parmig.ram.trackers.registry import open_tracker
+from parmig.ram.trackers.tracker import DirtyTracker
 from workers.bootstrap import Inbox
 
 

@@ -10,11 +10,11 @@ from multiprocess.connection import Connection
 
 from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
-from parmig.ram.outlets.file import FileOutlet
+from parmig.ram.outlets.file_outlet import FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet
 from parmig.ram.outlets.stream import StreamOutlet
 from parmig.ram.send import MigrationRamSend
-from parmig.snapshot.messages import SaveSetup
+from parmig.snapshot.worker_setup import SaveSetup
 from parmig.stream.trailer import MARKED_SECTION_ID
 from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.pieces import digest_file

@@ -13,13 +13,13 @@ from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDige
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
-from parmig.ram.digest import RegionDigester
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
+from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
 from parmig.ram.send import MigrationRamSend
-from parmig.transport.base import parse_uri
 from parmig.transport.registry import open_transport
+from parmig.transport.transport import parse_uri
 from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.rounds import await_tracker, serve_rounds
 

@@ -14,7 +14,7 @@ import threading
 import time
 
 from parmig.errors import GuestRefusedError, StateError
-from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.guest import DirtyLog, Guest, GuestInfo, StateSink
 from parmig.guests.registry import register
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, GuestRange, RamBlock
 from parmig.units import parse_size

@@ -17,7 +17,7 @@ from parmig.errors import UsageError
 from parmig.units import format_size
 
 if TYPE_CHECKING:
-    from parmig.inspection.report import BlockInspection, DeviceInspection, Inspection
+    from parmig.inspection.inspection_report import BlockInspection, DeviceInspection, Inspection
 
 LONGEST_VALUE = 64
 """Characters of a value on a line; JSON has all of it."""

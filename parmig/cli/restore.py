@@ -40,7 +40,7 @@ def _restore(guest_text: str, file: Path, config: RestoreConfig, quiet: bool) ->
 
     from parmig.engine.demo import check_arrived
     from parmig.guests.registry import open_guest
-    from parmig.snapshot.restore import SnapshotRestorer
+    from parmig.snapshot.restorer import SnapshotRestorer
 
     with open_guest(guest_text, incoming=True) as guest, showing_progress(quiet=quiet) as progress:
         restorer = SnapshotRestorer(guest, file, config, progress=progress)

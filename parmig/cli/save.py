@@ -59,7 +59,7 @@ def _save(guest_text: str, file: Path, config: SaveConfig, quiet: bool) -> Repor
     warm_up()  # the workers' imports run beside the ones below
 
     from parmig.guests.registry import open_guest
-    from parmig.snapshot.save import SnapshotSaver
+    from parmig.snapshot.saver import SnapshotSaver
 
     with open_guest(guest_text, incoming=False) as guest, showing_progress(quiet=quiet) as progress:
         saver = SnapshotSaver(guest, file, config, progress=progress)

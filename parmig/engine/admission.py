@@ -19,9 +19,9 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
-from parmig.transport.base import Endpoint
 from parmig.transport.registry import open_control
 from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S, format_size
 
 TELL_EVERY_NS = NS_PER_S

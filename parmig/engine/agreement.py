@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine.peer_messages import Accept, Configure
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs.registry import CODECS
 from parmig.units import format_size

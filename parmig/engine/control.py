@@ -9,7 +9,7 @@ from collections.abc import Callable
 from parmig.engine import peer_messages
 from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
-from parmig.transport.base import MigrationTransport
+from parmig.transport.transport import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
 

@@ -59,7 +59,7 @@ from parmig.errors import (
     ProtocolError,
 )
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine

@@ -11,7 +11,7 @@ import select
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
-from parmig.guests.base import Guest, StateSink
+from parmig.guests.guest import Guest, StateSink
 
 LEAST_RESUME_LIMIT_S = 5.0
 """For a guest to go on, however short a pause was wanted; it takes some 10 ms."""

@@ -18,7 +18,7 @@ import psutil
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.errors import CancelledError, GuestError, HostRefusedError, LimitExceededError, ParmigError, UsageError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.guests.registry import open_guest
 from parmig.units import GIB, MIB, NS_PER_S, format_size
 

@@ -14,7 +14,7 @@ from parmig.engine import guardian_messages
 from parmig.engine.guardian_messages import Disarm, Guard, TakeOver
 from parmig.engine.message import encode
 from parmig.errors import HostRefusedError
-from parmig.guests.base import Rescue
+from parmig.guests.guest import Rescue
 from parmig.processes import end_process, start_process
 
 ARM_LIMIT_S = 10.0

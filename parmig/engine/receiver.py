@@ -30,11 +30,11 @@ from parmig.errors import (
     ProtocolError,
     StateError,
 )
-from parmig.guests.base import Guest, GuestInfo
+from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.status import MigrationStatus, StatusEvent, StatusMachine
-from parmig.transport.base import parse_uri
 from parmig.transport.polling import Poller
+from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
 

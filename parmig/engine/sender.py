@@ -31,7 +31,7 @@ from parmig.errors import (
     PeerRefusedError,
     ProtocolError,
 )
-from parmig.guests.base import Guest, GuestInfo
+from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.codecs.registry import codec
@@ -39,9 +39,9 @@ from parmig.ram.flow import credit_bytes
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
-from parmig.transport.base import Endpoint, parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_S
 from parmig.version import __version__
 

@@ -18,13 +18,13 @@ from parmig.engine.shares import assign
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_messages import ReceiveSetup
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMapping, BlockMemory
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.base import Endpoint, parse_uri
 from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
 

@@ -27,7 +27,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.errors import CancelledError, GuestError, ParmigError, PeerLostError, ProtocolError
-from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.guest import DirtyLog, Guest, GuestInfo, StateSink
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.registry import log_area_bytes

@@ -19,7 +19,7 @@ import xxhash
 
 from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
-from parmig.transport.base import MigrationTransport
+from parmig.transport.transport import MigrationTransport
 from parmig.units import MIB, NS_PER_S, format_size
 
 WINDOW_BYTES = 8 * MIB

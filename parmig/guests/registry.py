@@ -7,12 +7,12 @@ from collections.abc import Callable
 from importlib import import_module
 
 from parmig.errors import UsageError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 
 _SCHEMES: dict[str, str] = {
-    "kvm": "parmig.guests.kvm.guest:open_kvm",
+    "kvm": "parmig.guests.kvm.kvm_guest:open_kvm",
     "qemu": "parmig.guests.qemu.options:open_qemu",
-    "synthetic": "parmig.guests.synthetic.guest:open_synthetic",
+    "synthetic": "parmig.guests.synthetic.synthetic_guest:open_synthetic",
 }
 """Scheme to the function that opens such a guest, as ``module:function``, imported when asked for."""
 

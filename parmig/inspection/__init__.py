@@ -6,7 +6,7 @@ Reads only, and asks no guest. Memory stays bounded whatever the input says of i
 
 from __future__ import annotations
 
-from parmig.inspection.report import Inspection
-from parmig.inspection.walk import inspect_file
+from parmig.inspection.inspection_report import Inspection
+from parmig.inspection.inspector import inspect_file
 
 __all__ = ["Inspection", "inspect_file"]

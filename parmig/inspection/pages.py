@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.errors import SnapshotError, StreamDataError
-from parmig.inspection.report import BlockInspection
+from parmig.inspection.inspection_report import BlockInspection
 from parmig.stream.mapped_ram import bitmap_bytes
 from parmig.stream.ram_words import BlockEntry, EncodedPage, Encoding, PageRun, ZeroRun
 from parmig.units import MIB

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 
 from parmig.probes import host, kvm, tracking
-from parmig.probes.base import Probe, Status
+from parmig.probes.probe import Probe, Status
 
 __all__ = ["Probe", "Status", "migration_possible", "probe_host"]
 

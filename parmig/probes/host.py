@@ -14,7 +14,7 @@ import sys
 import psutil
 
 from parmig.linux import syscalls
-from parmig.probes.base import COMMAND_LIMIT_S, Probe, read, trial_memory
+from parmig.probes.probe import COMMAND_LIMIT_S, Probe, read, trial_memory
 from parmig.units import GIB, KIB, format_size
 
 QEMU = "qemu-system-x86_64"

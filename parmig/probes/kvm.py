@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.linux import kvm, kvm_abi
-from parmig.probes.base import Probe
+from parmig.probes.probe import Probe
 from parmig.units import format_size
 
 _CODE = bytes.fromhex("FF 07 81 C7 00 10 00 00 E2 F6 F4")  # next: inc dword [edi]; add edi, 4096; loop next; hlt

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 
 from parmig.linux import pagemap, uffd
-from parmig.probes.base import COMMAND_LIMIT_S, TRIAL_BYTES, Probe, read, trial_memory
+from parmig.probes.probe import COMMAND_LIMIT_S, TRIAL_BYTES, Probe, read, trial_memory
 
 NOBODY = 65534
 """A user other than root, for what only matters between users."""

@@ -33,7 +33,7 @@ def runs_of_index(index: Index) -> Runs:
     if not len(index):
         return NO_RUNS
     if is_one_run(index):
-        return np.array([[index[0], index[-1] + 1]], dtype=np.int64)
+        return np.array([[index[0], index[-1] + 1]])
     breaks = np.flatnonzero(np.diff(index) != 1)
     runs = np.empty((len(breaks) + 1, 2), dtype=np.int64)
     runs[0, 0] = index[0]
@@ -51,14 +51,14 @@ def is_one_run(index: Index) -> bool:
 def index_of_runs(runs: Runs) -> Index:
     """Every page of *runs*, in their order."""
     if len(runs) == 1:
-        return np.arange(runs[0, 0], runs[0, 1], dtype=np.int64)
+        return np.arange(runs[0, 0], runs[0, 1])
     lengths = runs[:, 1] - runs[:, 0]
     total = int(lengths.sum())
     if not total:
         return NO_INDEX
     # Each page is its run's first page plus its place in the run.
     before = np.cumsum(lengths) - lengths
-    return np.repeat(runs[:, 0] - before, lengths) + np.arange(total, dtype=np.int64)
+    return np.repeat(runs[:, 0] - before, lengths) + np.arange(total)
 
 
 def bits_for(pages: int) -> int:

@@ -30,8 +30,8 @@ import numpy as np
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram.blocks import PAGE_BYTES, Pages
-from parmig.transport.base import Buffer, MigrationTransport
 from parmig.transport.polling import Poller
+from parmig.transport.transport import Buffer, MigrationTransport
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 HELLO, WELCOME, ACK, FENCE, FENCED = 1, 2, 4, 5, 6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAM as a component of a :class:`~parmig.state.registry.StateRegistry`: in one stream with the devices.
+"""RAM as a component of a :class:`~parmig.state.state_registry.StateRegistry`: in one stream with the devices.
 
 This is one process and one stream, for a monitor that saves itself. The workers' page path, with its many channels,
 is :mod:`parmig.ram.send` and :mod:`parmig.ram.receive`.

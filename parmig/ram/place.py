@@ -16,7 +16,7 @@ from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.extents import allocated_mask, has_data
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 
 WRITE_RUN_PAGES = 8
 """Runs from here on are placed with pwrite(2), shorter ones all at once through the mapping where they exist. Into

@@ -9,7 +9,7 @@ from parmig.errors import ProtocolError
 from parmig.ram import flow
 from parmig.ram.bits import Index, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.codecs.base import PageCodec
+from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
 from parmig.ram.place import PagePlacer
 from parmig.ram.shared import SharedArea, WorkerCounters

@@ -10,12 +10,12 @@ import numpy as np
 
 from parmig.ram.bits import NO_INDEX, Index, clear_bits, set_bits, test_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.dirty import DirtyRegion, DirtyScanner
-from parmig.ram.outlets.base import Outlet
+from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
+from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
-from parmig.ram.trackers.base import DirtyTracker
+from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.ram.zero import zero_mask
 
 

@@ -21,7 +21,7 @@ from parmig.snapshot.devices import FILLING, OPAQUE_IDSTR, Description
 from parmig.snapshot.images import data_pages
 from parmig.snapshot.state import GuestState
 from parmig.snapshot.walk import MAPPED_RAM
-from parmig.state.save import describe_configuration
+from parmig.state.state_saver import describe_configuration
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, TARGET_PAGE_BYTES
 from parmig.stream.mapped_ram import MappedRamHeader
@@ -30,8 +30,8 @@ from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_
 from parmig.stream.sections import SectionWriter
 from parmig.stream.trailer import MARKED_SECTION_ID
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, VmDescription
-from parmig.transport.base import Buffer
 from parmig.transport.file import FileTransport
+from parmig.transport.transport import Buffer
 from parmig.units import MIB
 
 _PIECE_BYTES = MIB

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import RamBlock
 from parmig.stream.ram_blocks import BlockEntry
 from parmig.units import format_size

@@ -14,7 +14,7 @@ from parmig.engine.coordinator import Coordinator, Step
 from parmig.engine.events import Committed, Composed, Do, Event, Instruction, Tell, WentOn, WorkerDigested
 from parmig.engine.policy import Limits
 from parmig.engine.worker_messages import DigestRegions
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.status import StatusEvent
 

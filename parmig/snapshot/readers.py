@@ -14,12 +14,12 @@ from parmig.engine.worker_messages import DigestRegions, Placed, PlaceRegions, P
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping, BlockMemory
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
-from parmig.snapshot.digest import digest_pieces
-from parmig.snapshot.messages import RestoreSetup
+from parmig.snapshot.file_digest import digest_pieces
 from parmig.snapshot.opened import OpenSnapshot
+from parmig.snapshot.worker_setup import RestoreSetup
 from parmig.transport.polling import Poller
 from parmig.units import NS_PER_S
 

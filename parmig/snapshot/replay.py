@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.ram.bits import Bits
 from parmig.snapshot.compose import pieces, put_block, put_head, put_rest
 from parmig.snapshot.devices import find_opaque

@@ -5,7 +5,6 @@
 """
 
 from parmig.state.arrays import MigrationStateArray
-from parmig.state.base import MISSING
 from parmig.state.declare import migration_state, migration_struct, state_of
 from parmig.state.device import MigrationState, migration_state_pop, migration_state_push
 from parmig.state.fields import (
@@ -40,8 +39,9 @@ from parmig.state.markers import (
     Until,
 )
 from parmig.state.nested import MigrationStateStructArray, MigrationStateStructField
-from parmig.state.registry import StateRegistry
-from parmig.state.save import StateSaver
+from parmig.state.state_field import MISSING
+from parmig.state.state_registry import StateRegistry
+from parmig.state.state_saver import StateSaver
 from parmig.state.structs import MigrationStateStruct, MigrationStateSubsection
 
 __all__ = [

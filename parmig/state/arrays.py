@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.errors import StateError
-from parmig.state.base import COUNT_MAX
 from parmig.state.cursor import StateReader, StateWriter
 from parmig.state.fields import INTEGER_BYTES, ITEM_BYTES, FieldType, FieldValue, MigrationStateField
+from parmig.state.state_field import COUNT_MAX
 from parmig.stream.vmdescription import FieldDescription
 
 
@@ -62,7 +62,7 @@ class MigrationStateArray(MigrationStateField):
     def encode(
         self, value: object, siblings: Mapping[str, object], writer: StateWriter, version: int
     ) -> list[FieldDescription]:
-        """See :meth:`parmig.state.base.StateField.encode`."""
+        """See :meth:`parmig.state.state_field.StateField.encode`."""
         if not isinstance(value, np.ndarray | Sequence) or isinstance(value, str):
             raise self._mismatch("an array", value)
         if self.field_type is FieldType.BUFFER:
@@ -75,7 +75,7 @@ class MigrationStateArray(MigrationStateField):
         return [*described, self._described(size_bytes, len(array))] if len(array) else described
 
     def decode(self, reader: StateReader, siblings: Mapping[str, Any], version: int) -> FieldValue:
-        """See :meth:`parmig.state.base.StateField.decode`."""
+        """See :meth:`parmig.state.state_field.StateField.decode`."""
         count = self._get_count(reader, siblings)
         if self.field_type is FieldType.BUFFER:
             reader.add_objects(count)

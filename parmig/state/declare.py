@@ -33,12 +33,12 @@ from operator import methodcaller
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from parmig.state.arrays import MigrationStateArray
-from parmig.state.base import MISSING, StateField
 from parmig.state.device import MigrationState
 from parmig.state.fields import FieldType, MigrationStateField
 from parmig.state.identity import check_versions
 from parmig.state.markers import ArrayOf, Length, Limit, NotMigrated, Since, Subsection, Until
 from parmig.state.nested import MigrationStateStructArray, MigrationStateStructField
+from parmig.state.state_field import MISSING, StateField
 from parmig.state.structs import MigrationStateStruct, MigrationStateSubsection
 
 _T = TypeVar("_T", bound=type)

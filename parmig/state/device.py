@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from parmig.errors import StateError, StreamError, StreamTooLongError
-from parmig.state.base import LoadPlan, StateField, within
 from parmig.state.cursor import StateReader, StateWriter
 from parmig.state.identity import check_instance, check_name, check_versions, refuse_version
+from parmig.state.state_field import LoadPlan, StateField, within
 from parmig.state.structs import Decoded, MigrationStateStruct, MigrationStateSubsection
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.vmdescription import DeviceDescription

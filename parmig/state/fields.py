@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.errors import StateError
-from parmig.state.base import COUNT_MAX, MISSING, CountedField
 from parmig.state.cursor import StateReader, StateWriter
+from parmig.state.state_field import COUNT_MAX, MISSING, CountedField
 from parmig.stream.vmdescription import FieldDescription
 
 
@@ -110,14 +110,14 @@ class MigrationStateField(CountedField):
     def encode(
         self, value: object, siblings: Mapping[str, object], writer: StateWriter, version: int
     ) -> list[FieldDescription]:
-        """See :meth:`parmig.state.base.StateField.encode`."""
+        """See :meth:`parmig.state.state_field.StateField.encode`."""
         if self.field_type is FieldType.BUFFER:
             content = self._bytes_of(value)
             return [*self._put_count(len(content), siblings, writer), self._described(writer.put(content))]
         return [self._described(writer.put(self._item_of(value)))]
 
     def decode(self, reader: StateReader, siblings: Mapping[str, Any], version: int) -> FieldValue:
-        """See :meth:`parmig.state.base.StateField.decode`."""
+        """See :meth:`parmig.state.state_field.StateField.decode`."""
         if self.field_type is FieldType.BUFFER:
             return reader.take(self._get_count(reader, siblings), self.what)
         value = reader.integer(ITEM_BYTES[self.field_type], self.what)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from parmig.state.base import MISSING, CountedField, LoadPlan, StateField, guarded, within
 from parmig.state.cursor import OBJECTS_MAX, StateReader, StateWriter
+from parmig.state.state_field import MISSING, CountedField, LoadPlan, StateField, guarded, within
 from parmig.state.structs import Decoded, MigrationStateStruct
 from parmig.stream.vmdescription import FieldDescription
 
@@ -43,28 +43,28 @@ class MigrationStateStructField(StateField):
     def check(
         self, earlier: Mapping[str, StateField], version: int, minimum_version: int, enclosing: tuple[str, ...]
     ) -> None:
-        """See :meth:`parmig.state.base.StateField.check`."""
+        """See :meth:`parmig.state.state_field.StateField.check`."""
         super().check(earlier, version, minimum_version, enclosing)
         self.struct.check(version, minimum_version, enclosing)
 
     def encode(
         self, value: object, siblings: Mapping[str, object], writer: StateWriter, version: int
     ) -> list[FieldDescription]:
-        """See :meth:`parmig.state.base.StateField.encode`."""
+        """See :meth:`parmig.state.state_field.StateField.encode`."""
         with within(self.what):
             return [_encode(self.name, self.struct, value, writer, version)]
 
     def decode(self, reader: StateReader, siblings: Mapping[str, Any], version: int) -> Decoded:
-        """See :meth:`parmig.state.base.StateField.decode`."""
+        """See :meth:`parmig.state.state_field.StateField.decode`."""
         with within(self.what):
             return self.struct.decode(reader, version)
 
     def plan(self, target: object, value: Decoded, plan: LoadPlan) -> None:
-        """See :meth:`parmig.state.base.StateField.plan`."""
+        """See :meth:`parmig.state.state_field.StateField.plan`."""
         self.struct.plan(value, _read(target, self.name), plan)
 
     def plan_default(self, target: object, plan: LoadPlan) -> None:
-        """See :meth:`parmig.state.base.StateField.plan_default`."""
+        """See :meth:`parmig.state.state_field.StateField.plan_default`."""
         self.struct.plan_defaults(_read(target, self.name), plan)
 
 
@@ -112,14 +112,14 @@ class MigrationStateStructArray(CountedField):
     def check(
         self, earlier: Mapping[str, StateField], version: int, minimum_version: int, enclosing: tuple[str, ...]
     ) -> None:
-        """See :meth:`parmig.state.base.StateField.check`."""
+        """See :meth:`parmig.state.state_field.StateField.check`."""
         super().check(earlier, version, minimum_version, enclosing)
         self.struct.check(version, minimum_version, enclosing)
 
     def encode(
         self, value: object, siblings: Mapping[str, object], writer: StateWriter, version: int
     ) -> list[FieldDescription]:
-        """See :meth:`parmig.state.base.StateField.encode`."""
+        """See :meth:`parmig.state.state_field.StateField.encode`."""
         if not isinstance(value, Sequence):
             raise self._mismatch("a sequence of objects", value)
         described = self._put_count(len(value), siblings, writer)
@@ -136,7 +136,7 @@ class MigrationStateStructArray(CountedField):
         return described + elements
 
     def decode(self, reader: StateReader, siblings: Mapping[str, Any], version: int) -> list[Decoded]:
-        """See :meth:`parmig.state.base.StateField.decode`."""
+        """See :meth:`parmig.state.state_field.StateField.decode`."""
         count = self._get_count(reader, siblings)
         reader.add_objects(count)
         found = []
@@ -146,7 +146,7 @@ class MigrationStateStructArray(CountedField):
         return found
 
     def plan(self, target: object, value: list[Decoded], plan: LoadPlan) -> None:
-        """See :meth:`parmig.state.base.StateField.plan`."""
+        """See :meth:`parmig.state.state_field.StateField.plan`."""
         if self.length is not None:
             elements = self._elements(target)
         else:
@@ -157,7 +157,7 @@ class MigrationStateStructArray(CountedField):
             self.struct.plan(decoded, element, plan)
 
     def plan_default(self, target: object, plan: LoadPlan) -> None:
-        """See :meth:`parmig.state.base.StateField.plan_default`."""
+        """See :meth:`parmig.state.state_field.StateField.plan_default`."""
         if self.length is None:
             super().plan_default(target, plan)
             return

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from parmig.errors import StateError
-from parmig.state.base import LoadPlan, StateField, guarded, within
 from parmig.state.cursor import StateReader, StateWriter
 from parmig.state.identity import check_name, check_versions, refuse_version
+from parmig.state.state_field import LoadPlan, StateField, guarded, within
 from parmig.stream.vmdescription import FieldDescription, StructDescription
 
 

@@ -13,7 +13,7 @@ from collections import deque
 
 from parmig.errors import StreamDataError, StreamError, StreamTooLongError, StreamTruncatedError
 from parmig.stream.flags import MAX_NAME_BYTES
-from parmig.transport.base import Buffer, MigrationTransport
+from parmig.transport.transport import Buffer, MigrationTransport
 from parmig.units import KIB, MIB
 
 BUFFER_BYTES = 32 * KIB

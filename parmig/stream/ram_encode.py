@@ -22,7 +22,7 @@ from parmig.stream.flags import (
     TARGET_PAGE_BITS,
     TARGET_PAGE_BYTES,
 )
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 
 Index = npt.NDArray[np.int64]
 Pages = npt.NDArray[np.uint8]

@@ -46,7 +46,7 @@ from parmig.stream.ram_encode import (
     page_words_bytes,
     part_section,
 )
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 from parmig.units import KIB
 
 __all__ = [

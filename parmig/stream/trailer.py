@@ -45,7 +45,7 @@ class Trailer:
         parmig: version of the writer.
         guest: kind of the guest: ``qemu``, ``synthetic``.
         body_bytes: of the file before the trailer: whole pages.
-        digest: of those bytes, as ``ram.digest`` makes it of pieces of DIGEST_PIECE_BYTES; 32 hexadecimal digits.
+        digest: of those bytes, made by ``ram.region_digest`` from pieces of DIGEST_PIECE_BYTES; 32 hexadecimal digits.
         running: whether the guest ran when it was saved.
     """
 

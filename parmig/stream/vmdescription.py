@@ -16,7 +16,7 @@ import numpy as np
 
 from parmig.errors import StreamDataError, StreamTooLongError
 from parmig.stream.flags import MIGRATION_VM_SUBSECTION, MIGRATION_VM_VMDESCRIPTION, TARGET_PAGE_BYTES
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 from parmig.units import KIB, MIB
 
 MAX_PARSED_BYTES = 4 * MIB

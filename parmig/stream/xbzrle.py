@@ -14,7 +14,7 @@ import numpy as np
 
 from parmig.errors import StreamDataError
 from parmig.stream.flags import TARGET_PAGE_BYTES
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 
 MARK = 0x01
 """Stands before the length of an XBZRLE payload."""

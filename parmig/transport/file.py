@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from parmig.errors import SnapshotError, TransportError
-from parmig.transport.base import Buffer, Endpoint, MigrationTransport
+from parmig.transport.transport import Buffer, Endpoint, MigrationTransport
 from parmig.units import KIB
 
 SCHEME = "file"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.errors import TransportError
-from parmig.transport.base import Buffer, Endpoint, MigrationTransport
+from parmig.transport.transport import Buffer, Endpoint, MigrationTransport
 
 
 class MemoryTransport(MigrationTransport):

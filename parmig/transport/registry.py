@@ -6,11 +6,11 @@ from __future__ import annotations
 import zmq
 
 from parmig.errors import UsageError
-from parmig.transport.base import Endpoint, MigrationTransport
 from parmig.transport.file import SCHEME as FILE_SCHEME
 from parmig.transport.file import FileTransport
 from parmig.transport.tcp import SCHEME as TCP_SCHEME
 from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.transport.zeromq import SCHEME as DATA_SCHEME
 from parmig.transport.zeromq import ZmqTransport
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
-from parmig.transport.base import Buffer, Endpoint, MigrationTransport, unreachable
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode
+from parmig.transport.transport import Buffer, Endpoint, MigrationTransport, unreachable
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 
 SCHEME = "tcp"

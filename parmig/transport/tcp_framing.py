@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 
 from parmig.errors import ProtocolError
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 
 GREETING = b"parmig2\n"
 MAX_FRAMES = 8

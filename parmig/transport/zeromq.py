@@ -26,8 +26,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
-from parmig.transport.base import Buffer, Endpoint, MigrationTransport, unreachable
 from parmig.transport.polling import Poller
+from parmig.transport.transport import Buffer, Endpoint, MigrationTransport, unreachable
 from parmig.transport.zeromq_door import Door, show_token
 from parmig.transport.zeromq_frames import send_in_place
 from parmig.units import KIB, NS_PER_MS, NS_PER_S

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.ram.codecs.base import PageCodec
+from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.codecs.registry import CODECS, codec
 
 every_codec = pytest.mark.parametrize("one", CODECS.values(), ids=list(CODECS))

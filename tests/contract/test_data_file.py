@@ -15,8 +15,8 @@ from parmig.errors import StreamTruncatedError
 from parmig.stream import MigrationDataFile
 from parmig.stream.ram_words import RamWordReader, encode_page_words, page_words_bytes
 from parmig.stream.sections import SectionReader
-from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
 from parmig.transport.registry import open_transport
+from parmig.transport.transport import Endpoint, MigrationTransport, parse_uri
 from parmig.units import MIB, NS_PER_S
 from tests.stream.streams import BLOCKS, each_page, read_whole, whole_stream
 from tests.stream.test_sections import DESCRIPTION

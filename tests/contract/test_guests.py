@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every guest promises the engine (``parmig.guests.base``), asked of each that needs no other program."""
+"""What every guest promises the engine (``parmig.guests.guest``), asked of each that needs no other program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 import docs.examples.tiny_guest
 from parmig.errors import GuestRefusedError, HostRefusedError
-from parmig.guests.base import Guest, GuestInfo
+from parmig.guests.guest import Guest, GuestInfo
 from parmig.guests.registry import open_guest
 from parmig.linux import uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping

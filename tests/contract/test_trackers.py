@@ -24,14 +24,14 @@ from parmig.linux import files, uffd
 from parmig.ram import bits
 from parmig.ram.bits import Index, Mask
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, Pages, RamBlock
-from parmig.ram.dirty import DirtyScanner
 from parmig.ram.dirty_log import DirtyLog, Segment
-from parmig.ram.outlets.base import Outlet
+from parmig.ram.dirty_scanner import DirtyScanner
+from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.base import DirtyTracker, Scan
 from parmig.ram.trackers.registry import TRACKERS, log_area_bytes, open_tracker
+from parmig.ram.trackers.tracker import DirtyTracker, Scan
 from parmig.units import MIB
 from tests.kvm.machines import StoringVm, needs_kvm
 from tests.support import allocated_pages, content

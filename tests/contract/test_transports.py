@@ -18,11 +18,11 @@ import pytest
 import zmq
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, UsageError
-from parmig.transport.base import Endpoint, MigrationTransport, parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING
+from parmig.transport.transport import Endpoint, MigrationTransport, parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import next_message, wait_until, while_pumping
@@ -107,7 +107,7 @@ def lost(transport: MigrationTransport) -> bool:
 
 PEER = """
 import sys, zmq
-from parmig.transport.base import parse_uri
+from parmig.transport.transport import parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"

@@ -8,7 +8,7 @@ import pytest
 
 from parmig.engine.agreement import CAPABILITIES, MAX_TOLD, block_mismatches, check_accept, check_configure, told
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import GuestRange, RamBlock
 
 INFO = GuestInfo("qemu", "pc-q35-9.2", "QEMU 9.2")

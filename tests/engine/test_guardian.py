@@ -18,7 +18,7 @@ from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.guardian import Guardian, log_directory
 from parmig.engine.rescuing import LONGEST_WAIT_S, Log, rescue
 from parmig.errors import GuestError
-from parmig.guests.base import Rescue
+from parmig.guests.guest import Rescue
 from tests.support import wait_until
 
 HERE = "tests.engine.test_guardian"
@@ -27,7 +27,7 @@ COORDINATOR = f"""
 import sys, time
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.guardian import Guardian
-from parmig.guests.base import Rescue
+from parmig.guests.guest import Rescue
 one = Guardian(GUARDIAN_PROGRAM)
 one.arm(Rescue({HERE + ":leave_a_mark"!r}, sys.argv[1].encode()))
 for word in sys.argv[2:]:

@@ -34,10 +34,10 @@ from parmig.engine.worker_messages import (
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.digest import RegionDigester
 from parmig.ram.flow import SendChannel
+from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
-from parmig.transport.base import Endpoint
+from parmig.transport.transport import Endpoint
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import content, mapped, shared_area, wait_until

@@ -16,8 +16,8 @@ from parmig.engine import state_channel
 from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender
 from parmig.errors import LimitExceededError, PeerLostError, PeerUnreachableError, ProtocolError, StateError
-from parmig.transport.base import Endpoint
 from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import Endpoint
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import PATIENCE_S, wait_until, while_pumping
 

@@ -20,12 +20,12 @@ import pytest
 
 from parmig.errors import GuestError, GuestRefusedError, HostRefusedError, StateError, StatusError, UsageError
 from parmig.guests.registry import open_guest
-from parmig.guests.spawned.messages import Pause
-from parmig.guests.synthetic.devices import SerialLog, Writer
-from parmig.guests.synthetic.dirty import choose_log
-from parmig.guests.synthetic.guest import SyntheticGuest, open_synthetic
+from parmig.guests.spawned.monitor_messages import Pause
 from parmig.guests.synthetic.ledger import BlockLedger
 from parmig.guests.synthetic.options import block_layout, parse_options, touched_layout
+from parmig.guests.synthetic.synthetic_devices import SerialLog, Writer
+from parmig.guests.synthetic.synthetic_guest import SyntheticGuest, open_synthetic
+from parmig.guests.synthetic.synthetic_log import choose_log
 from parmig.linux import pagemap, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.state import state_of
@@ -572,7 +572,7 @@ def test_a_guest_that_hangs_is_an_error_and_can_be_closed(monkeypatch: pytest.Mo
     with opened("memory=1MiB") as guest:
         pid = guest.pid
         os.kill(pid, signal.SIGSTOP)
-        monkeypatch.setattr("parmig.guests.spawned.process._END_LIMIT_S", 0.2)
+        monkeypatch.setattr("parmig.guests.spawned.monitor_process._END_LIMIT_S", 0.2)
         with pytest.raises(GuestError, match=r"did not answer Pause in 0\.05 s"):
             guest._process.ask(Pause(), 0.05)  # type: ignore[union-attr]
         guest.close()
@@ -608,7 +608,7 @@ def test_nothing_is_left_when_the_start_fails(monkeypatch: pytest.MonkeyPatch) -
     with opened("memory=1MiB,running=no"):
         pass
     files = open_files()
-    monkeypatch.setattr("parmig.guests.spawned.guest._SLOW_LIMIT_S", -1.0)
+    monkeypatch.setattr("parmig.guests.spawned.spawned_guest._SLOW_LIMIT_S", -1.0)
     with pytest.raises(GuestError, match="did not answer Start"):
         open_synthetic("memory=1MiB", incoming=False)
     assert open_files() == files
@@ -616,7 +616,7 @@ def test_nothing_is_left_when_the_start_fails(monkeypatch: pytest.MonkeyPatch) -
 
 OWNER = """
 import os, signal
-from parmig.guests.synthetic.guest import open_synthetic
+from parmig.guests.synthetic.synthetic_guest import open_synthetic
 if __name__ == "__main__":
     guest = open_synthetic("memory=1MiB", incoming=False)
     print(guest.pid, flush=True)

@@ -17,8 +17,8 @@ from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS
 from parmig.stream.ram_words import BlockEntry, part_section, write_block_list
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.vmdescription import DeviceDescription, VmDescription, build
-from parmig.transport.base import Buffer
 from parmig.transport.file import FileTransport
+from parmig.transport.transport import Buffer
 from tests.stream.streams import DEVICE_BYTES, RAM, put
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from parmig.inspection import devices
+from parmig.inspection import device_reader as devices
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription
 from tests.inspection.files import described, description, device_section, stream
 from tests.stream.streams import DEVICE, DEVICE_BYTES

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from parmig.inspection import inspect_file, memory
-from parmig.inspection.report import BlockInspection
+from parmig.inspection import inspect_file
+from parmig.inspection import memory_reader as memory
+from parmig.inspection.inspection_report import BlockInspection
 from parmig.stream.flags import (
     MIGRATION_RAM_SAVE_FLAG_COMPRESS_PAGE,
     MIGRATION_RAM_SAVE_FLAG_CONTINUE,

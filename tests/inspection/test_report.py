@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from parmig.inspection import report
+from parmig.inspection import inspection_report as report
 
 PAGE = (Path(__file__).parents[2] / "docs/report.md").read_text()
 SECTIONS = {

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from parmig.errors import UsageError
-from parmig.inspection import inspect_file, source
+from parmig.inspection import inspect_file
+from parmig.inspection import stream_source as source
 from parmig.stream.ram_words import encode_zero_words
 from tests.inspection.files import described, description, device_section, piped, stream
 from tests.stream.streams import DEVICE

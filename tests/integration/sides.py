@@ -22,9 +22,9 @@ from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Progress, Report
 from parmig.engine.sender import MigrationSender
-from parmig.guests.base import DirtyLog, StateSink
-from parmig.guests.synthetic.guest import SyntheticGuest
+from parmig.guests.guest import DirtyLog, StateSink
 from parmig.guests.synthetic.options import parse_options
+from parmig.guests.synthetic.synthetic_guest import SyntheticGuest
 from parmig.units import MIB
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,10 +12,10 @@ import numpy as np
 
 from parmig.config import RestoreConfig, SaveConfig
 from parmig.engine.report import Progress, Report
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.snapshot.restore import SnapshotRestorer
-from parmig.snapshot.save import SnapshotSaver
+from parmig.snapshot.restorer import SnapshotRestorer
+from parmig.snapshot.saver import SnapshotSaver
 from tests.integration.sides import LIMIT_S, Discard, HeldGuest, allocated_bytes, until
 
 FORMATS = ("mapped-ram", "stream")

@@ -15,8 +15,8 @@ import pytest
 
 from parmig.config import SendConfig
 from parmig.engine.report import Report
-from parmig.transport.base import parse_uri
 from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import parse_uri
 from parmig.units import MIB, NS_PER_S
 from tests.integration.sides import (
     ENDED,

@@ -14,7 +14,7 @@ import pytest
 
 from parmig.config import SendConfig
 from parmig.engine.report import Report
-from parmig.guests.base import DirtyLog
+from parmig.guests.guest import DirtyLog
 from parmig.units import MIB
 from tests.integration.sides import (
     Command,

@@ -17,8 +17,8 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerLostError
 from parmig.ram.flow import SendChannel
-from parmig.transport.base import Endpoint, parse_uri
 from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import Endpoint, parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.integration.sides import HeldGuest, Migration, never_ran, until

@@ -15,7 +15,7 @@ from parmig.config import SendConfig
 from parmig.engine import peer_messages as m
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.engine.sender import MigrationSender
-from parmig.guests.base import Rescue
+from parmig.guests.guest import Rescue
 from parmig.linux import ptrace
 from parmig.units import NS_PER_S
 from tests.engine.test_guardian import gone

@@ -22,9 +22,9 @@ from parmig.engine.agreement import CAPABILITIES
 from parmig.engine.control import ControlChannel
 from parmig.engine.report import Report
 from parmig.ram.blocks import BlockMemory
-from parmig.transport.base import parse_uri
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.tcp_framing import GREETING, encode
+from parmig.transport.transport import parse_uri
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.integration.sides import (
     LISTEN,

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from parmig.guests.kvm.dirty import DirtyRecorder, DirtyRings
+from parmig.guests.kvm.dirty_recorder import DirtyRecorder, DirtyRings
 from parmig.guests.kvm.ram import Slot
 from parmig.guests.kvm.vcpu_state import VcpuState
 from parmig.linux import kvm, kvm_abi

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parmig.errors import GuestRefusedError, StateError
-from parmig.guests.kvm.devices import READ, WRITE, BlockDevice, Device, SerialPort, TimerDevice
+from parmig.guests.kvm.kvm_devices import READ, WRITE, BlockDevice, Device, SerialPort, TimerDevice
 from parmig.guests.kvm.ram import HIGH_START, LOW_BYTES, GuestRam, ram_block
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
 from parmig.state import migration_state_pop, migration_state_push, state_of

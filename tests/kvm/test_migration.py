@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from parmig.cli.app import app
 from parmig.config import SendConfig
 from parmig.errors import NotConvergingError, PeerRefusedError
-from parmig.guests.kvm.guest import open_kvm
+from parmig.guests.kvm.kvm_guest import open_kvm
 from parmig.units import MIB, NS_PER_MS
 from tests.kvm.machines import needs_kvm
 from tests.support import wait_until

@@ -73,6 +73,19 @@ def test_the_mask_of_bits_is_a_slice_of_the_set(sized: Sized, data: st.DataObjec
 
 
 @given(sized_pages(), st.data())
+def test_putting_a_mask_replaces_a_slice_up_to_the_end_of_its_last_byte(sized: Sized, data: st.DataObject) -> None:
+    limit, pages = sized
+    first = 8 * data.draw(st.integers(0, (limit - 1) // 8))
+    count = data.draw(st.integers(1, limit - first))
+    put = data.draw(pages_below(count))
+    bitmap = bitmap_of(pages, limit)
+    bits.put_mask(bitmap, first, mask_of(put, count))
+    past = first + -(-count // 8) * 8
+    outside = {page for page in pages if not first <= page < past}
+    assert set_of(bitmap) == outside | {first + page for page in put}
+
+
+@given(sized_pages(), st.data())
 def test_asking_for_pages_tells_which_are_members(sized: Sized, data: st.DataObject) -> None:
     limit, pages = sized
     asked = sorted(data.draw(pages_below(limit)))

@@ -26,7 +26,7 @@ from parmig.errors import (
     PeerLostError,
     ProtocolError,
 )
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus

@@ -34,7 +34,7 @@ from parmig.state import (
     migration_state_pop,
     migration_state_push,
 )
-from parmig.state.base import StateField
+from parmig.state.state_field import StateField
 from parmig.stream.vmdescription import decode, device_bytes
 
 VALUES: dict[FieldType, st.SearchStrategy[Any]] = {

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from parmig.guests.base import DirtyLog, Guest
+from parmig.guests.guest import DirtyLog, Guest
 from parmig.linux import pagemap
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.qemu.devices import Device, changes, inventory, untracked
+from parmig.guests.qemu.device_list import Device, changes, inventory, untracked
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settle import choose_way

@@ -31,7 +31,7 @@ ATTEMPTS = 6
 HANGING_BYTES_PER_S = 8192
 """A request of 128 KiB takes 16 s."""
 
-UNSETTLED = "from parmig.guests.qemu.guest import QemuGuest\nQemuGuest.settle = lambda self: None"
+UNSETTLED = "from parmig.guests.qemu.qemu_guest import QemuGuest\nQemuGuest.settle = lambda self: None"
 """A parmig that does not wait for the disk."""
 
 with_and_without_iothread = pytest.mark.parametrize("iothread", [False, True], ids=["main loop", "iothread"])

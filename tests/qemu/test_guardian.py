@@ -16,8 +16,8 @@ from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Report
 from parmig.engine.sender import MigrationSender
-from parmig.guests.qemu.guest import QemuGuest
 from parmig.guests.qemu.options import open_qemu
+from parmig.guests.qemu.qemu_guest import QemuGuest
 from tests.qemu.machines import QemuMachine, wait_until
 
 pytestmark = pytest.mark.qemu

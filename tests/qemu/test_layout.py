@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from parmig.errors import GuestRefusedError
-from parmig.guests.base import Segment
+from parmig.guests.guest import Segment
 from parmig.guests.qemu import layout
 from parmig.guests.qemu.layout import Backend, Extent, Piece, Vma
 from parmig.ram.blocks import GuestRange

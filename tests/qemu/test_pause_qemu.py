@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from parmig.errors import GuestError
-from parmig.guests.qemu.guest import QemuGuest
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.outgoing import run
+from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.qemu.rescue import set_right
 from tests.integration.sides import ROOT
 from tests.qemu.carry import Buffer

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from parmig.errors import GuestError, GuestRefusedError, ParmigError, StateError, UsageError
-from parmig.guests.base import Guest, StateSink
-from parmig.guests.qemu.guest import QemuGuest
+from parmig.guests.guest import Guest, StateSink
 from parmig.guests.qemu.options import open_qemu
+from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.registry import open_guest
 from parmig.linux import uffd
 from parmig.ram.blocks import GuestRange

@@ -283,7 +283,7 @@ def test_files_that_a_newer_qemu_writes_without_help_are_restored(
 
 HOLD = """
 import sys, time
-from parmig.guests.qemu.guest import QemuGuest
+from parmig.guests.qemu.qemu_guest import QemuGuest
 def hold(*_):
     print("paused", file=sys.stderr, flush=True)
     time.sleep(60)

@@ -13,8 +13,8 @@ import pytest
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
 from parmig.ram.flow import SendChannel
-from parmig.transport.base import Buffer
 from parmig.transport.memory import MemoryTransport
+from parmig.transport.transport import Buffer
 from parmig.units import NS_PER_MS, NS_PER_S
 
 SESSION = b"0123456789abcdef"

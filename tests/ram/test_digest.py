@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.digest import RegionDigester, combine
+from parmig.ram.region_digest import RegionDigester, combine
 from parmig.ram.regions import Region, cut
 from tests.support import allocated_pages, content, mapped
 

@@ -22,8 +22,8 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import cut
-from parmig.transport.base import Buffer, Endpoint, parse_uri
 from parmig.transport.memory import MemoryTransport
+from parmig.transport.transport import Buffer, Endpoint, parse_uri
 from parmig.transport.zeromq import HIGH_WATER_MESSAGES, ZmqTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import mapped, shared_area

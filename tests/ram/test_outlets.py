@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from parmig.errors import SnapshotError
 from parmig.ram.bits import bits_for, mask_of_bits, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.outlets.file import PIECE_BYTES, FileOutlet
+from parmig.ram.outlets.file_outlet import PIECE_BYTES, FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet
 from parmig.ram.outlets.stream import StreamOutlet
 from parmig.ram.place_stream import StreamPlacer

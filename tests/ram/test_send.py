@@ -19,7 +19,7 @@ from parmig.linux import files
 from parmig.ram.bits import bits_for, index_of_runs, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
 from parmig.ram.codecs.registry import codec
-from parmig.ram.dirty import DirtyRegion
+from parmig.ram.dirty_scanner import DirtyRegion
 from parmig.ram.outlets.channel import DIRECT_RUNS, ChannelOutlet
 from parmig.ram.packets import MAX_RUNS, BatchHeader, decode_batch
 from parmig.ram.receive import MigrationRamReceive
@@ -27,7 +27,7 @@ from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 from parmig.units import KIB, NS_PER_S
 from tests.support import content, file_pages, index_of, mapped, pages_below, shared_area
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from parmig.errors import HostRefusedError, SnapshotError
-from parmig.snapshot.file import PendingFile
+from parmig.snapshot.pending_file import PendingFile
 
 
 @pytest.fixture(params=["unnamed", "hidden"])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from parmig.guests.base import GuestInfo
+from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import RamBlock
 from parmig.snapshot.fit import mismatches
 from parmig.stream.ram_blocks import BlockEntry

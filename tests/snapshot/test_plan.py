@@ -10,7 +10,7 @@ from parmig.engine.events import Do, Event, Instruction, Tell
 from parmig.engine.policy import Limits
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, SendRegions
 from parmig.errors import ParmigError, SnapshotError
-from parmig.ram.digest import combine
+from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.snapshot.plan import SnapshotPlan

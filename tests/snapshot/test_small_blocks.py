@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import docs.examples.tiny_guest
-from parmig.guests.base import StateSink
+from parmig.guests.guest import StateSink
 from parmig.inspection import inspect_file
 from parmig.ram.bits import Index
 from parmig.snapshot.opened import OpenSnapshot

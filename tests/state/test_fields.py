@@ -23,8 +23,8 @@ from parmig.state import (
     MigrationStateArray,
     MigrationStateField,
 )
-from parmig.state.base import COUNT_MAX, LoadPlan
 from parmig.state.cursor import StateReader, StateWriter
+from parmig.state.state_field import COUNT_MAX, LoadPlan
 from parmig.stream.data_file import MigrationDataFile
 from parmig.transport.memory import MemoryTransport
 

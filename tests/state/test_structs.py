@@ -26,7 +26,7 @@ from parmig.state import (
     migration_state_pop,
     migration_state_push,
 )
-from parmig.state.base import StateField
+from parmig.state.state_field import StateField
 from parmig.stream.vmdescription import decode
 
 

@@ -36,7 +36,7 @@ from parmig.stream.vmdescription import (
     device_bytes,
     parse,
 )
-from parmig.transport.base import Buffer, Endpoint, MigrationTransport
+from parmig.transport.transport import Buffer, Endpoint, MigrationTransport
 from tests.support import content, index_of
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from parmig.errors import SnapshotError, TransportError
-from parmig.transport.base import Endpoint, parse_uri
 from parmig.transport.file import READ_BYTES, FileTransport
+from parmig.transport.transport import Endpoint, parse_uri
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import zmq
 from parmig.errors import PeerLostError
 from parmig.ram import flow
 from parmig.transport import zeromq_frames
-from parmig.transport.base import parse_uri
+from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import next_message, wait_until
@@ -79,7 +79,7 @@ SENDER = """
 import gc, mmap, os, sys
 import zmq
 from parmig.ram.flow import SendChannel
-from parmig.transport.base import parse_uri
+from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
 size = int(sys.argv[2])
 fd = os.memfd_create("guest")

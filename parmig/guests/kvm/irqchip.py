@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from typing import Annotated
 
-from parmig.guests.kvm.devices import Part
+from parmig.guests.kvm.kvm_devices import Part
 from parmig.guests.kvm.vcpu_state import PRIORITY as VCPU_PRIORITY
 from parmig.linux import kvm
 from parmig.state import U64, Buffer, Length, migration_state

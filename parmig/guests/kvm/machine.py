@@ -13,9 +13,9 @@ import time
 from contextlib import ExitStack
 
 from parmig.errors import GuestError, HostRefusedError, StateError
-from parmig.guests.kvm.devices import BlockDevice, Device, Part, SerialPort, TimerDevice
-from parmig.guests.kvm.dirty import DirtyRecorder, DirtyRings
+from parmig.guests.kvm.dirty_recorder import DirtyRecorder, DirtyRings
 from parmig.guests.kvm.irqchip import Clock, InterruptControllers, IntervalTimer
+from parmig.guests.kvm.kvm_devices import BlockDevice, Device, Part, SerialPort, TimerDevice
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.kvm.ram import GuestRam, ram_block
 from parmig.guests.kvm.vcpu import KICK, Vcpu

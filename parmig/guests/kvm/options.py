@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.guests.kvm.dirty import TRACKERS
+from parmig.guests.kvm.dirty_recorder import TRACKERS
 from parmig.guests.kvm.programs import FIRST_PAGE, PROGRAMS, VCPUS_MAX
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import MIB, parse_rate, parse_size

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.guests.kvm.code import Code
-from parmig.guests.kvm.devices import DISK_PORT, READ, SERIAL_PORT, TICK_HZ, TIMER_PORT, WRITE
+from parmig.guests.kvm.kvm_devices import DISK_PORT, READ, SERIAL_PORT, TICK_HZ, TIMER_PORT, WRITE
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.units import MIB
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from parmig.errors import GuestError
-from parmig.guests.kvm.devices import TICK_HZ, Device
+from parmig.guests.kvm.kvm_devices import TICK_HZ, Device
 from parmig.linux import kvm, kvm_abi
 from parmig.units import NS_PER_S
 

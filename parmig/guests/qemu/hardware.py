@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from parmig.errors import GuestError
-from parmig.guests.qemu import devices
+from parmig.guests.qemu import device_list as devices
 from parmig.guests.qemu.qmp import Qmp
 
 _COMMANDS = ("info qtree", "info ramblock")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from parmig.errors import GuestRefusedError
-from parmig.guests.base import Segment
+from parmig.guests.guest import Segment
 from parmig.ram.blocks import PAGE_BYTES, GuestRange
 
 SHARED_MEMORY_HINT = (

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from parmig.errors import UsageError
-from parmig.guests.qemu.guest import QemuGuest
+from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settle import WAYS
 from parmig.units import NS_PER_S, parse_duration_ns

@@ -15,9 +15,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from parmig.errors import GuestError, ParmigError, StateError
-from parmig.guests.base import StateSink
-from parmig.guests.qemu.events import Event, Listener, wait_readable
+from parmig.guests.guest import StateSink
 from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.qmp_events import Event, Listener, wait_readable
 from parmig.units import KIB, MIB
 
 FD_NAME = "parmig"

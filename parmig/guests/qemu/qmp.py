@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.qemu.events import Event, Listener
+from parmig.guests.qemu.qmp_events import Event, Listener
 from parmig.linux import sockets
 from parmig.units import NS_PER_S
 

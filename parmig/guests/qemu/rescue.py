@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from parmig.guests.qemu.outgoing import Outgoing
-from parmig.guests.qemu.process import start_ticks
+from parmig.guests.qemu.qemu_process import start_ticks
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settings import Settings
 

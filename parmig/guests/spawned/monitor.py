@@ -15,8 +15,8 @@ from typing import Protocol
 import msgspec
 
 from parmig.errors import GuestError, ParmigError, StateError, StatusError
-from parmig.guests.base import DirtyLog
-from parmig.guests.spawned import messages as m
+from parmig.guests.guest import DirtyLog
+from parmig.guests.spawned import monitor_messages as m
 from parmig.linux import process
 from parmig.state import StateRegistry
 

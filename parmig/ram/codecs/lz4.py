@@ -7,7 +7,7 @@ import lz4.block
 
 from parmig.errors import ProtocolError
 from parmig.ram.bits import Index
-from parmig.ram.codecs.base import PageCodec, PageDecoder, PageEncoder
+from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
 
 _SKIP_AFTER_MISSES = 4
 """After so many batches in a row that did not shrink, only one in this many is tried: random data

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from parmig.ram.codecs.base import PageCodec, PageDecoder, PageEncoder
+from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
 
 
 class NoCodec(PageCodec):

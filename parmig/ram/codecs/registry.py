@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from parmig.errors import UsageError
-from parmig.ram.codecs.base import PageCodec
+from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.codecs.lz4 import Lz4Codec
 from parmig.ram.codecs.none import NoCodec
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from parmig.ram.bits import Index, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.codecs.base import PageCodec
+from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.flow import SendChannel
-from parmig.ram.outlets.base import Outlet
+from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import BatchHeader
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.base import DirtyTracker
-from parmig.transport.base import Buffer
+from parmig.ram.trackers.tracker import DirtyTracker
+from parmig.transport.transport import Buffer
 
 DIRECT_RUNS = 4
 """A batch of at most so many runs is sent straight from guest memory, a frame a run; more runs are

@@ -14,9 +14,9 @@ from parmig.errors import SnapshotError
 from parmig.linux import files
 from parmig.ram.bits import Index, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.outlets.file import FileOutlet
+from parmig.ram.outlets.file_outlet import FileOutlet
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.base import DirtyTracker
+from parmig.ram.trackers.tracker import DirtyTracker
 
 
 class MappedRamOutlet(FileOutlet):

@@ -17,11 +17,11 @@ import numpy as np
 
 from parmig.ram.bits import Index, is_one_run
 from parmig.ram.blocks import BlockMapping
-from parmig.ram.outlets.file import FileOutlet
+from parmig.ram.outlets.file_outlet import FileOutlet
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.base import DirtyTracker
+from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes, part_section
-from parmig.transport.base import Buffer
+from parmig.transport.transport import Buffer
 
 
 class StreamOutlet(FileOutlet):

@@ -22,7 +22,7 @@ from parmig.ram.bits import Bits, bits_for, mask_of_bits
 from parmig.ram.blocks import RamBlock
 from parmig.ram.rearm import RearmClient
 from parmig.ram.regions import Region
-from parmig.ram.trackers.base import DirtyTracker, Scan
+from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
 
 class BitmapTracker(DirtyTracker):

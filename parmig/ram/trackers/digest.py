@@ -20,7 +20,7 @@ from parmig.ram.bits import Index, Mask
 from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, BlockMapping, Pages, RamBlock
 from parmig.ram.extents import allocated_mask
 from parmig.ram.regions import Region
-from parmig.ram.trackers.base import DirtyTracker, Scan
+from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
 Digests = npt.NDArray[np.uint64]
 

@@ -32,7 +32,7 @@ from parmig.ram.bits import Index, Mask, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import SPAN_PAGES, Region
-from parmig.ram.trackers.base import DirtyTracker, Scan
+from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
 _REARM = pagemap.PM_SCAN_WP_MATCHING | pagemap.PM_SCAN_CHECK_WPASYNC
 

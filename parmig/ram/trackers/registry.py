@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from parmig.errors import UsageError
 from parmig.ram.blocks import BlockMapping, RamBlock
 from parmig.ram.dirty_log import DirtyLog
-from parmig.ram.trackers.base import DirtyTracker
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.ram.trackers.digest import DigestTracker, digest_area_bytes
 from parmig.ram.trackers.pagemap import PagemapTracker
+from parmig.ram.trackers.tracker import DirtyTracker
 
 TRACKERS = (PagemapTracker.name, BitmapTracker.name, DigestTracker.name)
 

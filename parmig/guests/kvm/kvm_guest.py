@@ -9,14 +9,14 @@ import stat
 import msgspec
 
 from parmig.errors import GuestRefusedError
-from parmig.guests.kvm.monitor import KvmStats
+from parmig.guests.kvm.kvm_monitor import KvmStats
 from parmig.guests.kvm.options import KvmOptions, parse_options
 from parmig.guests.kvm.ram import BLOCK_NAME, ram_block
-from parmig.guests.spawned import messages as m
-from parmig.guests.spawned.guest import SpawnedGuest
+from parmig.guests.spawned import monitor_messages as m
+from parmig.guests.spawned.spawned_guest import SpawnedGuest
 from parmig.units import KIB, MIB
 
-_PROGRAM = "parmig.guests.kvm.monitor:main"
+_PROGRAM = "parmig.guests.kvm.kvm_monitor:main"
 _STATE_LIMIT_BYTES = 1 * MIB  # of the machine's devices
 _STATE_LIMIT_BYTES_PER_VCPU = 64 * KIB
 

@@ -13,7 +13,7 @@ from parmig.engine import error_reports
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
 from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory

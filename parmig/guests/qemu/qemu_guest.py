@@ -15,14 +15,21 @@ from typing import Any
 import msgspec
 
 from parmig.errors import GuestError, GuestRefusedError, UsageError
-from parmig.guests.base import DirtyLog, Guest, GuestInfo, Rescue, StateSink
+from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink
 from parmig.guests.qemu import layout
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
-from parmig.guests.qemu.memory import MappedBlock, close_memory, open_memory
+from parmig.guests.qemu.memory_files import MappedBlock, close_memory, open_memory
 from parmig.guests.qemu.outgoing import Outgoing
-from parmig.guests.qemu.process import check_destination, check_source, has_ended, open_pidfd, quit_qemu, start_ticks
+from parmig.guests.qemu.qemu_process import (
+    check_destination,
+    check_source,
+    has_ended,
+    open_pidfd,
+    quit_qemu,
+    start_ticks,
+)
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.rescue import QemuRescue
 from parmig.guests.qemu.settings import Settings

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from parmig.guests.base import DirtyLog
+from parmig.guests.guest import DirtyLog
 from parmig.guests.kvm import programs
 from parmig.guests.kvm.machine import Machine
 from parmig.guests.kvm.options import KvmOptions
-from parmig.guests.spawned import messages as m
+from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.monitor import Monitor, Pipe, serve
 from parmig.linux import files
 from parmig.ram.blocks import PAGE_BYTES, Pages

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from parmig.errors import LimitExceededError, SnapshotError, StreamTooLongError, TransportError, UsageError
 from parmig.stream.vmdescription import TAIL_BYTES
-from parmig.transport.base import MigrationTransport
 from parmig.transport.file import READ_BYTES, FileTransport
+from parmig.transport.transport import MigrationTransport
 from parmig.units import MIB
 
 STANDARD_INPUT = "-"

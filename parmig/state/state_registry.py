@@ -15,8 +15,8 @@ from typing import TypeVar
 from parmig.errors import StateError, StreamError, StreamTooLongError
 from parmig.state.device import MigrationState
 from parmig.state.live import LiveState
-from parmig.state.load import StateLoader
-from parmig.state.save import StateSaver
+from parmig.state.state_loader import StateLoader
+from parmig.state.state_saver import StateSaver
 from parmig.stream.data_file import MigrationDataFile
 from parmig.transport.memory import MemoryTransport
 

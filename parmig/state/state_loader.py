@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from parmig.errors import StateError
-from parmig.state.base import LoadPlan, within
 from parmig.state.device import MigrationState
 from parmig.state.identity import refuse_version
 from parmig.state.live import LiveState
+from parmig.state.state_field import LoadPlan, within
 from parmig.state.structs import Decoded
 from parmig.stream.configuration import Configuration
 from parmig.stream.data_file import MigrationDataFile
@@ -44,7 +44,7 @@ class StateLoader:
         """Read the whole stream. Live components are loaded, of devices nothing is set.
 
         Raises:
-            StateError, StreamError: as :meth:`parmig.state.registry.StateRegistry.load`.
+            StateError, StreamError: as :meth:`parmig.state.state_registry.StateRegistry.load`.
         """
         self._sections.read_header()
         found = self._sections.next()

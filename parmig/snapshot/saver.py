@@ -16,17 +16,17 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report, SnapshotReport
 from parmig.engine.source import SourceSide
-from parmig.guests.base import Guest
+from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.snapshot.compose import SnapshotWriter
-from parmig.snapshot.digest import digest_pieces
-from parmig.snapshot.file import PendingFile
-from parmig.snapshot.messages import SaveSetup
+from parmig.snapshot.file_digest import digest_pieces
+from parmig.snapshot.pending_file import PendingFile
 from parmig.snapshot.plan import SnapshotPlan
 from parmig.snapshot.state import StateFile, take_apart
+from parmig.snapshot.worker_setup import SaveSetup
 from parmig.stream.trailer import Trailer
 from parmig.transport.file import FileTransport
 from parmig.units import NS_PER_MS

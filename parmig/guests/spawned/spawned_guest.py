@@ -12,9 +12,9 @@ from typing import TypeVar
 import msgspec
 
 from parmig.errors import GuestError, StateError, StatusError, UsageError
-from parmig.guests.base import DirtyLog, Guest, GuestInfo, StateSink
-from parmig.guests.spawned import messages as m
-from parmig.guests.spawned.process import MonitorProcess
+from parmig.guests.guest import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.spawned import monitor_messages as m
+from parmig.guests.spawned.monitor_process import MonitorProcess
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.units import GIB, KIB
@@ -28,7 +28,7 @@ _R = TypeVar("_R")
 
 
 class SpawnedGuest(Guest):
-    """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.base.Guest`.
+    """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.guest.Guest`.
 
     Every method that asks the process raises GuestError when that is gone or does not answer in time.
 

@@ -19,7 +19,7 @@ import msgspec
 from multiprocess import connection as mp_connection
 
 from parmig.errors import GuestError, by_name
-from parmig.guests.spawned import messages as m
+from parmig.guests.spawned import monitor_messages as m
 from parmig.processes import start_process
 
 _IO_LIMIT_S = 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from parmig.guests.base import DirtyLog
+from parmig.guests.guest import DirtyLog
 
 
 class Start(msgspec.Struct, tag=True):

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import msgspec
 
 from parmig.errors import GuestError
-from parmig.guests.base import DirtyLog
-from parmig.guests.spawned import messages as m
+from parmig.guests.guest import DirtyLog
+from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.monitor import Monitor, Pipe, serve
-from parmig.guests.synthetic.devices import CounterDevice, RingDevice, SerialLog, Writer
-from parmig.guests.synthetic.dirty import DirtyRecorder
 from parmig.guests.synthetic.ledger import BlockLedger, mix_one
 from parmig.guests.synthetic.options import MACHINE, RESERVED_PAGES, SyntheticOptions, block_layout, touched_layout
+from parmig.guests.synthetic.synthetic_devices import CounterDevice, RingDevice, SerialLog, Writer
+from parmig.guests.synthetic.synthetic_log import DirtyRecorder
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.state import state_of
 from parmig.units import NS_PER_MS, NS_PER_S

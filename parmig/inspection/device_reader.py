@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from parmig.errors import StreamError, StreamSectionError
-from parmig.inspection.report import DeviceInspection
+from parmig.inspection.inspection_report import DeviceInspection
 from parmig.stream import vmdescription
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.sections import SectionHead

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import msgspec
 
-from parmig.guests.spawned import messages as m
-from parmig.guests.spawned.guest import SpawnedGuest
-from parmig.guests.synthetic.monitor import Punch, SyntheticStats
+from parmig.guests.spawned import monitor_messages as m
+from parmig.guests.spawned.spawned_guest import SpawnedGuest
 from parmig.guests.synthetic.options import SyntheticOptions, block_layout, parse_options
+from parmig.guests.synthetic.synthetic_monitor import Punch, SyntheticStats
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import MIB
 
-_PROGRAM = "parmig.guests.synthetic.monitor:main"
+_PROGRAM = "parmig.guests.synthetic.synthetic_monitor:main"
 _STATE_LIMIT_BYTES = 16 * MIB  # of all but the ledgers, which take 4 bytes a page
 
 

@@ -16,9 +16,9 @@ from itertools import groupby
 import numpy as np
 
 from parmig.errors import GuestRefusedError, HostRefusedError
-from parmig.guests.base import DirtyLog, Segment
+from parmig.guests.guest import DirtyLog, Segment
 from parmig.guests.kvm.ram import Slot
-from parmig.guests.spawned.tracking import track_own_writes
+from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.linux import kvm, kvm_abi, uffd
 from parmig.ram.bits import Bits, bits_for, set_bits
 from parmig.ram.blocks import PAGE_BYTES

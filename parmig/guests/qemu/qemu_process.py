@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.qemu.events import wait_readable
 from parmig.guests.qemu.outgoing import IDLE
 from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.qmp_events import wait_readable
 
 QUIT_LIMIT_S = 5.0
 """How long QEMU may take to end; it takes some 10 ms, longer with disks to flush."""

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from parmig.ram.bits import Index
 from parmig.ram.blocks import BlockMapping, Pages
-from parmig.ram.outlets.base import Outlet
+from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.shared import SharedArea
-from parmig.ram.trackers.base import DirtyTracker
-from parmig.transport.base import Buffer
+from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.file import FileTransport
+from parmig.transport.transport import Buffer
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 PIECE_BYTES = 256 * KIB

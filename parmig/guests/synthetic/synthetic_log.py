@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.errors import GuestRefusedError, HostRefusedError
-from parmig.guests.base import DirtyLog, Segment
-from parmig.guests.spawned.tracking import track_own_writes
+from parmig.guests.guest import DirtyLog, Segment
+from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
 from parmig.guests.synthetic.options import TRACKERS
 from parmig.linux import uffd

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.base import Segment
+from parmig.guests.guest import Segment
 from parmig.guests.qemu import layout
 from parmig.guests.qemu.layout import Backend, Extent, Piece
 from parmig.guests.qemu.qmp import Qmp

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
-from parmig.ram.digest import RegionDigester
+from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region, cut
 from parmig.stream.trailer import DIGEST_PIECE_BYTES
 

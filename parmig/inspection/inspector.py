@@ -10,10 +10,16 @@ from __future__ import annotations
 from uuid import UUID
 
 from parmig.errors import ParmigError, StreamError, StreamSectionError, StreamTruncatedError
-from parmig.inspection.devices import DeviceReader
-from parmig.inspection.memory import MAPPED_RAM, MemoryReader
-from parmig.inspection.report import DeviceInspection, Inspection, InspectionError, SectionInspection, TrailerInspection
-from parmig.inspection.source import Source, open_source
+from parmig.inspection.device_reader import DeviceReader
+from parmig.inspection.inspection_report import (
+    DeviceInspection,
+    Inspection,
+    InspectionError,
+    SectionInspection,
+    TrailerInspection,
+)
+from parmig.inspection.memory_reader import MAPPED_RAM, MemoryReader
+from parmig.inspection.stream_source import Source, open_source
 from parmig.stream import trailer, vmdescription
 from parmig.stream.configuration import Configuration
 from parmig.stream.data_file import MigrationDataFile

@@ -13,7 +13,7 @@ from parmig.ram.blocks import BlockMapping
 from parmig.ram.extents import allocated_mask, has_data
 from parmig.ram.regions import Region, spans
 from parmig.ram.shared import ARMED, FRESH, NOT_ARMED, SharedArea
-from parmig.ram.trackers.base import DirtyTracker, Scan
+from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
 
 class DirtyRegion(msgspec.Struct, frozen=True):

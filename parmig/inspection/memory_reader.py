@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 
 from parmig.errors import StreamDataError, StreamSectionError, StreamVersionError
+from parmig.inspection.inspection_report import BlockInspection, Inspection
 from parmig.inspection.pages import MOST_MARKED_PAGES, BlockTally, count_mapped
-from parmig.inspection.report import BlockInspection, Inspection
-from parmig.inspection.source import Source
+from parmig.inspection.stream_source import Source
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import TARGET_PAGE_BYTES
 from parmig.stream.ram_blocks import RAM_IDSTR, RAM_VERSION, BlockEntry, iter_setup
