@@ -107,7 +107,7 @@ def test_another_memory_is_refused() -> None:
     with mapped(4) as blocks, mapped(5) as other:
         data = registry_of(Clock(), blocks).save_all()
         with pytest.raises(
-            StateError, match=r"ram/0: expected blocks ram0 \(20480 bytes\), found ram0 \(16384 bytes\)"
+            StateError, match=r"ram/0: the stream has blocks ram0 \(16384 bytes\), expected ram0 \(20480 bytes\)"
         ):
             registry_of(Clock(), other).load_all(data)
 

@@ -97,8 +97,8 @@ class PagemapTracker(DirtyTracker):
             yield from pagemap.scan(self._fd, start, end, vector, **how)
         except OSError as error:
             raise GuestError(
-                f"the dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; expected memory "
-                "that stays mapped and tracked, in pages that the kernel can track; otherwise use --tracker digest"
+                f"the dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; expected "
+                "memory that stays mapped and tracked, in pages that the kernel can track; or use --tracker digest"
             ) from error
 
     def arm(self, span: Region) -> None:
