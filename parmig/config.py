@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a migration can be told: typed, checked configuration of both sides.
+"""The configuration of every command: each option is declared once, at a field of a structure.
 
-The defaults are the ones the command line shows. Every number that was tuned says by what.
+The command line, the configuration file, the checks and the tables of ``docs/cli.md`` follow from these declarations.
+A rule that concerns several options is a function of this file. Every number that was tuned says by what.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from typing import Annotated
 
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S
+from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, Unit, check_options, option
+from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
 
-BATCH_BYTES_RANGE = (256 * KIB, 4 * MIB)
+MIN_BATCH_BYTES, MAX_BATCH_BYTES = 256 * KIB, 4 * MIB
 """Payload of one message: below it per-message cost shows, above it nothing is gained."""
 
 WORKER_PROGRAMS = ("workers.send:main", "workers.receive:main")
@@ -29,8 +32,11 @@ SNAPSHOT_PROGRAMS = ("workers.save:main", "workers.restore:main")
 GUARDIAN_PROGRAM = "workers.guardian:main"
 """What sets the source right when the sender is killed."""
 
-
 SNAPSHOT_FORMATS = ("mapped-ram", "stream")
+PATTERNS = ("random", "sequential", "hot", "burst")
+TRACKERS = ("auto", "pagemap", "bitmap", "digest")
+CODECS = "parmig.ram.codecs.registry:names"
+TRANSPORTS = ("zmq",)
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs
@@ -39,14 +45,6 @@ half a millisecond of processor time on both sides together."""
 
 SWITCHOVER_TIMEOUT_NS = 30 * NS_PER_S
 """A hundred times the usual pause: whatever takes longer hangs, and a guest should not wait for it."""
-
-
-def _switchover_rule(switchover_ns: int, downtime_ns: int) -> tuple[bool, str]:
-    """Whether the limit of the pause leaves room for a pause that is allowed, and what to say if not."""
-    return switchover_ns > downtime_ns, (
-        f"the switchover timeout ({switchover_ns / NS_PER_S:g} s) must be longer than the pause that is allowed "
-        f"({downtime_ns / NS_PER_S:g} s): raise --switchover-timeout"
-    )
 
 
 def default_workers() -> int:
@@ -76,149 +74,210 @@ def parse_path(text: str) -> Path:
     return Path(local=parts[1] or "", remote=parts[2])
 
 
-class SendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How the source migrates.
-
-    Attributes:
-        workers: send worker processes; the destination starts as many.
-        transport: name of the data transport.
-        paths: address pairs to spread workers over; empty: the address of the URI.
-        compress: codec name, negotiated.
-        tracker: ``auto``, ``pagemap``, ``bitmap`` or ``digest``.
-        batch_bytes: guest bytes in one message.
-        max_bandwidth_bytes_per_s: over all workers together; 0 is no limit.
-        downtime_limit_ns: pause when what remains can be carried in this time.
-        max_downtime_ns: when rounds no longer shrink, pause all the same if this suffices; 0 means
-            a stall fails the migration.
-        timeout_ns: of the whole migration up to the pause; 0 is none.
-        switchover_timeout_ns: from the pause to hand-over, past which the guest goes on here, and the same again
-            until the destination says that it runs there.
-        auto_converge: slow a guest down that dirties memory faster than it is sent, in steps, until the pause.
-        throttle_initial_percent: of its virtual CPUs' time that the first step takes.
-        throttle_increment_percent: what each further step takes in addition.
-        throttle_max_percent: what all steps together take at most.
-        connect_timeout_ns: how long to try to reach the receiver.
-        verify: compare a digest of all RAM on both sides while both are paused.
-        quit_source: end the source VMM after success instead of leaving it paused.
-    """
-
-    workers: int = msgspec.field(default_factory=default_workers)
-    transport: str = "zmq"
-    paths: tuple[Path, ...] = ()
-    compress: str = "none"
-    tracker: str = "auto"
-    batch_bytes: int = DEFAULT_BATCH_BYTES
-    max_bandwidth_bytes_per_s: int = 0
-    downtime_limit_ns: int = 300 * NS_PER_MS
-    max_downtime_ns: int = 0
-    timeout_ns: int = 0
-    switchover_timeout_ns: int = SWITCHOVER_TIMEOUT_NS
-    auto_converge: bool = False
-    throttle_initial_percent: int = 20
-    throttle_increment_percent: int = 10
-    throttle_max_percent: int = 99
-    connect_timeout_ns: int = 3 * NS_PER_S
-    verify: bool = False
-    quit_source: bool = False
-
-    def check(self) -> None:
-        """Raise :class:`UsageError` naming the first value that makes no sense."""
-        low, high = BATCH_BYTES_RANGE
-        rules = [
-            (1 <= self.workers <= MAX_WORKERS, f"workers must be 1 to {MAX_WORKERS}, not {self.workers}"),
-            (low <= self.batch_bytes <= high, f"a batch must be {low} to {high} bytes, not {self.batch_bytes}"),
-            (self.batch_bytes % 4096 == 0, f"a batch must be whole pages, not {self.batch_bytes} bytes"),
-            (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
-            (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
-            (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
-            _switchover_rule(self.switchover_timeout_ns, max(self.downtime_limit_ns, self.max_downtime_ns)),
-            (1 <= self.throttle_increment_percent <= 99, "a throttle's increment must be 1 to 99 percent"),
-            (
-                1 <= self.throttle_initial_percent <= self.throttle_max_percent <= 99,
-                "a throttle must begin at 1 percent or more and end at 99 or less, "
-                f"not go from {self.throttle_initial_percent} to {self.throttle_max_percent}",
-            ),
-            (self.transport in ("zmq",), f"unknown transport {self.transport!r}; known is zmq"),
-        ]
-        for holds, message in rules:
-            if not holds:
-                raise UsageError(message)
+def _read_ports(text: str) -> tuple[int, int]:
+    first, separator, last = text.partition("-")
+    if not (separator and first.isdecimal() and last.isdecimal()):
+        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
+    if not 1 <= int(first) <= int(last) <= 65535:
+        raise UsageError(f"{text!r} is not a range of ports; write two ports from 1 to 65535, the lower one first")
+    return int(first), int(last)
 
 
-class SaveConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How a guest is saved to a file.
+def _read_file(text: str) -> str:
+    if not os.path.isfile(text):
+        raise UsageError(f"there is no file {text!r}; give the path of an existing file")
+    return text
 
-    Attributes:
-        workers: processes that write.
-        format: ``mapped-ram``, pages at fixed places, or ``stream``, sequential; both are QEMU's.
-        tracker: as of SendConfig.
-        max_bandwidth_bytes_per_s: of pages to the file, over all workers together; 0 is no limit.
-        downtime_limit_ns: pause when what remains can be written in this time.
-        max_downtime_ns, timeout_ns: as of SendConfig.
-        switchover_timeout_ns: from the pause until the guest goes on, past which it does so without a snapshot.
-        replace: whether a file of that name may be replaced.
-    """
 
-    workers: int = msgspec.field(default_factory=default_workers)
-    format: str = "mapped-ram"
-    tracker: str = "auto"
-    max_bandwidth_bytes_per_s: int = 0
-    downtime_limit_ns: int = 300 * NS_PER_MS
-    max_downtime_ns: int = 0
-    timeout_ns: int = 0
-    switchover_timeout_ns: int = SWITCHOVER_TIMEOUT_NS
-    replace: bool = False
+PATH_PAIR = Unit("LOCAL-REMOTE", "a pair of addresses", parse_path)
+PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
+FILE = Unit("FILE", "a file", _read_file)
+
+Workers = Annotated[int, option("Worker processes.", COUNT, shown="one per core, at most 4", ge=1, le=MAX_WORKERS)]
+
+
+class _LiveConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of what reads the memory of a running guest: a migration and a snapshot."""
+
+    workers: Workers = msgspec.field(default_factory=default_workers)
+    tracker: Annotated[str, option("How parmig finds out which pages the guest writes.", choices=TRACKERS)] = "auto"
+    max_bandwidth_bytes_per_s: Annotated[
+        int, option("Limit for all workers together, for example 500MiB/s.", RATE, shown="no limit", ge=0)
+    ] = 0
+    downtime_limit_ns: Annotated[
+        int, option("Pause the guest when the remaining pages can be transferred in this time.", DURATION, gt=0)
+    ] = 300 * NS_PER_MS
+    max_downtime_ns: Annotated[
+        int,
+        option(
+            "If rounds stop getting smaller, pause anyway when the rest can be transferred in this time. "
+            "Off: the command fails instead.",
+            DURATION,
+            shown="off",
+            ge=0,
+        ),
+    ] = 0
+    timeout_ns: Annotated[
+        int, option("Give up if the guest cannot be paused within this time.", DURATION, shown="none", ge=0)
+    ] = 0
+    switchover_timeout_ns: Annotated[
+        int,
+        option("Give up if the pause lasts longer than this; the guest then continues on this host.", DURATION, gt=0),
+    ] = SWITCHOVER_TIMEOUT_NS
 
     def check(self) -> None:
-        """Raise :class:`UsageError` naming the first value that makes no sense."""
-        rules = [
-            (1 <= self.workers <= MAX_WORKERS, f"workers must be 1 to {MAX_WORKERS}, not {self.workers}"),
-            (
-                self.format in SNAPSHOT_FORMATS,
-                f"unknown format {self.format!r}; known are {', '.join(SNAPSHOT_FORMATS)}",
-            ),
-            (self.max_bandwidth_bytes_per_s >= 0, "the bandwidth limit cannot be negative"),
-            (self.downtime_limit_ns > 0, "the downtime limit must be more than 0"),
-            (self.max_downtime_ns >= 0 and self.timeout_ns >= 0, "a time limit cannot be negative"),
-            _switchover_rule(self.switchover_timeout_ns, max(self.downtime_limit_ns, self.max_downtime_ns)),
-        ]
-        for holds, message in rules:
-            if not holds:
-                raise UsageError(message)
+        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
+        check_options(self)
+        _check_pause_limits(self)
+
+
+class SendConfig(_LiveConfig, frozen=True, kw_only=True):
+    """How the source migrates. The destination starts as many workers as the source."""
+
+    transport: Annotated[str, option("What carries the pages.", choices=TRANSPORTS)] = "zmq"
+    paths: Annotated[
+        tuple[Path, ...],
+        option(
+            "A pair of addresses for workers to use; repeat the option for more. Write IPv6 addresses in brackets.",
+            PATH_PAIR,
+            name="path",
+            shown="the address of URI",
+        ),
+    ] = ()
+    compress: Annotated[str, option("How pages are compressed.", choices=CODECS)] = "none"
+    batch_bytes: Annotated[
+        int,
+        option(
+            "Guest memory in one message.", SIZE, name="batch", ge=MIN_BATCH_BYTES, le=MAX_BATCH_BYTES, multiple_of=4096
+        ),
+    ] = DEFAULT_BATCH_BYTES
+    auto_converge: Annotated[
+        bool, option("Slow the guest down in steps if it writes faster than the network carries.")
+    ] = False
+    throttle_initial_percent: Annotated[
+        int, option("CPU time that the first step takes from the guest.", PERCENT, ge=1, le=99)
+    ] = 20
+    throttle_increment_percent: Annotated[
+        int, option("CPU time that each further step takes in addition.", PERCENT, ge=1, le=99)
+    ] = 10
+    throttle_max_percent: Annotated[
+        int, option("CPU time that all steps together take at most.", PERCENT, ge=1, le=99)
+    ] = 99
+    connect_timeout_ns: Annotated[
+        int, option("Give up if the receiver cannot be reached within this time.", DURATION, ge=0)
+    ] = 3 * NS_PER_S
+    verify: Annotated[
+        bool, option("Compare a digest of all memory while both sides are paused. This makes the pause longer.")
+    ] = False
+    quit_source: Annotated[
+        bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
+        super().check()
+        if self.throttle_initial_percent > self.throttle_max_percent:
+            raise UsageError(
+                f"--throttle-initial is {self.throttle_initial_percent}, more than --throttle-max "
+                f"({self.throttle_max_percent}); the first step cannot exceed the maximum"
+            )
+
+
+class SaveConfig(_LiveConfig, frozen=True, kw_only=True):
+    """How a guest is saved to a file. Both formats are QEMU's."""
+
+    format: Annotated[
+        str,
+        option(
+            "mapped-ram: each page at its own place, for many workers and QEMU 9.0 or newer. "
+            "stream: pages one after the other, for every QEMU.",
+            choices=SNAPSHOT_FORMATS,
+        ),
+    ] = "mapped-ram"
+    replace: Annotated[bool, option("Replace FILE if it exists.", name="force")] = False
 
 
 class RestoreConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How a guest is restored from a file.
+    """How a guest is restored from a file."""
 
-    Attributes:
-        workers: processes that read.
-        paused: leave the guest paused, whatever it was when it was saved.
-    """
-
-    workers: int = msgspec.field(default_factory=default_workers)
-    paused: bool = False
+    workers: Workers = msgspec.field(default_factory=default_workers)
+    paused: Annotated[bool, option("Leave the guest paused, even if it ran when it was saved.")] = False
 
     def check(self) -> None:
-        """Raise :class:`UsageError` naming the first value that makes no sense."""
-        if not 1 <= self.workers <= MAX_WORKERS:
-            raise UsageError(f"workers must be 1 to {MAX_WORKERS}, not {self.workers}")
+        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
+        check_options(self)
 
 
 class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How the destination listens.
+    """How the destination listens."""
 
-    Attributes:
-        listen: URI of the control channel, ``zmq+tcp://ADDRESS:PORT`` or ``tcp://``; port 0 takes a free one.
-        paths: local addresses for the data channels; empty: the listen address.
-        data_ports: first and last port for state and data channels; (0, 0) takes free ones.
-        insecure: listen on addresses other than loopback without keys.
-        wait_ns: how long to wait for a sender; 0 is for ever.
-        max_state_bytes: of device state that is taken; a source with more fails.
-    """
+    listen: Annotated[
+        str,
+        option(
+            "Where to wait for the sender: zmq+tcp://ADDRESS:PORT or tcp://ADDRESS:PORT. Port 0 takes a free port, "
+            "which the line 'listening on URI' shows.",
+            TEXT,
+            metavar="URI",
+            required=True,
+        ),
+    ] = "zmq+tcp://127.0.0.1:4600"
+    paths: Annotated[
+        tuple[str, ...],
+        option(
+            "A local address for page data; repeat the option for more addresses.",
+            metavar="ADDR",
+            name="path",
+            shown="the address of --listen",
+        ),
+    ] = ()
+    data_ports: Annotated[
+        tuple[int, int], option("Ports for device state and page data, for a firewall.", PORTS, shown="any free port")
+    ] = (0, 0)
+    insecure: Annotated[
+        bool, option("Allow addresses other than loopback, although there are no keys and no encryption.")
+    ] = False
+    wait_ns: Annotated[
+        int, option("Give up if no suitable sender comes within this time.", DURATION, shown="forever", ge=0)
+    ] = 0
+    max_state_bytes: Annotated[int, option("Accept at most this much device state.", SIZE, ge=0)] = GIB
 
-    listen: str = "zmq+tcp://127.0.0.1:4600"
-    paths: tuple[str, ...] = ()
-    data_ports: tuple[int, int] = (0, 0)
-    insecure: bool = False
-    wait_ns: int = 0
-    max_state_bytes: int = GIB
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
+        check_options(self)
+
+
+class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the demonstration migrates."""
+
+    guest: Annotated[
+        str,
+        option(
+            "What to migrate. kvm needs /dev/kvm; qemu starts two QEMUs under emulation.",
+            choices=("synthetic", "kvm", "qemu"),
+        ),
+    ] = "synthetic"
+    memory_bytes: Annotated[int, option("Memory of the guest; the host needs twice as much.", SIZE, gt=0)] = GIB
+    dirty_rate_bytes_per_s: Annotated[
+        int, option("(synthetic, kvm) How fast the guest writes to its memory.", RATE, ge=0)
+    ] = 100 * MIB
+    pattern: Annotated[
+        str,
+        option("(synthetic, kvm) Where the guest writes. kvm knows random and sequential only.", choices=PATTERNS),
+    ] = "random"
+    vcpus: Annotated[int, option("(kvm) Virtual CPUs of the guest.", COUNT, ge=1, le=64)] = 2
+    kernel: Annotated[str, option("(qemu) Linux kernel to boot.", FILE, shown="firmware only")] = ""
+    initrd: Annotated[str, option("(qemu) Initial RAM disk of the kernel.", FILE, shown="none")] = ""
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
+        check_options(self)
+
+
+def _check_pause_limits(config: _LiveConfig) -> None:
+    """Raise :class:`UsageError` unless a pause of an allowed length can end before the switchover timeout."""
+    longest_ns = max(config.downtime_limit_ns, config.max_downtime_ns)
+    if config.switchover_timeout_ns <= longest_ns:
+        raise UsageError(
+            f"--switchover-timeout is {write_duration_ns(config.switchover_timeout_ns)}, but --downtime-limit and "
+            f"--max-downtime allow a pause of {write_duration_ns(longest_ns)}; give a longer --switchover-timeout"
+        )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import humanfriendly
 
 from parmig.errors import UsageError
@@ -10,6 +12,17 @@ from parmig.errors import UsageError
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
+
+
+def parse_number(text: str) -> int:
+    """The whole number in *text*.
+
+    Raises:
+        UsageError: *text* is not a number.
+    """
+    if not re.fullmatch(r"[0-9]{1,20}", text.strip()):
+        raise UsageError(f"{text!r} is not a whole number; write digits only, like 4")
+    return int(text)
 
 
 def parse_size(text: str) -> int:
@@ -46,6 +59,23 @@ def parse_duration_ns(text: str) -> int:
         return round(float(humanfriendly.parse_timespan(text)) * NS_PER_S)
     except humanfriendly.InvalidTimespan as error:
         raise UsageError(f"{text!r} is not a duration; write it like 300ms, 10s or 5m") from error
+
+
+def write_size(size_bytes: int) -> str:
+    """*size_bytes* as :func:`parse_size` reads it, without loss: ``4MiB``, ``4097 bytes``."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size_bytes and size_bytes % unit == 0:
+            return f"{size_bytes // unit}{name}"
+    return f"{size_bytes} bytes" if size_bytes else "0"
+
+
+def write_duration_ns(duration_ns: int) -> str:
+    """*duration_ns* as :func:`parse_duration_ns` reads it: ``300ms``, ``30s``."""
+    if duration_ns % NS_PER_S == 0:
+        return f"{duration_ns // NS_PER_S}s" if duration_ns else "0"
+    if duration_ns % NS_PER_MS == 0:
+        return f"{duration_ns // NS_PER_MS}ms"
+    return f"{duration_ns / NS_PER_MS:.6f}".rstrip("0") + "ms"
 
 
 def format_size(size_bytes: float) -> str:

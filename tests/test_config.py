@@ -6,7 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from parmig.config import MAX_WORKERS, Path, ReceiveConfig, SendConfig, default_workers, parse_path
+from parmig.config import (
+    MAX_WORKERS,
+    DemoConfig,
+    Path,
+    ReceiveConfig,
+    RestoreConfig,
+    SaveConfig,
+    SendConfig,
+    default_workers,
+    parse_path,
+)
 from parmig.errors import UsageError
 from parmig.units import KIB, MIB
 
@@ -54,11 +64,50 @@ def test_the_defaults_make_sense() -> None:
         ("throttle_max_percent", 100),
         ("throttle_max_percent", 19),
         ("transport", "pigeon"),
+        ("compress", "rar"),
+        ("tracker", "guess"),
+        ("switchover_timeout_ns", 0),
+        ("switchover_timeout_ns", 300_000_000),
+        ("max_downtime_ns", 30_000_000_000),
+        ("connect_timeout_ns", -1),
+        ("workers", "two"),
+        ("paths", ("10.0.0.1",)),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
     with pytest.raises(UsageError):
         msgspec.structs.replace(SendConfig(), **{field: value}).check()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SendConfig(workers=65), "--workers: 65 is not allowed; expected a number from 1 to 64"),
+        (SendConfig(downtime_limit_ns=0), "--downtime-limit: 0 is not allowed; expected a duration of more than 0"),
+        (SaveConfig(format="tar"), "--format: 'tar' is unknown; expected one of mapped-ram, stream"),
+        (RestoreConfig(workers=0), "--workers: 0 is not allowed; expected a number from 1 to 64"),
+        (ReceiveConfig(wait_ns=-1), "--wait: -0.000001ms is not allowed; expected a duration of at least 0"),
+        (DemoConfig(vcpus=65), "--vcpus: 65 is not allowed; expected a number from 1 to 64"),
+        (
+            SaveConfig(max_downtime_ns=60_000_000_000),
+            "--switchover-timeout is 30s, but --downtime-limit and --max-downtime allow a pause of 60s; "
+            "give a longer --switchover-timeout",
+        ),
+        (
+            SendConfig(throttle_initial_percent=50, throttle_max_percent=40),
+            "--throttle-initial is 50, more than --throttle-max (40); the first step cannot exceed the maximum",
+        ),
+    ],
+)
+def test_a_refusal_says_what_was_found_and_what_was_expected(config: Any, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.check()
+    assert str(caught.value) == words
+
+
+def test_limits_themselves_are_allowed() -> None:
+    SendConfig(workers=64, batch_bytes=256 * KIB, throttle_initial_percent=99, throttle_max_percent=99).check()
+    SendConfig(workers=1, batch_bytes=4 * MIB, switchover_timeout_ns=300_000_001).check()
 
 
 def test_a_configuration_survives_a_process_border() -> None:

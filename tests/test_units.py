@@ -6,7 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parmig.errors import UsageError
-from parmig.units import GIB, KIB, MIB, format_ms, format_rate, format_size, parse_duration_ns, parse_rate, parse_size
+from parmig.units import (
+    GIB,
+    KIB,
+    MIB,
+    format_ms,
+    format_rate,
+    format_size,
+    parse_duration_ns,
+    parse_number,
+    parse_rate,
+    parse_size,
+    write_duration_ns,
+    write_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +84,34 @@ def test_sizes_and_rates_are_printed_in_iec_units() -> None:
 @pytest.mark.parametrize(("milliseconds", "text"), [(12.34, "12.3 ms"), (9999.9, "9999.9 ms"), (12_340.0, "12.3 s")])
 def test_long_times_are_printed_in_seconds(milliseconds: float, text: str) -> None:
     assert format_ms(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0"), (1, "1 bytes"), (4 * MIB, "4MiB"), (MIB + KIB, "1025KiB"), (GIB, "1GiB"), (4097, "4097 bytes")],
+)
+def test_a_written_size_is_exact(size_bytes: int, text: str) -> None:
+    assert write_size(size_bytes) == text
+
+
+@given(st.integers(0, 1 << 50))
+def test_a_written_size_is_read_as_the_same_size(size_bytes: int) -> None:
+    assert parse_size(write_size(size_bytes)) == size_bytes
+
+
+@given(st.integers(0, 10_000_000))
+def test_a_written_duration_is_read_as_the_same_duration(milliseconds: int) -> None:
+    duration_ns = milliseconds * 1_000_000
+    assert parse_duration_ns(write_duration_ns(duration_ns)) == duration_ns
+
+
+@pytest.mark.parametrize(("duration_ns", "text"), [(0, "0"), (300_000_000, "300ms"), (30_000_000_000, "30s")])
+def test_a_duration_is_written_in_the_largest_unit_that_fits(duration_ns: int, text: str) -> None:
+    assert write_duration_ns(duration_ns) == text
+
+
+def test_a_number_has_digits_only() -> None:
+    assert parse_number(" 12 ") == 12
+    for text in ("", "-1", "1.5", "two", "1" * 21):
+        with pytest.raises(UsageError, match="is not a whole number; write digits only, like 4"):
+            parse_number(text)

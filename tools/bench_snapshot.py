@@ -27,21 +27,11 @@ import numpy as np
 
 from parmig.engine.report import DowntimePhases, Report
 from parmig.stream import TARGET_PAGE_BYTES, MigrationDataFile
-from parmig.stream.ram_words import (
-    BlockEntry,
-    Index,
-    PageRun,
-    Pages,
-    RamWordReader,
-    ZeroRun,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-    part_section,
-    read_setup,
-    write_block_list,
-)
-from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader, SectionWriter
+from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
+from parmig.stream.ram_encode import Index, Pages, encode_page_words, encode_zero_words, page_words_bytes, part_section
+from parmig.stream.ram_words import PageRun, RamWordReader, ZeroRun
+from parmig.stream.section_writer import SectionWriter
+from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.transport.file import FileTransport
 from parmig.transport.transport import Buffer
 from tools.bench_lab import (

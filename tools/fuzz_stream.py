@@ -26,14 +26,9 @@ import numpy as np
 from parmig.errors import StreamError
 from parmig.stream import MigrationDataFile, xbzrle
 from parmig.stream import vmdescription as vmd
-from parmig.stream.ram_words import (
-    EncodedPage,
-    RamWordReader,
-    encode_page_words,
-    encode_zero_words,
-    read_setup,
-    write_block_list,
-)
+from parmig.stream.ram_blocks import read_setup, write_block_list
+from parmig.stream.ram_encode import encode_page_words, encode_zero_words
+from parmig.stream.ram_words import EncodedPage, RamWordReader
 from tests.stream.streams import BLOCKS, DEVICE, DEVICE_BYTES, each_page, put, read_whole, reading, whole_stream
 
 MEMORY_LIMIT_BYTES = 64 << 20

@@ -18,16 +18,9 @@ import numpy as np
 
 from parmig.stream import TARGET_PAGE_BYTES, MigrationDataFile
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, MigrationCommand
-from parmig.stream.ram_words import (
-    BlockEntry,
-    Pages,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-    part_section,
-    write_block_list,
-)
-from parmig.stream.sections import SectionWriter
+from parmig.stream.ram_blocks import BlockEntry, write_block_list
+from parmig.stream.ram_encode import Pages, encode_page_words, encode_zero_words, page_words_bytes, part_section
+from parmig.stream.section_writer import SectionWriter
 from parmig.stream.vmdescription import (
     DeviceDescription,
     FieldDescription,

@@ -9,11 +9,19 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import get_args
+
+from typer.models import OptionInfo
 
 from parmig import errors, status
+from parmig.cli import demo, receive, restore, save, send
+from parmig.cli import inspect as inspect_command
 
 ROOT = Path(__file__).resolve().parent.parent
+
+COMMANDS = (demo.demo, receive.receive, send.send, save.save, restore.restore, inspect_command.inspect)
 
 EXIT_CODES = {
     0: "completed",
@@ -53,13 +61,38 @@ def error_table() -> str:
     return "\n".join(lines)
 
 
+def option_table(command: Callable[..., None]) -> str:
+    """Arguments and options of *command* with their defaults and help texts."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for one in inspect.signature(command).parameters.values():
+        kind, described = get_args(one.annotation)[0], get_args(one.annotation)[1]
+        words = [described.default if isinstance(described, OptionInfo) else "", described.metavar or ""]
+        default = str(one.default)
+        if one.default is inspect.Parameter.empty:
+            default = "required"
+        elif isinstance(described.show_default, str):
+            default = described.show_default
+        elif kind is bool:
+            default = "off"
+        lines.append(_row(f"`{' '.join(filter(None, words))}`", default, described.help or ""))
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def status_diagram() -> str:
     """The status machine as a Mermaid block."""
     return f"```mermaid\n{status.mermaid()}\n```"
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "docs/cli.md": {"exit-codes": exit_code_table, "errors": error_table},
+    "docs/cli.md": {
+        **{f"options-{one.__name__}": partial(option_table, one) for one in COMMANDS},
+        "exit-codes": exit_code_table,
+        "errors": error_table,
+    },
     "docs/architecture.md": {"status": status_diagram},
 }
 """File to the tables in it, by name."""

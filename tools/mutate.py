@@ -38,7 +38,7 @@ NOTICED = ("killed", "timeout")
 
 STATE_TESTS = {
     "arrays": ("test_fields", "test_declare"),
-    "base": ("test_fields", "test_registry", "test_declare"),
+    "state_field": ("test_fields", "test_registry", "test_declare"),
     "cursor": ("test_fields", "test_registry", "test_structs"),
     "declare": ("test_declare",),
     "device": ("test_registry", "test_declare"),

@@ -51,7 +51,11 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     )
     inbox.tell(WorkerReady(transport.bind(endpoint).port))
     ram = MigrationRamReceive(
-        worker=setup.worker, blocks=blocks, codec=codec(setup.codec), shared=shared, batch_bytes=setup.batch_bytes
+        worker=setup.worker,
+        blocks=blocks,
+        codecs=[codec(name) for name in setup.codecs],
+        shared=shared,
+        batch_bytes=setup.batch_bytes,
     )
     poller = Poller(transport, inbox.fileno())
     digester = RegionDigester()

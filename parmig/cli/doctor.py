@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parmig.cli import options as o
 from parmig.cli.output import print_json
 from parmig.cli.summary import PIPE_COLUMNS
 from parmig.version import __version__
@@ -21,22 +22,21 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "limited": "yellow", "missing": "red"}
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
-) -> None:
-    """Say what this host can do, and what to do about what it cannot.
+@o.command()
+def doctor(output: o.JsonOutput) -> None:
+    """Show what this host can do, and how to enable what it cannot do.
 
-    Exit code 0 means that a migration is possible here at all.
+    Exit code 0 means that migrations are possible on this host.
     """
     from parmig.probes import migration_possible, probe_host
 
     probes = probe_host()
     possible = migration_possible(probes)
-    if as_json:
+    if output.json:
         print_json({"parmig": __version__, "possible": possible, "probes": probes})
     else:
         _print_table(probes)
-        typer.echo("a migration is possible here" if possible else "no migration is possible here")
+        typer.echo("migrations are possible on this host" if possible else "migrations are not possible on this host")
     raise typer.Exit(0 if possible else 1)
 
 

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from parmig.cli import options as o
 from parmig.cli.output import print_json
 from parmig.cli.summary import PIPE_COLUMNS
 from parmig.errors import UsageError
+from parmig.options import option
 from parmig.units import format_size
 
 if TYPE_CHECKING:
@@ -23,27 +26,33 @@ LONGEST_VALUE = 64
 """Characters of a value on a line; JSON has all of it."""
 
 
+class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which values are printed besides the tables."""
+
+    fields: Annotated[bool, option("Print the values of all devices.")] = False
+    device: Annotated[
+        str, option("Print the values of this device only; of instance N if given.", metavar="NAME[/N]", shown="none")
+    ] = ""
+
+
+@o.command()
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A stream or a snapshot; - reads standard input.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
-    fields: Annotated[bool, typer.Option("--fields", help="Print the values of every device too.")] = False,
-    device: Annotated[
-        str,
-        typer.Option("--device", metavar="NAME[/N]", show_default="none", help="Print the values of this device."),
-    ] = "",
+    options: InspectOptions,
+    output: o.JsonOutput,
 ) -> None:
-    """Say what a stream or snapshot holds, QEMU's own too: sections, memory, devices and their values.
+    """Show what a stream or snapshot contains, also one that QEMU wrote: sections, memory, devices and their values.
 
-    Exit code 1 if it is damaged, cut short or no stream at all; it is described as far as it goes.
+    Exit code 1 means that it is damaged, incomplete or not a stream; parmig describes the part that is readable.
     """
     from parmig.inspection import inspect_file
 
     try:
         found = inspect_file(file)
-        shown = _chosen(found, device) if device else found.devices if fields else []
+        shown = _chosen(found, options.device) if options.device else found.devices if options.fields else []
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
-    if as_json:
+    if output.json:
         print_json(found)
     else:
         _print(found, shown)

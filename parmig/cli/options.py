@@ -1,92 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands share, and how their text is read.
+"""From declared options to the parameters that typer reads, and back to structures.
 
 A value that cannot be read ends the program with usage help and exit code 2, before anything is touched.
 """
 
 from __future__ import annotations
 
-import enum
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 import typer
+from typer.models import OptionInfo
 
-from parmig.config import MAX_WORKERS, Path, SendConfig, parse_path
+from parmig.cli.config_file import read_table
 from parmig.errors import UsageError
-from parmig.units import NS_PER_MS, NS_PER_S, format_size, parse_duration_ns, parse_rate, parse_size
-
-Value = TypeVar("Value")
-
-_DEFAULTS = SendConfig()
-
-
-def _reader(parse: Callable[[str], Value]) -> Callable[[str | Value], Value]:
-    """*parse* for typer: a default is a value already, and a UsageError becomes a usage message."""
-
-    def read(text: str | Value) -> Value:
-        if not isinstance(text, str):
-            return text
-        try:
-            return parse(text)
-        except UsageError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return read
-
-
-class PortRange(msgspec.Struct, frozen=True):
-    """First and last port of a range."""
-
-    first: int
-    last: int
-
-
-def _parse_ports(text: str) -> PortRange:
-    first, separator, last = text.partition("-")
-    if not (separator and first.isdecimal() and last.isdecimal()):
-        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
-    if not 1 <= int(first) <= int(last) <= 65535:
-        raise UsageError(f"ports {text} must ascend and lie between 1 and 65535")
-    return PortRange(int(first), int(last))
-
-
-read_size = _reader(parse_size)
-read_rate = _reader(parse_rate)
-read_duration = _reader(parse_duration_ns)
-read_path = _reader(parse_path)
-read_ports = _reader(_parse_ports)
-
-
-class Transport(enum.StrEnum):
-    """Data transports by name."""
-
-    ZMQ = "zmq"
-
-
-class Compress(enum.StrEnum):
-    """Codecs by name."""
-
-    NONE = "none"
-    LZ4 = "lz4"
-
-
-class Tracker(enum.StrEnum):
-    """Dirty logs by name."""
-
-    AUTO = "auto"
-    PAGEMAP = "pagemap"
-    BITMAP = "bitmap"
-    DIGEST = "digest"
-
-
-class Format(enum.StrEnum):
-    """Formats of snapshots by name."""
-
-    MAPPED_RAM = "mapped-ram"
-    STREAM = "stream"
-
+from parmig.options import Option, option, options_of
 
 GuestOption = Annotated[
     str,
@@ -94,109 +26,146 @@ GuestOption = Annotated[
         "--guest", metavar="GUEST", help="qemu:QMP-SOCKET, kvm[:OPTIONS], or synthetic[:OPTIONS].", show_default=False
     ),
 ]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, max=MAX_WORKERS, metavar="N", help="Worker processes on each side.")
-]
-TransportOption = Annotated[Transport, typer.Option("--transport", help="What carries the pages.")]
-CompressOption = Annotated[Compress, typer.Option("--compress", help="How pages are packed.")]
-TrackerOption = Annotated[Tracker, typer.Option("--tracker", help="How writes to memory are noticed.")]
-FormatOption = Annotated[
-    Format, typer.Option("--format", help="mapped-ram: pages at fixed places; stream: one after the other.")
-]
-BatchOption = Annotated[
-    int,
-    typer.Option(
-        "--batch",
-        parser=read_size,
-        metavar="SIZE",
-        show_default=format_size(_DEFAULTS.batch_bytes).replace(" ", ""),
-        help="Guest bytes in one message.",
-    ),
-]
-BandwidthOption = Annotated[
-    int,
-    typer.Option(
-        "--max-bandwidth",
-        parser=read_rate,
-        metavar="RATE",
-        show_default="no limit",
-        help="Limit of all workers together, like 500MiB/s.",
-    ),
-]
-DowntimeLimitOption = Annotated[
-    int,
-    typer.Option(
-        "--downtime-limit",
-        parser=read_duration,
-        metavar="DURATION",
-        show_default=f"{_DEFAULTS.downtime_limit_ns // NS_PER_MS}ms",
-        help="Pause the guest once the rest can be carried in this time.",
-    ),
-]
-MaxDowntimeOption = Annotated[
-    int,
-    typer.Option(
-        "--max-downtime",
-        parser=read_duration,
-        metavar="DURATION",
-        show_default="off",
-        help="Where rounds no longer shrink, pause all the same if this suffices; off: the migration fails instead.",
-    ),
-]
-AutoConvergeOption = Annotated[
-    bool, typer.Option("--auto-converge", help="Slow a guest that outruns the network down, in steps, until the pause.")
-]
-ThrottleInitialOption = Annotated[
-    int, typer.Option("--throttle-initial", min=1, max=99, metavar="PERCENT", help="Its first step.")
-]
-ThrottleIncrementOption = Annotated[
-    int, typer.Option("--throttle-increment", min=1, max=99, metavar="PERCENT", help="Its further steps.")
-]
-ThrottleMaxOption = Annotated[
-    int, typer.Option("--throttle-max", min=1, max=99, metavar="PERCENT", help="Its last step.")
-]
-TimeoutOption = Annotated[
-    int,
-    typer.Option(
-        "--timeout",
-        parser=read_duration,
-        metavar="DURATION",
-        show_default="none",
-        help="Give up when the pause is not reached in this time.",
-    ),
-]
-SwitchoverTimeoutOption = Annotated[
-    int,
-    typer.Option(
-        "--switchover-timeout",
-        parser=read_duration,
-        metavar="DURATION",
-        show_default="30s",
-        help="Give up, and let the guest go on here, when its pause has not ended in this time.",
-    ),
-]
-ConnectTimeoutOption = Annotated[
-    int,
-    typer.Option(
-        "--connect-timeout",
-        parser=read_duration,
-        metavar="DURATION",
-        show_default=f"{_DEFAULTS.connect_timeout_ns // NS_PER_S}s",
-        help="How long to try to reach the receiver.",
-    ),
-]
-SendPathsOption = Annotated[
-    list[Path],
-    typer.Option(
-        "--path",
-        parser=read_path,
-        metavar="LOCAL-REMOTE",
-        help="A pair of addresses to use; may be given several times.",
-        show_default="the address of URI",
-    ),
-]
-VerifyOption = Annotated[
-    bool, typer.Option("--verify", help="Compare a digest of all memory on both sides while both are paused.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+class JsonOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What every command is asked about its output."""
+
+    json: Annotated[bool, option("Print one JSON object on standard output.")] = False
+
+
+class Output(JsonOutput, frozen=True, kw_only=True):
+    """What a command that moves a guest is asked about its output."""
+
+    quiet: Annotated[bool, option("Show no progress.")] = False
+
+
+class Only(msgspec.Struct, frozen=True):
+    """Metadata of a parameter: these options of its structure, by name, and no others."""
+
+    names: tuple[str, ...]
+
+
+def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function that takes structures of options into one that typer can read.
+
+    Each parameter whose type is a structure with declared options is replaced by these options. The function gets
+    the structure, in which options that nobody gave have their defaults.
+
+    Args:
+        config_file: add ``--config FILE``, which gives values to options that the command line does not give.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        structures: dict[str, tuple[type[msgspec.Struct], list[Option]]] = {}
+        parameters = []
+        for name, hint in get_type_hints(function, include_extras=True).items():
+            if name == "return":
+                continue
+            struct, options = _declared(hint)
+            if struct is None:
+                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint))
+            else:
+                structures[name] = struct, options
+                parameters += map(_parameter, options)
+        if config_file:
+            parameters.append(_CONFIG_FILE)
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            values.pop(_CONFIG_FILE.name, None)  # its callback has done all there is to do
+            made = {
+                name: struct(**dict(given for one in options if (given := _value(one, values))))
+                for name, (struct, options) in structures.items()
+            }
+            function(**values, **made)
+
+        parameters.sort(key=lambda one: one.default is not inspect.Parameter.empty)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _declared(hint: Any) -> tuple[type[msgspec.Struct] | None, list[Option]]:
+    """The structure that *hint* names and its options, or None where it is anything else."""
+    base, *metadata = get_args(hint) or (hint,)
+    if not (isinstance(base, type) and issubclass(base, msgspec.Struct)):
+        return None, []
+    options = options_of(base)
+    only = next((one.names for one in metadata if isinstance(one, Only)), tuple(options))
+    return base, [options[name] for name in only]
+
+
+def _parameter(one: Option) -> inspect.Parameter:
+    """The parameter that typer makes an option of."""
+    kind: Any = bool if one.is_flag else list[str] if one.is_repeated else str
+    default: Any = one.default if one.is_flag or str(one.default) == one.shown else None
+    described = typer.Option(
+        f"--{one.name}",
+        help=one.help,
+        metavar=None if one.is_flag else one.metavar,
+        parser=None if one.is_flag else _reader(one),
+        show_default=False if one.required or one.is_flag else True if default is not None else one.shown,
+    )
+    return inspect.Parameter(
+        one.name.replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind, described],
+        default=inspect.Parameter.empty if one.required else default,
+    )
+
+
+def _reader(one: Option) -> Callable[[Any], Any]:
+    """What typer calls with the text of a value; a UsageError becomes a message that names the option."""
+
+    def read(text: Any) -> Any:
+        try:
+            return one.read(text) if isinstance(text, str) else text  # else: the default
+        except UsageError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return read
+
+
+def _value(one: Option, values: dict[str, Any]) -> tuple[str, Any] | None:
+    """Field and value of an option that was given, taken out of *values*."""
+    value = values.pop(one.name.replace("-", "_"))
+    if value is None or value == []:
+        return None
+    return one.field, tuple(value) if one.is_repeated else value
+
+
+def _load_config_file(context: typer.Context, path: Path | None) -> None:
+    """Let the values in the file at *path* be what options are that the command line does not give."""
+    if path is None or context.command.callback is None:
+        return
+    known = {
+        one.name.replace("_", "-"): get_args(one.annotation)[0]
+        for one in inspect.signature(context.command.callback).parameters.values()
+        if isinstance(get_args(one.annotation)[1], OptionInfo) and one.name != _CONFIG_FILE.name
+    }
+    try:
+        table = read_table(path, str(context.info_name), known)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    context.default_map = {name.replace("-", "_"): value for name, value in table.items()}
+
+
+_CONFIG_FILE = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Read options from the table of this command in a TOML file. The command line has priority.",
+            show_default="none",
+            callback=_load_config_file,
+            is_eager=True,
+            expose_value=False,
+        ),
+    ],
+)

@@ -12,37 +12,35 @@ from parmig.cli import options as o
 from parmig.cli.output import run
 from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.signals import cancelling
-from parmig.config import RestoreConfig, default_workers
+from parmig.config import RestoreConfig
 from parmig.engine.report import Report
 
 
+@o.command()
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What parmig save wrote, or QEMU.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that parmig save or QEMU wrote.")],
     guest: o.GuestOption,
-    workers: o.WorkersOption = default_workers(),
-    paused: Annotated[bool, typer.Option("--paused", help="Leave the guest paused.")] = False,
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    config: RestoreConfig,
+    output: o.Output,
 ) -> None:
     """Start a guest from FILE, in a monitor that waits for it.
 
-    All of FILE is checked before the guest is touched; after a failure it never runs.
+    parmig checks all of FILE before it touches the guest. If anything fails, the guest never runs.
     """
-    config = RestoreConfig(workers=workers, paused=paused)
-    run(lambda: _restore(guest, file, config, quiet), side="destination", guest=guest, as_json=as_json)
+    run(lambda: _restore(guest, file, config, output), side="destination", guest=guest, as_json=output.json)
 
 
-def _restore(guest_text: str, file: Path, config: RestoreConfig, quiet: bool) -> Report:
+def _restore(guest_text: str, file: Path, config: RestoreConfig, output: o.Output) -> Report:
     from parmig.processes import warm_up
 
     config.check()
     warm_up()  # the workers' imports run beside the ones below
 
-    from parmig.engine.demo import check_arrived
+    from parmig.engine.arrival import check_arrived
     from parmig.guests.registry import open_guest
     from parmig.snapshot.restorer import SnapshotRestorer
 
-    with open_guest(guest_text, incoming=True) as guest, showing_progress(quiet=quiet) as progress:
+    with open_guest(guest_text, incoming=True) as guest, showing_progress(quiet=output.quiet) as progress:
         restorer = SnapshotRestorer(guest, file, config, progress=progress)
         with cancelling(restorer.cancel):
             report = restorer.start()

@@ -11,11 +11,28 @@ from collections.abc import Sequence
 from parmig.engine.peer_messages import Accept, Configure
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.codecs.registry import CODECS
+from parmig.ram.codecs import registry as codecs
 from parmig.units import format_size
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does and the other side must do too."""
+
+
+def offer() -> tuple[str, ...]:
+    """What a side names among its capabilities: what it does, and the codecs that it knows."""
+    return (*CAPABILITIES, *(_codec_feature(name) for name in codecs.names()))
+
+
+def agreed_codecs(wish: Configure) -> tuple[str, ...]:
+    """(destination) The codecs that both sides know; a batch may use any of them.
+
+    A source that names none uses only the one that it wishes.
+    """
+    return tuple(name for name in codecs.names() if name == wish.codec or _codec_feature(name) in wish.capabilities)
+
+
+def _codec_feature(name: str) -> str:
+    return f"codec-{name}"
 
 
 MAX_REGIONS = 1 << 20
@@ -72,8 +89,8 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
     found = guest_mismatches(info, message.kind, message.machine)
     found += block_mismatches(blocks, message.blocks)
     found += capability_mismatches(message.capabilities)
-    if message.codec not in CODECS:
-        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(CODECS)})")
+    if message.codec not in codecs.names():
+        found.append(f"compression {message.codec!r}: not known here (known: {', '.join(codecs.names())})")
     if message.transport != "zmq":
         found.append(f"transport {message.transport!r}: not known here (known: zmq)")
     if message.credit_bytes < message.batch_bytes:

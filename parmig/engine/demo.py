@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import msgspec
 import psutil
 
-from parmig.config import ReceiveConfig, SendConfig
+from parmig.config import DemoConfig, ReceiveConfig, SendConfig
+from parmig.engine.arrival import check_arrived
 from parmig.engine.report import ErrorReport, Progress, Report
-from parmig.errors import CancelledError, GuestError, HostRefusedError, LimitExceededError, ParmigError, UsageError
+from parmig.errors import CancelledError, HostRefusedError, LimitExceededError, ParmigError, UsageError
 from parmig.guests.guest import Guest
 from parmig.guests.registry import open_guest
-from parmig.units import GIB, MIB, NS_PER_S, format_size
+from parmig.units import NS_PER_S, format_size
 
 LISTEN_LIMIT_S = 20.0
 """For the receiver to prepare its guest and accept; a QEMU under emulation needs a few seconds of it."""
@@ -28,80 +27,24 @@ LISTEN_LIMIT_S = 20.0
 RECEIVER_END_LIMIT_S = 30.0
 """For the receiver to end after the sender did; it ends at once unless its own limits run out first."""
 
-GO_ON_S = 0.5
-"""How long the guest goes on at the destination before its memory is checked."""
-
-CHECK_PHASE = "check"
-
-
-class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What to show.
-
-    Attributes:
-        guest: ``synthetic``, ``kvm`` or ``qemu``.
-        memory_bytes: of the guest; it is needed twice, for both sides are here.
-        dirty_rate_bytes_per_s: (synthetic, kvm) how fast the guest writes.
-        pattern: (synthetic, kvm) where it writes; kvm knows ``random`` and ``sequential``.
-        vcpus: (kvm) how many virtual CPUs it has.
-        kernel: (qemu) file of the Linux kernel to boot; empty: firmware only.
-        initrd: (qemu) its initial RAM disk.
-        send: how to migrate.
-    """
-
-    guest: str = "synthetic"
-    memory_bytes: int = 1 * GIB
-    dirty_rate_bytes_per_s: int = 100 * MIB
-    pattern: str = "random"
-    vcpus: int = 2
-    kernel: str = ""
-    initrd: str = ""
-    send: SendConfig
-
-
-class _Discard:
-    """A sink for state that nobody wants: the guest is only paused, not moved."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Forget *data*."""
-
-
-def check_arrived(guest: Guest, report: Report) -> bool:
-    """Let a guest that can check itself go on for a moment, then pause it and have it check.
-
-    Only guests whose program knows what its memory must hold have a method ``check()``, which raises
-    GuestError. A failed check becomes the error of *report*.
-
-    Returns:
-        whether the guest was checked and is right.
-    """
-    check: Callable[[], None] | None = getattr(guest, "check", None)
-    if check is None or report.error is not None:
-        return False
-    time.sleep(GO_ON_S)
-    try:
-        if guest.is_running():
-            guest.pause(_Discard())
-        check()
-    except GuestError as error:
-        report.status = "failed"
-        report.error = ErrorReport(type=type(error).__name__, message=str(error), phase=CHECK_PHASE)
-        return False
-    return True
-
 
 class Demo:
     """One demonstration.
 
     Args:
         config: what to show.
-        progress: is told how the source gets on, from the thread that calls run().
+        sending: how to migrate.
+        progress: called with the progress of the source, from the thread that calls run().
 
     Attributes:
         checked: after run(): whether the guest checked itself at the destination and is right.
     """
 
-    def __init__(self, config: DemoConfig, *, progress: Callable[[Progress], None] | None = None) -> None:
+    def __init__(
+        self, config: DemoConfig, sending: SendConfig, *, progress: Callable[[Progress], None] | None = None
+    ) -> None:
         self._config = config
+        self._sending = sending
         self._progress = progress
         self.checked = False
         self._cancelled = False
@@ -125,7 +68,8 @@ class Demo:
             GuestError: a guest could not be started.
             CancelledError: cancelled before the migration began.
         """
-        self._config.send.check()
+        self._config.check()
+        self._sending.check()
         require_memory(self._config.memory_bytes)
         with ExitStack() as stack:
             source_text, destination_text = self._guests(stack)
@@ -156,7 +100,7 @@ class Demo:
         self._cancel_side = receiving.cancel
         self._raise_if_cancelled()
         with receiving:
-            sender = MigrationSender(source, receiving.uri(), self._config.send, progress=self._progress)
+            sender = MigrationSender(source, receiving.uri(), self._sending, progress=self._progress)
             self._cancel_side = sender.cancel  # and only that: the receiver hears of it from the sender
             self._raise_if_cancelled()
             report = sender.start()

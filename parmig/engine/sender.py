@@ -10,7 +10,7 @@ from typing import Any
 
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, events, peer_messages
-from parmig.engine.agreement import CAPABILITIES, check_accept, told
+from parmig.engine.agreement import check_accept, offer, told
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do
@@ -150,7 +150,7 @@ class MigrationSender(SourceSide):
             running=self._thread.call(self._guest.is_running),
             verify=config.verify,
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=CAPABILITIES,
+            capabilities=offer(),
         )
         self._control.write(wish)
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.admission import told_host
-from parmig.engine.agreement import CAPABILITIES
+from parmig.engine.agreement import agreed_codecs, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
@@ -93,7 +93,7 @@ class ReceiveSession:
                 file_offsets_bytes=tuple(one.file_offset_bytes for one in self._memory),
                 uri=str(Endpoint(DATA_SCHEME, self._host(worker), self._take_port())),
                 session=self.token,
-                codec=wish.codec,
+                codecs=agreed_codecs(wish),
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
@@ -134,7 +134,7 @@ class ReceiveSession:
             session=self.token,
             state=DataEndpoint(told_host(self._state_endpoint.host), self._state_endpoint.port),
             data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w]) for w in range(wish.workers)),
-            capabilities=CAPABILITIES,
+            capabilities=offer(),
         )
 
     def pollables(self) -> list[int]:

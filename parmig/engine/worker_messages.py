@@ -45,7 +45,7 @@ class ReceiveSetup(MemorySetup, frozen=True):
 
     uri: str
     session: bytes
-    codec: str
+    codecs: tuple[str, ...]
     batch_bytes: int
     credit_bytes: int
 

@@ -252,6 +252,19 @@ class Guest(ABC):
             the instant from which on the guest ran, on the clock of ``time.monotonic_ns()``.
         """
 
+    def self_check(self) -> bool:
+        """After resume(): let the guest run for a moment, pause it, and compare its memory with what its program wrote.
+
+        Only a guest whose program knows what its memory must contain can do this.
+
+        Returns:
+            True: the memory is right. False, the default: there is nothing to check.
+
+        Raises:
+            GuestError: the memory is wrong; says where.
+        """
+        return False
+
     @abstractmethod
     def discard(self) -> None:
         """The migration failed: make sure this copy never runs. Also fine before prepare_incoming()."""

@@ -18,10 +18,10 @@ from parmig.inspection.inspection_report import (
     SectionInspection,
     TrailerInspection,
 )
-from parmig.inspection.memory_reader import MAPPED_RAM, MemoryReader
+from parmig.inspection.memory_reader import MemoryReader
 from parmig.inspection.stream_source import Source, open_source
 from parmig.stream import trailer, vmdescription
-from parmig.stream.configuration import Configuration
+from parmig.stream.configuration import MAPPED_RAM, Configuration
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import (
     MIGRATION_VM_EOF,

@@ -9,15 +9,13 @@ from parmig.errors import StreamDataError, StreamSectionError, StreamVersionErro
 from parmig.inspection.inspection_report import BlockInspection, Inspection
 from parmig.inspection.pages import MOST_MARKED_PAGES, BlockTally, count_mapped
 from parmig.inspection.stream_source import Source
+from parmig.stream.configuration import IGNORE_SHARED, MAPPED_RAM
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import TARGET_PAGE_BYTES
 from parmig.stream.ram_blocks import RAM_IDSTR, RAM_VERSION, BlockEntry, iter_setup
 from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import SectionHead, SectionKind
 from parmig.units import GIB
-
-IGNORE_SHARED, MAPPED_RAM = "x-ignore-shared", "mapped-ram"
-"""Capabilities that change the format of the list of blocks."""
 
 
 class MemoryReader:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from parmig.errors import SnapshotError, StreamDataError
 from parmig.inspection.inspection_report import BlockInspection
 from parmig.stream.mapped_ram import bitmap_bytes
-from parmig.stream.ram_words import BlockEntry, EncodedPage, Encoding, PageRun, ZeroRun
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.ram_words import EncodedPage, Encoding, PageRun, ZeroRun
 from parmig.units import MIB
 
 MOST_MARKED_PAGES = 1 << 28

@@ -21,18 +21,24 @@ class MigrationRamReceive:
     Args:
         worker: its number, for the counters.
         blocks: mappings of the blocks, by number.
-        codec: the negotiated codec.
+        codecs: the agreed codecs; a batch names the one that it was encoded with.
         shared: what the workers of this side share; its bits say which pages exist.
         batch_bytes: the agreed largest batch.
     """
 
     def __init__(
-        self, *, worker: int, blocks: Sequence[BlockMapping], codec: PageCodec, shared: SharedArea, batch_bytes: int
+        self,
+        *,
+        worker: int,
+        blocks: Sequence[BlockMapping],
+        codecs: Sequence[PageCodec],
+        shared: SharedArea,
+        batch_bytes: int,
     ) -> None:
         self._worker = worker
         self._blocks_pages = [mapping.block.pages for mapping in blocks]
-        self._codec = codec
-        self._decoder = codec.decoder()
+        self._codecs = tuple(codecs)
+        self._decoders = {one.number: one.decoder() for one in codecs}
         self._shared = shared
         self._batch_bytes = batch_bytes
         self._placer = PagePlacer(blocks, shared)
@@ -93,8 +99,10 @@ class MigrationRamReceive:
         self._placer.note_placed(header.block, index)
 
     def _decode(self, header: BatchHeader, index: Index, payload: Sequence[memoryview]) -> memoryview:
-        if self._decoder is None or header.codec != self._codec.number or len(payload) != 1:
-            raise ProtocolError(
-                f"batch {header.sequence} is encoded by codec {header.codec}, agreed is {self._codec.name}"
-            )
-        return self._decoder.decode(header.block, index, payload[0], header.raw_bytes)
+        decoder = self._decoders.get(header.codec)
+        if decoder is None:
+            agreed = ", ".join(one.name for one in self._codecs)
+            raise ProtocolError(f"batch {header.sequence} names codec {header.codec}; the agreed codecs are {agreed}")
+        if len(payload) != 1:
+            raise ProtocolError(f"batch {header.sequence} is encoded in {len(payload)} frames; expected one")
+        return decoder.decode(header.block, index, payload[0], header.raw_bytes)

@@ -17,17 +17,17 @@ from parmig.errors import SnapshotError
 from parmig.ram.bits import Bits, runs_of_index, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, RamBlock
 from parmig.ram.shared import SharedArea
-from parmig.snapshot.devices import FILLING, OPAQUE_IDSTR, Description
 from parmig.snapshot.images import data_pages
 from parmig.snapshot.state import GuestState
-from parmig.snapshot.walk import MAPPED_RAM
 from parmig.state.state_saver import describe_configuration
+from parmig.stream.configuration import MAPPED_RAM
 from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.device_part import FILLING, OPAQUE_IDSTR, Description
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, TARGET_PAGE_BYTES
 from parmig.stream.mapped_ram import MappedRamHeader
 from parmig.stream.ram_blocks import RAM_IDSTR, RAM_VERSION, BlockEntry, write_block_list
 from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes, part_section
-from parmig.stream.sections import SectionWriter
+from parmig.stream.section_writer import SectionWriter
 from parmig.stream.trailer import MARKED_SECTION_ID
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, VmDescription
 from parmig.transport.file import FileTransport

@@ -8,11 +8,12 @@ import stat
 from pathlib import Path
 
 from parmig.errors import SnapshotError, SnapshotRefusedError, StreamError
-from parmig.snapshot.devices import Description, find_end
-from parmig.snapshot.walk import IGNORE_SHARED, StreamHead, StreamWalk
 from parmig.stream import trailer
+from parmig.stream.configuration import IGNORE_SHARED
 from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.device_part import Description, find_end
 from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.stream_walk import StreamHead, StreamWalk
 from parmig.transport.file import FileTransport
 
 QEMU = "qemu"

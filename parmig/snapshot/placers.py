@@ -15,10 +15,10 @@ from parmig.ram.place import PagePlacer
 from parmig.ram.place_stream import StreamPlacer
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
-from parmig.snapshot.walk import StreamWalk
 from parmig.snapshot.worker_setup import RestoreSetup
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.ram_words import EncodedPage
+from parmig.stream.stream_walk import StreamWalk
 from parmig.transport.file import FileTransport
 
 BATCH_PAGES = 256

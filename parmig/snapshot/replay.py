@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from parmig.guests.guest import Guest
 from parmig.ram.bits import Bits
 from parmig.snapshot.compose import pieces, put_block, put_head, put_rest
-from parmig.snapshot.devices import find_opaque
 from parmig.snapshot.images import BlockImages
 from parmig.snapshot.opened import QEMU, OpenSnapshot
 from parmig.snapshot.state import GuestState
 from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.device_part import find_opaque
 from parmig.stream.ram_blocks import BlockEntry
-from parmig.stream.sections import SectionWriter
+from parmig.stream.section_writer import SectionWriter
 from parmig.transport.file import FileTransport
 
 

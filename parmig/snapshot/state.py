@@ -20,12 +20,12 @@ from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.place_stream import StreamPlacer
 from parmig.ram.shared import SharedArea
-from parmig.snapshot.devices import Description, find_end
 from parmig.snapshot.images import BlockImages
-from parmig.snapshot.walk import StreamHead, StreamWalk
 from parmig.stream.data_file import MigrationDataFile
+from parmig.stream.device_part import Description, find_end
 from parmig.stream.flags import MIGRATION_VM_FILE_MAGIC
 from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.stream_walk import StreamHead, StreamWalk
 from parmig.transport.file import FileTransport
 
 

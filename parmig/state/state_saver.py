@@ -9,7 +9,7 @@ from parmig.state.device import MigrationState
 from parmig.state.live import LiveState
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import TARGET_PAGE_BYTES
-from parmig.stream.sections import MAX_VMDESCRIPTION_BYTES, SectionWriter
+from parmig.stream.section_writer import MAX_VMDESCRIPTION_BYTES, SectionWriter
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, StructDescription, VmDescription, build
 
 

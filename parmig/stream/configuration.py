@@ -19,6 +19,10 @@ MAX_MACHINE_BYTES = 255
 MAX_CAPABILITIES = 64
 """QEMU has about 25, of which it writes two."""
 UUID_BYTES = 16
+MAPPED_RAM = "mapped-ram"
+"""Capability: pages are at fixed places of the file."""
+IGNORE_SHARED = "x-ignore-shared"
+"""Capability: the stream leaves out memory that both sides share."""
 SUBSECTION_VERSION = 1
 
 _CAPABILITIES = "configuration/capabilities"

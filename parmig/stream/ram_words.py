@@ -32,7 +32,7 @@ from parmig.stream.flags import (
     TARGET_PAGE_BITS,
     TARGET_PAGE_BYTES,
 )
-from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
+from parmig.stream.ram_blocks import BlockEntry
 from parmig.stream.ram_encode import (
     PAGE_NEXT,
     PAGE_STEP_BYTES,
@@ -41,30 +41,9 @@ from parmig.stream.ram_encode import (
     ZERO_STEP_BYTES,
     Index,
     Pages,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-    part_section,
 )
 from parmig.transport.transport import Buffer
 from parmig.units import KIB
-
-__all__ = [
-    "BlockEntry",
-    "EncodedPage",
-    "Encoding",
-    "Index",
-    "PageRun",
-    "Pages",
-    "RamWordReader",
-    "ZeroRun",
-    "encode_page_words",
-    "encode_zero_words",
-    "page_words_bytes",
-    "part_section",
-    "read_setup",
-    "write_block_list",
-]
 
 LEAST_RUN_PAGES, MOST_RUN_BYTES = 8, 512 * KIB
 """How far the reader looks for the end of a run: from a few pages, doubled while runs are longer, to this many bytes.

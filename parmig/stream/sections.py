@@ -34,18 +34,7 @@ from parmig.stream.flags import (
     MIGRATION_VM_VMDESCRIPTION,
     MigrationCommand,
 )
-from parmig.stream.section_writer import MAX_VMDESCRIPTION_BYTES, SectionWriter
-
-__all__ = [
-    "MAX_SECTIONS",
-    "MAX_VMDESCRIPTION_BYTES",
-    "Command",
-    "EndOfStream",
-    "SectionHead",
-    "SectionKind",
-    "SectionReader",
-    "SectionWriter",
-]
+from parmig.stream.section_writer import MAX_VMDESCRIPTION_BYTES
 
 MAX_SECTIONS = 16384
 """Sections with a number of their own; a guest with 255 CPUs has about 1,500. Bounds what a reader remembers."""

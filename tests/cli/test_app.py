@@ -94,7 +94,7 @@ def test_doctor_prints_one_object() -> None:
 def test_doctor_prints_a_line_for_each_thing() -> None:
     result = runner.invoke(app, ["doctor"])
     assert "PAGEMAP_SCAN" in result.stdout
-    assert result.stdout.rstrip().endswith("possible here")
+    assert result.stdout.rstrip().endswith("possible on this host")
 
 
 def test_the_module_of_the_console_script_imports_nothing_heavy() -> None:

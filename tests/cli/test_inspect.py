@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from parmig.cli.app import app
 from parmig.cli.inspect import printable
-from parmig.stream.ram_words import BlockEntry, encode_zero_words
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.ram_encode import encode_zero_words
 from tests.inspection.files import description, device_section, stream
 from tests.stream.streams import DEVICE, whole_stream
 from tests.support import index_of

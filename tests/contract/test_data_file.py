@@ -13,7 +13,8 @@ import zmq
 
 from parmig.errors import StreamTruncatedError
 from parmig.stream import MigrationDataFile
-from parmig.stream.ram_words import RamWordReader, encode_page_words, page_words_bytes
+from parmig.stream.ram_encode import encode_page_words, page_words_bytes
+from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import SectionReader
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import Endpoint, MigrationTransport, parse_uri

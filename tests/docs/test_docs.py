@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
-from parmig.cli import demo, inspect, receive, restore, save, send
+from parmig.cli.app import app
 from parmig.engine import report
 from tools import make_tables
 
@@ -102,16 +103,13 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
     assert documented == list(struct.__struct_fields__)
 
 
-@pytest.mark.parametrize(
-    "command", [demo.demo, receive.receive, send.send, save.save, restore.restore, inspect.inspect]
-)
-def test_every_option_is_documented_in_its_section(command: FunctionType) -> None:
+@pytest.mark.parametrize("command", make_tables.COMMANDS, ids=lambda one: one.__name__)
+def test_every_option_is_documented_in_its_section(command: Callable[..., None]) -> None:
     name = command.__name__
     section = (ROOT / "docs/cli.md").read_text().split(f"## parmig {name}\n")[1].split("\n## ")[0]
-    options = {parameter for parameter in command.__annotations__ if parameter not in ("return", "uri", "file")}
-    for option in options:
-        flag = "--json" if option == "as_json" else f"--{option.replace('_', '-')}"
-        assert f"`{flag}" in section, flag
+    documented = set(re.findall(r"^\| `(--[\w-]+)", section, re.M))
+    help_text = CliRunner().invoke(app, [name, "--help"]).stdout
+    assert documented == set(re.findall(r"^│[ *]+(--[\w-]+)", help_text, re.M)) - {"--help"}
 
 
 def test_every_dependency_has_a_line() -> None:

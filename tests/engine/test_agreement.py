@@ -6,7 +6,16 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from parmig.engine.agreement import CAPABILITIES, MAX_TOLD, block_mismatches, check_accept, check_configure, told
+from parmig.engine.agreement import (
+    CAPABILITIES,
+    MAX_TOLD,
+    agreed_codecs,
+    block_mismatches,
+    check_accept,
+    check_configure,
+    offer,
+    told,
+)
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import GuestRange, RamBlock
@@ -108,6 +117,22 @@ def test_blocks_of_odd_sizes_are_refused_even_when_both_have_them(size: int) -> 
     (found,) = check_configure(msgspec.structs.replace(WISH, blocks=odd), INFO, odd)
     assert "'odd'" in found
     assert "whole pages" in found
+
+
+@pytest.mark.parametrize(
+    ("theirs", "agreed"),
+    [
+        (("codec-none", "codec-lz4"), ("none", "lz4")),
+        (("codec-zstd", "codec-none"), ("none", "lz4")),  # what the source wishes is agreed in any case
+        ((), ("lz4",)),
+    ],
+)
+def test_codecs_that_both_sides_know_are_agreed(theirs: tuple[str, ...], agreed: tuple[str, ...]) -> None:
+    assert agreed_codecs(msgspec.structs.replace(WISH, capabilities=(*CAPABILITIES, *theirs))) == agreed
+
+
+def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
+    assert offer() == (*CAPABILITIES, "codec-none", "codec-lz4")
 
 
 def test_all_mismatches_are_told_together() -> None:

@@ -55,7 +55,7 @@ def receive_setup(mapping: BlockMapping, **fields: object) -> ReceiveSetup:
         "file_offsets_bytes": (0,),
         "uri": "zmq+tcp://127.0.0.1:0",
         "session": bytes(16),
-        "codec": "none",
+        "codecs": ("none",),
         "batch_bytes": MIB,
         "credit_bytes": 6 * MIB,
         "region_pages": 64,
@@ -117,7 +117,7 @@ def test_a_worker_starts_answers_and_ends() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"codec": "rar"}, "unknown compression 'rar'"),
+        ({"codecs": ("none", "rar")}, "unknown compression 'rar'"),
         ({"uri": "pigeon://coop:1"}, "unknown transport 'pigeon'"),
         ({"uri": "nonsense"}, "'nonsense' is not an address"),
         ({"uri": "zmq+tcp://192.0.2.77:0"}, r"cannot listen on .*192\.0\.2\.77"),
@@ -133,7 +133,7 @@ def test_a_worker_with_a_bad_setup_fails_in_words(fields: dict[str, object], wor
     ):
         pool.start(receive_setup(memory, **fields), [shared.fd, memory.fd])
         (said,) = [
-            one for one in said_by(pool, 2 if "codec" in fields else 1) if not isinstance(one.event, WorkerReady)
+            one for one in said_by(pool, 2 if "codecs" in fields else 1) if not isinstance(one.event, WorkerReady)
         ]
         assert isinstance(said.event, WorkerFailed)
         assert re.match(f"receive worker 0: .*{words}", said.event.error.message)

@@ -14,7 +14,8 @@ import numpy as np
 from parmig.inspection import Inspection, inspect_file
 from parmig.stream import MigrationDataFile, mapped_ram
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS
-from parmig.stream.ram_words import BlockEntry, part_section, write_block_list
+from parmig.stream.ram_blocks import BlockEntry, write_block_list
+from parmig.stream.ram_encode import part_section
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.vmdescription import DeviceDescription, VmDescription, build
 from parmig.transport.file import FileTransport

@@ -17,7 +17,7 @@ from parmig.stream.flags import (
     MIGRATION_RAM_SAVE_FLAG_CONTINUE,
     MIGRATION_RAM_SAVE_FLAG_XBZRLE,
 )
-from parmig.stream.ram_words import encode_zero_words, part_section
+from parmig.stream.ram_encode import encode_zero_words, part_section
 from tests.inspection.files import described, mapped_file, piped, stream
 from tests.stream.streams import RAM
 from tests.support import index_of

@@ -10,7 +10,7 @@ import pytest
 from parmig.errors import UsageError
 from parmig.inspection import inspect_file
 from parmig.inspection import stream_source as source
-from parmig.stream.ram_words import encode_zero_words
+from parmig.stream.ram_encode import encode_zero_words
 from tests.inspection.files import described, description, device_section, piped, stream
 from tests.stream.streams import DEVICE
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from parmig.inspection import inspect_file
 from parmig.stream import MigrationDataFile, mapped_ram, trailer
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_MEM_SIZE
-from parmig.stream.ram_words import BlockEntry, encode_zero_words
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.ram_encode import encode_zero_words
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription
 from tests.inspection.files import described, description, device_section, mapped_file, piped, stream

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from parmig.stream import MigrationDataFile
 from parmig.stream.configuration import Configuration, read_configuration, write_configuration
 from parmig.stream.mapped_ram import MappedRamHeader, bitmap_bytes, layout
-from parmig.stream.ram_words import (
-    BlockEntry,
-    RamWordReader,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-    read_setup,
-    write_block_list,
-)
+from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
+from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes
+from parmig.stream.ram_words import RamWordReader
 from parmig.stream.vmdescription import (
     DeviceDescription,
     FieldDescription,

@@ -15,7 +15,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,10 +27,11 @@ READERS = 4
 DISK_BYTES_PER_S = 4 * MIB
 """The limit of the disk: four requests of 128 KiB are in flight for some 120 ms, and a pass reads for 8 s."""
 
-MODULES = (
-    *("virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci_legacy_dev"),
-    *("virtio/virtio_pci", "block/virtio_blk"),
+VIRTIO_MODULES = tuple(
+    f"drivers/virtio/{name}"
+    for name in ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci")
 )
+MODULES = (*VIRTIO_MODULES, "drivers/block/virtio_blk")
 
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -62,14 +63,17 @@ def missing() -> str | None:
     """What these tests need besides QEMU and do not find, or None."""
     if not os.access(_GROUPS / "blkio.throttle.read_bps_device", os.R_OK):
         return "no cgroup v1 blkio controller to slow a disk down with"
+    return missing_module(MODULES[-1])
+
+
+def missing_module(name: str) -> str | None:
+    """Why the kernel's module *name* cannot be had, or None."""
+    return None if _module(name) else f"no modules of kernel {machines.kernel()} in /lib/modules"
+
+
+def _module(name: str) -> Path | None:
     release = (machines.kernel() or "").partition("vmlinuz-")[2]
-    if not _module(release, MODULES[-1]):
-        return f"no modules of kernel {release or machines.kernel()} in /lib/modules"
-    return None
-
-
-def _module(release: str, name: str) -> Path | None:
-    found = sorted(Path(f"/lib/modules/{release}/kernel/drivers").glob(f"{name}.ko*")) if release else []
+    found = sorted(Path(f"/lib/modules/{release}/kernel").glob(f"{name}.ko*")) if release else []
     return found[0] if found else None
 
 
@@ -128,13 +132,17 @@ def build_initrd(directory: Path, disk: SlowDisk) -> Path:
     return build_disk_initrd(directory, INIT, {"sums": sums.encode()})
 
 
-def build_disk_initrd(directory: Path, init: str, files: Mapping[str, bytes] = MappingProxyType({})) -> Path:
-    """Write an initrd into *directory* that has the :data:`MODULES` for a virtio disk beside *files*.
+def build_disk_initrd(
+    directory: Path,
+    init: str,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    modules: Sequence[str] = MODULES,
+) -> Path:
+    """Write an initrd into *directory* that has *modules* of the kernel beside *files*.
 
     Args:
         init: its first program; it loads the modules.
     """
-    release = (machines.kernel() or "").partition("vmlinuz-")[2]
     root = directory / "reader"
     for name in ("bin", "proc", "dev"):
         (root / name).mkdir(parents=True)
@@ -143,8 +151,8 @@ def build_disk_initrd(directory: Path, init: str, files: Mapping[str, bytes] = M
     (root / "init").chmod(0o755)
     for name, data in files.items():
         (root / name).write_bytes(data)
-    for name in MODULES:
-        path = _module(release, name)
+    for name in modules:
+        path = _module(name)
         assert path is not None, name
         data = path.read_bytes()
         (root / f"{Path(name).name}.ko").write_bytes(lzma.decompress(data) if path.suffix == ".xz" else data)

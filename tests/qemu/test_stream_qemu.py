@@ -16,20 +16,11 @@ import pytest
 from parmig.stream import TARGET_PAGE_BYTES, MigrationDataFile
 from parmig.stream.configuration import Configuration
 from parmig.stream.mapped_ram import HEADER_BYTES, layout
-from parmig.stream.ram_words import (
-    BlockEntry,
-    EncodedPage,
-    Encoding,
-    PageRun,
-    Pages,
-    RamWordReader,
-    encode_page_words,
-    page_words_bytes,
-    part_section,
-    read_setup,
-    write_block_list,
-)
-from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader, SectionWriter
+from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
+from parmig.stream.ram_encode import Pages, encode_page_words, page_words_bytes, part_section
+from parmig.stream.ram_words import EncodedPage, Encoding, PageRun, RamWordReader
+from parmig.stream.section_writer import SectionWriter
+from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.stream.vmdescription import VmDescription, decode, device_bytes, find, parse
 from parmig.transport.file import FileTransport
 from tests.qemu.machines import MIB, QemuMachine, wait_until

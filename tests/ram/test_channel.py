@@ -338,6 +338,14 @@ def test_the_limit_begins_again_with_each_acknowledgement(sender: Sender) -> Non
     )
 
 
+def test_the_first_fence_is_waited_for_and_names_the_oldest_batch_without_acknowledgement(sender: Sender) -> None:
+    channel = sender.open()
+    for _ in range(3):
+        sender.batch()
+    with pytest.raises(LimitExceededError, match=r"waited too long for the fence of round 1, at batch 1 of 3; "):
+        channel.fence(1)
+
+
 @pytest.mark.parametrize(("wait", "words"), [("credit", "credit"), ("buffer", "a free batch buffer")])
 def test_each_wait_has_its_words(sender: Sender, wait: str, words: str) -> None:
     channel = sender.open()

@@ -13,7 +13,8 @@ from parmig.ram.blocks import BlockMapping
 from parmig.ram.live import PART_PAGES, ram_state
 from parmig.state import FIELD_TYPE_U64, MigrationState, MigrationStateField, StateRegistry
 from parmig.stream.data_file import MigrationDataFile
-from parmig.stream.ram_words import RamWordReader, read_setup
+from parmig.stream.ram_blocks import read_setup
+from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.stream.xbzrle import encode
 from parmig.transport.memory import MemoryTransport

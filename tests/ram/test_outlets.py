@@ -25,7 +25,8 @@ from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.stream.data_file import MigrationDataFile
-from parmig.stream.ram_words import BlockEntry, RamWordReader
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.ram_words import RamWordReader
 from parmig.transport.file import FileTransport
 from parmig.units import KIB, MIB
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, shared_area

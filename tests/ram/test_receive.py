@@ -80,7 +80,9 @@ def receiving(
 ) -> Iterator[tuple[MigrationRamReceive, list[BlockMapping], SharedArea]]:
     with mapped(*pages, offset_pages=1) as mappings, shared_area(mappings, []) as shared:
         yield (
-            MigrationRamReceive(worker=0, blocks=mappings, codec=codec(compress), shared=shared, batch_bytes=4 * MIB),
+            MigrationRamReceive(
+                worker=0, blocks=mappings, codecs=[codec(compress)], shared=shared, batch_bytes=4 * MIB
+            ),
             mappings,
             shared,
         )
@@ -186,8 +188,8 @@ def spoilt() -> list[tuple[str, Message, str]]:
         ("frames of other lengths", [direct[0], direct[1][:1], memoryview(bytes(8191))], "2 frames for 2 runs"),
         ("three frames", [direct[0], direct[1], direct[1][:96], direct[1][96:]], "3 frames for 2 runs"),
         ("short pages", [half[0], half[1][:4096]], "as they are"),
-        ("another codec", message(1, two, codec=9)[0], "codec 9, agreed is lz4"),
-        ("encoded in pieces", [lz4[0], lz4[1][:10], lz4[1][10:]], "codec 1, agreed is lz4"),
+        ("another codec", message(1, two, codec=9)[0], "names codec 9; the agreed codecs are lz4"),
+        ("encoded in pieces", [lz4[0], lz4[1][:10], lz4[1][10:]], "encoded in 2 frames; expected one"),
         ("garbage", [lz4[0], memoryview(bytes(len(lz4[1])))], "lz4|decompressed"),
     ]
 
@@ -202,8 +204,26 @@ def test_a_payload_that_is_not_what_was_announced_is_refused(frames: Message, wo
 
 
 def test_an_encoded_batch_without_a_codec_is_refused() -> None:
-    with receiving(PAGES) as (ram, _, _), pytest.raises(ProtocolError, match="codec 1, agreed is none"):
+    with (
+        receiving(PAGES) as (ram, _, _),
+        pytest.raises(ProtocolError, match="names codec 1; the agreed codecs are none"),
+    ):
         ram.migrate_ram_receive(message(1, {1, 2}, how="lz4")[0])
+
+
+def test_each_batch_is_decoded_by_the_codec_that_it_names() -> None:
+    with mapped(PAGES, offset_pages=1) as (mapping,), shared_area([mapping], []) as shared:
+        ram = MigrationRamReceive(
+            worker=0,
+            blocks=[mapping],
+            codecs=[codec(name) for name in ("none", "lz4")],
+            shared=shared,
+            batch_bytes=4 * MIB,
+        )
+        for sequence, (how, first) in enumerate([("lz4", 1), ("gathered", 9), ("lz4", 17)], 1):
+            frames, pages = message(sequence, {first, first + 1}, how=how)
+            ram.migrate_ram_receive(frames)
+            assert np.array_equal(file_pages(mapping)[[first, first + 1]], pages)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 4, 6, 99])
@@ -289,7 +309,7 @@ def test_a_full_memory_file_is_an_error_and_no_signal(small_tmpfs: Path, how: st
     os.ftruncate(fd, size)
     mapping = BlockMapping(BlockMemory(RamBlock("pc.ram", size), fd))
     shared = SharedArea(-1, workers=1, blocks=[mapping.block], regions=1)
-    ram = MigrationRamReceive(worker=0, blocks=[mapping], codec=codec("none"), shared=shared, batch_bytes=4 * MIB)
+    ram = MigrationRamReceive(worker=0, blocks=[mapping], codecs=[codec("none")], shared=shared, batch_bytes=4 * MIB)
     try:
         with pytest.raises(MemoryFullError, match=rf"block 'pc.ram' .* at byte .* room for {size} bytes"):  # noqa: PT012  whichever fills it
             for number in range(8):  # 8 MiB
@@ -399,7 +419,7 @@ def test_huge_pages_that_ran_out_are_an_error_and_no_signal(small_hugetlbfs: Pat
 def test_pages_in_huge_pages_land_where_they_belong_and_zero_pages_cost_none(small_hugetlbfs: Path) -> None:
     with ram_file(small_hugetlbfs / "ram", 4 * HUGE_BYTES, HUGE_BYTES) as (placer, mapping):
         ram = MigrationRamReceive(
-            worker=0, blocks=[mapping], codec=codec("none"), shared=placer._shared, batch_bytes=4 * MIB
+            worker=0, blocks=[mapping], codecs=[codec("none")], shared=placer._shared, batch_bytes=4 * MIB
         )
         mapping.pages[3 * UNIT_PAGES + 7] = 9  # it was there before
         data = {0, 2, *range(5, 40), UNIT_PAGES - 1, UNIT_PAGES}

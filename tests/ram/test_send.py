@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parmig.config import SendConfig
 from parmig.linux import files
-from parmig.ram.bits import bits_for, index_of_runs, set_bits
+from parmig.ram.bits import Index, bits_for, index_of_runs, set_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
+from parmig.ram.codecs import registry
+from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
 from parmig.ram.codecs.registry import codec
 from parmig.ram.dirty_scanner import DirtyRegion
 from parmig.ram.outlets.channel import DIRECT_RUNS, ChannelOutlet
@@ -146,7 +150,7 @@ def arrived(source: Source, *, compress: str) -> list[np.ndarray]:
     """What a destination makes of everything that was sent."""
     with mapped(*(one.block.pages for one in source.mappings)) as mappings, shared_area(mappings, []) as shared:
         ram = MigrationRamReceive(
-            worker=0, blocks=mappings, codec=codec(compress), shared=shared, batch_bytes=BATCH_BYTES
+            worker=0, blocks=mappings, codecs=[codec(compress)], shared=shared, batch_bytes=BATCH_BYTES
         )
         for message in source.channel.messages:
             ram.migrate_ram_receive([memoryview(frame) for frame in message])
@@ -186,6 +190,39 @@ def test_every_dirty_page_is_sent_once_with_its_content(
         for here, there in zip(source.mappings, arrived(source, compress=compress), strict=True):
             assert np.array_equal(file_pages(here), there)
         assert source.channel.buffers_out == 0
+
+
+class ToyCodec(PageCodec, PageEncoder, PageDecoder):
+    """A codec that parmig does not have; it keeps nothing from batch to batch."""
+
+    name = "toy"
+    number = 77
+
+    def encoder(self) -> PageEncoder:
+        return self
+
+    def decoder(self) -> PageDecoder:
+        return self
+
+    def encode(self, block: int, index: Index, raw: memoryview) -> bytes:
+        return zlib.compress(raw)
+
+    def decode(self, block: int, index: Index, payload: memoryview, raw_bytes: int) -> memoryview:
+        return memoryview(zlib.decompress(payload))
+
+
+def test_a_codec_that_is_registered_carries_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_CODECS", dict(registry._CODECS))
+    registry.register("toy", f"{__name__}:ToyCodec")
+    SendConfig(compress="toy").check()
+    with sending(*PAGES, compress="toy") as source:
+        for block in (0, 1):
+            source.mappings[block].pages[:64] = 7
+            source.mark(block, set(range(64)))
+        source.round(1)
+        assert {header.codec for header in source.channel.headers if header.raw_bytes} == {ToyCodec.number}
+        for here, there in zip(source.mappings, arrived(source, compress="toy"), strict=True):
+            assert np.array_equal(file_pages(here), there)
 
 
 @settings(deadline=None, max_examples=30)

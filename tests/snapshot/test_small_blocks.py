@@ -15,19 +15,13 @@ from parmig.guests.guest import StateSink
 from parmig.inspection import inspect_file
 from parmig.ram.bits import Index
 from parmig.snapshot.opened import OpenSnapshot
-from parmig.snapshot.walk import StreamWalk
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, MigrationCommand
-from parmig.stream.ram_words import (
-    BlockEntry,
-    PageRun,
-    ZeroRun,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-    write_block_list,
-)
-from parmig.stream.sections import SectionWriter
+from parmig.stream.ram_blocks import BlockEntry, write_block_list
+from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes
+from parmig.stream.ram_words import PageRun, ZeroRun
+from parmig.stream.section_writer import SectionWriter
+from parmig.stream.stream_walk import StreamWalk
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, VmDescription, build
 from parmig.transport.memory import MemoryTransport
 from parmig.units import KIB

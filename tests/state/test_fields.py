@@ -194,6 +194,21 @@ def test_the_elements_of_an_array_are_described_one_by_one() -> None:
     ]
 
 
+def test_an_array_without_elements_is_described_by_its_count_alone() -> None:
+    described = MigrationStateArray("x", FIELD_TYPE_U16).encode([], {}, StateWriter(), 1)
+    assert [one.name for one in described] == ["x.count"]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(FIELD_TYPE_U16, [1, 2]), (FIELD_TYPE_BOOL, [True, False])])
+def test_the_length_of_an_array_can_be_in_another_field(kind: FieldType, value: list[int]) -> None:
+    writer = StateWriter()
+    described = MigrationStateArray("x", kind, length_from="n").encode(value, {"n": 2}, writer, 1)
+    assert [one.name for one in described] == ["x"]
+    assert writer.size_bytes == 2 * described[0].size
+    with pytest.raises(StateError, match=r"expected 3 elements \(as field 'n' says\), found 2"):
+        MigrationStateArray("x", kind, length_from="n").encode(value, {"n": 3}, StateWriter(), 1)
+
+
 def test_a_default_is_given_as_a_copy_to_each_object() -> None:
     field = MigrationStateArray("x", FIELD_TYPE_BUFFER, default=[bytearray(b"a")])
     plan = LoadPlan()

@@ -156,7 +156,10 @@ GOOD = record(b"timer", 3, 2, bytes(4))
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (stream(record(b"clock", 0, 1, bytes(4))), r"device clock/0 is unknown, expected one of timer/3"),
+        (
+            stream(record(b"clock", 0, 1, bytes(4))),
+            r"^device state: device clock/0 is unknown, expected one of timer/3",
+        ),
         (stream(record(b"timer", 4, 1, bytes(4))), r"device timer/4 is unknown"),
         (stream(record(b"\xfftimer", 3, 1, bytes(4))), r"expected a name, found b'\\xfftimer'"),
         (stream(), r"no complete record of timer/3"),
@@ -199,6 +202,19 @@ def test_another_machine_or_other_capabilities_are_refused_when_asked_for() -> N
     registry_of(Timer()).load_all(capable, capabilities=["x-ignore-shared"])
     with pytest.raises(StateError, match="has capabilities: x-ignore-shared, expected: none"):
         registry_of(Timer()).load_all(capable)
+
+
+def test_capabilities_that_differ_are_named_in_order() -> None:
+    saved = registry_of().save_all(capabilities=["mapped-ram", "late-block-activate"])
+    registry_of().load_all(saved, capabilities=["late-block-activate", "mapped-ram"])
+    words = "expected capabilities: a, b, found: late-block-activate, mapped-ram"
+    with pytest.raises(StateError, match=f"^device state: {words}$"):
+        registry_of().load_all(saved, capabilities=["b", "a"])
+
+
+def test_all_devices_that_are_missing_are_named() -> None:
+    with pytest.raises(StateError, match=r"^device state: expected records of timer/0, timer/1, found none"):
+        registry_of(Timer(), Timer()).load_all(registry_of().save_all())
 
 
 def test_the_configuration_is_described_as_qemu_describes_it() -> None:

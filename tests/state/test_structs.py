@@ -26,6 +26,7 @@ from parmig.state import (
     migration_state_pop,
     migration_state_push,
 )
+from parmig.state.cursor import StateWriter
 from parmig.state.state_field import StateField
 from parmig.stream.vmdescription import decode
 
@@ -257,6 +258,15 @@ def test_a_guest_cannot_pass_a_value_off_as_a_subsection() -> None:
     arrived = Net()
     migration_state_pop(state_of(arrived, CONTROL, text), migration_state_push(state))
     assert arrived.text == nearly
+
+
+def test_the_longest_name_of_a_subsection_is_recognized_too() -> None:
+    name = "q" * 253 + "/x"
+    writer = StateWriter()
+    writer.end_struct("q" * 253)
+    writer.put(b"\5\xff" + name.encode())
+    with pytest.raises(StateError, match="looks like its subsection 'qqq"):
+        writer.content()
 
 
 # -- versions ---------------------------------------------------------------------------------------

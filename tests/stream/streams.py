@@ -11,20 +11,11 @@ import numpy as np
 
 from parmig.stream import MigrationDataFile
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS
-from parmig.stream.ram_words import (
-    BlockEntry,
-    EncodedPage,
-    PageRun,
-    RamWordReader,
-    ZeroRun,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-    part_section,
-    read_setup,
-    write_block_list,
-)
-from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader, SectionWriter
+from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
+from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes, part_section
+from parmig.stream.ram_words import EncodedPage, PageRun, RamWordReader, ZeroRun
+from parmig.stream.section_writer import SectionWriter
+from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.stream.vmdescription import (
     MAX_DEVICE_BYTES,
     DeviceDescription,

@@ -7,7 +7,7 @@ import pytest
 
 from parmig.stream.configuration import Configuration
 from parmig.stream.mapped_ram import MappedRamHeader
-from parmig.stream.ram_words import BlockEntry
+from parmig.stream.ram_blocks import BlockEntry
 from parmig.stream.sections import Command, SectionHead
 from parmig.stream.vmdescription import VmDescription, find, parse
 from tests.stream.streams import read_whole, reading

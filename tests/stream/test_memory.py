@@ -12,7 +12,8 @@ import pytest
 
 from parmig.errors import StreamError
 from parmig.stream import MigrationDataFile
-from parmig.stream.ram_words import BlockEntry, RamWordReader, read_setup
+from parmig.stream.ram_blocks import BlockEntry, read_setup
+from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import EndOfStream, SectionHead, SectionReader
 from parmig.stream.vmdescription import decode, device_bytes, parse
 from parmig.transport.file import FileTransport

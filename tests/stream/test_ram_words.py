@@ -9,17 +9,9 @@ import pytest
 
 from parmig.errors import StreamDataError, StreamError, StreamTruncatedError
 from parmig.stream import MigrationDataFile
-from parmig.stream.ram_words import (
-    BlockEntry,
-    EncodedPage,
-    Encoding,
-    PageRun,
-    RamWordReader,
-    ZeroRun,
-    encode_page_words,
-    encode_zero_words,
-    page_words_bytes,
-)
+from parmig.stream.ram_blocks import BlockEntry
+from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes
+from parmig.stream.ram_words import EncodedPage, Encoding, PageRun, RamWordReader, ZeroRun
 from parmig.stream.xbzrle import encode as encode_xbzrle
 from tests.stream.streams import each_page, reading
 from tests.support import content, index_of

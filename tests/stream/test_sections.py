@@ -18,14 +18,8 @@ from parmig.errors import (
 from parmig.stream import sections
 from parmig.stream.configuration import Configuration
 from parmig.stream.flags import MigrationCommand
-from parmig.stream.sections import (
-    Command,
-    EndOfStream,
-    SectionHead,
-    SectionKind,
-    SectionReader,
-    SectionWriter,
-)
+from parmig.stream.section_writer import SectionWriter
+from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.stream.vmdescription import VmDescription, parse
 from tests.stream.streams import (
     BLOCKS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -23,6 +24,9 @@ _ANSWER_LIMIT_S = 10.0
 _SLOW_LIMIT_S = 30.0  # what handles all of memory: and so much more for each GiB
 _SLOW_LIMIT_S_PER_GIB = 10.0
 _SINK_BYTES = 256 * KIB
+
+GO_ON_S = 0.5
+"""How long an arrived guest runs before its memory is checked."""
 
 _R = TypeVar("_R")
 
@@ -90,7 +94,6 @@ class SpawnedGuest(Guest):
         return fd
 
     def info(self) -> GuestInfo:
-        """What the guest is."""
         return GuestInfo(self._kind, self._machine, _monitor())
 
     def memory(self) -> Sequence[BlockMemory]:
@@ -134,11 +137,10 @@ class SpawnedGuest(Guest):
                     raise
 
     def pause(self, sink: StateSink) -> int:
-        """Stop; nothing goes to *sink* yet.
+        """Stop; nothing goes to *sink* yet. For a guest that was paused, returns the instant of this call."""
+        return self._stop()
 
-        Returns:
-            the instant of the stop, on the clock of ``time.monotonic_ns()``; of this call when it was paused.
-        """
+    def _stop(self) -> int:
         # Before asking: a process that hangs past the limit may stop later, and resume_source() must undo that too.
         self._paused_here = self._paused_here or self._running
         stopped_ns = self._ask(m.Pause(), m.Done).value_ns
@@ -168,7 +170,6 @@ class SpawnedGuest(Guest):
         self.discard()
 
     def can_throttle(self) -> bool:
-        """Yes."""
         return True
 
     def throttle(self, percent: int) -> None:
@@ -226,15 +227,18 @@ class SpawnedGuest(Guest):
         self._incoming = False
 
     def resume(self) -> int:
-        """Run; StatusError when the guest waits for its state.
-
-        Returns:
-            the instant from which on it ran, on the clock of ``time.monotonic_ns()``.
-        """
+        """Run; StatusError when the guest waits for its state."""
         since_ns = self._ask(m.Run(), m.Done).value_ns
         self._running = True
         self._paused_here = False
         return since_ns
+
+    def self_check(self) -> bool:
+        time.sleep(GO_ON_S)
+        if self.is_running():
+            self._stop()
+        self.check()
+        return True
 
     def discard(self) -> None:
         """Kill the process: this copy never runs. Its memory stays readable until close()."""

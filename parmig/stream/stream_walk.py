@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parmig.errors import StreamSectionError
-from parmig.stream.configuration import Configuration
+from parmig.stream.configuration import IGNORE_SHARED, MAPPED_RAM, Configuration
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MigrationCommand
 from parmig.stream.ram_blocks import RAM_IDSTR, BlockEntry, read_setup
 from parmig.stream.ram_words import EncodedPage, PageRun, RamWordReader, ZeroRun
 from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader
-
-IGNORE_SHARED = "x-ignore-shared"
-MAPPED_RAM = "mapped-ram"
 
 PASSED_OVER = (MigrationCommand.SWITCHOVER_START,)
 """Commands that say nothing about what is in the stream, and mean nothing to plain devices."""

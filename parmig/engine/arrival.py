@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that can check its own memory does so after it arrived."""
+
+from __future__ import annotations
+
+from parmig.engine.report import ErrorReport, Report
+from parmig.errors import GuestError
+from parmig.guests.guest import Guest
+
+CHECK_PHASE = "check"
+
+
+def check_arrived(guest: Guest, report: Report) -> bool:
+    """Have *guest* check itself if *report* has no error; a failed check becomes the error of *report*.
+
+    Returns:
+        whether the guest checked its memory and found it right.
+    """
+    if report.error is not None:
+        return False
+    try:
+        return guest.self_check()
+    except GuestError as error:
+        report.status = "failed"
+        report.error = ErrorReport(type=type(error).__name__, message=str(error), phase=CHECK_PHASE)
+        return False
