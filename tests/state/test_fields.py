@@ -100,13 +100,29 @@ def test_a_field_is_written_big_endian(field: MigrationStateField, value: object
             [1.5],
             "is list [1.5], expected a flat array of integers of 32 bits",
         ),
-        (MigrationStateArray("x", FIELD_TYPE_U32), [2**64], f"is list [{2**64}], expected integers of 32 bits"),
-        (MigrationStateArray("x", FIELD_TYPE_U32), [2**32], f"is list [{2**32}], expected integers of 32 bits"),
-        (MigrationStateArray("x", FIELD_TYPE_U32), np.array([-1]), "is ndarray array([-1]), expected of 32 bits"),
+        (
+            MigrationStateArray("x", FIELD_TYPE_U32),
+            [2**64],
+            f"is list [{2**64}], expected a flat array of integers of 32 bits",
+        ),
+        (
+            MigrationStateArray("x", FIELD_TYPE_U32),
+            [2**32],
+            f"is list [{2**32}], expected a flat array of integers of 32 bits",
+        ),
+        (
+            MigrationStateArray("x", FIELD_TYPE_U32),
+            np.array([-1]),
+            "is ndarray array([-1]), expected a flat array of integers of 32 bits",
+        ),
         (MigrationStateArray("x", FIELD_TYPE_U32), 7, "is int 7, expected an array"),
         (MigrationStateArray("x", FIELD_TYPE_U32), "12", "is str '12', expected an array"),
         (MigrationStateArray("x", FIELD_TYPE_U32), np.zeros((2, 2), dtype=np.uint32), "a flat array of integers of 32"),
-        (MigrationStateArray("x", FIELD_TYPE_U32), np.zeros(2), "is ndarray array([0., 0.]), expected of 32 bits"),
+        (
+            MigrationStateArray("x", FIELD_TYPE_U32),
+            np.zeros(2),
+            "is ndarray array([0., 0.]), expected a flat array of integers of 32 bits",
+        ),
         (MigrationStateArray("x", FIELD_TYPE_U32, length=1), [1, 2], "has 2 elements, expected 1"),
         (MigrationStateArray("x", FIELD_TYPE_U32, limit=1), [1, 2], "has 2 elements, expected at most 1"),
         (BOOLS, [1, 0], "is list [1, 0], expected a flat array of bools"),
@@ -205,7 +221,7 @@ def test_the_length_of_an_array_can_be_in_another_field(kind: FieldType, value: 
     described = MigrationStateArray("x", kind, length_from="n").encode(value, {"n": 2}, writer, 1)
     assert [one.name for one in described] == ["x"]
     assert writer.size_bytes == 2 * described[0].size
-    with pytest.raises(StateError, match=r"expected 3 elements \(as field 'n' says\), found 2"):
+    with pytest.raises(StateError, match=r"has 2 elements, expected 3 \(as field 'n' says\)"):
         MigrationStateArray("x", kind, length_from="n").encode(value, {"n": 3}, StateWriter(), 1)
 
 

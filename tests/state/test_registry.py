@@ -207,13 +207,13 @@ def test_another_machine_or_other_capabilities_are_refused_when_asked_for() -> N
 def test_capabilities_that_differ_are_named_in_order() -> None:
     saved = registry_of().save_all(capabilities=["mapped-ram", "late-block-activate"])
     registry_of().load_all(saved, capabilities=["late-block-activate", "mapped-ram"])
-    words = "expected capabilities: a, b, found: late-block-activate, mapped-ram"
-    with pytest.raises(StateError, match=f"^device state: {words}$"):
+    words = "the device state has capabilities: late-block-activate, mapped-ram, expected: a, b"
+    with pytest.raises(StateError, match=f"^{words}$"):
         registry_of().load_all(saved, capabilities=["b", "a"])
 
 
 def test_all_devices_that_are_missing_are_named() -> None:
-    with pytest.raises(StateError, match=r"^device state: expected records of timer/0, timer/1, found none"):
+    with pytest.raises(StateError, match=r"^the device state has no complete record of timer/0, timer/1,"):
         registry_of(Timer(), Timer()).load_all(registry_of().save_all())
 
 
