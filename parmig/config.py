@@ -34,6 +34,8 @@ GUARDIAN_PROGRAM = "workers.guardian:main"
 
 SNAPSHOT_FORMATS = ("mapped-ram", "stream")
 PATTERNS = ("random", "sequential", "hot", "burst")
+"""Which pages a synthetic guest writes. The position is the number in device state: append only."""
+
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
 CODECS = "parmig.ram.codecs.registry:names"
 TRANSPORTS = ("zmq",)

@@ -13,15 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
 from parmig.cli import demo, receive, restore, save, send
 from parmig.cli import inspect as inspect_command
+from parmig.guests.kvm.options import KvmOptions
+from parmig.guests.qemu.options import QemuOptions
+from parmig.guests.synthetic.options import SyntheticOptions
+from parmig.options import options_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
 COMMANDS = (demo.demo, receive.receive, send.send, save.save, restore.restore, inspect_command.inspect)
+
+GUESTS: dict[str, type[msgspec.Struct]] = {"qemu": QemuOptions, "synthetic": SyntheticOptions, "kvm": KvmOptions}
 
 EXIT_CODES = {
     0: "completed",
@@ -78,6 +85,15 @@ def option_table(command: Callable[..., None]) -> str:
     return "\n".join(lines)
 
 
+def guest_table(struct: type[msgspec.Struct]) -> str:
+    """The options of a guest with their defaults and help texts."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for name, one in options_of(struct).items():
+        shown = {"on": "yes", "off": "no"}[one.shown] if one.is_flag else one.shown
+        lines.append(_row(f"`{name}={one.metavar}`", shown, one.help))
+    return "\n".join(lines)
+
+
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -90,6 +106,7 @@ def status_diagram() -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {
         **{f"options-{one.__name__}": partial(option_table, one) for one in COMMANDS},
+        **{f"guest-{name}": partial(guest_table, struct) for name, struct in GUESTS.items()},
         "exit-codes": exit_code_table,
         "errors": error_table,
     },

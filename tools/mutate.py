@@ -45,11 +45,11 @@ STATE_TESTS = {
     "fields": ("test_fields", "test_registry"),
     "identity": ("test_registry", "test_structs", "test_live"),
     "live": ("test_live",),
-    "load": ("test_registry", "test_structs", "test_live"),
+    "state_loader": ("test_registry", "test_structs", "test_live"),
     "markers": ("test_declare",),
     "nested": ("test_structs", "test_declare"),
-    "registry": ("test_registry", "test_live"),
-    "save": ("test_registry", "test_structs", "test_live"),
+    "state_registry": ("test_registry", "test_live"),
+    "state_saver": ("test_registry", "test_structs", "test_live"),
     "structs": ("test_structs", "test_declare"),
 }
 """For each module of ``parmig/state`` the tests that are about it; those of all would take five times as long."""

@@ -18,6 +18,7 @@ from parmig.cli.options import command
 from parmig.config import DemoConfig, ReceiveConfig, RestoreConfig, SaveConfig, SendConfig
 from parmig.options import SIZE, Option, option, options_of
 from parmig.units import KIB, MIB
+from tools.make_tables import GUESTS
 
 CONFIGURATIONS = {
     send.send: SendConfig,
@@ -67,6 +68,18 @@ def test_a_default_that_is_shown_is_the_one_that_holds(config: type[msgspec.Stru
         assert default in NOTHING  # words in place of a value that says nothing
     else:
         assert one.read(one.shown) == default
+
+
+@pytest.mark.parametrize(
+    "one", [pytest.param(one, id=f"{kind}-{one.name}") for kind in GUESTS for one in options_of(GUESTS[kind]).values()]
+)
+def test_a_default_of_a_guest_that_is_shown_is_the_one_that_holds(one: Option) -> None:
+    if one.is_flag:
+        assert (one.shown, one.default) == ("on", True)
+    elif one.declared.shown:
+        assert one.default in NOTHING
+    else:
+        assert one.read(one.shown) == one.default
 
 
 @pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=lambda one: one.__name__)

@@ -244,6 +244,20 @@ def test_the_digest_of_the_destination_may_come_last_and_must_be_the_same() -> N
     assert walk.plan.error.phase == "comparing digests"
 
 
+def test_a_digest_that_comes_last_ends_the_comparison_and_may_come_again() -> None:
+    walk = Walk(verify=True)
+    walk.to_pause()
+    walk.send(walk.take(c.GuestPaused(205 * MS), 210), until_ms=230)
+    walk.send(walk.take(c.StateSaved(47, "abc"), 245), until_ms=260)
+    for worker in range(2):
+        assert walk.take(c.WorkerDigested(worker, {n: DIGESTS[n] for n in OWNED[worker]})) == []
+    assert walk.take(c.PeerDigested(DIGEST), 285) == [Do.RELEASE]
+    assert walk.plan.record.marks["verified"] == 285 * MS
+    assert walk.take(c.PeerDigested(DIGEST)) == []
+    assert walk.take(c.PeerLoaded(1), 300) == [Do.HAND_OVER]
+    assert walk.take(c.PeerDigested(DIGEST)) == []
+
+
 def test_a_digest_is_said_twice_only_if_it_is_the_same() -> None:
     walk = Walk()
     walk.to_release()

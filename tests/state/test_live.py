@@ -13,6 +13,7 @@ from parmig.state import FIELD_TYPE_BYTE, MigrationState, MigrationStateField, S
 from parmig.state.live import LiveHandlers, LiveState
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.sections import SectionKind
+from parmig.transport.memory import MemoryTransport
 
 
 class Tape(LiveHandlers):
@@ -28,7 +29,7 @@ class Tape(LiveHandlers):
     def save_iterate(self, data: MigrationDataFile) -> bool:
         self.parts += 1
         data.put_buffer(bytes([self.parts]))
-        return self.parts == 3
+        return self.parts >= 3
 
     def save_complete(self, data: MigrationDataFile) -> None:
         data.put_buffer(b"ok")
@@ -64,6 +65,16 @@ def test_a_live_component_is_read_as_it_was_written_before_the_devices() -> None
     body += b"".join(b"\2\0\0\0\0" + bytes([part]) + b"\x7e\0\0\0\0" for part in (1, 2, 3))
     body += b"\3\0\0\0\0ok\x7e\0\0\0\0" + b"\4\0\0\0\1\3dev" + struct.pack(">II", 0, 1) + b"\7\x7e\0\0\0\1\0"
     assert body in saved
+
+
+def test_parts_are_written_until_no_component_has_more() -> None:
+    registry = registry_of(Tape(), 7)
+    quick = Tape()
+    quick.parts = 2  # its next part is the last
+    registry.register(LiveState("tape", quick, 6, priority=-1))
+    saver = registry.saver(MigrationDataFile(MemoryTransport(), "out"))
+    saver.setup("mac")
+    assert [saver.iterate() for _ in range(3)] == [False, False, True]
 
 
 @pytest.mark.parametrize(("version", "found"), [(2, "newer"), (5, "older")])

@@ -26,9 +26,10 @@ from parmig.state import (
     StateRegistry,
     migration_state_pop,
     migration_state_push,
+    state_saver,
 )
 from parmig.stream.data_file import MigrationDataFile
-from parmig.stream.vmdescription import decode, find, parse
+from parmig.stream.vmdescription import FieldDescription, StructDescription, decode, find, parse
 from parmig.transport.memory import MemoryTransport
 
 FIELDS = [
@@ -220,14 +221,33 @@ def test_all_devices_that_are_missing_are_named() -> None:
 def test_the_configuration_is_described_as_qemu_describes_it() -> None:
     saved = registry_of().save_all(machine="mac", capabilities=["x-ignore-shared", "mapped-ram"])
     found = parse(saved[find(saved) or slice(0)]).configuration
-    assert found is not None
-    assert [(one.name, one.type, one.size) for one in found.fields] == [("len", "uint32", 4), ("name", "buffer", 3)]
-    (capabilities,) = found.subsections
-    assert [(one.name, one.size) for one in capabilities.fields] == [
-        ("caps_count", 4),
-        ("capabilities", 16),
-        ("capabilities", 11),
+    names = [
+        FieldDescription(name="capabilities", type="capability", size=size, index=index)
+        for index, size in enumerate((16, 11))
     ]
+    assert found == StructDescription(
+        vmsd_name="configuration",
+        version=1,
+        fields=[
+            FieldDescription(name="len", type="uint32", size=4),
+            FieldDescription(name="name", type="buffer", size=3),
+        ],
+        subsections=[
+            StructDescription(
+                vmsd_name="configuration/capabilities",
+                version=1,
+                fields=[FieldDescription(name="caps_count", type="uint32", size=4), *names],
+            )
+        ],
+    )
+
+
+def test_a_description_is_written_up_to_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    size_bytes = len(SAVED[DESCRIPTION])
+    monkeypatch.setattr(state_saver, "MAX_VMDESCRIPTION_BYTES", size_bytes)
+    assert registry_of(Timer(7, True, b"abc", [1, 2]), Timer(8)).save_all() == SAVED
+    monkeypatch.setattr(state_saver, "MAX_VMDESCRIPTION_BYTES", size_bytes - 1)
+    assert registry_of(Timer(7, True, b"abc", [1, 2]), Timer(8)).save_all() == SAVED[:STATE_BYTES]
 
 
 def test_a_machine_that_cannot_be_written_is_refused() -> None:

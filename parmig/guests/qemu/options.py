@@ -1,46 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text behind ``qemu:``, and the guest that it names."""
+"""The text after ``qemu:``, and the guest that it names."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from parmig.errors import UsageError
+from parmig.guests.options import read_options
 from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settle import WAYS
-from parmig.units import NS_PER_S, parse_duration_ns
-
-DEFAULT_LIMIT_S = 30.0
-"""How long QEMU may take for any one step; all of them take milliseconds."""
+from parmig.options import COUNT, DURATION, option
+from parmig.units import NS_PER_S
 
 
-def open_qemu(options: str, *, incoming: bool) -> QemuGuest:
-    """The QEMU that *options* names: ``QMP-SOCKET[,timeout=DURATION][,pid=NUMBER][,settle=WAY]``.
+class QemuOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How parmig works with a QEMU."""
+
+    timeout_ns: Annotated[
+        int, option("Limit for each step of QEMU. All steps usually take milliseconds.", DURATION, gt=0)
+    ] = 30 * NS_PER_S
+    pid: Annotated[
+        int,
+        option(
+            "Process of QEMU, if another program opened the socket for it.",
+            COUNT,
+            shown="the owner of the socket",
+            ge=0,
+        ),
+    ] = 0
+    settle: Annotated[
+        str,
+        option(
+            "How each round waits for disk requests in flight. transaction: the guest keeps running. "
+            "stop: it pauses for a moment.",
+            choices=tuple(WAYS),
+            shown="parmig tries which one works",
+        ),
+    ] = ""
+
+
+def open_qemu(text: str, *, incoming: bool) -> QemuGuest:
+    """The QEMU that *text* names: ``QMP-SOCKET[,KEY=VALUE]...``.
 
     Args:
-        options: the path of a QMP unix socket; ``timeout`` limits each step (30 s), ``pid`` names QEMU's
-            process where somebody else opened the socket for it, ``settle`` says how disk requests in flight are
-            waited for: ``transaction`` or ``stop`` (found out where it is not given).
+        text: the path of a QMP unix socket, and options.
         incoming: True on the destination.
 
     Raises:
-        UsageError: the options make no sense.
+        UsageError: the text names no socket, or an option is not allowed.
         GuestRefusedError: nobody is there, or not as a migration needs it.
     """
-    path, *pairs = options.split(",")
+    path, _, rest = text.partition(",")
     if not path:
-        raise UsageError("qemu: names no QMP socket; write qemu:PATH-OF-ITS-QMP-SOCKET")
-    limit_s, pid, way = DEFAULT_LIMIT_S, 0, ""
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key == "timeout" and value:
-            limit_s = parse_duration_ns(value) / NS_PER_S
-        elif key == "pid" and value.isdecimal():
-            pid = int(value)
-        elif key == "settle" and value in WAYS:
-            way = value
-        else:
-            raise UsageError(
-                f"{pair!r} is not an option of a QEMU guest; choose timeout=30s, pid=NUMBER and settle={'|'.join(WAYS)}"
-            )
-    qmp = Qmp(path, limit_s)
-    return QemuGuest(qmp, pid or qmp.peer_pid, incoming=incoming, way=way)
+        raise UsageError("no QMP socket after 'qemu:'; write qemu:PATH, the path of QEMU's QMP socket")
+    options = read_options(rest, QemuOptions, "qemu")
+    qmp = Qmp(path, options.timeout_ns / NS_PER_S)
+    return QemuGuest(qmp, options.pid or qmp.peer_pid, incoming=incoming, way=options.settle)

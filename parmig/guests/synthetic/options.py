@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a synthetic guest can be told: ``memory=1GiB,rate=100MiB/s,pattern=hot``."""
+"""The options of a synthetic guest: ``memory=1GiB,rate=100MiB/s,pattern=hot``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
+from parmig.config import PATTERNS, TRACKERS
 from parmig.errors import UsageError
+from parmig.guests.options import read_options
+from parmig.options import COUNT, RATE, SIZE, Unit, option
 from parmig.ram.blocks import PAGE_BYTES, GuestRange, RamBlock
-from parmig.units import MIB, parse_rate, parse_size
+from parmig.units import MIB, parse_number, parse_size, write_size
 
 MACHINE = "synthetic-2"
-"""What device state depends on; to be counted up when the devices change."""
-
-PATTERNS = ("random", "sequential", "hot", "burst")
-"""Which pages the writer picks. The position is the number in device state: append only."""
+"""What device state depends on; raise the number when the devices change."""
 
 FILLS = ("random", "zero", "text")
-TRACKERS = ("auto", "pagemap", "bitmap", "digest")
 
 RESERVED_PAGES = 2
 """Pages at the start of the first block that belong to the ring device, never to the writer."""
@@ -30,58 +28,81 @@ BLOCKS_MAX = 64
 _BLOCK_PAGES_MIN = 4
 
 
+def _read_share(text: str) -> str:
+    percent = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)%", text)
+    if percent is None:
+        parse_size(text)
+    elif float(percent[1]) > 100:
+        raise UsageError(f"{text!r} is more than all of the memory; write a share like 50% or a size like 512MiB")
+    return text
+
+
+def _read_seed(text: str) -> int:
+    number = parse_number(text)
+    if number >= 1 << 64:
+        raise UsageError(f"{text} is not a seed; write a number below 2**64")
+    return number
+
+
+SHARE = Unit("SIZE|PERCENT%", "a share or a size", _read_share)
+SEED = Unit("N", "a number", _read_seed)
+
+
 class SyntheticOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """A synthetic guest as asked for.
+    """A synthetic guest as asked for."""
 
-    Attributes:
-        memory_bytes: of all blocks together, a multiple of 4 KiB.
-        rate_bytes_per_s: pages dirtied per second, in bytes; 0: the writer rests.
-        pattern: one of PATTERNS. ``hot``: 90 % of the writes go to the first 10 % of the touched pages;
-            ``burst``: half a second at double rate, half a second of rest, pages at random.
-        fill: what touched pages hold at the start, one of FILLS; ``zero`` leaves them holes.
-        touched_pages: how many pages are ever written, spread over the blocks by their size.
-        blocks: how many RAM blocks the memory is split into.
-        seed: of contents and page choice, 64 bits.
-        tracker: the dirty log that ``auto`` stands for; ``auto``: whatever the host allows.
-        running: whether the guest runs from the start; not for an incoming one.
-    """
+    memory_bytes: Annotated[
+        int,
+        option("Memory of all blocks together.", SIZE, ge=_BLOCK_PAGES_MIN * PAGE_BYTES, multiple_of=PAGE_BYTES),
+    ] = 256 * MIB
+    rate_bytes_per_s: Annotated[
+        int, option("How fast the guest writes, by the pages that it touches. 0: it does not write.", RATE, ge=0)
+    ] = 100 * MIB
+    pattern: Annotated[
+        str,
+        option(
+            "Which pages it writes. hot: 90 % of the writes go to the first 10 % of the touched pages. "
+            "burst: half a second at twice the rate, then half a second without writes.",
+            choices=PATTERNS,
+        ),
+    ] = "random"
+    fill: Annotated[
+        str, option("What touched pages contain at the start. zero leaves them unallocated.", choices=FILLS)
+    ] = "random"
+    touched: Annotated[str, option("How much of the memory it writes, spread over all blocks.", SHARE)] = "100%"
+    blocks: Annotated[int, option("RAM blocks that the memory is split into.", COUNT, ge=1, le=BLOCKS_MAX)] = 1
+    seed: Annotated[int, option("Seed of the contents and of the choice of pages.", SEED)] = 1
+    tracker: Annotated[
+        str,
+        option("The dirty log that --tracker auto selects. auto: whatever the host allows.", choices=TRACKERS),
+    ] = "auto"
+    running: Annotated[bool, option("Whether it runs from the start. The destination ignores it.")] = True
 
-    memory_bytes: int = 256 * MIB
-    rate_bytes_per_s: int = 100 * MIB
-    pattern: str = "random"
-    fill: str = "random"
-    touched_pages: int = 256 * MIB // PAGE_BYTES
-    blocks: int = 1
-    seed: int = 1
-    tracker: str = "auto"
-    running: bool = True
+    @property
+    def touched_pages(self) -> int:
+        """How many pages are ever written."""
+        if self.touched.endswith("%"):
+            return int(self.memory_bytes // PAGE_BYTES * float(self.touched.removesuffix("%")) / 100)
+        return parse_size(self.touched) // PAGE_BYTES
 
 
 def parse_options(text: str) -> SyntheticOptions:
     """The options that *text* (``KEY=VALUE,...``, possibly empty) means.
 
-    ``touched`` is a size or a percentage of the memory; without it all of the memory is touched.
-
     Raises:
-        UsageError: an unknown or repeated key, a value that makes no sense, or values that contradict.
+        UsageError: as :func:`read_options`, or values that contradict each other.
     """
-    values: dict[str, Any] = {}
-    touched = "100%"
-    for item in filter(None, text.split(",")):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if key not in _PARSERS or not equals or not value:
-            raise UsageError(
-                f"{item!r} is not an option of a synthetic guest; write KEY=VALUE with {', '.join(_PARSERS)}"
-            )
-        field, parser = _PARSERS[key]
-        if field in values:
-            raise UsageError(f"option {key!r} of a synthetic guest is given twice in {text!r}")
-        values[field] = parser(key, value)
-        touched = value if key == "touched" else touched
-    memory_bytes = values.get("memory_bytes", SyntheticOptions().memory_bytes)
-    values["touched_pages"] = _touched_pages(touched, memory_bytes)
-    options = SyntheticOptions(**values)
-    _check(options)
+    options = read_options(text, SyntheticOptions, "synthetic")
+    if options.memory_bytes < _BLOCK_PAGES_MIN * PAGE_BYTES * options.blocks:
+        raise UsageError(
+            f"memory={write_size(options.memory_bytes)} of a synthetic guest is too small for {options.blocks} blocks; "
+            f"give at least {write_size(_BLOCK_PAGES_MIN * PAGE_BYTES)} for each block"
+        )
+    if options.touched_pages * PAGE_BYTES > options.memory_bytes:
+        raise UsageError(
+            f"touched={options.touched} of a synthetic guest is more than memory={write_size(options.memory_bytes)}; "
+            "give a smaller size, or a share like 50%"
+        )
     return options
 
 
@@ -106,74 +127,3 @@ def touched_layout(options: SyntheticOptions) -> list[tuple[int, int]]:
         first = RESERVED_PAGES if index == 0 else 0
         layout.append((first, min(pages, block.pages - first)))
     return layout
-
-
-def _touched_pages(text: str, memory_bytes: int) -> int:
-    if not text.endswith("%"):
-        return parse_size(text) // PAGE_BYTES
-    percent = text.removesuffix("%")
-    if not re.fullmatch(r"\d{1,3}(\.\d+)?", percent) or float(percent) > 100:
-        raise UsageError(f"touched={text!r} is not a share of the memory; write it like 50% or 512MiB")
-    return int(memory_bytes // PAGE_BYTES * float(percent) / 100)
-
-
-def _check(options: SyntheticOptions) -> None:
-    """Refuse values that are fine alone and make no sense together."""
-    pages, rest = divmod(options.memory_bytes, PAGE_BYTES)
-    if rest or pages < _BLOCK_PAGES_MIN * options.blocks:
-        raise UsageError(
-            f"memory={options.memory_bytes} does not fit {options.blocks} blocks; "
-            f"give a multiple of {PAGE_BYTES} bytes, at least {_BLOCK_PAGES_MIN} pages a block"
-        )
-    if options.touched_pages > pages:
-        raise UsageError(
-            f"touched={options.touched_pages * PAGE_BYTES} is too large, expected at most memory={options.memory_bytes}"
-        )
-
-
-def _size(_: str, text: str) -> int:
-    return parse_size(text)
-
-
-def _rate(_: str, text: str) -> int:
-    return parse_rate(text)
-
-
-def _text(_: str, text: str) -> str:
-    return text
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
-    def parse(key: str, text: str) -> str:
-        if text not in choices:
-            raise UsageError(f"{key}={text!r} is not a value for a synthetic guest; choose {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _integer(first: int, last: int) -> Callable[[str, str], int]:
-    def parse(key: str, text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,20}", text) or not first <= int(text) <= last:
-            raise UsageError(f"{key}={text!r} of a synthetic guest must be a number from {first} to {last}")
-        return int(text)
-
-    return parse
-
-
-def _yes_no(key: str, text: str) -> bool:
-    return _one_of(("yes", "no"))(key, text) == "yes"
-
-
-_PARSERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "memory": ("memory_bytes", _size),
-    "rate": ("rate_bytes_per_s", _rate),
-    "pattern": ("pattern", _one_of(PATTERNS)),
-    "fill": ("fill", _one_of(FILLS)),
-    "touched": ("touched_pages", _text),  # needs the memory; replaced when all is read
-    "blocks": ("blocks", _integer(1, BLOCKS_MAX)),
-    "seed": ("seed", _integer(0, (1 << 64) - 1)),
-    "tracker": ("tracker", _one_of(TRACKERS)),
-    "running": ("running", _yes_no),
-}
-"""Option key to the field it sets and the function that reads its value."""

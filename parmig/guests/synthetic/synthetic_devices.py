@@ -12,9 +12,9 @@ from typing import Annotated
 
 import numpy as np
 
+from parmig.config import PATTERNS
 from parmig.errors import StateError
 from parmig.guests.synthetic.ledger import BlockLedger, Marker, PageNumbers, Words, mix, mix_one
-from parmig.guests.synthetic.options import PATTERNS
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.state import U64, Buffer, Byte, Limit, migration_state
 from parmig.units import KIB, NS_PER_S

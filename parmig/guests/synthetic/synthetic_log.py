@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from parmig.config import TRACKERS
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.guest import DirtyLog, Segment
 from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
-from parmig.guests.synthetic.options import TRACKERS
 from parmig.linux import uffd
 from parmig.ram.bits import Bits, bits_for
 from parmig.ram.blocks import BlockMapping
