@@ -38,7 +38,7 @@ PATTERNS = ("random", "sequential", "hot", "burst")
 
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
 CODECS = "parmig.ram.codecs.registry:names"
-TRANSPORTS = ("zmq",)
+TRANSPORTS = "parmig.transport.registry:data_transports"
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs

@@ -38,6 +38,7 @@ class StatusEvent(enum.Enum):
     ERROR = "error"
     CANCEL = "cancel"
     PEER_LOST = "peer lost"
+    NOT_SENT = "hand-over not sent"
 
 
 S, E = MigrationStatus, StatusEvent
@@ -58,6 +59,8 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
         for status in (S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEVICE, S.FINISHING)
         for event, end in ((E.ERROR, S.FAILED), (E.PEER_LOST, S.FAILED), (E.CANCEL, S.CANCELLED))
     },
+    # A hand-over that never left this host changes nothing.
+    (S.HAND_OVER, E.NOT_SENT): S.FAILED,
     # After it only the destination knows; a cancel comes too late and changes nothing.
     (S.HAND_OVER, E.ERROR): S.UNKNOWN,
     (S.HAND_OVER, E.PEER_LOST): S.UNKNOWN,

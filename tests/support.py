@@ -16,7 +16,7 @@ from parmig.ram.bits import Index, Runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea
-from parmig.transport.transport import MigrationTransport
+from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 
 PATIENCE_S = 10.0
 """How long a test waits for a condition that must come true. No test passes by its passing."""
@@ -60,6 +60,30 @@ def while_pumping(work: Callable[[], object], pump: Callable[[], object]) -> Non
     thread.join()
     if errors:
         raise errors[0]
+
+
+class FakeTransport(MigrationTransport):
+    """A connected channel without anything behind it; tests override what matters to them."""
+
+    def __init__(self) -> None:
+        super().__init__("fake", max_message_bytes=1 << 20)
+
+    def bind(self, endpoint: Endpoint) -> Endpoint:
+        return endpoint
+
+    def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None: ...
+
+    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None: ...
+
+    def receive(self, timeout_ms: int = 0) -> Incoming | None:
+        return None
+
+    def accept(self) -> None: ...
+
+    def pollables(self) -> list[int]:
+        return []
+
+    def shutdown(self, linger_ms: int = 0) -> None: ...
 
 
 @contextmanager

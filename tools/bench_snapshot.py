@@ -32,7 +32,7 @@ from parmig.stream.ram_encode import Index, Pages, encode_page_words, encode_zer
 from parmig.stream.ram_words import PageRun, RamWordReader, ZeroRun
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from parmig.transport.transport import Buffer
 from tools.bench_lab import (
     LIMIT_S,
@@ -74,7 +74,7 @@ def runs_of_both_kinds(pages: int, seed: int = 1) -> list[tuple[int, int, bool]]
 
 def write_stream(fd: int, memory: Pages, runs: list[tuple[int, int, bool]]) -> None:
     """A stream of RAM alone, as one process writes it; *runs* as of :func:`runs_of_both_kinds`."""
-    data = MigrationDataFile(FileTransport.from_fd(fd, "bench"), "bench")
+    data = MigrationDataFile(FileStream(fd, "bench"), "bench")
     writer = SectionWriter(data)
     writer.header()
     writer.configuration("bench")
@@ -104,7 +104,7 @@ def write_stream(fd: int, memory: Pages, runs: list[tuple[int, int, bool]]) -> N
 
 def parse_stream(fd: int, memory: Pages | None = None) -> tuple[int, int]:
     """Parse such a stream, placing its pages in *memory* if given; data pages and zero pages."""
-    data = MigrationDataFile(FileTransport.from_fd(fd, "bench"), "bench")
+    data = MigrationDataFile(FileStream(fd, "bench"), "bench")
     reader = SectionReader(data)
     reader.read_header()
     words: RamWordReader | None = None

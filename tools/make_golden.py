@@ -28,7 +28,7 @@ from parmig.stream.vmdescription import (
     VmDescription,
     build,
 )
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 RAM, CLOCK = 2, 5
@@ -107,7 +107,7 @@ def written(write: Callable[[MigrationDataFile], None]) -> bytes:
     """The file that *write* makes."""
     fd = os.memfd_create("golden", os.MFD_CLOEXEC)
     try:
-        write(MigrationDataFile(FileTransport.from_fd(fd, "golden"), "golden"))
+        write(MigrationDataFile(FileStream(fd, "golden"), "golden"))
         return os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)

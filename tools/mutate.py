@@ -66,6 +66,10 @@ TESTS = {
         for name, tests in STATE_TESTS.items()
     },
     "parmig/engine/coordinator.py": ("tests/engine/test_plan.py",),
+    "parmig/engine/source_steps.py": ("tests/engine/test_plan.py",),
+    "parmig/engine/plan.py": ("tests/engine/test_plan.py", "tests/engine/test_destination.py"),
+    "parmig/engine/destination.py": ("tests/engine/test_destination.py",),
+    "parmig/engine/destination_steps.py": ("tests/engine/test_destination.py",),
     "parmig/ram/flow.py": ("tests/ram/test_channel.py",),
 }
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import zmq
 from multiprocess.connection import Connection
 
-from parmig.engine.peer_messages import PROTOCOL_VERSION
 from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
-from parmig.ram.flow import check_hello, welcome
+from parmig.ram.flow import HELLO_BYTES, check_hello, welcome
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
@@ -41,12 +39,11 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     transport = open_transport(
         endpoint,
-        context,
         f"receive worker {setup.worker}",
         max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
+        first_message_bytes=HELLO_BYTES,
         token=setup.session,
     )
     inbox.tell(WorkerReady(transport.bind(endpoint).port))
@@ -62,15 +59,15 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     connected = False
     while True:
         poller.poll()
-        while (message := transport.read()) is not None:
+        while (incoming := transport.receive()) is not None:
             if connected:
-                transport.write([ram.migrate_ram_receive(message)])
-            elif check_hello(message, session=setup.session, worker=setup.worker, protocol=PROTOCOL_VERSION):
+                transport.write([ram.migrate_ram_receive(incoming)])
+            elif check_hello(incoming, session=setup.session, worker=setup.worker, protocol=setup.protocol):
                 transport.accept()
                 connected = True
                 inbox.tell(WorkerConnected())  # before the source can go on
                 transport.write([welcome(setup.credit_bytes)])
-            del message  # frees the frames, and with them ZeroMQ's memory, before the next is taken
+            del incoming  # frees the frames, and with them ZeroMQ's memory, before the next is taken
             inbox.check()
         # After the last check, everything that was read is answered before the next wait.
         inbox.check()

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import zmq
 from multiprocess.connection import Connection
 
-from parmig.engine.peer_messages import PROTOCOL_VERSION
 from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, SendSetup, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import BlockMapping
@@ -40,15 +38,12 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
     name = f"send worker {setup.worker} to {endpoint}"
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    transport = open_transport(endpoint, context, name, max_message_bytes=1 << 16, token=setup.session)
+    transport = open_transport(endpoint, name, max_message_bytes=1 << 16, token=setup.session)
     transport.connect(endpoint, local=setup.local, timeout_ns=setup.connect_timeout_ns)
     channel = SendChannel(
         transport, name, batch_bytes=setup.batch_bytes, interrupt_fd=inbox.fileno(), interrupt=inbox.check
     )
-    channel.open(
-        session=setup.session, worker=setup.worker, protocol=PROTOCOL_VERSION, limit_ns=setup.connect_timeout_ns
-    )
+    channel.open(session=setup.session, worker=setup.worker, protocol=setup.protocol, limit_ns=setup.connect_timeout_ns)
     inbox.tell(WorkerReady())
     digester = RegionDigester()
     tracker = await_tracker(inbox, channel.idle, blocks)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parmig.engine import peer_messages
+from parmig.engine.agreement import agreed_version
 from parmig.engine.control import ControlChannel
 from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
@@ -24,7 +25,7 @@ from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S, format_size
 
-TELL_EVERY_NS = NS_PER_S
+SHOW_EVERY_NS = NS_PER_S
 """Refusals are shown at most so often: whoever reaches the port can cause them."""
 
 
@@ -33,19 +34,20 @@ class Admission:
 
     Args:
         endpoint: where to listen; port 0 takes a free one.
-        tell: shows a line to the user.
+        show: shows a line to the user.
 
     Attributes:
         endpoint: where it listens, with the actual port.
         refused: why a source was refused last; empty if none was.
     """
 
-    def __init__(self, endpoint: Endpoint, tell: Callable[[str], None]) -> None:
+    def __init__(self, endpoint: Endpoint, show: Callable[[str], None]) -> None:
         self.endpoint = endpoint
         self.refused = ""
-        self._tell = tell
-        self._told_ns = 0
+        self._show = show
+        self._shown_ns = 0
         self._transport: TcpTransport | None = None
+        self._version = peer_messages.PROTOCOL_VERSION
 
     def listen(self) -> None:
         """Listen, again if need be, at the same port.
@@ -70,11 +72,14 @@ class Admission:
         """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
         frames = self._transport.read()
-        if frames is None or len(frames) != 1 or peer_messages.peer_version(frames[0]) is None:
+        version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
+        if frames is None or version is None:
             return None  # nobody, or a stranger, who is forgotten by the next read
+        self._version = version if version in peer_messages.VERSIONS else peer_messages.PROTOCOL_VERSION
         try:
-            message = peer_messages.decode_control(frames[0])
+            message = peer_messages.decode_control(frames[0], first=True)
             if isinstance(message, Configure):
+                self._version = agreed_version(message.capabilities, version)
                 return message
             raise ProtocolError(f"the source began with {type(message).__name__}")
         except ProtocolError as error:
@@ -84,23 +89,23 @@ class Admission:
     def refuse(self, reason: str) -> None:
         """Tell the source why it is not let in, and the user."""
         assert self._transport is not None
-        self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason))])
+        self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason), self._version)])
         self.refused = reason
-        self.tell(f"refused a source: {reason}")
+        self.show(f"refused a source: {reason}")
 
-    def tell(self, line: str) -> None:
+    def show(self, line: str) -> None:
         """Show a line, not too often."""
         now = time.monotonic_ns()
-        if now - self._told_ns >= TELL_EVERY_NS:
-            self._told_ns = now
-            self._tell(line)
+        if now - self._shown_ns >= SHOW_EVERY_NS:
+            self._shown_ns = now
+            self._show(line)
 
     def admit(self) -> ControlChannel:
         """The source that was heard last is the peer; the port is closed. The channel is the caller's."""
         assert self._transport is not None
         transport, self._transport = self._transport, None
         transport.accept()
-        return ControlChannel(transport)
+        return ControlChannel(transport, self._version)
 
     def close(self) -> None:
         """Listen no more. What was said last still leaves."""

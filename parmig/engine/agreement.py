@@ -8,19 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.engine.peer_messages import Accept, Configure
+from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
+from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs
+from parmig.transport.registry import data_scheme, data_transports
 from parmig.units import format_size
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does and the other side must do too."""
 
+ENDPOINT_SCHEMES = "endpoint-schemes"
+"""Feature: the destination names the scheme of each endpoint in Accept."""
+
+FEATURES = (ENDPOINT_SCHEMES,)
+"""What this version does where the other side names it too."""
+
+
+def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int:
+    """(destination) The newest protocol version that the source speaks, too.
+
+    Args:
+        capabilities: that the source names.
+        first: the version that it began with; alone the only one of a source from before version 3.
+
+    Raises:
+        ProtocolError: there is none.
+    """
+    theirs = {first, *(version for version in VERSIONS if f"protocol-{version}" in capabilities)}
+    common = theirs.intersection(VERSIONS)
+    if not common:
+        raise ProtocolError(other_version(first))
+    return max(common)
+
 
 def offer() -> tuple[str, ...]:
-    """What a side names among its capabilities: what it does, and the codecs that it knows."""
-    return (*CAPABILITIES, *(_codec_feature(name) for name in codecs.names()))
+    """What a side names among its capabilities: what it does, its newest protocol version, the codecs that it knows."""
+    codec_features = (_codec_feature(name) for name in codecs.names())
+    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features)
 
 
 def agreed_codecs(wish: Configure) -> tuple[str, ...]:
@@ -91,8 +117,8 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
     found += capability_mismatches(message.capabilities)
     if message.codec not in codecs.names():
         found.append(f"compression {message.codec!r}: not known here (known: {', '.join(codecs.names())})")
-    if message.transport != "zmq":
-        found.append(f"transport {message.transport!r}: not known here (known: zmq)")
+    if message.transport not in data_transports():
+        found.append(f"transport {message.transport!r}: not known here (known: {', '.join(data_transports())})")
     if message.credit_bytes < message.batch_bytes:
         found.append(f"credit of {message.credit_bytes} bytes is less than one batch of {message.batch_bytes}")
     for block in message.blocks:
@@ -113,4 +139,7 @@ def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[str]
         found.append(f"compression: {message.codec!r} there, {wish.codec!r} here")
     if len(message.data) != wish.workers:
         found.append(f"workers: {len(message.data)} there, {wish.workers} here")
+    scheme = data_scheme(wish.transport)
+    for other in sorted({data.scheme for data in message.data} - {"", scheme}):
+        found.append(f"transport: {other!r} there, {scheme!r} here")
     return found

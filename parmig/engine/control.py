@@ -14,10 +14,20 @@ from parmig.units import NS_PER_MS, NS_PER_S
 
 
 class ControlChannel:
-    """Speaks control messages over *transport*, which it owns."""
+    """Speaks control messages over *transport*, which it owns.
 
-    def __init__(self, transport: MigrationTransport) -> None:
+    Args:
+        transport: connected or accepted; owned.
+        version: of the protocol, for what is written. A source begins with the oldest and goes on with that of the
+            destination's answer.
+
+    Attributes:
+        version: see above.
+    """
+
+    def __init__(self, transport: MigrationTransport, version: int = peer_messages.VERSIONS[0]) -> None:
         self.transport = transport
+        self.version = version
 
     def pollables(self) -> list[int]:
         """What to poll."""
@@ -29,7 +39,7 @@ class ControlChannel:
         Raises:
             PeerLostError: the connection is gone.
         """
-        self.transport.write([peer_messages.encode_control(message)])
+        self.transport.write([peer_messages.encode_control(message, self.version)])
 
     def read(self, timeout_ms: int = 0) -> ControlMessage | None:
         """The next message, or None.
@@ -43,7 +53,9 @@ class ControlChannel:
             return None
         if len(frames) != 1:
             raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
-        return peer_messages.decode_control(frames[0])
+        message = peer_messages.decode_control(frames[0])
+        self.version = peer_messages.peer_version(frames[0]) or self.version
+        return message
 
     def wait(self, what: str, limit_ns: int, interrupt: Callable[[], None] = lambda: None) -> ControlMessage:
         """The next message; *what* names it in the error.

@@ -17,95 +17,28 @@ guest needs neither step: pausing waits for all device writes.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 
-from parmig.engine.events import (
-    CancelAsked,
-    Do,
-    Event,
-    Failed,
-    GuestPaused,
-    GuestSettled,
-    Instruction,
-    LogStarted,
-    LogSynced,
-    PeerDigested,
-    PeerLoaded,
-    PeerResumed,
-    PeerVanished,
-    StateSaved,
-    Tell,
-    Throttle,
-    Throttled,
-    Tick,
-    WorkerCounted,
-    WorkerDigested,
-    WorkerFenced,
-    WorkerIdle,
-    WorkerScanned,
-    WorkersReady,
-)
-from parmig.engine.policy import Limits, Verdict, decide, expected_downtime_ns, next_throttle_percent
+from parmig.engine import events
+from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
+from parmig.engine.plan import Plan
+from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign
+from parmig.engine.source_steps import Step, does_not_converge, pause_took_too_long, took_too_long
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
-from parmig.errors import (
-    CancelledError,
-    LimitExceededError,
-    NotConvergingError,
-    OutcomeUnknownError,
-    ParmigError,
-    ProtocolError,
-)
-from parmig.ram.blocks import PAGE_BYTES
+from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
-from parmig.status import MigrationStatus, StatusEvent, StatusMachine
-from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
+from parmig.status import MigrationStatus, StatusEvent
 
 WHOLE_PAGES = 2048
 """With at most so many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once:
 twenty bundles, each with its answer, took 10 ms of a pause, the pages themselves 2."""
 
 
-class Step(enum.Enum):
-    """What the coordinator waits for."""
-
-    SETUP = "setup"
-    STARTING_LOG = "starting the dirty log"
-    SCANNING = "scanning for dirty pages"
-    SETTLING = "waiting for the guest's disk requests in flight"
-    SENDING = "sending"
-    SYNCING_COUNT = "syncing the dirty log"
-    COUNTING = "counting dirty pages"
-    PAUSING = "pausing the guest"
-    SYNCING_FINAL = "syncing the dirty log of the paused guest"
-    FINAL = "sending the last pages"
-    SAVING = "saving device state"
-    SYNCING_AGAIN = "syncing the dirty log after saving"
-    RESCANNING = "scanning once more after saving"
-    DIGESTING = "comparing digests"
-    LOADING = "loading device state at the destination"
-    RESUMING = "resuming at the destination"
-    GOING_ON = "letting the guest go on"
-    COMPOSING = "writing the last of the file"
-    SUMMING = "digesting the file"
-    COMMITTING = "giving the file its name"
-    DONE = "done"
-
-
-def _unknown(cause: ParmigError) -> OutcomeUnknownError:
-    error = OutcomeUnknownError(
-        f"{cause}, after hand-over: the guest may run at the destination, so it stays paused here; "
-        "look there, and only if it does not run, continue it here"
-    )
-    error.__cause__ = cause
-    return error
-
-
-class Coordinator:
+class Coordinator(Plan[Instruction]):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -115,7 +48,14 @@ class Coordinator:
         verify: compare digests before hand-over.
     """
 
+    _cancelled = "cancelled; the guest goes on here"
+    _unknown = (
+        "the guest may run at the destination, so it stays paused here; "
+        "look there, and only if it does not run, continue it here"
+    )
+
     def __init__(self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool) -> None:
+        super().__init__()
         self._regions = regions
         self._workers = workers
         self._limits = limits
@@ -130,100 +70,81 @@ class Coordinator:
         self._digests: dict[int, int] = {}
         self._peer_digest: str | None = None
         self.total_pages = sum(region.pages for region in regions)
-        self.machine = StatusMachine()
         self.record = Record(workers, self.total_pages)
-        self.step = Step.SETUP
+        self.step: Step = Step.SETUP
         self.round = 0
-        self.error: ParmigError | None = None
         self.state_bytes = 0
         self.state_digest = ""
         self.source_digest: str | None = None
-        self.machine.move(StatusEvent.STARTED)
-
-    @property
-    def status(self) -> MigrationStatus:
-        """Where the migration is."""
-        return self.machine.status
 
     @property
     def peer_digest(self) -> str | None:
-        """The destination's digest, once told."""
+        """The destination's digest, once it has sent it."""
         return self._peer_digest
-
-    def handle(self, event: Event, now_ns: int) -> list[Instruction]:
-        """Take one event and return what to do next, in order. After the end everything is ignored."""
-        if self.machine.ended:
-            return []
-        match event:
-            case Failed(error=error):
-                return self._end(StatusEvent.ERROR, error)
-            case PeerVanished(error=error):
-                return self._end(StatusEvent.PEER_LOST, error)
-            case CancelAsked():
-                return self._cancel()
-            case Tick():
-                return self._check_time(now_ns)
-            case Throttled():
-                return []
-        return self._proceed(event, now_ns)
 
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
         match self.step, event:
-            case Step.SETUP, WorkersReady():
+            case _, events.Throttled():
+                return []
+            case Step.SETUP, events.WorkersReady():
                 self.machine.move(StatusEvent.CONFIGURED)
                 self.step = Step.STARTING_LOG
                 return [Do.START_LOG]
-            case Step.STARTING_LOG, LogStarted(needs_sync=needs_sync, settles=settles):
+            case Step.STARTING_LOG, events.LogStarted(needs_sync=needs_sync, settles=settles):
                 self._needs_sync, self._settles = needs_sync, settles
                 self.record.mark("active", now_ns)
                 return self._begin_round(Step.SENDING, now_ns)
-            case Step.SCANNING, WorkerScanned(worker=worker):
+            case Step.SCANNING, events.WorkerScanned(worker=worker):
                 self._waiting.discard(worker)
                 if self._waiting:
                     return []
                 self.step = Step.SETTLING
                 return [Do.SETTLE]
-            case Step.SETTLING, GuestSettled(took_ns=took_ns):
+            case Step.SETTLING, events.GuestSettled(took_ns=took_ns):
                 self.record.settled(took_ns)
                 return self._hand_out(Step.SENDING)
-            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerIdle(worker=worker)):
+            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerIdle(worker=worker)):
                 return self._feed(worker)
-            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), WorkerFenced(worker=worker, counters=counters)):
+            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerFenced(worker=worker, counters=counters)):
                 return self._fenced(worker, counters, now_ns)
-            case Step.SYNCING_COUNT, LogSynced():
+            case Step.SYNCING_COUNT, events.LogSynced():
                 return self._count()
-            case Step.COUNTING, WorkerCounted(worker=worker, pages=pages):
+            case Step.COUNTING, events.WorkerCounted(worker=worker, pages=pages):
                 return self._add_count(worker, pages, now_ns)
-            case Step.PAUSING, GuestPaused(stopped_ns=stopped_ns):
+            case Step.PAUSING, events.GuestPaused(stopped_ns=stopped_ns):
                 self.machine.move(StatusEvent.PAUSED)
                 self.record.mark("stopped", min(stopped_ns, now_ns))
                 self.record.mark("paused", now_ns)
                 lifted = self._throttle(0)  # not before: it would write at full speed until it is paused
                 return self._sync_then(Step.SYNCING_FINAL, Step.FINAL, now_ns) + lifted
-            case Step.SYNCING_FINAL, LogSynced():
+            case Step.SYNCING_FINAL, events.LogSynced():
                 return self._begin_round(Step.FINAL, now_ns)
-            case Step.SAVING, StateSaved(size_bytes=size_bytes, digest=digest):
+            case Step.SAVING, events.StateSaved(size_bytes=size_bytes, digest=digest):
                 self.state_bytes, self.state_digest = size_bytes, digest
                 self.record.mark("saved", now_ns)
                 return self._sync_then(Step.SYNCING_AGAIN, Step.RESCANNING, now_ns)
-            case Step.SYNCING_AGAIN, LogSynced():
+            case Step.SYNCING_AGAIN, events.LogSynced():
                 return self._begin_round(Step.RESCANNING, now_ns)
-            case Step.DIGESTING, WorkerDigested(worker=worker, digests=digests):
+            case Step.DIGESTING, events.WorkerDigested(worker=worker, digests=digests):
                 self._digests |= digests
                 self._waiting.discard(worker)
                 return self._compare(now_ns)
-            case Step.DIGESTING, PeerDigested(digest=digest):
+            case Step.DIGESTING, events.PeerDigested(digest=digest):
                 self._peer_digest = digest
                 return self._compare(now_ns)
-            case ((Step.LOADING | Step.RESUMING), PeerDigested(digest=digest)) if digest == self._peer_digest:
+            case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self._peer_digest:
                 return []  # said twice, and the same: no harm
-            case Step.LOADING, PeerLoaded(load_ns=load_ns):
+            case Step.LOADING, events.PeerLoaded() if self.suspected is not None:
+                return self._fail(self.suspected)  # never hand over with something amiss
+            case Step.LOADING, events.PeerLoaded(load_ns=load_ns):
                 self.record.load_ns = load_ns
                 self.record.mark("loaded", now_ns)
                 self.machine.move(StatusEvent.HANDED_OVER)
                 self.step = Step.RESUMING
                 return [Do.HAND_OVER]
-            case Step.RESUMING, PeerResumed(since_ns=since_ns):
+            case Step.RESUMING, events.HandOverNotSent(error=error):
+                return self._end(StatusEvent.NOT_SENT, error)
+            case Step.RESUMING, events.PeerResumed(since_ns=since_ns):
                 # Never before hand-over, whatever the peer says.
                 ran_ns = max(now_ns - since_ns, self.record.marks["loaded"])
                 self.record.mark("resumed", ran_ns)
@@ -231,8 +152,12 @@ class Coordinator:
                 self.machine.move(StatusEvent.RESUMED)
                 self.step = Step.DONE
                 return [Do.FINISH]
-        kind = ProtocolError if isinstance(event, PeerDigested | PeerLoaded | PeerResumed) else ParmigError
-        return self._end(StatusEvent.ERROR, kind(f"{type(event).__name__} came while {self.step.value}"))
+        kind = (
+            ProtocolError
+            if isinstance(event, events.PeerDigested | events.PeerLoaded | events.PeerResumed)
+            else ParmigError
+        )
+        return self._fail(kind(f"{type(event).__name__} came while {self.step.value}"))
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -315,9 +240,9 @@ class Coordinator:
                 self.record.mark("pausing", now_ns)
                 return [Do.PAUSE]
             case Verdict.STALLED:
-                return self._end(StatusEvent.ERROR, self._stalled())
+                return self._fail(does_not_converge(self.record, self._limits))
             case Verdict.TIMEOUT:
-                return self._time_is_up()
+                return self._fail(took_too_long(self.record, self._limits))
 
     def _throttle(self, percent: int) -> list[Instruction]:
         if percent == self.record.throttle_percent:
@@ -342,7 +267,7 @@ class Coordinator:
                 f"the memories differ: digest {self.source_digest} here, {self._peer_digest} at the destination; "
                 "something besides parmig wrote to one of them"
             )
-            return self._end(StatusEvent.ERROR, ParmigError(message))
+            return self._fail(ParmigError(message))
         return self._release(now_ns)
 
     def _release(self, now_ns: int) -> list[Instruction]:
@@ -350,62 +275,24 @@ class Coordinator:
         self.step = Step.LOADING
         return [Do.RELEASE]
 
-    def _cancel(self) -> list[Instruction]:
+    def _suspect(self, error: ParmigError, now_ns: int) -> list[Instruction]:
         if self.status is MigrationStatus.HAND_OVER:
-            return []  # too late: the guest belongs to the destination
-        return self._end(StatusEvent.CANCEL, CancelledError("cancelled; the guest goes on here"))
+            return self._end(StatusEvent.PEER_LOST, error)  # no better reason would change anything
+        return super()._suspect(error, now_ns)
 
-    def _end(self, event: StatusEvent, error: ParmigError) -> list[Instruction]:
-        after = self.machine.move(event)
-        if after is MigrationStatus.UNKNOWN and not isinstance(error, OutcomeUnknownError):
-            error = _unknown(error)
-        error.phase = error.phase or self.step.value
-        self.error = error
-        return [Do.GIVE_UP] if after is MigrationStatus.UNKNOWN else [Do.ABANDON]
+    def _ending(self, status: MigrationStatus) -> list[Instruction]:
+        return [Do.GIVE_UP] if status is MigrationStatus.UNKNOWN else [Do.ABANDON]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
-        marks = self.record.marks
+        marks, limits = self.record.marks, self._limits
         if "pausing" in marks:
-            began_ns = marks["loaded"] if self.status is MigrationStatus.HAND_OVER else marks["pausing"]
-            limited = self._limits.switchover_ns and self.status is not MigrationStatus.FINISHING  # it goes on already
-            return self._pause_is_over() if limited and now_ns - began_ns >= self._limits.switchover_ns else []
-        if self.status is not MigrationStatus.ACTIVE or not self._limits.timeout_ns or "active" not in marks:
+            handed_over = self.status is MigrationStatus.HAND_OVER
+            began_ns = marks["loaded" if handed_over else "pausing"]
+            limited = limits.switchover_ns and self.status is not MigrationStatus.FINISHING  # it goes on already
+            if limited and now_ns - began_ns >= limits.switchover_ns:
+                return self._fail(pause_took_too_long(self.step, limits, handed_over=handed_over))
             return []
-        return self._time_is_up() if now_ns - marks["active"] >= self._limits.timeout_ns else []
-
-    def _pause_is_over(self) -> list[Instruction]:
-        limit = format_ms(self._limits.switchover_ns / NS_PER_MS)
-        message = f"{self.step.value} did not end within the {limit} that a switchover may take"
-        if self.status is not MigrationStatus.HAND_OVER:
-            message += "; see what hangs there, or raise --switchover-timeout"
-        return self._end(StatusEvent.ERROR, LimitExceededError(message))
-
-    def _time_is_up(self) -> list[Instruction]:
-        limit = format_ms(self._limits.timeout_ns / NS_PER_MS)
-        message = (
-            f"not ready to pause after {limit} and {len(self.record.facts)} rounds; {self._outlook()}"
-            "raise --timeout or --downtime-limit"
-        )
-        return self._end(StatusEvent.ERROR, LimitExceededError(message))
-
-    def _stalled(self) -> NotConvergingError:
-        limits = f"--downtime-limit {format_ms(self._limits.downtime_ns / NS_PER_MS)}"
-        if self._limits.max_downtime_ns:
-            limits += f" and --max-downtime {format_ms(self._limits.max_downtime_ns / NS_PER_MS)}"
-        percent = self.record.throttle_percent
-        throttled, advice = (f", even throttled by {percent} %", "") if percent else ("", " (--auto-converge)")
-        return NotConvergingError(
-            f"the guest dirties memory as fast as it can be sent{throttled}: {self._outlook()}beyond {limits}; "
-            f"allow a longer pause, give it more bandwidth, or slow the guest{advice}"
-        )
-
-    def _outlook(self) -> str:
-        facts = self.record.facts
-        if not facts:
-            return ""
-        moved = max(facts, key=lambda one: one.sent_bytes)
-        rate = moved.sent_bytes * 1e9 / max(1, moved.duration_ns)
-        return (
-            f"{format_size(facts[-1].remaining_pages * PAGE_BYTES)} remain, at {format_rate(rate)} a pause of "
-            f"{format_ms(expected_downtime_ns(facts) / NS_PER_MS)}, "
-        )
+        limited = self.status is MigrationStatus.ACTIVE and limits.timeout_ns and "active" in marks
+        if limited and now_ns - marks["active"] >= limits.timeout_ns:
+            return self._fail(took_too_long(self.record, limits))
+        return []

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the coordinator is told, and what it answers: events in, instructions out."""
+"""The events that the plans take, and the instructions that the source's plan returns.
+
+The first group is for both plans. Events and instructions of the destination alone are in ``destination_events``.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,41 @@ from parmig.engine import worker_messages
 from parmig.errors import ParmigError
 from parmig.ram.shared import WorkerCounters
 
-# -- events -------------------------------------------------------------------------------------
+# -- events of both sides -----------------------------------------------------------------------
 
 
 class Event(msgspec.Struct, frozen=True):
     """Root of the events."""
+
+
+class Failed(Event, frozen=True):
+    """Something failed on this side, or the peer reported that it failed."""
+
+    error: ParmigError
+
+
+class Suspected(Event, frozen=True):
+    """Something failed that may only be a symptom, as a lost connection is: its cause may arrive shortly."""
+
+    error: ParmigError
+
+
+class CancelAsked(Event, frozen=True):
+    """The user cancels the migration."""
+
+
+class Tick(Event, frozen=True):
+    """Time passes; the plan checks its time limits."""
+
+
+class WorkerDigested(Event, frozen=True):
+    """Digests of a worker's regions."""
+
+    worker: int
+    digests: dict[int, int]
+
+
+# -- events of the source -----------------------------------------------------------------------
 
 
 class WorkersReady(Event, frozen=True):
@@ -63,13 +96,6 @@ class WorkerCounted(Event, frozen=True):
 
     worker: int
     pages: int
-
-
-class WorkerDigested(Event, frozen=True):
-    """Digests of a worker's regions."""
-
-    worker: int
-    digests: dict[int, int]
 
 
 class GuestPaused(Event, frozen=True):
@@ -123,27 +149,13 @@ class Committed(Event, frozen=True):
     """(snapshot) The file has its name."""
 
 
-class Failed(Event, frozen=True):
-    """Anything went wrong on this side, or the peer said it did."""
+class HandOverNotSent(Event, frozen=True):
+    """The hand-over never left this host, so that the destination cannot act on it."""
 
     error: ParmigError
 
 
-class PeerVanished(Event, frozen=True):
-    """The connection to the destination is gone."""
-
-    error: ParmigError
-
-
-class CancelAsked(Event, frozen=True):
-    """The user wants no migration any more."""
-
-
-class Tick(Event, frozen=True):
-    """Time passes; checks the time limit."""
-
-
-# -- instructions -------------------------------------------------------------------------------
+# -- instructions of the source --------------------------------------------------------------------------
 
 
 class Do(enum.Enum):
@@ -166,7 +178,7 @@ class Do(enum.Enum):
 
 
 class Tell(msgspec.Struct, frozen=True):
-    """Say *instruction* to send worker *worker*."""
+    """Send *instruction* to worker *worker*."""
 
     worker: int
     instruction: worker_messages.Instruction

@@ -20,8 +20,15 @@ from parmig.errors import ProtocolError
 from parmig.ram.blocks import RamBlock
 from parmig.status import MigrationStatus
 
-PROTOCOL_VERSION = 2
-"""Raised with every change of any message or batch format; both sides must have the same."""
+PROTOCOL_VERSION = 3
+"""Raised with every change of any message or batch format, unless a feature that both sides name decides on it.
+Version 3 has such features, and sources that begin with the version before theirs."""
+
+VERSIONS = range(PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1)
+"""The versions that are spoken here: this one and the one before it.
+
+A source begins with the older one, which every peer that it can speak to understands, and names the newer one among
+its capabilities. The destination answers in the newest version that both sides speak, and both go on with that."""
 
 CONTROL_MAGIC = b"PARMIG\r\n"
 _PREAMBLE = struct.Struct(">8sI")
@@ -67,11 +74,16 @@ class Configure(Message, frozen=True):
     capabilities: _Names = ()
 
 
-class DataEndpoint(msgspec.Struct, frozen=True):
-    """Where a receive worker listens; an empty host means the host of the control channel."""
+class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a receive worker listens; an empty host means the host of the control channel.
+
+    Attributes:
+        scheme: of the transport there. Empty where the feature ``endpoint-schemes`` was not agreed on.
+    """
 
     host: Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_.:%\[\]-]{0,255}\Z")]
     port: Annotated[int, Meta(ge=0, le=65535)]
+    scheme: Annotated[str, Meta(pattern=r"\A[0-9a-z+.-]{0,32}\Z")] = ""
 
 
 class Accept(Message, frozen=True):
@@ -175,9 +187,9 @@ ControlMessage = (
 _control_decoder = msgspec.msgpack.Decoder(ControlMessage)
 
 
-def encode_control(message: ControlMessage) -> bytes:
+def encode_control(message: ControlMessage, version: int = PROTOCOL_VERSION) -> bytes:
     """One control message with its preamble."""
-    return _PREAMBLE.pack(CONTROL_MAGIC, PROTOCOL_VERSION) + encode(message)
+    return _PREAMBLE.pack(CONTROL_MAGIC, version) + encode(message)
 
 
 def peer_version(frame: memoryview) -> int | None:
@@ -188,8 +200,19 @@ def peer_version(frame: memoryview) -> int | None:
     return int(version) if magic == CONTROL_MAGIC else None
 
 
-def decode_control(frame: memoryview) -> ControlMessage:
+def other_version(version: int) -> str:
+    """The reason to refuse a peer that speaks *version*, which is not spoken here."""
+    return (
+        f"the peer speaks protocol version {version}, this parmig versions {VERSIONS[0]} and {VERSIONS[-1]}; "
+        "install the same parmig on both hosts"
+    )
+
+
+def decode_control(frame: memoryview, *, first: bool = False) -> ControlMessage:
     """The control message in *frame*.
+
+    Args:
+        first: it is the first one of a source, which may speak a newer version than that of the message.
 
     Raises:
         ProtocolError: not one, or of another protocol version.
@@ -197,11 +220,8 @@ def decode_control(frame: memoryview) -> ControlMessage:
     version = peer_version(frame)
     if version is None:
         raise ProtocolError(f"a message of {len(frame)} bytes is not one of parmig's")
-    if version != PROTOCOL_VERSION:
-        raise ProtocolError(
-            f"the peer speaks protocol version {version}, this parmig version {PROTOCOL_VERSION}; "
-            "install the same parmig on both hosts"
-        )
+    if version not in VERSIONS and not (first and version == VERSIONS[0] - 1):
+        raise ProtocolError(other_version(version))
     try:
         return _checked(_control_decoder.decode(frame[_PREAMBLE.size :]))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # text that is not UTF-8 is the latter

@@ -40,7 +40,7 @@ from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.transport.polling import Poller
-from parmig.transport.registry import DATA_SCHEME, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -102,6 +102,7 @@ class MigrationSender(SourceSide):
         self._config.check()
         warm_up()
         codec(self._config.compress)
+        data_scheme(self._config.transport)
         info, memory = self._look_at_guest()
         if self._config.auto_converge and not self._thread.call(self._guest.can_throttle):
             raise GuestRefusedError(
@@ -183,9 +184,10 @@ class MigrationSender(SourceSide):
                 workers=self._config.workers,
                 blocks=tuple(one.block for one in memory),
                 file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
-                uri=str(Endpoint(DATA_SCHEME, host, data.port)),
+                uri=str(Endpoint(data.scheme or data_scheme(self._config.transport), host, data.port)),
                 local=path.local if path else "",
                 session=accept.session,
+                protocol=self._control.version,
                 codec=accept.codec,
                 batch_bytes=self._config.batch_bytes,
                 region_pages=region_pages,
@@ -195,7 +197,7 @@ class MigrationSender(SourceSide):
         self._watch(*self._control.pollables())
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> None:
-        endpoint = Endpoint(DATA_SCHEME, accept.state.host or control.host, accept.state.port)
+        endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
         self._state_transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._state_transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         self._state = StateSender(self._state_transport, accept.session)
@@ -225,8 +227,6 @@ class MigrationSender(SourceSide):
         match message:
             case peer_messages.Digested(digest=digest):
                 self._feed(events.PeerDigested(digest))
-            case peer_messages.Loaded() if self._suspect is not None:
-                self._feed(events.Failed(self._suspect[0]))  # never hand over with something amiss
             case peer_messages.Loaded(load_ns=load_ns):
                 self._feed(events.PeerLoaded(load_ns))
             case peer_messages.Resumed(since_ns=since_ns):
@@ -239,13 +239,6 @@ class MigrationSender(SourceSide):
                 self._fail(
                     ProtocolError(f"the destination said {type(message).__name__} while {self._plan.step.value}")
                 )
-
-    def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
-        assert self._plan is not None
-        if self._plan.status is MigrationStatus.HAND_OVER and isinstance(error, PeerLostError):
-            self._feed(events.PeerVanished(error))  # no better reason would change anything
-        else:
-            super()._fail(error, symptom=symptom)
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -269,7 +262,11 @@ class MigrationSender(SourceSide):
         try:
             self._control.write(message)
         except PeerLostError as error:
-            self._fail(error)
+            if isinstance(message, peer_messages.HandOver):  # the transport gave the kernel no whole message
+                self._handed_over = False
+                self._feed(events.HandOverNotSent(error))
+            else:
+                self._fail(error)
 
     def _watch_peer_only(self) -> None:
         """After hand-over only the destination's word counts, whatever becomes of our workers and our copy."""

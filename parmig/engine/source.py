@@ -19,13 +19,14 @@ from typing import Any, Protocol
 
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine import error_reports, events, worker_messages
-from parmig.engine.coordinator import Coordinator, Step
+from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.events import Do, Event, Tell, Throttle
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import GuestReport, Progress, Report
+from parmig.engine.source_steps import Step
 from parmig.errors import CancelledError, GuestError, ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import DirtyLog, Guest, GuestInfo, StateSink
 from parmig.ram.blocks import BlockMemory
@@ -39,11 +40,6 @@ _logger = logging.getLogger(__name__)
 
 POLL_MS = 200
 """How often the loop wakes without any event: for the time limit and for progress."""
-
-EXPLANATION_NS = 400 * NS_PER_MS
-"""A lost connection is a symptom. For so long the cause may still arrive: the peer's word, or the news
-that one of our workers died; well within the second in which a failure must be known."""
-
 
 LONG_NS = NS_PER_S
 """What people are told of when it takes longer: waiting for the guest's disks, which is done within milliseconds."""
@@ -99,7 +95,6 @@ class SourceSide(ABC):
         self._state: CountingSink | None = None
         self._plan: Coordinator | None = None
         self._ready = 0
-        self._suspect: tuple[ParmigError, int] | None = None
         self._paths: list[str] = []
         self._meter: ProgressMeter | None = None
         self._long_ns = sys.maxsize
@@ -207,8 +202,6 @@ class SourceSide(ABC):
         if self._cancelled:
             self._cancelled = False
             self._feed(events.CancelAsked())
-        if self._suspect is not None and time.monotonic_ns() >= self._suspect[1]:
-            self._feed(events.Failed(self._suspect[0]))
         self._feed(events.Tick())
         if self._plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
             self._long_ns = sys.maxsize  # once is enough
@@ -260,10 +253,8 @@ class SourceSide(ABC):
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
         """Fail now, or, when *error* may only be a symptom, as soon as no better reason has come."""
-        if symptom or isinstance(error, PeerLostError):
-            self._suspect = self._suspect or (error, time.monotonic_ns() + EXPLANATION_NS)
-        else:
-            self._feed(events.Failed(error))
+        suspected = symptom or isinstance(error, PeerLostError)
+        self._feed(events.Suspected(error) if suspected else events.Failed(error))
 
     # -- doing ----------------------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ HELLO_BYTES = 64
 MESSAGES_A_TURN = 16
 """Taken by one call of :meth:`StateReceiver.receive`: 16 MiB, or so many strangers."""
 
+NO_STATE = xxhash.xxh3_128_hexdigest(b"")
+"""The digest of a state without a byte."""
+
 STALL_LIMIT_NS = 30 * NS_PER_S
 
 _TAKEN = struct.Struct(">cQ")
@@ -169,7 +172,7 @@ class StateReceiver:
         kind = bytes(message[0][:1])
         if kind not in (b"E", b"D") or len(message) != 2 or len(message[1]) > MAX_STATE_CHUNK_BYTES:
             raise ProtocolError(f"unexpected message of kind {kind!r} with {len(message)} frames on the state channel")
-        self.check_size(self.size_bytes + len(message[1]))
+        check_size(self.size_bytes + len(message[1]), self._max_bytes)
         self._digest.update(message[1])
         self.size_bytes += len(message[1])
         if kind == b"E":
@@ -184,14 +187,6 @@ class StateReceiver:
                 ) from error
         self._transport.write([_TAKEN.pack(b"A", self.size_bytes)])
 
-    def check_size(self, size_bytes: int) -> None:
-        """Raise StateError where so much state is more than this destination takes."""
-        if size_bytes > self._max_bytes:
-            raise StateError(
-                f"the source has {format_size(size_bytes)} of device state or more, this destination takes "
-                f"{format_size(self._max_bytes)}; receive with a larger --max-state if the guest really has so much"
-            )
-
     def held(self) -> Iterator[bytes]:
         """The held bytes, in pieces."""
         self._held.seek(0)
@@ -201,3 +196,12 @@ class StateReceiver:
     def close(self) -> None:
         """Drop what is held."""
         self._held.close()
+
+
+def check_size(size_bytes: int, max_bytes: int) -> None:
+    """Raise StateError where *size_bytes* of device state are more than the destination takes."""
+    if size_bytes > max_bytes:
+        raise StateError(
+            f"the source has {format_size(size_bytes)} of device state or more, this destination takes "
+            f"{format_size(max_bytes)}; receive with a larger --max-state if the guest really has so much"
+        )

@@ -30,21 +30,31 @@ class MemorySetup(Message, frozen=True):
 
 
 class SendSetup(MemorySetup, frozen=True):
-    """To a send worker, once: everything it needs besides descriptors."""
+    """To a send worker, once: everything it needs besides descriptors.
+
+    Attributes:
+        protocol: the agreed version.
+    """
 
     uri: str
     local: str
     session: bytes
+    protocol: int
     codec: str
     batch_bytes: int
     connect_timeout_ns: int
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
-    """To a receive worker, once."""
+    """To a receive worker, once.
+
+    Attributes:
+        protocol: the agreed version.
+    """
 
     uri: str
     session: bytes
+    protocol: int
     codecs: tuple[str, ...]
     batch_bytes: int
     credit_bytes: int

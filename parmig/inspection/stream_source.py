@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from parmig.errors import LimitExceededError, SnapshotError, StreamTooLongError, TransportError, UsageError
 from parmig.stream.vmdescription import TAIL_BYTES
-from parmig.transport.file import READ_BYTES, FileTransport
-from parmig.transport.transport import MigrationTransport
+from parmig.transport.byte_stream import ByteStream
+from parmig.transport.file import READ_BYTES, FileStream
 from parmig.units import MIB
 
 STANDARD_INPUT = "-"
@@ -39,7 +39,7 @@ class Source:
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd: int | None = fd
-        self.transport: MigrationTransport = FileTransport.from_fd(fd, name)
+        self.transport: ByteStream = FileStream(fd, name)
         status = os.fstat(fd)
         regular = stat.S_ISREG(status.st_mode)
         self._size_bytes = status.st_size if regular else os.lseek(fd, 0, os.SEEK_END)
@@ -63,22 +63,22 @@ class Source:
             raise SnapshotError(f"{self.name}: cannot read the end of the file: {error.strerror}") from error
 
 
-class _Pipe(FileTransport):
+class _Pipe(FileStream):
     """The bytes of a pipe, a terminal or a socket, with a way to look ahead to their end."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, fd: int, name: str) -> None:
+        super().__init__(fd, name)
         self.count_bytes = 0
         self.last = memoryview(b"")
         self.ahead = bytearray()
 
-    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+    def read(self) -> memoryview | None:
         if self.ahead:
             piece, self.ahead = memoryview(self.ahead), bytearray()
         else:
             piece = memoryview(self._receive())
         self.last = piece
-        return [piece] if piece else None
+        return piece if piece else None
 
     def skip(self, count_bytes: int) -> int:
         return 0
@@ -111,7 +111,7 @@ class PipeSource(Source):
 
     def __init__(self, name: str, fd: int) -> None:
         self.name, self.fd, self.allocated_bytes = name, None, None
-        self.transport = self._pipe = _Pipe.from_fd(fd, name)
+        self.transport = self._pipe = _Pipe(fd, name)
 
     def size_bytes(self) -> int:
         return self._pipe.count_bytes

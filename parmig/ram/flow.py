@@ -31,11 +31,13 @@ import numpy as np
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.transport.polling import Poller
-from parmig.transport.transport import Buffer, MigrationTransport
+from parmig.transport.transport import Buffer, Incoming, MigrationTransport
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 HELLO, WELCOME, ACK, FENCE, FENCED = 1, 2, 4, 5, 6
 _HELLO = struct.Struct(">BxHI16s")
+HELLO_BYTES = _HELLO.size
+"""What the receiving end reads of a stranger."""
 _WELCOME = struct.Struct(">B3xI")
 _ACK = struct.Struct(">B7xQ")
 _FENCE = struct.Struct(">B3xIQ")
@@ -262,11 +264,11 @@ class SendChannel:
                 self._buffers.append(batch.buffer)
 
 
-def check_hello(message: list[memoryview], *, session: bytes, worker: int, protocol: int) -> bool:
+def check_hello(message: Incoming, *, session: bytes, worker: int, protocol: int) -> bool:
     """Whether *message* is the hello of the send worker that was agreed; anything else is a stranger."""
-    if len(message) != 1 or len(message[0]) != _HELLO.size or message[0][0] != HELLO:
+    if message.frame_count != 1 or len(message.head) != _HELLO.size or message.head[0] != HELLO:
         return False
-    _, its_worker, its_protocol, its_session = _HELLO.unpack(message[0])
+    _, its_worker, its_protocol, its_session = _HELLO.unpack(message.head)
     return (its_worker, its_protocol) == (worker, protocol) and hmac.compare_digest(its_session, session)
 
 

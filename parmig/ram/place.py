@@ -23,6 +23,9 @@ WRITE_RUN_PAGES = 8
 fresh tmpfs memory pwrite reaches 2.3 GiB/s (the kernel allocates as it copies), a store 1.1 GiB/s
 (a page fault each); on pages that exist both are copies, and the system call costs about 2 pages."""
 
+MAX_TARGETS = 64
+"""Runs of a batch that are stored where they belong as they come; of more, a piece each costs as much as the copy."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
@@ -60,6 +63,16 @@ class PagePlacer:
             pages = np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
             source = index_of_runs(np.stack((starts[together], starts[together] + lengths[together]), axis=1))
             self._blocks[block].pages[index_of_runs(runs[together])] = pages[source]
+
+    def targets(self, block: int, runs: Runs, index: Index) -> list[memoryview]:
+        """Where the pages *index* lie in the mapping, a piece for each of *runs*.
+
+        Empty where they cannot be stored there: some do not exist yet, or the runs are too many for their length.
+        """
+        if len(runs) > MAX_TARGETS or not test_bits(self._shared.bits[block], index).all():
+            return []
+        buffer = self._blocks[block].buffer
+        return [buffer[first * PAGE_BYTES : end * PAGE_BYTES] for first, end in runs.tolist()]
 
     def place_run(self, block: int, first_page: int, data: Buffer) -> None:
         """Place the pages in *data* from *first_page* on.

@@ -13,6 +13,7 @@ from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
 from parmig.ram.place import PagePlacer
 from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.transport.transport import Incoming
 
 
 class MigrationRamReceive:
@@ -45,44 +46,49 @@ class MigrationRamReceive:
         self._sequence = 0
         self.counters = WorkerCounters()
 
-    def migrate_ram_receive(self, message: Sequence[memoryview]) -> bytes:
+    def migrate_ram_receive(self, message: Incoming) -> bytes:
         """Handle one message of the data channel and return the answer to send back.
 
         Raises:
             ProtocolError: the message is not what the protocol allows next.
             MemoryFullError: no space left in a memory file.
         """
-        kind = message[0][0] if len(message[0]) else 0
+        kind = message.head[0] if len(message.head) else 0
         if kind == BATCH:
             self._place(message)
             return flow.ack(self._sequence)
-        if kind == flow.FENCE and len(message) == 1:
-            return flow.answer_fence(message[0], self._sequence)
-        raise ProtocolError(f"unexpected message of kind {kind} with {len(message)} frames on a data channel")
+        if kind == flow.FENCE and message.frame_count == 1:
+            return flow.answer_fence(message.head, self._sequence)
+        raise ProtocolError(f"unexpected message of kind {kind} with {message.frame_count} frames on a data channel")
 
-    def _place(self, message: Sequence[memoryview]) -> None:
-        header = decode_batch(message[0], blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
+    def _place(self, message: Incoming) -> None:
+        header = decode_batch(message.head, blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
         if header.sequence != self._sequence + 1:
             raise ProtocolError(f"batch {header.sequence} after batch {self._sequence}: one was lost or repeated")
-        payload = message[1:]
-        payload_bytes = sum(map(len, payload))
-        if payload_bytes != header.payload_bytes:
+        if message.payload_bytes != header.payload_bytes:
             raise ProtocolError(
-                f"batch {header.sequence} has {payload_bytes} bytes of pages, announced were {header.payload_bytes}"
+                f"batch {header.sequence} has {message.payload_bytes} bytes of pages, "
+                f"announced were {header.payload_bytes}"
             )
         if len(header.zero_runs):
             zero = index_of_runs(header.zero_runs)
             self._placer.place_zero(header.block, zero)
             self.counters.zero_pages += len(zero)
         if len(header.data_runs):
-            self._place_data(header, payload)
+            self._place_data(header, message)
         self._sequence = header.sequence
         self.counters.sent_pages += header.raw_bytes // PAGE_BYTES
-        self.counters.wire_bytes += payload_bytes + len(message[0])
+        self.counters.wire_bytes += message.payload_bytes + len(message.head)
         self._shared.publish(self._worker, self.counters)
 
-    def _place_data(self, header: BatchHeader, payload: Sequence[memoryview]) -> None:
+    def _place_data(self, header: BatchHeader, message: Incoming) -> None:
         index = index_of_runs(header.data_runs)
+        if message.places and not header.codec:
+            targets = self._placer.targets(header.block, header.data_runs, index)
+            if targets:
+                message.into(targets)
+                return
+        payload: Sequence[memoryview] = message.frames()
         if header.codec:
             payload = [self._decode(header, index, payload)]
         runs = header.data_runs

@@ -30,7 +30,7 @@ from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.trailer import MARKED_SECTION_ID
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, VmDescription
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from parmig.transport.transport import Buffer
 from parmig.units import MIB
 
@@ -115,7 +115,7 @@ class SnapshotWriter:
             raise SnapshotError(f"the guest changed its blocks {', '.join(changed)} while it was saved: save it again")
 
     def _open(self, offset_bytes: int) -> MigrationDataFile:
-        transport = FileTransport.from_fd(self._fd, self._name, offset_bytes=offset_bytes)
+        transport = FileStream(self._fd, self._name, offset_bytes=offset_bytes)
         return MigrationDataFile(transport, self._name, start_bytes=offset_bytes)
 
     def _write_block(self, place: MappedRamHeader, mapping: BlockMapping, existing: Bits) -> None:
@@ -128,7 +128,7 @@ class SnapshotWriter:
             self._write(at, mapping.buffer[first * PAGE_BYTES : end * PAGE_BYTES])
 
     def _write(self, offset_bytes: int, content: Buffer) -> None:
-        FileTransport.from_fd(self._fd, self._name, offset_bytes=offset_bytes).write([content])
+        FileStream(self._fd, self._name, offset_bytes=offset_bytes).write([content])
 
 
 def put_head(

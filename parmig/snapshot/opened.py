@@ -14,7 +14,7 @@ from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.device_part import Description, find_end
 from parmig.stream.ram_blocks import BlockEntry
 from parmig.stream.stream_walk import StreamHead, StreamWalk
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 QEMU = "qemu"
 """The kind of guest of a file without a trailer: QEMU wrote it."""
@@ -93,7 +93,7 @@ class OpenSnapshot:
 
     def data(self) -> MigrationDataFile:
         """The file from its start."""
-        return MigrationDataFile(FileTransport.from_fd(self.fd, self.name), self.name)
+        return MigrationDataFile(FileStream(self.fd, self.name), self.name)
 
     @property
     def body_bytes(self) -> int:

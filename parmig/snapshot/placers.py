@@ -19,7 +19,7 @@ from parmig.snapshot.worker_setup import RestoreSetup
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.ram_words import EncodedPage
 from parmig.stream.stream_walk import StreamWalk
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 BATCH_PAGES = 256
 """Pages that are read at once: 1 MiB, still in the cache when it is written. Into fresh tmpfs memory read(2) and
@@ -132,7 +132,7 @@ class SequentialPlacer:
             SnapshotError: the file cannot be read.
             MemoryFullError: no space left in a memory file.
         """
-        data = MigrationDataFile(FileTransport.from_fd(self._fd, self._setup.file), self._setup.file)
+        data = MigrationDataFile(FileStream(self._fd, self._setup.file), self._setup.file)
         walk = StreamWalk(data)
         walk.head()
         placer = StreamPlacer(self._blocks, self._shared)

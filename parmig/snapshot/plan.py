@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.engine.coordinator import Coordinator, Step
+from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Committed, Composed, Do, Event, Instruction, Tell, WentOn, WorkerDigested
 from parmig.engine.policy import Limits
+from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import DigestRegions
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region

@@ -16,7 +16,7 @@ from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.device_part import find_opaque
 from parmig.stream.ram_blocks import BlockEntry
 from parmig.stream.section_writer import SectionWriter
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 
 def give_state(guest: Guest, snapshot: OpenSnapshot, images: BlockImages, existing: Sequence[Bits]) -> int:
@@ -50,7 +50,7 @@ def _write(guest: Guest, fd: int, where: range) -> int:
 
 def _compose(fd: int, snapshot: OpenSnapshot, images: BlockImages, existing: Sequence[Bits]) -> int:
     """Write the stream to *fd*; returns its size in bytes."""
-    data = MigrationDataFile(FileTransport.from_fd(fd, "device state"), "device state")
+    data = MigrationDataFile(FileStream(fd, "device state"), "device state")
     machine = snapshot.head.configuration.machine
     has_ram = bool(images.memory) or snapshot.kind == QEMU
     if has_ram:

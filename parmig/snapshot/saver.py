@@ -28,7 +28,7 @@ from parmig.snapshot.plan import SnapshotPlan
 from parmig.snapshot.state import StateFile, take_apart
 from parmig.snapshot.worker_setup import SaveSetup
 from parmig.stream.trailer import Trailer
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
 
@@ -173,7 +173,7 @@ class SnapshotSaver(SourceSide):
         self._told.digest = self._plan.file_digest
         body_bytes = self._told.file_bytes
         trailer = self._trailer(body_bytes, self._told.digest)
-        FileTransport.from_fd(self._file.fd, str(self._path), offset_bytes=body_bytes).write([trailer])
+        FileStream(self._file.fd, str(self._path), offset_bytes=body_bytes).write([trailer])
         self._file.sync()
         if self._plan.machine.ended:  # cancelled, while the disk took its time
             return

@@ -26,7 +26,7 @@ from parmig.stream.device_part import Description, find_end
 from parmig.stream.flags import MIGRATION_VM_FILE_MAGIC
 from parmig.stream.ram_blocks import BlockEntry
 from parmig.stream.stream_walk import StreamHead, StreamWalk
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 
 class StateFile:
@@ -58,7 +58,7 @@ class StateFile:
             SnapshotError: the file system is full or failed.
         """
         self._digest.update(data)
-        FileTransport.from_fd(self.fd, "device state", offset_bytes=self.size_bytes).write([data])
+        FileStream(self.fd, "device state", offset_bytes=self.size_bytes).write([data])
         self.size_bytes += memoryview(data).nbytes
 
     def abort(self) -> None:
@@ -122,7 +122,7 @@ def take_apart(state: StateFile, machine: str, not_in_it: Collection[str]) -> Gu
     found = GuestState(state.fd, range(state.size_bytes))
     try:
         if os.pread(state.fd, 4, 0) == MIGRATION_VM_FILE_MAGIC.to_bytes(4, "big"):
-            walk = StreamWalk(MigrationDataFile(FileTransport.from_fd(state.fd, "device state"), "device state"))
+            walk = StreamWalk(MigrationDataFile(FileStream(state.fd, "device state"), "device state"))
             head = walk.head()
             if head.configuration.machine == machine:
                 _take_blocks(found, walk, head, not_in_it)

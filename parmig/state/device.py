@@ -32,7 +32,7 @@ from parmig.state.state_field import LoadPlan, StateField, within
 from parmig.state.structs import Decoded, MigrationStateStruct, MigrationStateSubsection
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.vmdescription import DeviceDescription
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class MigrationState:
         Raises:
             StateError: the bytes are no such fields (nothing was set then), or the hook refused.
         """
-        source = MigrationDataFile(MemoryTransport(data), f"device {self.name}")
+        source = MigrationDataFile(MemoryStream(data), f"device {self.name}")
         try:
             decoded = self.decode(source, self.version if version is None else version)
             if not source.at_end():

@@ -18,7 +18,7 @@ from parmig.state.live import LiveState
 from parmig.state.state_loader import StateLoader
 from parmig.state.state_saver import StateSaver
 from parmig.stream.data_file import MigrationDataFile
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 
 MACHINE = "parmig"
 """The machine type in streams of guests that name none."""
@@ -79,7 +79,7 @@ class StateRegistry:
             StateError: a device cannot be saved.
             StreamError: *machine* or *capabilities* cannot be written.
         """
-        transport = MemoryTransport()
+        transport = MemoryStream()
         self.save(MigrationDataFile(transport, "device state"), machine=machine, capabilities=capabilities)
         return bytes(transport.written)
 
@@ -123,7 +123,7 @@ class StateRegistry:
             StateError: a device is unknown, there twice, not there, of a version that is not known, or has values that
                 it cannot have; the stream is of another machine type, damaged or cut short.
         """
-        source = MigrationDataFile(MemoryTransport(data), "device state")
+        source = MigrationDataFile(MemoryStream(data), "device state")
         loader = StateLoader(self.lookup, self.components(), source)
         try:
             loader.read(machine, capabilities)

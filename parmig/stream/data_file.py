@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proposal's ``MigrationDataFile``: big-endian values, one after the other, over any transport.
+"""The proposal's ``MigrationDataFile``: big-endian values, one after the other, over any stream of bytes.
 
 Writing gathers small values in a buffer and keeps references to large ones; a full buffer or a full list of vectors
 goes to the transport as one message. Reading hands out views of what the transport delivered, without a copy where a
@@ -13,7 +13,8 @@ from collections import deque
 
 from parmig.errors import StreamDataError, StreamError, StreamTooLongError, StreamTruncatedError
 from parmig.stream.flags import MAX_NAME_BYTES
-from parmig.transport.transport import Buffer, MigrationTransport
+from parmig.transport.byte_stream import ByteStream
+from parmig.transport.transport import Buffer
 from parmig.units import KIB, MIB
 
 BUFFER_BYTES = 32 * KIB
@@ -34,18 +35,14 @@ class MigrationDataFile:
     Every method that gets raises StreamTruncatedError where the stream ends before the value does.
 
     Args:
-        transport: opened; stays the caller's.
+        transport: the stream; it stays the caller's.
         name: what errors call this stream.
         start_bytes: what ``position_bytes`` begins with: where in its file the stream starts.
-        timeout_ms: while reading, silence for so long counts as the end of the stream.
     """
 
-    def __init__(
-        self, transport: MigrationTransport, name: str, *, start_bytes: int = 0, timeout_ms: int = 10_000
-    ) -> None:
+    def __init__(self, transport: ByteStream, name: str, *, start_bytes: int = 0) -> None:
         self.name = name
         self._transport = transport
-        self._timeout_ms = timeout_ms
         # Writing. Bytes [_taken, _fill) of the buffer are not among the pieces yet.
         self._put_bytes = 0
         self._pieces: list[memoryview] = []
@@ -99,8 +96,7 @@ class MigrationDataFile:
     def put_buffer(self, content: Buffer) -> None:
         """Bytes as they are.
 
-        From 4 KiB on they are kept by reference: leave them as they are until the transport is done with them (a
-        file: after ``flush_data``; a network: when the peer has answered for them).
+        From 4 KiB on they are kept by reference: leave them as they are until ``flush_data``.
         """
         view = memoryview(content).cast("B")
         if view.nbytes < BY_REFERENCE_BYTES:
@@ -116,7 +112,7 @@ class MigrationDataFile:
         """Flush, and leave *size_bytes* of a file unwritten.
 
         Raises:
-            StreamDataError: the transport is no file.
+            StreamDataError: the stream is no file.
         """
         self.flush_data()
         if self._transport.skip(size_bytes) != size_bytes:
@@ -127,18 +123,12 @@ class MigrationDataFile:
         """Hand everything that was put to the transport.
 
         Raises:
-            TransportError, SnapshotError: as the transport's ``write``.
+            SnapshotError: as the stream's ``write``.
         """
         self._end_piece()
         if self._pieces:
             self._transport.write(self._pieces)
-            # The transport may hold references: the next values go into new memory.
-            self._pieces, self._buffer, self._taken, self._fill = [], bytearray(BUFFER_BYTES), 0, 0
-
-    def finish(self) -> None:
-        """Flush, and tell a peer behind a network that the stream ends here; in a file that is plain to see."""
-        self.flush_data()
-        self._transport.write([b""])
+            self._pieces, self._taken, self._fill = [], 0, 0
 
     def _put_small(self, content: bytes | memoryview) -> None:
         end = self._fill + len(content)
@@ -299,10 +289,9 @@ class MigrationDataFile:
         self._view, self._at = piece, 0
 
     def _next_piece(self) -> memoryview | None:
-        """The next bytes from the transport, never none of them; None at the end."""
-        while not self._waiting and not self._ended:
-            message = self._transport.read(self._timeout_ms)
-            self._waiting.extend(piece for piece in message or () if len(piece))
-            # An empty message is the mark of `finish`.
-            self._ended = not self._waiting
-        return self._waiting.popleft() if self._waiting else None
+        """The next bytes of the stream, never none of them; None at the end."""
+        if self._waiting:
+            return self._waiting.popleft()
+        piece = None if self._ended else self._transport.read()
+        self._ended = piece is None
+        return piece

@@ -13,7 +13,7 @@ from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MIGRATION_VM_EOF
 from parmig.stream.sections import SectionHead, SectionKind, SectionReader
 from parmig.stream.vmdescription import TAIL_BYTES, find
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 
 OPAQUE_IDSTR = "parmig/guest-state"
 """The device that holds the bytes of a guest whose state is no stream: be32 length, then the bytes."""
@@ -53,7 +53,7 @@ def find_end(fd: int, end: int) -> tuple[int, Description | None, bool]:
 
 def find_opaque(fd: int, devices: range) -> range | None:
     """The bytes of a guest whose state is no stream, among *devices* of a snapshot; None: these are real devices."""
-    data = MigrationDataFile(FileTransport.from_fd(fd, "devices", offset_bytes=devices.start), "devices")
+    data = MigrationDataFile(FileStream(fd, "devices", offset_bytes=devices.start), "devices")
     try:
         head = SectionReader(data).next()
         if not isinstance(head, SectionHead) or (head.kind, head.idstr) != (SectionKind.FULL, OPAQUE_IDSTR):

@@ -1,71 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports by URI scheme."""
+"""The transports by URI scheme. A new transport is a file and a line of the table here.
+
+The transports are imported when they are first opened: the command line reads the table and needs none of them.
+"""
 
 from __future__ import annotations
 
-import zmq
+from importlib import import_module
+from typing import Any, NamedTuple, cast
 
 from parmig.errors import UsageError
-from parmig.transport.file import SCHEME as FILE_SCHEME
-from parmig.transport.file import FileTransport
-from parmig.transport.tcp import SCHEME as TCP_SCHEME
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, MigrationTransport
-from parmig.transport.zeromq import SCHEME as DATA_SCHEME
-from parmig.transport.zeromq import ZmqTransport
 
-__all__ = ["DATA_SCHEME", "open_control", "open_transport"]
+CONTROL_SCHEME = "tcp"
+"""Of the control channel and of the channel for device state, whatever carries the pages."""
 
 
-def open_transport(
-    endpoint: Endpoint,
-    context: zmq.Context[zmq.Socket[bytes]],
-    name: str,
-    *,
-    heartbeat: bool = False,
-    max_message_bytes: int,
-    token: bytes = b"",
-    files: bool = False,
-) -> MigrationTransport:
+class TransportKind(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        scheme: in URIs.
+        name: in ``--transport`` and in what the two sides agree on.
+        factory: ``module:class``; its constructor takes the arguments of :func:`open_transport`.
+    """
+
+    scheme: str
+    name: str
+    factory: str
+
+
+_KINDS = (
+    TransportKind("zmq+tcp", "zmq", "parmig.transport.zeromq:ZmqTransport"),
+    TransportKind("tcp", "tcp", "parmig.transport.tcp:TcpTransport"),
+)
+
+TRANSPORTS = {kind.scheme: kind for kind in _KINDS}
+
+
+def data_transports() -> tuple[str, ...]:
+    """The names of the transports that can carry pages; the first one is the default."""
+    return tuple(kind.name for kind in TRANSPORTS.values())
+
+
+def data_scheme(name: str) -> str:
+    """The scheme of the transport *name*.
+
+    Raises:
+        UsageError: there is no such transport.
+    """
+    for kind in TRANSPORTS.values():
+        if kind.name == name:
+            return kind.scheme
+    raise UsageError(f"unknown transport {name!r}; expected one of {', '.join(data_transports())}")
+
+
+def open_transport(endpoint: Endpoint, name: str, **options: Any) -> MigrationTransport:
     """A new, unconnected channel of the endpoint's scheme.
 
     Args:
-        context: for schemes of ZeroMQ.
-        heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
-        token: (zmq+tcp) what the connecting side must say in the handshake; empty: anybody may connect.
-        files: a file will do; where answers are expected it will not.
+        endpoint: only its scheme matters here.
+        name: what errors call the channel.
+        options: keyword arguments of :class:`MigrationTransport`.
 
     Raises:
-        UsageError: the scheme is not known, or a file where a peer is needed.
+        UsageError: the scheme is not known.
     """
-    if endpoint.scheme == FILE_SCHEME:
-        if not files:
-            raise UsageError(f"{endpoint} is a file, and a migration needs a peer that answers; use parmig save")
-        return FileTransport(name)
-    if endpoint.scheme == TCP_SCHEME:
-        return TcpTransport(name, heartbeat=heartbeat, max_message_bytes=max_message_bytes)
-    if endpoint.scheme == DATA_SCHEME:
-        return ZmqTransport(context, name, max_message_bytes=max_message_bytes, token=token)
-    raise UsageError(
-        f"unknown transport {endpoint.scheme!r} in {endpoint}; known are {TCP_SCHEME}, {DATA_SCHEME} and {FILE_SCHEME}"
-    )
+    _check_scheme(endpoint)
+    module, _, factory = TRANSPORTS[endpoint.scheme].factory.partition(":")
+    return cast(MigrationTransport, getattr(import_module(module), factory)(name, **options))
 
 
-def open_control(
-    endpoint: Endpoint, name: str, *, heartbeat: bool, max_message_bytes: int, first_message_bytes: int = 0
-) -> TcpTransport:
-    """A channel for control or device state: plain TCP, whatever carries the pages.
+def open_control(endpoint: Endpoint, name: str, **options: Any) -> TcpTransport:
+    """A channel for control or device state. It is plain TCP, also at an address of another scheme.
 
     Args:
-        first_message_bytes: (listening) what a stranger may say before it is accepted.
+        endpoint: as of :func:`open_transport`.
+        name: what errors call the channel.
+        options: as of :func:`open_transport`.
 
     Raises:
-        UsageError: as :func:`open_transport`.
+        UsageError: the scheme is not known.
     """
-    if endpoint.scheme == FILE_SCHEME:
-        raise UsageError(f"{endpoint} is a file, and a migration needs a peer that answers; use parmig save")
-    if endpoint.scheme not in (TCP_SCHEME, DATA_SCHEME):
-        raise UsageError(f"unknown transport {endpoint.scheme!r} in {endpoint}; known are {TCP_SCHEME}, {DATA_SCHEME}")
-    return TcpTransport(
-        name, heartbeat=heartbeat, max_message_bytes=max_message_bytes, first_message_bytes=first_message_bytes
-    )
+    _check_scheme(endpoint)
+    return TcpTransport(name, **options)
+
+
+def _check_scheme(endpoint: Endpoint) -> None:
+    if endpoint.scheme not in TRANSPORTS:
+        raise UsageError(
+            f"unknown transport {endpoint.scheme!r} in {endpoint}; expected one of {', '.join(TRANSPORTS)}"
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tcp://``: one TCP connection a channel, with framing and bounds of our own. Carries control and device state.
+"""``tcp://``: one TCP connection a channel, with framing and bounds of our own. For control, device state, or pages.
 
 A listening channel takes the first message of anybody, and nothing more: at most :data:`MAX_STRANGERS` connections wait
 to say theirs, each for :data:`FIRST_MESSAGE_NS` and within a few bytes; the oldest makes room for the newest. Each call
@@ -14,13 +14,14 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
 from parmig.transport.tcp_connection import Connection
-from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode
-from parmig.transport.transport import Buffer, Endpoint, MigrationTransport, unreachable
-from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
+from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport, unreachable
+from parmig.units import NS_PER_MS, NS_PER_S
 
 SCHEME = "tcp"
 
@@ -34,22 +35,18 @@ NO_DESCRIPTORS_NS = 100 * NS_PER_MS
 _RETRY_S = 0.1
 _EVENTS = 2 * MAX_STRANGERS
 
+M = TypeVar("M")
+
 
 class TcpTransport(MigrationTransport):
-    """One channel over TCP.
+    """One channel over TCP. With ``heartbeat``, keep-alives go both ways: a stopped process and a vanished host are
+    noticed.
 
-    Args:
-        name: what errors call this channel.
-        heartbeat: keep-alives both ways: a stopped process and a vanished host are noticed.
-        max_message_bytes: larger frames from the peer end the connection.
-        first_message_bytes: (listening) what a stranger may say before it is accepted.
+    ``token`` has no meaning here: the first message of anybody is read, and whoever reads it checks what it says.
     """
 
-    def __init__(self, name: str, *, heartbeat: bool, max_message_bytes: int, first_message_bytes: int = MIB) -> None:
-        self._name = name
-        self._heartbeat = heartbeat
-        self._max_message_bytes = max_message_bytes
-        self._first_message_bytes = first_message_bytes
+    def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
+        super().__init__(name, max_message_bytes=max_message_bytes, **options)
         self._epoll: select.epoll | None = None
         self._listener: socket.socket | None = None
         self._shut_until_ns = 0
@@ -126,15 +123,32 @@ class TcpTransport(MigrationTransport):
         if self._peer.ended:
             raise self._lost(self._peer)
         try:
-            self._peer.write(encode(frames))
+            if kept:
+                self._peer.write(*vectors(frames))
+            else:
+                self._peer.write(encode(frames))
         except PeerLostError as error:
             raise PeerLostError(f"{self._name}: cannot send: {error}") from error
 
+    def receive(self, timeout_ms: int = 0) -> Incoming | None:
+        return self._next(Connection.receive, Incoming, timeout_ms)
+
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+        """A whole message, without waiting for what is missing of it: of control and device state."""
+        return self._next(Connection.read, lambda frames: frames, timeout_ms)
+
+    def _next(
+        self, hear: Callable[[Connection], M | None], of_stranger: Callable[[list[memoryview]], M], timeout_ms: int
+    ) -> M | None:
+        """The next message: of the peer by *hear*, or else the first of a stranger, which is read whole."""
         epoll = self._open_epoll()
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
-            message = self._hear_peer(self._peer) if self._peer is not None else self._hear_strangers(epoll)
+            if self._peer is not None:
+                message = self._hear_peer(self._peer, hear)
+            else:
+                frames = self._hear_strangers(epoll)
+                message = None if frames is None else of_stranger(frames)
             if message is not None:
                 return message
             left_s = deadline - time.monotonic()
@@ -147,8 +161,8 @@ class TcpTransport(MigrationTransport):
             raise PeerLostError(f"{self._name}: the channel is closed")
         return self._epoll
 
-    def _hear_peer(self, peer: Connection) -> list[memoryview] | None:
-        message = peer.read()
+    def _hear_peer(self, peer: Connection, hear: Callable[[Connection], M | None]) -> M | None:
+        message = hear(peer)
         if message is None and peer.ended:
             raise self._lost(peer)
         return message

@@ -12,11 +12,14 @@ import select
 import socket
 import threading
 import time
-from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.linux import sockets
-from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox
+from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox, split
+from parmig.transport.transport import Buffer, Incoming
+from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
 
 BEAT_S = 0.2
@@ -30,13 +33,21 @@ VANISHED_MS, PATIENT_MS = 800, 10_000
 """TCP gives up on data that nobody acknowledged for so long: on channels with keep-alives, where something is always
 under way and small; and on others, whose receiver may be too busy to make room."""
 
-MAX_QUEUED_BYTES = 16 * MIB
-"""More than this is not kept for a peer that does not read."""
+MAX_QUEUED_BYTES = 32 * MIB
+"""More than this is not kept for a peer that does not read. The credit of a data channel is less."""
 
 TURN_BYTES = 4 * MIB
 """Taken in at most by one call; a whole message of device state and more."""
 
 _CHUNK_BYTES = 256 * KIB
+
+HEAD_CHUNK_BYTES = 16 * KIB
+"""Asked for at once where a payload may follow: what comes of it is copied once more than the rest."""
+
+PAYLOAD_SILENCE_S = 10.0
+"""A peer that sends nothing for so long in the middle of a message is lost."""
+
+T = TypeVar("T")
 
 
 class Connection:
@@ -54,10 +65,12 @@ class Connection:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
         self.inbox = inbox
         self.ended = ""
         self._lock = threading.Lock()
-        self._out: deque[memoryview] = deque()
+        self._out: list[memoryview] = []
         self._queued_bytes = 0
         self._broken: OSError | None = None
         self._wake = threading.Event()
@@ -66,6 +79,8 @@ class Connection:
         self._beats = False
         self._sent_s = 0.0
         self._heard_ns = 0
+        self._message: StreamedMessage | None = None
+        self._scratch = memoryview(b"")
 
     def fileno(self) -> int:
         """What to poll for reading."""
@@ -86,11 +101,29 @@ class Connection:
 
     def read(self) -> list[memoryview] | None:
         """The next whole message; takes in a bounded number of bytes. None: none is there now, or ``ended``."""
+        return self._take(self.inbox.take, _CHUNK_BYTES)
+
+    def receive(self) -> StreamedMessage | None:
+        """The next message as soon as its head is there; otherwise as :meth:`read`.
+
+        What was not taken of the payload of the message before is dropped.
+
+        Raises:
+            PeerLostError: that payload did not come.
+        """
+        if self._message is not None:
+            self._message.drop()
+        found = self._take(self.inbox.take_head, HEAD_CHUNK_BYTES)
+        self._message = None if found is None else StreamedMessage(self, *found)
+        return self._message
+
+    def _take(self, take: Callable[[], T | None], chunk_bytes: int) -> T | None:
+        """What *take* finds in the inbox, with as much more in it as that needs."""
         taken = 0
         try:
             limit = min(TURN_BYTES, self.inbox.max_message_bytes + KIB)
-            while (message := self.inbox.take()) is None and not self.ended and taken < limit:
-                data = self._receive()
+            while (found := take()) is None and not self.ended and taken < limit:
+                data = self._receive(chunk_bytes)
                 if not data:
                     return None
                 taken += len(data)
@@ -99,12 +132,43 @@ class Connection:
         except ProtocolError as error:
             self.ended = str(error)
             return None
-        return message
+        return found
 
-    def _receive(self) -> bytes:
+    def fill(self, targets: Sequence[memoryview]) -> None:
+        """Put the next bytes, payload, into *targets*, as they come.
+
+        Raises:
+            PeerLostError: they do not come.
+        """
+        left = [view for target in targets if len(view := memoryview(target).cast("B"))]
+        while left and (moved := self.inbox.move_into(left[0])):
+            advance(left, moved)
+        while left:
+            try:
+                count = self._sock.recvmsg_into(left[:MAX_VECTORS])[0]
+                if not count:
+                    self.ended = "it was closed in the middle of a message"
+            except BlockingIOError:
+                if not self._readable.poll(PAYLOAD_SILENCE_S * 1000):
+                    self.ended = f"nothing came for {PAYLOAD_SILENCE_S:g} s in the middle of a message"
+                count = 0
+            except OSError as error:
+                self.ended = error.strerror or str(error)
+            if self.ended:
+                raise PeerLostError(f"the connection to the peer was lost: {self.ended}")
+            advance(left, count)
+        self._heard_ns = time.monotonic_ns()
+
+    def scratch(self, size_bytes: int) -> memoryview:
+        """Memory for a payload, the same each time."""
+        if len(self._scratch) < size_bytes:
+            self._scratch = memoryview(bytearray(size_bytes))
+        return self._scratch[:size_bytes]
+
+    def _receive(self, chunk_bytes: int = _CHUNK_BYTES) -> bytes:
         """Some bytes; none where there are none now, or no more."""
         try:
-            data = self._sock.recv(min(_CHUNK_BYTES, self.inbox.max_message_bytes + KIB))
+            data = self._sock.recv(min(chunk_bytes, self.inbox.max_message_bytes + KIB))
         except BlockingIOError:
             silent_ns = time.monotonic_ns() - self._heard_ns
             if self._beats and self._heard_ns and silent_ns > SILENCE_LIMIT_NS:
@@ -129,8 +193,8 @@ class Connection:
         """Say that here is parmig; the first thing that is sent."""
         self.write(GREETING)
 
-    def write(self, data: bytes) -> None:
-        """Send *data*, or keep it until there is room.
+    def write(self, *pieces: Buffer) -> None:
+        """Send *pieces*, of bytes and none empty, or keep references to them until there is room.
 
         Raises:
             PeerLostError: the connection is gone, or the peer reads nothing any more.
@@ -140,8 +204,8 @@ class Connection:
                 raise PeerLostError(self._broken.strerror or str(self._broken))
             if self._queued_bytes > MAX_QUEUED_BYTES:
                 raise PeerLostError(f"the peer reads nothing, and {self._queued_bytes} bytes wait for it")
-            self._out.append(memoryview(data))
-            self._queued_bytes += len(data)
+            self._out += map(memoryview, pieces)
+            self._queued_bytes += sum(map(len, pieces))
             self._flush()
             if self._broken is not None:
                 raise PeerLostError(self._broken.strerror or str(self._broken))
@@ -153,12 +217,9 @@ class Connection:
         """Send what the kernel takes now. With the lock."""
         try:
             while self._out:
-                sent = self._sock.send(self._out[0])
+                sent = self._sock.sendmsg(self._out[:MAX_VECTORS])
                 self._queued_bytes -= sent
-                if sent < len(self._out[0]):
-                    self._out[0] = self._out[0][sent:]
-                else:
-                    self._out.popleft()
+                advance(self._out, sent)
                 self._sent_s = time.monotonic()
         except BlockingIOError:
             pass
@@ -221,3 +282,36 @@ class Connection:
         if self._broken is not None or self.ended:
             return False
         return bool(self._out) or sockets.unacknowledged_bytes(self._sock) > 0
+
+
+class StreamedMessage(Incoming):
+    """A message whose payload is still with the kernel, or on its way."""
+
+    places = True
+
+    def __init__(self, connection: Connection, head: memoryview, lengths: list[int]) -> None:
+        super().__init__([head])
+        self.frame_count = 1 + len(lengths)
+        self.payload_bytes = self._left_bytes = sum(lengths)
+        self._lengths = lengths
+        self._connection = connection
+
+    def into(self, targets: Sequence[memoryview]) -> None:
+        self._left_bytes = 0
+        self._connection.fill(targets)
+
+    def frames(self) -> list[memoryview]:
+        body = self._connection.scratch(self.payload_bytes)
+        self.into([body])
+        return split(body, self._lengths)
+
+    def drop(self) -> None:
+        """Pass over the payload if nobody took it.
+
+        Raises:
+            PeerLostError: as :meth:`into`.
+        """
+        while self._left_bytes:
+            piece = self._connection.scratch(min(self._left_bytes, HEAD_CHUNK_BYTES))
+            self._connection.fill([piece])
+            self._left_bytes -= len(piece)

@@ -17,17 +17,24 @@ from parmig.errors import ProtocolError
 from parmig.transport.transport import Buffer
 
 GREETING = b"parmig2\n"
+"""Of this framing, whatever version of the protocol the messages have."""
+
 MAX_FRAMES = 8
 
 _NUMBER = struct.Struct(">I")
 KEEP_ALIVE = _NUMBER.pack(0)
 
 
-def encode(frames: Sequence[Buffer]) -> bytes:
-    """The bytes of one message, of 1 to 8 frames."""
+def vectors(frames: Sequence[Buffer]) -> list[memoryview]:
+    """The bytes of one message, of 1 to 8 frames: its numbers, and the frames where they lie."""
     views = [memoryview(frame).cast("B") for frame in frames]
-    numbers = struct.pack(f">{1 + len(views)}I", len(views), *(view.nbytes for view in views))
-    return b"".join([numbers, *views])
+    numbers = struct.pack(f">{1 + len(views)}I", len(views), *map(len, views))
+    return [memoryview(numbers), *(view for view in views if len(view))]
+
+
+def encode(frames: Sequence[Buffer]) -> bytes:
+    """The bytes of one message, of 1 to 8 frames, in one piece."""
+    return b"".join(vectors(frames))
 
 
 class Inbox:
@@ -54,6 +61,36 @@ class Inbox:
         Raises:
             ProtocolError: the bytes are no message within the limits. Nothing more can be read here.
         """
+        lengths = self._lengths()
+        if lengths is None:
+            return None
+        body = self._cut(lengths, sum(lengths))
+        return None if body is None else split(body, lengths)
+
+    def take_head(self) -> tuple[memoryview, list[int]] | None:
+        """The first frame of the next message, if it is there, and the lengths of its other frames.
+
+        Those frames are not looked at: their bytes follow here and on the connection. See :meth:`move_into`.
+
+        Raises:
+            ProtocolError: as :meth:`take`.
+        """
+        lengths = self._lengths()
+        if lengths is None:
+            return None
+        head = self._cut(lengths, lengths[0])
+        return None if head is None else (head, lengths[1:])
+
+    def move_into(self, target: memoryview) -> int:
+        """Move bytes that have arrived to *target*, as many as there are and have room; how many."""
+        count = min(len(target), len(self._data))
+        with memoryview(self._data) as data:
+            target[:count] = data[:count]
+        del self._data[:count]
+        return count
+
+    def _lengths(self) -> list[int] | None:
+        """The lengths of the frames of the next message, if they are there."""
         if not self._greeted and not self._greet():
             return None
         if self._data.startswith(KEEP_ALIVE):  # one or thousands of them
@@ -67,22 +104,22 @@ class Inbox:
         head = _NUMBER.size * (1 + frames)
         if len(self._data) < head:
             return None
-        lengths = struct.unpack_from(f">{frames}I", self._data, _NUMBER.size)
+        lengths = list(struct.unpack_from(f">{frames}I", self._data, _NUMBER.size))
         if max(lengths) > self._max_frame_bytes or sum(lengths) > self.max_message_bytes:
             raise ProtocolError(
                 f"a message of {sum(lengths)} bytes, at most {self._max_frame_bytes} in a frame "
                 f"and {self.max_message_bytes} in all are allowed"
             )
-        size = head + sum(lengths)
-        if len(self._data) < size:
+        return lengths
+
+    def _cut(self, lengths: list[int], size: int) -> memoryview | None:
+        """The *size* bytes behind the *lengths* of a message, if they are there; all of it is taken off."""
+        begin = _NUMBER.size * (1 + len(lengths))
+        if len(self._data) < begin + size:
             return None
         with memoryview(self._data) as whole:
-            body = memoryview(bytes(whole[head:size]))
-        del self._data[:size]
-        found, at = [], 0
-        for length in lengths:
-            found.append(body[at : at + length])
-            at += length
+            found = memoryview(bytes(whole[begin : begin + size]))
+        del self._data[: begin + size]
         return found
 
     def _greet(self) -> bool:
@@ -94,3 +131,12 @@ class Inbox:
         del self._data[: len(GREETING)]
         self._greeted = True
         return True
+
+
+def split(body: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+    """Frames of these *lengths* that lie one after the other in *body*."""
+    found, at = [], 0
+    for length in lengths:
+        found.append(body[at : at + length])
+        at += length
+    return found

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from parmig.errors import PeerUnreachableError, UsageError
+from parmig.units import MIB
 
 Buffer = bytes | bytearray | memoryview
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets. ``file:///PATH`` has its path as host."""
+    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets."""
 
     scheme: str
     host: str
     port: int
 
     def __str__(self) -> str:
-        if self.scheme == "file":
-            return f"file://{self.host}"
         return f"{self.scheme}://{self.host}:{self.port}"
 
 
@@ -30,13 +30,11 @@ def parse_uri(text: str) -> Endpoint:
     """The endpoint that *text* names.
 
     Raises:
-        UsageError: not of the form ``scheme://host:port`` or ``file:///PATH``, or a port outside 0 to 65535.
+        UsageError: not of the form ``scheme://host:port``, or a port outside 0 to 65535.
     """
     scheme, separator, rest = text.partition("://")
     if scheme == "file":
-        if not rest.startswith("/") or "\0" in rest:
-            raise UsageError(f"{text!r} is not the address of a file; write it like file:///var/tmp/guest.parmig")
-        return Endpoint(scheme, rest, 0)
+        raise UsageError(f"{text!r} is a file, and a migration needs a peer that answers; use parmig save")
     host, colon, port = rest.rpartition(":")
     if not (separator and colon and scheme and host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise UsageError(f"{text!r} is not an address; write it like zmq+tcp://192.0.2.1:4600")
@@ -55,12 +53,87 @@ def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException 
     )
 
 
+class Incoming:
+    """One message of which at least the head has arrived, within the limits of its channel.
+
+    The receiver looks at the head and then says where the payload goes: :meth:`into` or :meth:`frames`, once. A message
+    whose payload nobody asked for is dropped by the next call of :meth:`MigrationTransport.receive`.
+
+    Here everything has arrived and lies in memory. A transport whose payload is still with the kernel overrides both.
+
+    Args:
+        frames: of the message, at least one.
+
+    Attributes:
+        head: the first frame.
+        frame_count: of frames, with the head.
+        payload_bytes: of all other frames together.
+        places: whether :meth:`into` takes bytes from the connection straight to where they belong. Otherwise they are
+            in memory already, and :meth:`frames` costs nothing.
+    """
+
+    places = False
+
+    def __init__(self, frames: Sequence[memoryview]) -> None:
+        self.head = frames[0]
+        self.frame_count = len(frames)
+        self._payload = list(frames[1:])
+        self.payload_bytes = sum(map(len, self._payload))
+
+    def into(self, targets: Sequence[memoryview]) -> None:
+        """Put the payload into *targets*, one after the other. Together they have exactly ``payload_bytes``.
+
+        Raises:
+            PeerLostError: the connection ended before all of it arrived.
+        """
+        source, at = memoryview(b"".join(self._payload)), 0
+        for target in targets:
+            target[:] = source[at : at + len(target)]
+            at += len(target)
+
+    def frames(self) -> list[memoryview]:
+        """The frames of the payload. They are valid until the next message is received.
+
+        Raises:
+            PeerLostError: as :meth:`into`.
+        """
+        return self._payload
+
+
 class MigrationTransport(ABC):
     """A channel of messages to one peer. Each message is a list of frames and arrives whole or not at all.
 
     Messages of one channel arrive in the order they were written. ``write`` returning means queued;
     only an answer of the peer means delivered. Not safe for use by several threads.
+
+    Args:
+        name: what errors call this channel.
+        max_message_bytes: larger frames from the peer end the connection.
+        first_message_bytes: (listening) what a stranger may say before it is accepted.
+        heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
+        token: what the connecting side must say to be let in; empty: anybody may connect. A transport that takes
+            the first message of anybody leaves the check to whoever reads that message.
+
+    Attributes:
+        frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
     """
+
+    frames_free_at: Literal["return", "ack"] = "ack"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_message_bytes: int,
+        first_message_bytes: int = MIB,
+        heartbeat: bool = False,
+        token: bytes = b"",
+    ) -> None:
+        self._name = name
+        self._max_message_bytes = max_message_bytes
+        self._first_message_bytes = first_message_bytes
+        self._heartbeat = heartbeat
+        self._token = token
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:
@@ -80,29 +153,33 @@ class MigrationTransport(ABC):
 
     @abstractmethod
     def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
-        """Queue one message, of at least one frame. Large frames may be read from where they lie until the peer has
-        answered for them, and must not change before.
+        """Queue one message, of at least one frame, without waiting for the peer. See ``frames_free_at``.
 
         Args:
             kept: all frames but the first lie in memory that stays mapped for as long as this process lives, so that
-                not even a peer that answers too early makes us read what is gone; otherwise they are kept here,
-                which takes longer.
+                not even a peer that answers too early makes us read what is gone. Otherwise the transport keeps
+                references or copies, which takes longer.
 
         Raises:
             PeerLostError: the connection is gone.
         """
 
     @abstractmethod
-    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
-        """The next message, or None after *timeout_ms*. The frames stay valid while referenced.
+    def receive(self, timeout_ms: int = 0) -> Incoming | None:
+        """The next message, or None after *timeout_ms*.
 
         Raises:
             PeerLostError: the connection is gone and nothing is left to read.
         """
 
-    def skip(self, count_bytes: int) -> int:
-        """(files) Go on so many bytes further, and return that; 0 where every byte must be read or written."""
-        return 0
+    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+        """The frames of the next message, or None after *timeout_ms*. They stay valid while referenced.
+
+        Raises:
+            PeerLostError: as :meth:`receive`.
+        """
+        incoming = self.receive(timeout_ms)
+        return None if incoming is None else [incoming.head, *incoming.frames()]
 
     @abstractmethod
     def accept(self) -> None:

@@ -20,14 +20,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 
-import tenacity
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
 from parmig.transport.polling import Poller
-from parmig.transport.transport import Buffer, Endpoint, MigrationTransport, unreachable
+from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport, unreachable
 from parmig.transport.zeromq_door import Door, show_token
 from parmig.transport.zeromq_frames import send_in_place
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
@@ -52,22 +52,14 @@ SCHEME = "zmq+tcp"
 
 
 class ZmqTransport(MigrationTransport):
-    """One channel over ZeroMQ.
+    """One channel over ZeroMQ, with a context (and so an I/O thread) of its own. Nothing of it survives a fork.
 
-    Args:
-        context: of this process; never carried over a fork.
-        name: what errors call this channel.
-        max_message_bytes: larger frames from the peer end the connection.
-        token: what the connecting side must say in the handshake; empty: anybody may connect.
+    The connecting side says its token in the handshake. ``heartbeat`` and ``first_message_bytes`` have no meaning here.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], name: str, *, max_message_bytes: int, token: bytes = b""
-    ) -> None:
-        self._context = context
-        self._name = name
-        self._max_message_bytes = max_message_bytes
-        self._token = token
+    def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
+        super().__init__(name, max_message_bytes=max_message_bytes, **options)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._door: Door | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -80,6 +72,7 @@ class ZmqTransport(MigrationTransport):
     # -- opening --------------------------------------------------------------------------------
 
     def _open(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
+        self._context = zmq.Context()
         sock = self._context.socket(kind)
         options = {
             zmq.LINGER: 0,
@@ -108,7 +101,7 @@ class ZmqTransport(MigrationTransport):
     def bind(self, endpoint: Endpoint) -> Endpoint:
         sock = self._open(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._door = Door(self._context, sock, self._token)
+        self._door = Door(sock, self._token)
         host = "*" if endpoint.host in ("0.0.0.0", "*") else endpoint.host
         try:
             sock.bind(f"tcp://{host}:{endpoint.port or '*'}")
@@ -171,7 +164,7 @@ class ZmqTransport(MigrationTransport):
         except zmq.ZMQError as error:  # EHOSTUNREACH: the peer has gone; EAGAIN: no connection, or a full queue
             raise PeerLostError(f"{self._name}: cannot send: {error.strerror}") from error
 
-    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
+    def receive(self, timeout_ms: int = 0) -> Incoming | None:
         sock = self._open_socket
         deadline = time.monotonic_ns() + timeout_ms * NS_PER_MS
         while True:
@@ -200,10 +193,10 @@ class ZmqTransport(MigrationTransport):
         """Wait for a message or an event of the monitor; whether there is any."""
         return bool(Poller(self).poll(timeout_ms))
 
-    def _admit(self, frames: list[zmq.Frame]) -> list[memoryview] | None:
-        """The frames without the routing id, or None when they come from a stranger."""
+    def _admit(self, frames: list[zmq.Frame]) -> Incoming | None:
+        """The message without the routing id, or None when it comes from a stranger."""
         if not self._listening:
-            return [frame.buffer for frame in frames]
+            return Incoming([frame.buffer for frame in frames])
         origin = frames.pop(0).bytes
         if (self._peer is not None and origin != self._peer) or not frames:
             return None
@@ -211,7 +204,7 @@ class ZmqTransport(MigrationTransport):
             self._last = (origin, int(frames[0].get(zmq.SRCFD)))
         except zmq.ZMQError:
             return None  # bytes that libzmq takes for a peer from before ZMTP 2.0: those have no properties
-        return [frame.buffer for frame in frames]
+        return Incoming([frame.buffer for frame in frames])
 
     def accept(self) -> None:
         self._drain_monitor()  # what ended before now was somebody else, perhaps under the same number
@@ -257,6 +250,9 @@ class ZmqTransport(MigrationTransport):
             sock.close(linger=linger_ms)
         if door is not None:
             door.close()
+        context, self._context = self._context, None
+        if context is not None:
+            context.term()
 
 
 def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool, copy: bool) -> None:
@@ -274,19 +270,15 @@ def _has_message(sock: zmq.Socket[bytes]) -> bool:
 def _probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:
     """Try a plain TCP connection first: ZeroMQ would retry for ever and not say why."""
     host = endpoint.host.strip("[]")
-    seconds = timeout_ns / NS_PER_S
-
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(ConnectionRefusedError),  # the receiver may be starting
-        stop=tenacity.stop_after_delay(seconds),
-        wait=tenacity.wait_fixed(0.1),
-        reraise=True,
-    )
-    def attempt() -> None:
-        source = (local.strip("[]"), 0) if local else None
-        socket.create_connection((host, endpoint.port), timeout=max(seconds, 0.1), source_address=source).close()
-
-    try:
-        attempt()
-    except (OSError, UnicodeError) as error:
-        raise unreachable(name, endpoint, local, error) from error
+    source = (local.strip("[]"), 0) if local else None
+    deadline = time.monotonic_ns() + timeout_ns
+    while True:
+        left_s = max((deadline - time.monotonic_ns()) / NS_PER_S, 0.1)
+        try:
+            socket.create_connection((host, endpoint.port), timeout=left_s, source_address=source).close()
+            return
+        except (OSError, UnicodeError) as error:
+            starting = isinstance(error, ConnectionRefusedError)  # the receiver may be
+            if not starting or time.monotonic_ns() + RETRY_NS > deadline:
+                raise unreachable(name, endpoint, local, error) from error
+        time.sleep(RETRY_NS / NS_PER_S)

@@ -44,7 +44,6 @@ class Door:
     """The door of one listening socket, before it is bound.
 
     Args:
-        context: of the socket; one door for each context.
         sock: not bound yet; used, not owned.
         token: what the peer must say; empty: anybody may knock.
 
@@ -52,7 +51,7 @@ class Door:
         answers: to be polled too; None where nothing is asked.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], sock: zmq.Socket[bytes], token: bytes) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], token: bytes) -> None:
         self._password = token.hex().encode()
         self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
         self._listener = -1
@@ -62,7 +61,7 @@ class Door:
         self.answers: zmq.Socket[bytes] | None = None
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if token:
-            self.answers = context.socket(zmq.REP)
+            self.answers = sock.context.socket(zmq.REP)
             self.answers.setsockopt(zmq.LINGER, 0)
             self.answers.bind("inproc://zeromq.zap.01")
             sock.setsockopt(zmq.PLAIN_SERVER, 1)

@@ -206,7 +206,7 @@ def test_a_value_outside_its_limits_is_bad_usage(engine: FakeEngine) -> None:
 def sample(one: Option) -> str:
     """A text for *one* that does not mean its default."""
     if one.choices:
-        return next((choice for choice in one.choices if choice != one.default), one.choices[0])
+        return next(choice for choice in one.choices if choice != one.default)
     samples = {PATH_PAIR: "10.0.0.1-10.0.0.2", PORTS: "4700-4731", TEXT: "zmq+tcp://127.0.0.1:7"}
     return samples[one.unit] if one.unit in samples else one.unit.write(one.default // 2 or 2 * one.default or 1 << 30)
 
@@ -226,7 +226,7 @@ def test_every_option_arrives_in_the_configuration(
     assert result.exit_code == 0, result.stderr
     value = one.read(text) if text else True
     assert engine.configs == [kind(**{one.field: (value,) if one.is_repeated else value})]
-    assert len(one.choices) == 1 or engine.configs != [kind()]
+    assert engine.configs != [kind()]
 
 
 def test_an_option_may_be_given_several_times(engine: FakeEngine) -> None:

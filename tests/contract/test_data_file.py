@@ -1,68 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MigrationDataFile over every transport: what one side puts, the other gets."""
+"""MigrationDataFile over every stream of bytes: what was put is got."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-import zmq
 
 from parmig.errors import StreamTruncatedError
 from parmig.stream import MigrationDataFile
 from parmig.stream.ram_encode import encode_page_words, page_words_bytes
 from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import SectionReader
-from parmig.transport.registry import open_transport
-from parmig.transport.transport import Endpoint, MigrationTransport, parse_uri
-from parmig.units import MIB, NS_PER_S
+from parmig.transport.byte_stream import ByteStream
+from parmig.transport.file import FileStream
+from parmig.transport.memory import MemoryStream
 from tests.stream.streams import BLOCKS, each_page, read_whole, whole_stream
 from tests.stream.test_sections import DESCRIPTION
-from tests.support import PATIENCE_S, content
+from tests.support import content
 
-PATIENCE_MS = int(PATIENCE_S * 1000)
-
-
-@pytest.fixture(params=["zmq+tcp", "file"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MigrationTransport, MigrationTransport]]:
-    """A source that has connected, and a destination that is bound."""
-    with ExitStack() as stack:
-        context = stack.enter_context(zmq.Context())
-
-        def open_one(endpoint: Endpoint) -> MigrationTransport:
-            one = open_transport(endpoint, context, "x", heartbeat=False, max_message_bytes=MIB, files=True)
-            stack.callback(one.shutdown)
-            return one
-
-        if request.param == "file":
-            endpoint = parse_uri(f"file://{tmp_path}/stream")
-            source, destination = open_one(endpoint), open_one(endpoint)
-            source.connect(endpoint, timeout_ns=0)
-            destination.bind(endpoint)
-        else:
-            endpoint = parse_uri("zmq+tcp://127.0.0.1:0")
-            source, destination = open_one(endpoint), open_one(endpoint)
-            source.connect(destination.bind(endpoint), timeout_ns=10 * NS_PER_S)
-        yield source, destination
+Pair = tuple[ByteStream, Callable[[], ByteStream]]
 
 
-def test_a_whole_stream_passes(pair: tuple[MigrationTransport, MigrationTransport]) -> None:
+@pytest.fixture(params=["file", "memory"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A stream to write to, and what makes one that reads what was written."""
+    if request.param == "memory":
+        written = MemoryStream()
+        yield written, lambda: MemoryStream(written.written)
+        return
+    fd = os.memfd_create("stream", os.MFD_CLOEXEC)
+    yield FileStream(fd, "x"), lambda: FileStream(fd, "x")
+    os.close(fd)
+
+
+def test_a_whole_stream_passes(pair: Pair) -> None:
     source, destination = pair
     writing = MigrationDataFile(source, "source")
     for byte in whole_stream():
         writing.put_byte(byte)
-    writing.finish()
-    reading = MigrationDataFile(destination, "destination", timeout_ms=PATIENCE_MS)
+    writing.flush_data()
+    reading = MigrationDataFile(destination(), "destination")
     found = read_whole(reading, DESCRIPTION)
     assert found[-1] == DESCRIPTION
     assert reading.at_end()
 
 
 def test_pages_pass_by_reference_in_messages_of_many_vectors(
-    pair: tuple[MigrationTransport, MigrationTransport],
+    pair: Pair,
 ) -> None:
     source, destination = pair
     writing = MigrationDataFile(source, "source")
@@ -73,9 +60,9 @@ def test_pages_pass_by_reference_in_messages_of_many_vectors(
         pieces.append(out)
         writing.put_buffer(encode_page_words(out, "mem0", np.arange(first, first + 3), pages[first : first + 3]))
         writing.put_be64(0x10)
-    writing.finish()
+    writing.flush_data()
     assert writing.position_bytes == sum(len(piece) + 8 for piece in pieces)
-    reading = MigrationDataFile(destination, "destination", timeout_ms=PATIENCE_MS)
+    reading = MigrationDataFile(destination(), "destination")
     words = RamWordReader(reading, BLOCKS)
     for first in range(0, 60, 3):
         found = [page for run in words.read_section() for page in each_page(run)]
@@ -83,12 +70,12 @@ def test_pages_pass_by_reference_in_messages_of_many_vectors(
     assert reading.at_end()
 
 
-def test_an_early_end_is_told(pair: tuple[MigrationTransport, MigrationTransport]) -> None:
+def test_an_early_end_is_told(pair: Pair) -> None:
     source, destination = pair
     writing = MigrationDataFile(source, "source")
     writing.put_buffer(whole_stream()[:7])
-    writing.finish()
-    reader = SectionReader(MigrationDataFile(destination, "destination", timeout_ms=PATIENCE_MS))
+    writing.flush_data()
+    reader = SectionReader(MigrationDataFile(destination(), "destination"))
     with pytest.raises(StreamTruncatedError) as caught:
         reader.read_header()
     assert caught.value.offset_bytes == 4

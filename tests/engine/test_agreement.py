@@ -90,7 +90,7 @@ def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
     [
         *GUESTS,
         ({"codec": "rar"}, "compression 'rar': not known here (known: none, lz4"),
-        ({"transport": "pigeon"}, "transport 'pigeon': not known here (known: zmq)"),
+        ({"transport": "pigeon"}, "transport 'pigeon': not known here (known: zmq, tcp)"),
         ({"credit_bytes": 4096}, "credit of 4096 bytes is less than one batch of 1048576"),
     ],
 )
@@ -133,7 +133,7 @@ def test_codecs_that_both_sides_know_are_agreed(theirs: tuple[str, ...], agreed:
 
 
 def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
-    assert offer() == (*CAPABILITIES, *(f"codec-{name}" for name in names()))
+    assert offer() == (*CAPABILITIES, "endpoint-schemes", "protocol-3", *(f"codec-{name}" for name in names()))
 
 
 def test_all_mismatches_are_told_together() -> None:

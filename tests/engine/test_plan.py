@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from parmig.engine import coordinator as c
-from parmig.engine.coordinator import WHOLE_PAGES, Coordinator, Do, Event, Instruction, Step, Tell, Throttle
+from parmig.engine import events as c
+from parmig.engine.coordinator import WHOLE_PAGES, Coordinator
+from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
     CancelledError,
@@ -285,22 +287,66 @@ def test_what_has_no_place_ends_it_with_the_name_of_the_event(event: Event, kind
 
 
 def test_before_hand_over_trouble_ends_it_as_it_is() -> None:
-    for event, status in (
-        (c.Failed(GuestError("no")), MigrationStatus.FAILED),
-        (c.PeerVanished(PeerLostError("gone")), MigrationStatus.FAILED),
-    ):
-        walk = Walk()
-        walk.to_release()
-        assert walk.take(event) == [Do.ABANDON]
-        assert walk.plan.status is status
-        assert walk.plan.error is event.error
-        assert event.error.phase == Step.LOADING.value
+    walk = Walk()
+    walk.to_release()
+    error = GuestError("no")
+    assert walk.take(c.Failed(error)) == [Do.ABANDON]
+    assert walk.plan.status is MigrationStatus.FAILED
+    assert walk.plan.error is error
+    assert error.phase == Step.LOADING.value
     walk = Walk()
     walk.to_release()
     assert walk.take(c.CancelAsked()) == [Do.ABANDON]
     assert walk.plan.status is MigrationStatus.CANCELLED
     assert isinstance(walk.plan.error, CancelledError)
     assert str(walk.plan.error) == "cancelled; the guest goes on here"
+
+
+def test_a_symptom_ends_it_400_ms_later_and_only_the_first_counts() -> None:
+    walk = Walk()
+    walk.to_release()
+    gone = PeerLostError("gone")
+    assert walk.plan.suspected is None
+    assert walk.take(c.Suspected(gone), 1000) == []
+    assert walk.take(c.Suspected(PeerLostError("another")), 1300) == []
+    assert walk.plan.suspected is gone
+    assert walk.take(c.Tick(), 1399) == []
+    assert walk.take(c.Tick(), 1400) == [Do.ABANDON]
+    assert walk.plan.error is gone
+    assert (walk.plan.status, gone.phase) == (MigrationStatus.FAILED, Step.LOADING.value)
+    assert walk.plan.over
+
+
+def test_the_cause_of_a_symptom_is_reported_in_its_place() -> None:
+    walk = Walk()
+    walk.to_release()
+    assert walk.take(c.Suspected(PeerLostError("gone"))) == []
+    cause = GuestError("killed")
+    assert walk.take(c.Failed(cause)) == [Do.ABANDON]
+    assert walk.plan.error is cause
+
+
+def test_nothing_is_handed_over_while_a_loss_is_suspected() -> None:
+    walk = Walk()
+    walk.to_release()
+    gone = PeerLostError("gone")
+    assert walk.take(c.Suspected(gone)) == []
+    assert walk.take(c.PeerLoaded(1)) == [Do.ABANDON]
+    assert walk.plan.error is gone
+
+
+def test_a_hand_over_that_never_left_gives_the_guest_back() -> None:
+    walk = Walk()
+    walk.to_release()
+    error = PeerLostError("broken pipe")
+    assert walk.take(c.PeerLoaded(1)) == [Do.HAND_OVER]
+    assert walk.take(c.HandOverNotSent(error)) == [Do.ABANDON]
+    assert (walk.plan.status, walk.plan.error) == (MigrationStatus.FAILED, error)
+    assert error.phase == Step.RESUMING.value
+    walk = Walk()
+    walk.to_release()
+    assert walk.take(c.HandOverNotSent(error)) == [Do.ABANDON]
+    assert str(walk.plan.error) == "HandOverNotSent came while loading device state at the destination"
 
 
 def test_an_error_keeps_the_phase_that_it_has() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 import pytest
-import zmq
 
 from parmig.config import WORKER_PROGRAMS
 from parmig.engine.peer_messages import PROTOCOL_VERSION
@@ -37,6 +36,7 @@ from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.flow import SendChannel
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
+from parmig.transport.polling import Poller
 from parmig.transport.transport import Endpoint
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
@@ -55,6 +55,7 @@ def receive_setup(mapping: BlockMapping, **fields: object) -> ReceiveSetup:
         "file_offsets_bytes": (0,),
         "uri": "zmq+tcp://127.0.0.1:0",
         "session": bytes(16),
+        "protocol": PROTOCOL_VERSION,
         "codecs": ("none",),
         "batch_bytes": MIB,
         "credit_bytes": 6 * MIB,
@@ -72,6 +73,7 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
         uri=uri,
         local="",
         session=bytes(16),
+        protocol=PROTOCOL_VERSION,
         codec="none",
         batch_bytes=MIB,
         region_pages=64,
@@ -84,9 +86,9 @@ def said_by(pool: WorkerPool, count: int = 1) -> list[WorkerSaid]:
     found: list[WorkerSaid] = []
 
     def read() -> bool:
-        poller = zmq.Poller()
+        poller = Poller()
         for fd in pool.pollables():
-            poller.register(fd, zmq.POLLIN)
+            poller.watch(fd)
         poller.poll(100)
         found.extend(pool.read())
         return len(found) >= count
@@ -143,15 +145,13 @@ def test_a_worker_with_a_bad_setup_fails_in_words(fields: dict[str, object], wor
 @contextmanager
 def data_channel(port: int) -> Iterator[SendChannel]:
     """The sending end of a receive worker's channel, let in by the session's token, without its hello."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    transport = ZmqTransport(context, "data", max_message_bytes=MIB, token=bytes(16))
+    transport = ZmqTransport("data", max_message_bytes=MIB, token=bytes(16))
     fd = os.eventfd(0)
     try:
         transport.connect(Endpoint("zmq+tcp", "127.0.0.1", port), timeout_ns=5 * NS_PER_S)
         yield SendChannel(transport, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
     finally:
         transport.shutdown()
-        context.term()
         os.close(fd)
 
 

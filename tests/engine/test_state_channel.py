@@ -14,7 +14,7 @@ import pytest
 
 from parmig.engine import state_channel
 from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
-from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender
+from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender, check_size
 from parmig.errors import LimitExceededError, PeerLostError, PeerUnreachableError, ProtocolError, StateError
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
@@ -204,9 +204,9 @@ def test_more_state_than_is_taken_ends_as_it_arrives(ends: Ends, early: bool) ->
     sender.write(bytes(5 * MIB))
     assert "--max-state" in str(refuses(ends))
     assert ends.receiver.size_bytes == 3 * MIB
-    ends.receiver.check_size(3 * MIB)
+    check_size(3 * MIB, 3 * MIB)
     with pytest.raises(StateError, match=r"8 EiB.*takes 3 MiB"):
-        ends.receiver.check_size(1 << 63)
+        check_size(1 << 63, 3 * MIB)
     ends.receiver.close()
 
 

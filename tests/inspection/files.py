@@ -18,7 +18,7 @@ from parmig.stream.ram_blocks import BlockEntry, write_block_list
 from parmig.stream.ram_encode import part_section
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.vmdescription import DeviceDescription, VmDescription, build
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from parmig.transport.transport import Buffer
 from tests.stream.streams import DEVICE_BYTES, RAM, put
 
@@ -79,7 +79,7 @@ def description(*entries: DeviceDescription) -> bytes:
 def mapped_file(path: Path, sizes: dict[str, int], stored: dict[str, list[int]]) -> None:
     """A mapped-ram file whose bitmaps have the pages of *stored*, and no bytes of pages."""
     with path.open("w+b") as file:
-        data = MigrationDataFile(FileTransport.from_fd(file.fileno(), "mapped"), "mapped")
+        data = MigrationDataFile(FileStream(file.fileno(), "mapped"), "mapped")
         writer = SectionWriter(data)
         writer.header()
         writer.configuration("pc-test", ["mapped-ram"])

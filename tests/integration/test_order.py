@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 import pytest
-import zmq
 
 from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
@@ -38,21 +37,19 @@ def source(destination: HeldGuest, *, verify: bool = True) -> Iterator[tuple[Mig
         control.write(msgspec.structs.replace(_wish(destination), verify=verify))
         accept = control.wait("Accept", 2 * LIMIT_NS)
         assert isinstance(accept, m.Accept), accept
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        stack.callback(context.term)
-        data = ZmqTransport(context, "data", max_message_bytes=MIB, token=accept.session)
+        data = ZmqTransport("data", max_message_bytes=MIB, token=accept.session)
         stack.callback(data.shutdown)
         data.connect(Endpoint("zmq+tcp", "127.0.0.1", accept.data[0].port), timeout_ns=LIMIT_NS)
         fd = os.eventfd(0)
         stack.callback(os.close, fd)
         channel = SendChannel(data, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
-        channel.open(session=accept.session, worker=0, protocol=m.PROTOCOL_VERSION, limit_ns=LIMIT_NS)
+        channel.open(session=accept.session, worker=0, protocol=control.version, limit_ns=LIMIT_NS)
         state = TcpTransport("state", heartbeat=False, max_message_bytes=MIB)
         stack.callback(state.shutdown)
         state.connect(Endpoint("tcp", "127.0.0.1", accept.state.port), timeout_ns=LIMIT_NS)
         StateSender(state, accept.session)
         receiver = there.receiver
-        until(lambda: receiver is not None and receiver._machine.status.value == "active", "the session")
+        until(lambda: receiver and receiver._session and receiver._session.plan.established, "the session")
         yield there, control
 
 
@@ -116,6 +113,6 @@ def test_more_state_than_is_taken_is_refused_when_it_is_announced() -> None:
 
 
 def test_a_source_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parmig.engine.receiver.SILENCE_LIMIT_NS", NS_PER_S)
+    monkeypatch.setattr("parmig.engine.destination_steps.SILENCE_LIMIT_NS", NS_PER_S)
     with HeldGuest("memory=8MiB", incoming=True) as destination, source(destination) as at:  # type: ignore[attr-defined]
         ends_with(*at, "LimitExceededError", "said nothing for 1 s")

@@ -169,9 +169,10 @@ def test_the_guardian_has_ended_before_the_guest_is_handed_over(monkeypatch: pyt
 
 def say(at: Migration, message: m.ControlMessage) -> None:
     """Have the receiver say *message* now, in its own loop."""
-    receiver = at.receiver
-    assert receiver is not None
-    receiver._thread._note(lambda _: receiver._say(message), Future())
+    assert at.receiver is not None
+    session = at.receiver._session
+    assert session is not None
+    at.receiver._thread._note(lambda _: session._say(message), Future())
 
 
 LATE: list[m.ControlMessage] = [
@@ -205,8 +206,8 @@ def test_a_digest_that_is_said_again_after_hand_over_does_no_harm() -> None:
         destination.gates["resume"].wait()
         assert at.receiver is not None
         assert at.receiver._session is not None
-        assert at.receiver._session.digest
-        say(at, m.Digested(at.receiver._session.digest))
+        assert at.receiver._session.plan.digest
+        say(at, m.Digested(at.receiver._session.plan.digest))
         destination.open_gates()
         assert (at.sent().status, at.sent().source_guest) == ("completed", "moved")
 
@@ -254,7 +255,7 @@ def test_loaded_while_a_loss_is_suspected_never_hands_over() -> None:
         assert sender is not None
         destination.gates["finish_load"].wait()
         break_a_data_connection(at.send_workers()[0])
-        until(lambda: sender._suspect is not None, "the sender to suspect something")
+        until(lambda: sender._plan is not None and sender._plan.suspected, "the sender to suspect something")
         destination.gates["finish_load"].open()
         error = at.sent().error
         assert error is not None

@@ -16,8 +16,8 @@ import pytest
 import zmq
 
 from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine import destination_steps
 from parmig.engine import peer_messages as m
-from parmig.engine import receiver
 from parmig.engine.agreement import CAPABILITIES
 from parmig.engine.control import ControlChannel
 from parmig.engine.report import Report
@@ -331,7 +331,7 @@ def test_garbage_before_the_source_comes_does_not_disturb_a_receiver() -> None:
 
 
 def test_a_source_that_is_let_in_and_does_not_connect_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver, "CONNECT_LIMIT_NS", 500 * NS_PER_MS)
+    monkeypatch.setattr(destination_steps, "CONNECT_LIMIT_NS", 500 * NS_PER_MS)
     with guests("memory=32MiB,rate=5MiB/s") as (source, destination), Migration(None, destination) as there:
         endpoint = parse_uri(there.uri)
         for says_more in (False, True):
@@ -376,7 +376,7 @@ def _wish(guest: HeldGuest) -> m.Configure:
 # -- the command line ----------------------------------------------------------------------------------
 
 GUEST = "synthetic:memory=32MiB"
-OTHER_VERSION = "import parmig.engine.peer_messages as m; m.PROTOCOL_VERSION = 99"
+OTHER_VERSION = "import parmig.engine.peer_messages as m; m.VERSIONS = range(98, 100)"
 
 
 @pytest.mark.parametrize(
@@ -409,8 +409,8 @@ def test_another_protocol_version_is_refused_by_name_and_the_right_one_taken_the
         with Command(*send, prelude=OTHER_VERSION) as wrong:
             code, report = wrong.end()
             assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), report["error"]
-            assert "protocol version 2, this parmig version 99" in report["error"]["message"]
-        there.wait_for("refused a source: the peer speaks protocol version 99, this parmig version 2")
+            assert "protocol version 3, this parmig versions 98 and 99" in report["error"]["message"]
+        there.wait_for("refused a source: the peer speaks protocol version 98, this parmig versions 2 and 3")
         with Command(*send) as right:
             assert (right.end()[0], there.end()[0]) == (0, 0), right.errors + there.errors
 

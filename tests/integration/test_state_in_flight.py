@@ -10,6 +10,7 @@ import pytest
 
 from parmig.config import SendConfig
 from parmig.engine import peer_messages
+from parmig.engine.destination_steps import Step
 from parmig.engine.sender import MigrationSender
 from parmig.engine.state_channel import StateSender
 from tests.integration.sides import HeldGuest, Migration, guests, never_ran, runs_on, until
@@ -90,8 +91,10 @@ def test_a_release_that_overtakes_the_last_state_waits_for_it(monkeypatch: pytes
             if isinstance(message, peer_messages.Release):
                 receiver = migration.receiver
                 assert receiver is not None
-                until(lambda: receiver._release is not None, "the release to arrive")
-                assert receiver._load_began_ns == 0
+                session = receiver._session
+                assert session is not None
+                until(lambda: session.plan.status.value == "device", "the release to arrive")
+                assert session.plan.step is Step.HOLDING
                 assert isinstance(destination, HeldGuest)
                 seen.append(len(held))
                 transports[0].write(held.pop())

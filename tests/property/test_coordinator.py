@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig.engine import coordinator as c
-from parmig.engine.coordinator import Coordinator, Do, Event, Instruction, Step, Tell, Throttle
+from parmig.engine import events as c
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
     CancelledError,
@@ -341,7 +343,7 @@ def test_the_record_has_the_throttle_of_each_round(settings_: World_) -> None:
 troubles = st.sampled_from(
     [
         lambda: c.Failed(GuestError("trouble")),
-        lambda: c.PeerVanished(PeerLostError("gone")),
+        lambda: c.Suspected(PeerLostError("gone")),
         lambda: c.CancelAsked(),
         lambda: c.WorkersReady(),  # an event at a time that has no place for it
     ]
@@ -380,7 +382,7 @@ def event_numbers(world: dict[str, object]) -> int:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: c.Failed(GuestError("x")), lambda: c.PeerVanished(PeerLostError("x")), c.CancelAsked]
+    "make", [lambda: c.Failed(GuestError("x")), lambda: c.Suspected(PeerLostError("x")), c.CancelAsked]
 )
 def test_trouble_at_every_single_event_is_survived(make: Callable[[], Event]) -> None:
     settings_: dict[str, object] = {"workers": 2, "regions": 6, "seed": 7, "needs_sync": True, "verify": True}
@@ -500,7 +502,7 @@ anything = st.one_of(
     st.just(c.Failed(GuestError("any"))),
     st.just(c.Failed(CancelledError("any"))),
     st.just(c.Failed(ProtocolError("any"))),
-    st.just(c.PeerVanished(PeerLostError("any"))),
+    st.just(c.Suspected(PeerLostError("any"))),
     st.just(c.CancelAsked()),
     st.just(c.Tick()),
 )

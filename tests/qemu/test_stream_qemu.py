@@ -22,7 +22,7 @@ from parmig.stream.ram_words import EncodedPage, Encoding, PageRun, RamWordReade
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.stream.vmdescription import VmDescription, decode, device_bytes, find, parse
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from tests.qemu.machines import MIB, QemuMachine, wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("qemu")]
@@ -109,7 +109,7 @@ def read(path: Path) -> Contents:
     devices = {(one.name, one.instance_id): one for one in description.devices}
     fd = os.open(path, os.O_RDONLY)
     try:
-        data = MigrationDataFile(FileTransport.from_fd(fd, "qemu"), "qemu")
+        data = MigrationDataFile(FileStream(fd, "qemu"), "qemu")
         reader = SectionReader(data)
         reader.read_header()
         configuration = reader.next()
@@ -228,7 +228,7 @@ def write(path: Path, parts: Contents) -> None:
     """A stream of the same parts, by parmig's own writers."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        data = MigrationDataFile(FileTransport.from_fd(fd, "parmig"), "parmig")
+        data = MigrationDataFile(FileStream(fd, "parmig"), "parmig")
         writer = SectionWriter(data)
         writer.header()
         writer.configuration(parts.configuration.machine, parts.configuration.capabilities)

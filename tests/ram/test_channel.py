@@ -13,15 +13,15 @@ import pytest
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
 from parmig.ram.flow import SendChannel
-from parmig.transport.memory import MemoryTransport
-from parmig.transport.transport import Buffer
+from parmig.transport.transport import Buffer, Incoming
 from parmig.units import NS_PER_MS, NS_PER_S
+from tests.support import FakeTransport
 
 SESSION = b"0123456789abcdef"
 MS = NS_PER_MS
 
 
-class Peer(MemoryTransport):
+class Peer(FakeTransport):
     """Keeps what is written, and has answers ready."""
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class Peer(MemoryTransport):
     def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
         self.sent.append((b"".join(frames), kept))
 
-    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
-        return [memoryview(frame) for frame in self.answers.popleft()] if self.answers else None
+    def receive(self, timeout_ms: int = 0) -> Incoming | None:
+        return Incoming([memoryview(frame) for frame in self.answers.popleft()]) if self.answers else None
 
 
 class Clock:
@@ -392,8 +392,8 @@ def test_a_hello_is_that_of_this_worker_in_one_frame() -> None:
     hello = struct.pack(">BxHI16s", 1, 3, 7, SESSION)
 
     def check(*frames: bytes) -> bool:
-        return flow.check_hello([memoryview(one) for one in frames], session=SESSION, worker=3, protocol=7)
+        return flow.check_hello(Incoming([memoryview(one) for one in frames]), session=SESSION, worker=3, protocol=7)
 
     assert check(hello)
-    for other in ((), (hello, b""), (hello + b"x",), (b"\2" + hello[1:],), (hello[:-1] + b"x",)):
+    for other in ((b"",), (hello, b""), (hello + b"x",), (b"\2" + hello[1:],), (hello[:-1] + b"x",)):
         assert not check(*other)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import zmq
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow
@@ -22,11 +21,10 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import cut
-from parmig.transport.memory import MemoryTransport
-from parmig.transport.transport import Buffer, Endpoint, parse_uri
+from parmig.transport.transport import Buffer, Endpoint, Incoming, parse_uri
 from parmig.transport.zeromq import HIGH_WATER_MESSAGES, ZmqTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.support import mapped, shared_area
+from tests.support import FakeTransport, mapped, shared_area
 
 SESSION = b"0123456789abcdef"
 BATCH_BYTES = 65536
@@ -43,9 +41,9 @@ class InterruptedForTestError(Exception):
 class Receiver(threading.Thread):
     """A receiving end in a thread; answers by *answer* until told to stop."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], answer: Answer) -> None:
+    def __init__(self, answer: Answer) -> None:
         super().__init__()
-        self._transport = ZmqTransport(context, "receiver", max_message_bytes=1 << 20)
+        self._transport = ZmqTransport("receiver", max_message_bytes=1 << 20)
         self.endpoint: Endpoint = self._transport.bind(parse_uri("zmq+tcp://127.0.0.1:0"))
         self._answer = answer
         self._stopped = False
@@ -75,17 +73,15 @@ class Receiver(threading.Thread):
 @contextmanager
 def channel_to(answer: Answer, *, interrupt: Callable[[], None] = lambda: None, fd: int = -1) -> Iterator[SendChannel]:
     own = os.eventfd(0) if fd < 0 else fd
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    receiver = Receiver(context, answer)
+    receiver = Receiver(answer)
     receiver.start()
-    transport = ZmqTransport(context, "sender", max_message_bytes=1 << 16)
+    transport = ZmqTransport("sender", max_message_bytes=1 << 16)
     try:
         transport.connect(receiver.endpoint, timeout_ns=10 * NS_PER_S)
         yield SendChannel(transport, "send worker 3", batch_bytes=BATCH_BYTES, interrupt_fd=own, interrupt=interrupt)
     finally:
         receiver.stop()
         transport.shutdown()
-        context.term()
         if fd < 0:
             os.close(own)
     assert receiver.error is None or isinstance(receiver.error, ProtocolError), receiver.error
@@ -134,16 +130,16 @@ def test_the_hello_is_the_one_that_was_agreed() -> None:
         open_(channel)
     (hello,) = well.hellos
     agreed = {"session": SESSION, "worker": 3, "protocol": 7}
-    assert flow.check_hello([memoryview(hello)], **agreed)  # type: ignore[arg-type]
+    assert flow.check_hello(Incoming([memoryview(hello)]), **agreed)  # type: ignore[arg-type]
     for other in ({"session": SESSION[::-1]}, {"worker": 4}, {"protocol": 8}):
-        assert not flow.check_hello([memoryview(hello)], **{**agreed, **other})  # type: ignore[arg-type]
+        assert not flow.check_hello(Incoming([memoryview(hello)]), **{**agreed, **other})  # type: ignore[arg-type]
     for stranger in (
         [memoryview(b"")],
         [memoryview(hello[:-1])],
         [memoryview(hello), memoryview(b"")],
         [memoryview(b"\2" + hello[1:])],
     ):
-        assert not flow.check_hello(stranger, **agreed)  # type: ignore[arg-type]
+        assert not flow.check_hello(Incoming(stranger), **agreed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -324,7 +320,7 @@ def test_batches_in_flight_are_few_however_small_they_are() -> None:
     assert flow.MAX_UNACKED < HIGH_WATER_MESSAGES
 
 
-class Recorder(MemoryTransport):
+class Recorder(FakeTransport):
     """A transport whose peer acknowledges everything before it can have it."""
 
     def __init__(self) -> None:

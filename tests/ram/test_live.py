@@ -17,7 +17,7 @@ from parmig.stream.ram_blocks import read_setup
 from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import EndOfStream, SectionHead, SectionKind, SectionReader
 from parmig.stream.xbzrle import encode
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 from tests.support import allocated_pages, content, file_pages, index_of, mapped
 
 
@@ -36,7 +36,7 @@ def registry_of(
 
 def kinds(data: bytes) -> list[tuple[SectionKind, str]]:
     """Kind and name of the sections of *data* up to the first device."""
-    source = MigrationDataFile(MemoryTransport(data), "test")
+    source = MigrationDataFile(MemoryStream(data), "test")
     reader, found = SectionReader(source), []
     reader.read_header()
     words: RamWordReader | None = None
@@ -84,7 +84,7 @@ def test_a_guest_that_runs_is_saved_in_parts_and_what_it_writes_comes_last() -> 
     clock, arrived_clock = Clock(), Clock()
     with mapped(2 * PART_PAGES + 5) as blocks, mapped(2 * PART_PAGES + 5) as arrived:
         registry = registry_of(clock, blocks, asked)
-        transport = MemoryTransport()
+        transport = MemoryStream()
         saver = registry.saver(MigrationDataFile(transport, "out"))
         blocks[0].pages[5] = content(1)
         saver.setup("mac")

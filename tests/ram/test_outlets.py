@@ -27,7 +27,7 @@ from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.ram_blocks import BlockEntry
 from parmig.stream.ram_words import RamWordReader
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from parmig.units import KIB, MIB
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, shared_area
 
@@ -92,7 +92,7 @@ class Saved:
             for bits in area.bits:
                 bits[:] = 0xFF
             placer = StreamPlacer(copies, area)
-            data = MigrationDataFile(FileTransport.from_fd(self.file, "file"), "file")
+            data = MigrationDataFile(FileStream(self.file, "file"), "file")
             words = RamWordReader(data, [BlockEntry(one.block.name, one.block.size_bytes) for one in copies])
             while not data.at_end():
                 assert (data.get_byte(), data.get_be32()) == (2, SECTION)

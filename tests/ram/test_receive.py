@@ -27,6 +27,7 @@ from parmig.ram.place import WRITE_RUN_PAGES, PagePlacer
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
+from parmig.transport.transport import Incoming
 from parmig.units import MIB
 from tests.huge import HUGE_BYTES, UNIT_PAGES, more_huge_pages
 from tests.support import allocated_pages, content, file_pages, index_of, mapped, pages_below, runs_of, shared_area
@@ -111,7 +112,7 @@ def test_pages_land_where_they_belong_and_zero_pages_cost_nothing(
                 continue
             sequence += 1
             frames, pages = message(sequence, data, zero, how=how, tag=tag, block=block)
-            assert ram.migrate_ram_receive(frames) == flow.ack(sequence)
+            assert ram.migrate_ram_receive(Incoming(frames)) == flow.ack(sequence)
             model[block][index_of(data)] = pages
             model[block][index_of(zero)] = 0
             placed[block] |= data
@@ -126,7 +127,7 @@ def test_long_and_short_runs_in_one_batch_do_not_get_mixed_up(how: str, length: 
     data = {0, 2, *range(4, 4 + length), 90, *range(100, 120), 199}
     with receiving(PAGES) as (ram, (mapping,), _):
         frames, pages = message(1, data, how=how)
-        ram.migrate_ram_receive(frames)
+        ram.migrate_ram_receive(Incoming(frames))
         found = file_pages(mapping)
         assert np.array_equal(found[index_of(data)], pages)
         assert np.flatnonzero(found.any(axis=1)).tolist() == sorted(data)
@@ -134,9 +135,9 @@ def test_long_and_short_runs_in_one_batch_do_not_get_mixed_up(how: str, length: 
 
 def test_newer_pages_replace_older_ones() -> None:
     with receiving(PAGES) as (ram, (mapping,), _):
-        ram.migrate_ram_receive(message(1, {5, 6}, tag=1)[0])
+        ram.migrate_ram_receive(Incoming(message(1, {5, 6}, tag=1)[0]))
         frames, pages = message(2, {6}, {5}, tag=2)
-        ram.migrate_ram_receive(frames)
+        ram.migrate_ram_receive(Incoming(frames))
         assert np.array_equal(mapping.pages[6], pages[0])
         assert not mapping.pages[5].any()
 
@@ -144,7 +145,7 @@ def test_newer_pages_replace_older_ones() -> None:
 def test_pages_that_existed_before_are_made_zero() -> None:
     with receiving(PAGES) as (ram, mappings, _):
         mappings[0].pages[3] = content(9)[0]
-        ram.migrate_ram_receive(message(1, set(), {2, 3, 4})[0])
+        ram.migrate_ram_receive(Incoming(message(1, set(), {2, 3, 4})[0]))
         assert not file_pages(mappings[0]).any()
         assert allocated_pages(mappings[0]) == 1
 
@@ -152,7 +153,7 @@ def test_pages_that_existed_before_are_made_zero() -> None:
 def test_what_was_placed_is_counted() -> None:
     with receiving(PAGES) as (ram, _, shared):
         frames = message(1, {1, 2, 9}, {20, 21})[0]
-        ram.migrate_ram_receive(frames)
+        ram.migrate_ram_receive(Incoming(frames))
         found = shared.counters(0)
         assert (found.sent_pages, found.zero_pages, found.wire_bytes) == (3, 2, sum(map(len, frames)))
 
@@ -161,7 +162,7 @@ def test_what_was_placed_is_counted() -> None:
 def test_the_first_batch_has_number_one(sequence: int) -> None:
     with receiving(PAGES) as (ram, (mapping,), _):
         with pytest.raises(ProtocolError, match=f"batch {sequence} after batch 0"):
-            ram.migrate_ram_receive(message(sequence, {1})[0])
+            ram.migrate_ram_receive(Incoming(message(sequence, {1})[0]))
         assert allocated_pages(mapping) == 0
 
 
@@ -169,9 +170,9 @@ def test_the_first_batch_has_number_one(sequence: int) -> None:
 def test_a_batch_that_is_lost_or_repeated_is_noticed(sequence: int) -> None:
     with receiving(PAGES) as (ram, (mapping,), _):
         for number in (1, 2):
-            ram.migrate_ram_receive(message(number, {number})[0])
+            ram.migrate_ram_receive(Incoming(message(number, {number})[0]))
         with pytest.raises(ProtocolError, match="lost or repeated"):
-            ram.migrate_ram_receive(message(sequence, {100})[0])
+            ram.migrate_ram_receive(Incoming(message(sequence, {100})[0]))
         assert allocated_pages(mapping) == 2
 
 
@@ -198,9 +199,9 @@ def spoilt() -> list[tuple[str, Message, str]]:
 def test_a_payload_that_is_not_what_was_announced_is_refused(frames: Message, words: str) -> None:
     with receiving(PAGES, compress="lz4") as (ram, (mapping,), _):
         with pytest.raises(ProtocolError, match=words):
-            ram.migrate_ram_receive(frames)
+            ram.migrate_ram_receive(Incoming(frames))
         assert allocated_pages(mapping) == 0
-        ram.migrate_ram_receive(message(1, {1})[0])  # a batch that was refused has not taken the number
+        ram.migrate_ram_receive(Incoming(message(1, {1})[0]))  # a batch that was refused has not taken the number
 
 
 def test_an_encoded_batch_without_a_codec_is_refused() -> None:
@@ -208,7 +209,7 @@ def test_an_encoded_batch_without_a_codec_is_refused() -> None:
         receiving(PAGES) as (ram, _, _),
         pytest.raises(ProtocolError, match="names codec 1; the agreed codecs are none"),
     ):
-        ram.migrate_ram_receive(message(1, {1, 2}, how="lz4")[0])
+        ram.migrate_ram_receive(Incoming(message(1, {1, 2}, how="lz4")[0]))
 
 
 def test_each_batch_is_decoded_by_the_codec_that_it_names() -> None:
@@ -222,19 +223,19 @@ def test_each_batch_is_decoded_by_the_codec_that_it_names() -> None:
         )
         for sequence, (how, first) in enumerate([("lz4", 1), ("gathered", 9), ("lz4", 17)], 1):
             frames, pages = message(sequence, {first, first + 1}, how=how)
-            ram.migrate_ram_receive(frames)
+            ram.migrate_ram_receive(Incoming(frames))
             assert np.array_equal(file_pages(mapping)[[first, first + 1]], pages)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 4, 6, 99])
 def test_other_kinds_of_messages_are_refused(kind: int) -> None:
     with receiving(PAGES) as (ram, _, _), pytest.raises(ProtocolError, match=f"kind {kind}"):
-        ram.migrate_ram_receive([memoryview(bytes([kind]) + bytes(40))])
+        ram.migrate_ram_receive(Incoming([memoryview(bytes([kind]) + bytes(40))]))
 
 
 def test_an_empty_message_is_refused() -> None:
     with receiving(PAGES) as (ram, _, _), pytest.raises(ProtocolError, match="kind 0"):
-        ram.migrate_ram_receive([memoryview(b"")])
+        ram.migrate_ram_receive(Incoming([memoryview(b"")]))
 
 
 def fence(round_: int, sequence: int) -> memoryview:
@@ -243,13 +244,13 @@ def fence(round_: int, sequence: int) -> memoryview:
 
 def test_a_fence_is_answered_when_all_of_it_is_placed() -> None:
     with receiving(PAGES) as (ram, _, _):
-        ram.migrate_ram_receive(message(1, {1})[0])
-        assert ram.migrate_ram_receive([fence(4, 1)]) == struct.pack(">B3xIQ", flow.FENCED, 4, 1)
+        ram.migrate_ram_receive(Incoming(message(1, {1})[0]))
+        assert ram.migrate_ram_receive(Incoming([fence(4, 1)])) == struct.pack(">B3xIQ", flow.FENCED, 4, 1)
         for sequence in (0, 2):
             with pytest.raises(ProtocolError, match=f"names batch {sequence}, placed were 1"):
-                ram.migrate_ram_receive([fence(4, sequence)])
+                ram.migrate_ram_receive(Incoming([fence(4, sequence)]))
         with pytest.raises(ProtocolError, match="has 16 bytes"):
-            ram.migrate_ram_receive([fence(4, 1)[:15]])
+            ram.migrate_ram_receive(Incoming([fence(4, 1)[:15]]))
 
 
 @given(st.lists(st.binary(max_size=80), min_size=1, max_size=3))
@@ -257,7 +258,7 @@ def test_a_fence_is_answered_when_all_of_it_is_placed() -> None:
 def test_garbage_is_refused_and_places_nothing(frames: list[bytes]) -> None:
     with receiving(PAGES) as (ram, (mapping,), _):
         with pytest.raises(ProtocolError):
-            ram.migrate_ram_receive([memoryview(frame) for frame in frames])
+            ram.migrate_ram_receive(Incoming([memoryview(frame) for frame in frames]))
         assert allocated_pages(mapping) == 0
 
 
@@ -314,7 +315,7 @@ def test_a_full_memory_file_is_an_error_and_no_signal(small_tmpfs: Path, how: st
         with pytest.raises(MemoryFullError, match=rf"block 'pc.ram' at byte .* up to {size} bytes"):  # noqa: PT012  whichever fills it
             for number in range(8):  # 8 MiB
                 data = {step * page for page in range(256 * number, 256 * (number + 1))}
-                ram.migrate_ram_receive(message(number + 1, data, how=how)[0])
+                ram.migrate_ram_receive(Incoming(message(number + 1, data, how=how)[0]))
         assert allocated_pages(mapping) == SMALL_BYTES // PAGE_BYTES  # it was used to the last page
     finally:
         mapping.close()
@@ -425,12 +426,12 @@ def test_pages_in_huge_pages_land_where_they_belong_and_zero_pages_cost_none(sma
         data = {0, 2, *range(5, 40), UNIT_PAGES - 1, UNIT_PAGES}
         for number, tag in ((1, 1), (2, 2)):
             frames, pages = message(number, data, set(range(4 * UNIT_PAGES)) - data, tag=tag)
-            ram.migrate_ram_receive(frames)
+            ram.migrate_ram_receive(Incoming(frames))
             found = file_pages(mapping)
             assert np.array_equal(found[index_of(data)], pages)
             assert np.flatnonzero(found.any(axis=1)).tolist() == sorted(data)
             assert allocated_pages(mapping) == 3 * UNIT_PAGES
-        ram.migrate_ram_receive(message(3, set(), data)[0])
+        ram.migrate_ram_receive(Incoming(message(3, set(), data)[0]))
         assert not file_pages(mapping).any()
 
 
@@ -470,7 +471,7 @@ def test_what_was_there_is_looked_for_in_pieces_however_far_pages_are_apart(monk
             return real(mapping, first, count, among)
 
         monkeypatch.setattr(place, "allocated_mask", allocated_mask)
-        ram.migrate_ram_receive(message(1, set(), far - {5} | {7})[0])
+        ram.migrate_ram_receive(Incoming(message(1, set(), far - {5} | {7})[0]))
         assert len(asked) == 3
         assert max(asked) <= SPAN_PAGES
         assert [page for page in sorted(far) if mapping.pages[page].any()] == [5]
@@ -490,7 +491,7 @@ def test_a_write_that_is_cut_short_goes_on_where_it_ended(monkeypatch: pytest.Mo
     with receiving(PAGES) as (ram, (mapping,), _):
         frames, pages = message(1, {3, *range(20, 31)}, how="direct")
         monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:most_bytes], at))
-        ram.migrate_ram_receive(frames)
+        ram.migrate_ram_receive(Incoming(frames))
         found = file_pages(mapping)
         assert np.array_equal(found[[3, *range(20, 31)]], pages)
         assert np.flatnonzero(found.any(axis=1)).tolist() == [3, *range(20, 31)]

@@ -31,7 +31,7 @@ from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
-from parmig.transport.transport import Buffer
+from parmig.transport.transport import Buffer, Incoming
 from parmig.units import KIB, NS_PER_S
 from tests.support import content, file_pages, index_of, mapped, pages_below, shared_area
 
@@ -153,7 +153,7 @@ def arrived(source: Source, *, compress: str) -> list[np.ndarray]:
             worker=0, blocks=mappings, codecs=[codec(compress)], shared=shared, batch_bytes=BATCH_BYTES
         )
         for message in source.channel.messages:
-            ram.migrate_ram_receive([memoryview(frame) for frame in message])
+            ram.migrate_ram_receive(Incoming([memoryview(frame) for frame in message]))
         return [file_pages(mapping) for mapping in mappings]
 
 

@@ -23,7 +23,7 @@ from parmig.stream.ram_words import PageRun, ZeroRun
 from parmig.stream.section_writer import SectionWriter
 from parmig.stream.stream_walk import StreamWalk
 from parmig.stream.vmdescription import DeviceDescription, FieldDescription, VmDescription, build
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 from parmig.units import KIB
 from tests.integration.snapshots import FORMATS, restore, save
 from tests.support import content, index_of
@@ -60,7 +60,7 @@ class StreamingGuest(docs.examples.tiny_guest.TinyGuest):
         return {name: size_bytes for name, size_bytes in BLOCKS.items() if size_bytes}
 
     def save_state(self, sink: StateSink) -> None:
-        transport = MemoryTransport()
+        transport = MemoryStream()
         data = MigrationDataFile(transport, "state")
         sections = SectionWriter(data)
         sections.header()
@@ -94,7 +94,7 @@ class StreamingGuest(docs.examples.tiny_guest.TinyGuest):
         sections.footer(RAM)
 
     def finish_load(self) -> None:
-        walk = StreamWalk(MigrationDataFile(MemoryTransport(bytes(self._arrived)), "state"))
+        walk = StreamWalk(MigrationDataFile(MemoryStream(bytes(self._arrived)), "state"))
         head = walk.head()
         self.capabilities = head.configuration.capabilities
         assert {one.name: one.size_bytes for one in head.blocks} == self.state_blocks()

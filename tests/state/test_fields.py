@@ -26,7 +26,7 @@ from parmig.state import (
 from parmig.state.cursor import StateReader, StateWriter
 from parmig.state.state_field import COUNT_MAX, LoadPlan
 from parmig.stream.data_file import MigrationDataFile
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 
 BITS = {FIELD_TYPE_BYTE: 8, FIELD_TYPE_U16: 16, FIELD_TYPE_U32: 32, FIELD_TYPE_U64: 64}
 INTEGER_TYPES = list(BITS)
@@ -39,7 +39,7 @@ def encode(field: MigrationStateField, value: object) -> bytes:
 
 
 def decode(field: MigrationStateField, data: bytes) -> Any:
-    source = MigrationDataFile(MemoryTransport(data), "test")
+    source = MigrationDataFile(MemoryStream(data), "test")
     value = field.decode(StateReader(source, "test"), {}, 1)
     if not source.at_end():
         raise StateError("bytes are left over")

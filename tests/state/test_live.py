@@ -13,7 +13,7 @@ from parmig.state import FIELD_TYPE_BYTE, MigrationState, MigrationStateField, S
 from parmig.state.live import LiveHandlers, LiveState
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.sections import SectionKind
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 
 
 class Tape(LiveHandlers):
@@ -72,7 +72,7 @@ def test_parts_are_written_until_no_component_has_more() -> None:
     quick = Tape()
     quick.parts = 2  # its next part is the last
     registry.register(LiveState("tape", quick, 6, priority=-1))
-    saver = registry.saver(MigrationDataFile(MemoryTransport(), "out"))
+    saver = registry.saver(MigrationDataFile(MemoryStream(), "out"))
     saver.setup("mac")
     assert [saver.iterate() for _ in range(3)] == [False, False, True]
 

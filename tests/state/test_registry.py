@@ -30,7 +30,7 @@ from parmig.state import (
 )
 from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.vmdescription import FieldDescription, StructDescription, decode, find, parse
-from parmig.transport.memory import MemoryTransport
+from parmig.transport.memory import MemoryStream
 
 FIELDS = [
     MigrationStateField("ticks", FIELD_TYPE_U64),
@@ -195,7 +195,7 @@ def test_another_machine_or_other_capabilities_are_refused_when_asked_for() -> N
     with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
         registry_of(Timer()).load_all(saved, machine="mac-1")
     with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
-        registry_of(Timer()).load(MigrationDataFile(MemoryTransport(saved), "test"), machine="mac-1")
+        registry_of(Timer()).load(MigrationDataFile(MemoryStream(saved), "test"), machine="mac-1")
     capable = registry_of(Timer()).save_all(capabilities=["x-ignore-shared"])
     registry_of(Timer()).load_all(capable, capabilities=["x-ignore-shared"])
     with pytest.raises(StateError, match="expected capabilities: none, found: x-ignore-shared"):
@@ -253,12 +253,12 @@ def test_a_machine_that_cannot_be_written_is_refused() -> None:
 
 
 def test_a_stream_in_a_stream_is_read_to_its_end_and_no_further() -> None:
-    transport = MemoryTransport()
+    transport = MemoryStream()
     data = MigrationDataFile(transport, "out")
     registry_of(Timer(5)).save(data)
     data.put_be32(0x01020304)
     data.flush_data()
-    source = MigrationDataFile(MemoryTransport(transport.written), "in")
+    source = MigrationDataFile(MemoryStream(transport.written), "in")
     timer = Timer()
     registry_of(timer).load(source)
     assert timer.ticks == 5
@@ -266,7 +266,7 @@ def test_a_stream_in_a_stream_is_read_to_its_end_and_no_further() -> None:
 
 
 def test_a_damaged_stream_is_told_with_its_offset() -> None:
-    source = MigrationDataFile(MemoryTransport(stream(GOOD)[:-8]), "in")
+    source = MigrationDataFile(MemoryStream(stream(GOOD)[:-8]), "in")
     registry = StateRegistry()
     registry.register(MigrationState("timer", Timer(), TICKS, instance_id=3, version=2))
     with pytest.raises(StreamTruncatedError) as caught:

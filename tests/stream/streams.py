@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -27,34 +26,23 @@ from parmig.stream.vmdescription import (
     device_bytes,
     parse,
 )
-from parmig.transport.transport import Buffer, Endpoint, MigrationTransport
+from parmig.transport.byte_stream import ByteStream
+from parmig.transport.transport import Buffer
 from tests.support import content, index_of
 
 
-class Pieces(MigrationTransport):
-    """Messages of one piece each to be read; keeps what is written, message by message."""
+class Pieces(ByteStream):
+    """Pieces to be read; keeps what is written, call by call."""
 
     def __init__(self, pieces: Iterable[bytes] = ()) -> None:
         self._pieces = list(pieces)
         self.messages: list[list[bytes]] = []
 
-    def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
-        self.messages.append([bytes(frame) for frame in frames])
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        self.messages.append([bytes(piece) for piece in pieces])
 
-    def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
-        return [memoryview(self._pieces.pop(0))] if self._pieces else None
-
-    def bind(self, endpoint: Endpoint) -> Endpoint:
-        return endpoint
-
-    def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int = 0) -> None: ...
-
-    def accept(self) -> None: ...
-
-    def pollables(self) -> list[Any]:
-        return []
-
-    def shutdown(self, linger_ms: int = 0) -> None: ...
+    def read(self) -> memoryview | None:
+        return memoryview(self._pieces.pop(0)) if self._pieces else None
 
 
 def reading(content: bytes, *cuts: int) -> MigrationDataFile:

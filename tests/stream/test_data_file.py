@@ -8,7 +8,7 @@ import pytest
 from parmig.errors import StreamDataError, StreamTooLongError, StreamTruncatedError
 from parmig.stream import MigrationDataFile
 from parmig.stream.data_file import BUFFER_BYTES, BY_REFERENCE_BYTES, GET_LIMIT_BYTES, MAX_VECTORS
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from tests.stream.streams import Pieces, put, reading
 
 
@@ -74,20 +74,23 @@ def test_a_message_has_at_most_64_vectors() -> None:
     assert parts == [part for number in range(200) for part in (bytes((number,)), page)]
 
 
-def test_flushing_nothing_sends_nothing_and_finish_ends_with_an_empty_message() -> None:
+def test_flushing_nothing_writes_nothing() -> None:
     transport = Pieces()
     data = MigrationDataFile(transport, "test")
     data.flush_data()
     assert transport.messages == []
     data.put_byte(1)
-    data.finish()
-    assert transport.messages == [[b"\1"], [b""]]
+    data.flush_data()
+    data.flush_data()
+    assert transport.messages == [[b"\1"]]
 
 
-def test_an_empty_message_is_the_end() -> None:
-    transport = Pieces([b"\1", b"", b"\2"])
+def test_after_the_end_nothing_is_read_any_more() -> None:
+    transport = Pieces([b"\1"])
     data = MigrationDataFile(transport, "test")
     assert data.get_byte() == 1
+    assert data.at_end()
+    transport._pieces.append(b"\2")
     assert data.at_end()
     with pytest.raises(StreamTruncatedError):
         data.get_byte()
@@ -154,13 +157,13 @@ def test_looking_ahead_moves_nothing_and_copies_only_what_does_not_lie_together(
 def test_a_file_is_passed_over_without_reading_it_and_a_hole_is_left_in_it() -> None:
     fd = os.memfd_create("test", os.MFD_CLOEXEC)
     try:
-        data = MigrationDataFile(FileTransport.from_fd(fd, "test", offset_bytes=10), "test", start_bytes=10)
+        data = MigrationDataFile(FileStream(fd, "test", offset_bytes=10), "test", start_bytes=10)
         data.put_byte(1)
         data.put_hole(1 << 40)
         data.put_byte(2)
         data.flush_data()
         assert data.position_bytes == os.fstat(fd).st_size == (1 << 40) + 12
-        data = MigrationDataFile(FileTransport.from_fd(fd, "test", offset_bytes=10), "test", start_bytes=10)
+        data = MigrationDataFile(FileStream(fd, "test", offset_bytes=10), "test", start_bytes=10)
         assert data.get_byte() == 1
         data.skip(1 << 40)
         assert data.get_byte() == 2

@@ -16,7 +16,7 @@ from parmig.stream.ram_blocks import BlockEntry, read_setup
 from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import EndOfStream, SectionHead, SectionReader
 from parmig.stream.vmdescription import decode, device_bytes, parse
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from tools.fuzz_stream import peak_bytes
 
 LIMIT_BYTES = 64 << 20
@@ -128,7 +128,7 @@ def grown_bytes(case: str) -> int:
         size += os.write(fd, piece)
         if size > FILE_BYTES:
             break
-    data = MigrationDataFile(FileTransport.from_fd(fd, "test"), "test")
+    data = MigrationDataFile(FileStream(fd, "test"), "test")
     before = peak_bytes()
     with pytest.raises(StreamError, match=ENDS[case]):
         read(data)

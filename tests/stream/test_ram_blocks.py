@@ -15,7 +15,7 @@ from parmig.errors import (
 )
 from parmig.stream import MigrationDataFile, ram_blocks
 from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from tests.stream.streams import put, reading
 
 MIB = 1 << 20
@@ -53,14 +53,14 @@ def test_a_page_size_comes_before_the_address_and_only_where_it_is_said_to() -> 
 def test_a_mapped_list_leaves_room_for_bitmaps_and_pages_and_the_stream_goes_on_behind() -> None:
     fd = os.memfd_create("test", os.MFD_CLOEXEC)
     try:
-        data = MigrationDataFile(FileTransport.from_fd(fd, "test"), "test")
+        data = MigrationDataFile(FileStream(fd, "test"), "test")
         data.put_buffer(bytes(100))
         written = write_block_list(data, [BlockEntry("a", 5 * MIB), BlockEntry("b", 4096)], mapped_ram=True)
         data.put_byte(9)
         data.flush_data()
         assert [one.mapped and one.mapped.pages_offset_bytes for one in written] == [MIB, 7 * MIB]
         assert os.fstat(fd).st_size == 7 * MIB + 4096 + 1
-        data = MigrationDataFile(FileTransport.from_fd(fd, "test", offset_bytes=100), "test", start_bytes=100)
+        data = MigrationDataFile(FileStream(fd, "test", offset_bytes=100), "test", start_bytes=100)
         assert read_setup(data, mapped_ram=True) == written
         assert data.get_byte() == 9
         assert data.at_end()

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-import zmq
 
 from parmig.errors import PeerLostError
 from parmig.ram import flow
@@ -28,9 +27,7 @@ LOOPBACK = parse_uri("zmq+tcp://127.0.0.1:0")
 def pair() -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
     """A listening and a connected channel."""
     with ExitStack() as stack:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        stack.callback(context.term)
-        ends = [ZmqTransport(context, name, max_message_bytes=4 * MIB) for name in ("here", "there")]
+        ends = [ZmqTransport(name, max_message_bytes=4 * MIB) for name in ("here", "there")]
         for end in ends:
             stack.callback(end.shutdown)
         ends[1].connect(ends[0].bind(LOOPBACK), timeout_ns=10 * NS_PER_S)
@@ -77,7 +74,6 @@ def test_to_a_peer_that_is_gone_they_are_refused(pair: tuple[ZmqTransport, ZmqTr
 
 SENDER = """
 import gc, mmap, os, sys
-import zmq
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
@@ -86,7 +82,7 @@ fd = os.memfd_create("guest")
 os.ftruncate(fd, size)
 memory = mmap.mmap(fd, size)
 memory[-4:] = b"last"
-transport = ZmqTransport(zmq.Context(), "sender", max_message_bytes=1 << 16)
+transport = ZmqTransport("sender", max_message_bytes=1 << 16)
 transport.connect(parse_uri(sys.argv[1]), timeout_ns=10**10)
 channel = SendChannel(transport, "sender", batch_bytes=size, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
 channel.open(session=bytes(16), worker=0, protocol=1, limit_ns=10**10)
@@ -102,9 +98,7 @@ def test_memory_outlives_a_channel_that_ends_while_it_is_read() -> None:
     """Else libzmq, still sending, meets unmapped memory and ends the process."""
     size = 256 * MIB  # takes libzmq far longer than the sender needs to drop it
     with ExitStack() as stack:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        stack.callback(context.term)
-        receiver = ZmqTransport(context, "receiver", max_message_bytes=size)
+        receiver = ZmqTransport("receiver", max_message_bytes=size)
         stack.callback(receiver.shutdown)
         command = [sys.executable, "-c", SENDER, str(receiver.bind(LOOPBACK)), str(size)]
         sender = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))

@@ -11,7 +11,7 @@ from parmig.ram.blocks import BlockMapping, Pages
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
-from parmig.transport.file import FileTransport
+from parmig.transport.file import FileStream
 from parmig.transport.transport import Buffer
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
@@ -94,4 +94,4 @@ class FileOutlet(Outlet):
         for frame in frames:
             view = memoryview(frame)
             pieces += [view[at : at + PIECE_BYTES] for at in range(0, view.nbytes, PIECE_BYTES)]
-        FileTransport.from_fd(self._fd, self._name, offset_bytes=offset_bytes).write(pieces)
+        FileStream(self._fd, self._name, offset_bytes=offset_bytes).write(pieces)

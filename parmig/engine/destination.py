@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The destination's plan as a pure state machine: events in, instructions out, no I/O, no clock of its own.
+
+It begins when a source was found to fit, and its workers start. The steps, in order::
+
+    start workers ─ accept ─ channels connect ─ receive memory [digest] ─ (release) wait for all state
+      ─ load ─ (hand over) run ─ (goodbye) done
+
+What it guarantees:
+
+- The guest runs only after a hand-over, and a hand-over counts only after the plan sent *loaded*.
+- The state is loaded once, after the source's release, and only if all of it came, and came undamaged.
+- After a hand-over nothing but a failure to run the guest changes the outcome.
+- Every wait has a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parmig.engine import destination_events as events
+from parmig.engine import error_reports, peer_messages
+from parmig.engine.destination_events import Act, Event, Instruction, Say, StateCame, Tell, WriteState
+from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, Step, overdue
+from parmig.engine.plan import Plan
+from parmig.engine.shares import assign
+from parmig.engine.state_channel import NO_STATE, check_size
+from parmig.engine.worker_messages import DigestRegions
+from parmig.errors import (
+    ParmigError,
+    PeerFailedError,
+    PeerLostError,
+    PeerRefusedError,
+    ProtocolError,
+    StateError,
+)
+from parmig.ram.region_digest import combine
+from parmig.ram.regions import Region
+from parmig.status import MigrationStatus, StatusEvent
+
+THE_SOURCES_FAULT = (PeerLostError, PeerFailedError, PeerRefusedError, ProtocolError)
+"""What a source can cause: until all its channels are connected, such an error ends its session only."""
+
+
+class DestinationPlan(Plan[Instruction]):
+    """Decides everything at the destination, for one source.
+
+    Args:
+        regions: all regions of all blocks.
+        workers: how many receive workers.
+        verify: whether the source announced that it asks for a digest.
+        switchover_ns: how long the source says that its pause may take.
+        max_state_bytes: of device state; more is refused.
+        now_ns: the time now.
+
+    Attributes:
+        established: whether the source has connected all its channels.
+        digest: of all memory, once the source asked for it and every worker has answered.
+        state_bytes: size of the device state that was loaded.
+    """
+
+    _cancelled = "cancelled; the guest stays at the source"
+    _unknown = (
+        "the source stays paused and leaves the guest to this side; look whether it runs here, "
+        "and only if it does not, continue it there"
+    )
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        workers: int,
+        *,
+        verify: bool,
+        switchover_ns: int,
+        max_state_bytes: int,
+        now_ns: int,
+    ) -> None:
+        super().__init__()
+        self.step: Step = Step.STARTING
+        self.established = False
+        self.digest: str | None = None
+        self.state_bytes = 0
+        self._owned = assign([region.pages for region in regions], workers)
+        self._regions = len(regions)
+        self._may_digest = verify
+        self._switchover_ns = switchover_ns
+        self._max_state_bytes = max_state_bytes
+        self._starting = set(range(workers))
+        self._connecting = set(range(workers))
+        self._state_connected = False
+        self._digesting: set[int] = set()
+        self._digests: dict[int, int] = {}
+        self._came = StateCame(0, NO_STATE)
+        self._release = peer_messages.Release(0, "")
+        self._vanished = False
+        self._since_ns = now_ns
+        self._load_began_ns = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the plan waits for nothing any more; every further event is ignored."""
+        return self.machine.ended and self.step is not Step.GOODBYE
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the guest is this side's."""
+        return self.step in (Step.RESUMING, Step.GOODBYE, Step.DONE)
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether only this source's session failed, so that another source may come."""
+        return isinstance(self.error, THE_SOURCES_FAULT) and not self.established
+
+    def handle(self, event: Event, now_ns: int) -> list[Instruction]:
+        """Take one event and return what to do next, in order."""
+        if self.step is Step.GOODBYE:
+            return self._await_goodbye(event, now_ns)
+        if self.step is Step.RESUMING and not isinstance(event, events.Failed | events.Tick | events.GuestRuns):
+            self._vanished |= isinstance(event, events.PeerVanished)
+            return []  # the guest is ours, whatever the source, the workers or the user say
+        return super().handle(event, now_ns)
+
+    def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
+        match self.step, event:
+            case _, events.Heard(message=message):
+                return self._hear(message, now_ns)
+            case _, events.Garbled(error=error):
+                return self._fail(error)
+            case _, events.PeerVanished(error=error):
+                words = f"the source is gone before hand-over ({error}); the guest stays there"
+                return self._end(StatusEvent.PEER_LOST, PeerLostError(words))
+            case Step.STARTING, events.WorkerListens(worker=worker):
+                self._starting.discard(worker)
+                return [] if self._starting else self._go_on(Step.CONNECTING, now_ns, Act.ACCEPT)
+            case Step.CONNECTING, events.WorkerConnected(worker=worker):
+                self._connecting.discard(worker)
+                return self._establish(now_ns)
+            case Step.CONNECTING, events.StateConnected():
+                self._state_connected = True
+                return self._establish(now_ns)
+            case ((Step.RECEIVING | Step.HOLDING), events.EarlyState(data=data)):
+                return [WriteState(data)]
+            case ((Step.RECEIVING | Step.HOLDING), StateCame()):
+                self._came = event
+                return self._try_load(now_ns)
+            case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
+                return self._add_digests(worker, digests)
+            case Step.LOADING, events.StateLoaded():
+                loaded = peer_messages.Loaded(self._load_began_ns - self._since_ns, now_ns - self._load_began_ns)
+                self.step = Step.LOADED  # within the same limit
+                return [Say(loaded)]
+            case Step.RESUMING, events.GuestRuns(ran_ns=ran_ns):
+                return self._resumed(ran_ns, now_ns)
+        by_source = isinstance(event, events.EarlyState | StateCame | events.StateConnected)
+        kind = ProtocolError if by_source else ParmigError
+        return self._fail(kind(f"{type(event).__name__} came while {self.step.value}"))
+
+    def _go_on(self, step: Step, now_ns: int, *instructions: Instruction) -> list[Instruction]:
+        """Take the next step, whose time begins now."""
+        self.step, self._since_ns = step, now_ns
+        return list(instructions)
+
+    # -- before hand-over -----------------------------------------------------------------------
+
+    def _hear(self, message: object, now_ns: int) -> list[Instruction]:
+        """What the source may send depends on what it has sent, and each message comes once."""
+        if self.step is Step.RECEIVING:
+            self._since_ns = now_ns
+        match self.step, message:
+            case _, peer_messages.Progressed(status=status, round=round_):
+                return [events.Show(status, round_)]
+            case _, peer_messages.Failure(error=report):
+                return self._fail(PeerFailedError(f"the source failed: {report.message}"))
+            case Step.RECEIVING, peer_messages.DigestRequest():
+                return self._ask_digest()
+            case Step.RECEIVING, peer_messages.Release() if not self._digesting:
+                return self._take_release(message, now_ns)
+            case Step.LOADED, peer_messages.HandOver(run=run):
+                return self._take_over(run, now_ns)
+        name = type(message).__name__
+        return self._fail(ProtocolError(f"the source sent {name} while {self.step.value}"))
+
+    def _establish(self, now_ns: int) -> list[Instruction]:
+        if self._connecting or not self._state_connected:
+            return []
+        self.established = True
+        self.machine.move(StatusEvent.CONFIGURED)
+        return self._go_on(Step.RECEIVING, now_ns)
+
+    def _ask_digest(self) -> list[Instruction]:
+        if not self._may_digest:
+            words = "the source asked for a digest twice, or without having announced it"
+            return self._fail(ProtocolError(words))
+        self._may_digest = False
+        self._digesting = set(range(len(self._owned)))
+        return [Tell(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
+
+    def _add_digests(self, worker: int, digests: dict[int, int]) -> list[Instruction]:
+        self._digests |= digests
+        self._digesting.discard(worker)
+        if self._digesting:
+            return []
+        self.digest = combine(self._digests, self._regions)
+        return [Say(peer_messages.Digested(self.digest))]
+
+    def _take_release(self, release: peer_messages.Release, now_ns: int) -> list[Instruction]:
+        try:
+            check_size(release.size_bytes, self._max_state_bytes)
+        except StateError as error:
+            return self._fail(error)
+        self.machine.move(StatusEvent.PAUSED)
+        self.machine.move(StatusEvent.RAM_COMPLETE)
+        self._release = release
+        self._go_on(Step.HOLDING, now_ns)
+        return self._try_load(now_ns)
+
+    def _try_load(self, now_ns: int) -> list[Instruction]:
+        """Load the state when all of it is here and the source has released it."""
+        wanted, came = self._release, self._came
+        if self.step is not Step.HOLDING or came.size_bytes < wanted.size_bytes:
+            return []
+        if (came.size_bytes, came.digest) != (wanted.size_bytes, wanted.digest):
+            words = (
+                f"device state arrived damaged: {came.size_bytes} bytes with digest {came.digest}, "
+                f"the source saved {wanted.size_bytes} with {wanted.digest}"
+            )
+            return self._fail(StateError(words))
+        self.state_bytes = wanted.size_bytes
+        self.step, self._load_began_ns = Step.LOADING, now_ns  # within the limit that began with the release
+        return [Act.LOAD]
+
+    # -- from hand-over on ----------------------------------------------------------------------
+
+    def _take_over(self, run: bool, now_ns: int) -> list[Instruction]:
+        """The guest is ours: only it and the source's goodbye matter from now on."""
+        self.machine.move(StatusEvent.HANDED_OVER)
+        self.suspected = None
+        self._go_on(Step.RESUMING, now_ns)
+        return [Act.TAKE_OVER, *([Act.RUN] if run else self._resumed(now_ns, now_ns))]
+
+    def _resumed(self, ran_ns: int, now_ns: int) -> list[Instruction]:
+        self.machine.move(StatusEvent.RESUMED)
+        handed_over_ns = self._since_ns
+        ran_ns = max(handed_over_ns, min(ran_ns, now_ns))
+        said = Say(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
+        if self._vanished:
+            return [said, *self._finish()]
+        return self._go_on(Step.GOODBYE, now_ns, said)
+
+    def _await_goodbye(self, event: Event, now_ns: int) -> list[Instruction]:
+        match event:
+            case events.Heard(message=peer_messages.Goodbye()) | events.PeerVanished():
+                return self._finish()
+            case events.Tick() if now_ns - self._since_ns >= GOODBYE_LIMIT_NS:
+                return self._finish()
+        return []
+
+    def _finish(self) -> list[Instruction]:
+        self.step = Step.DONE
+        return [Act.FINISH]
+
+    # -- limits and the end ---------------------------------------------------------------------
+
+    def _check_time(self, now_ns: int) -> list[Instruction]:
+        error = overdue(self.step, now_ns - self._since_ns, self._switchover_ns)
+        return [] if error is None else self._fail(error)
+
+    def _phase(self) -> str:
+        return self.status.value
+
+    def _ending(self, status: MigrationStatus) -> list[Instruction]:
+        assert self.error is not None
+        if self.step is Step.STARTING:
+            said = Say(peer_messages.Refuse(f"the destination failed: {self.error}"))
+        else:
+            said = Say(peer_messages.Failure(error_reports.describe_error(self.error)))
+        if status is MigrationStatus.UNKNOWN:
+            return [said, Act.KEEP]
+        return [said, Act.LET_GO if self.lets_go else Act.DISCARD]

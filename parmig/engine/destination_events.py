@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The events that the destination's plan takes, and the instructions that it returns."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from parmig.engine.events import CancelAsked, Event, Failed, Suspected, Tell, Tick, WorkerDigested
+from parmig.engine.peer_messages import ControlMessage
+from parmig.errors import PeerLostError, ProtocolError
+
+__all__ = ["CancelAsked", "Event", "Failed", "Suspected", "Tell", "Tick", "WorkerDigested"]
+"""Of ``events``, what the destination takes too."""
+
+# -- events -------------------------------------------------------------------------------------
+
+
+class Heard(Event, frozen=True):
+    """The source sent a message on the control channel."""
+
+    message: ControlMessage
+
+
+class Garbled(Event, frozen=True):
+    """What the source sent on the control channel is not a message."""
+
+    error: ProtocolError
+
+
+class PeerVanished(Event, frozen=True):
+    """The control channel is lost; nothing more can come from the source."""
+
+    error: PeerLostError
+
+
+class WorkerListens(Event, frozen=True):
+    """A receive worker listens on its data port."""
+
+    worker: int
+
+
+class WorkerConnected(Event, frozen=True):
+    """A send worker has connected to its receive worker."""
+
+    worker: int
+
+
+class StateConnected(Event, frozen=True):
+    """The source has connected the state channel."""
+
+
+class EarlyState(Event, frozen=True):
+    """Device state of the running guest came; it may be loaded at once."""
+
+    data: bytes
+
+
+class StateCame(Event, frozen=True):
+    """Device state came; *size_bytes* and *digest* are of all of it so far, the early part too."""
+
+    size_bytes: int
+    digest: str
+
+
+class StateLoaded(Event, frozen=True):
+    """All device state is loaded, and the guest is able to run."""
+
+
+class GuestRuns(Event, frozen=True):
+    """The guest runs since *ran_ns*."""
+
+    ran_ns: int
+
+
+# -- instructions -------------------------------------------------------------------------------
+
+
+class Act(enum.Enum):
+    """Instructions without arguments."""
+
+    ACCEPT = "let the source in"
+    LOAD = "load the device state that was held back"
+    TAKE_OVER = "attend to the guest and the source alone; the workers matter no more"
+    RUN = "run the guest"
+    FINISH = "finish: the guest runs here, or is paused as it was"
+    LET_GO = "end this session, and wait for another source"
+    DISCARD = "discard the copy: the guest stays at the source"
+    KEEP = "leave the copy as it is: it may run"
+
+
+class Say(msgspec.Struct, frozen=True):
+    """Send *message* to the source."""
+
+    message: ControlMessage
+
+
+class Show(msgspec.Struct, frozen=True):
+    """Show how far the source is."""
+
+    status: str
+    round: int
+
+
+class WriteState(msgspec.Struct, frozen=True):
+    """Give *data* to the guest as the next bytes of its state."""
+
+    data: bytes
+
+
+Instruction = Act | Say | Show | Tell | WriteState

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What drives a plan on either side: wait for events, feed the plan, carry out what it decides.
+
+A driver owns no decision. It calls the guest in the guest's thread, reads the workers, and passes on what it learns;
+the subclass adds what its side has besides: the source its dirty log and rounds, the destination its channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, Generic
+
+from parmig.engine import error_reports, events, peer_messages, worker_messages
+from parmig.engine.control import ControlChannel
+from parmig.engine.events import Event
+from parmig.engine.guest_thread import GuestThread
+from parmig.engine.plan import Instruction, Plan
+from parmig.engine.pool import WorkerPool
+from parmig.engine.report import Progress
+from parmig.errors import GuestError, ParmigError, PeerLostError
+from parmig.guests.guest import Guest
+from parmig.status import BEFORE_HAND_OVER
+from parmig.transport.polling import Poller
+
+_logger = logging.getLogger(__name__)
+
+POLL_MS = 200
+"""How often the loop wakes without any event: for time limits and for progress."""
+
+MESSAGES_A_TURN = 16
+"""Control messages that one turn reads before it looks at the clock and the user: in a whole migration either side
+sends a few, and one every few seconds."""
+
+
+class Driver(ABC, Generic[Instruction]):
+    """Runs one migration on this side.
+
+    Args:
+        plan: decides.
+        guest: not owned.
+        thread: in which the guest is called; not owned.
+        pool: of workers; not owned.
+        progress: called now and then, in the thread that called :meth:`run`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan[Instruction],
+        guest: Guest,
+        thread: GuestThread,
+        pool: WorkerPool,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._plan = plan
+        self._guest = guest
+        self._thread = thread
+        self._pool = pool
+        self._show = progress
+        self._poller = Poller()
+        self._cancelled = False
+
+    def run(self) -> None:
+        """Turn until the plan is over. An exception, ours or the caller's, is a failure to the plan."""
+        try:
+            while not self.turn():
+                pass
+        except Exception as caught:
+            error = caught if isinstance(caught, ParmigError) else ParmigError(f"{type(caught).__name__}: {caught}")
+            if error is not caught:
+                error.__cause__ = caught
+                _logger.error("a fault in parmig or its caller", exc_info=caught)
+            self._feed(events.Failed(error))
+
+    def cancel(self) -> None:
+        """Ask for the end; it comes too late after hand-over. Safe from a signal handler."""
+        self._cancelled = True
+        self._thread.wake()
+
+    def turn(self) -> bool:
+        """Wait for anything to happen, feed the plan, and carry out its decisions. Returns whether all is over."""
+        ready = self._poller.poll(POLL_MS)
+        self._thread.finished()
+        if self._guest.watch_fd() in ready:
+            self._feed(events.Failed(GuestError("the guest's virtual machine monitor died during the migration")))
+        if self._plan.status in BEFORE_HAND_OVER:  # afterwards no worker is needed any more
+            for worker, message in self._pool.read():
+                self._hear_worker(worker, message)
+        self._listen()
+        if self._cancelled:
+            self._cancelled = False
+            self._feed(events.CancelAsked())
+        self._feed(events.Tick())
+        return self._plan.over
+
+    # -- what a side adds -----------------------------------------------------------------------
+
+    @abstractmethod
+    def _carry_out(self, instruction: Instruction) -> None:
+        """Do what the plan decided."""
+
+    @abstractmethod
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
+        """The event that a worker's message is to the plan; None: nothing that matters alone."""
+
+    def _listen(self) -> None:
+        """Take in what the other end has sent, once a turn."""
+
+    # -- polling --------------------------------------------------------------------------------
+
+    def _watch(self, *items: int | None) -> None:
+        """Wake the loop for *items* and the guest's thread, and for nothing else any more."""
+        self._poller = Poller(self._thread.wake_fd, *(item for item in items if item is not None))
+
+    def _forget(self, items: Iterable[int]) -> None:
+        """Watch *items* no more: what has ended stays readable, and would wake the loop without end."""
+        for item in items:
+            with contextlib.suppress(KeyError):  # not watched yet, or no more
+                self._poller.unwatch(item)
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        for instruction in self._plan.handle(event, time.monotonic_ns()):
+            self._carry_out(instruction)
+
+    def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
+        """Report a failure to the plan; with *symptom*, or where a connection was lost, as one with another cause."""
+        suspected = symptom or isinstance(error, PeerLostError)
+        self._feed(events.Suspected(error) if suspected else events.Failed(error))
+
+    def _hear_worker(self, worker: int, message: worker_messages.WorkerEvent) -> None:
+        if isinstance(message, worker_messages.WorkerFailed):
+            error = error_reports.restore_error(message.error)
+            # A scan fails a moment before the death of the process that it scans is known.
+            self._fail(error, symptom=isinstance(error, GuestError))
+            self._forget(self._pool.descriptors(worker))
+        elif (event := self._worker_event(worker, message)) is not None:
+            self._feed(event)
+
+    def _messages(self, control: ControlChannel) -> Iterator[peer_messages.ControlMessage]:
+        """What the peer has sent, a bounded number of messages, while the plan is not over.
+
+        Raises:
+            PeerLostError: the connection is gone.
+            ProtocolError: malformed, or of another version.
+        """
+        for _ in range(MESSAGES_A_TURN):
+            if self._plan.over or (message := control.read()) is None:
+                return
+            yield message
+
+    # -- the guest ------------------------------------------------------------------------------
+
+    def _begin(self, then: Callable[[Any], Event | None], function: Callable[..., Any], *arguments: object) -> None:
+        """Call the guest in its thread; feed what *then* makes of the result."""
+        self._thread.begin(lambda future: self._feed_result(then, function, future), function, *arguments)
+
+    def _feed_result(
+        self, then: Callable[[Any], Event | None], function: Callable[..., Any], future: Future[Any]
+    ) -> None:
+        try:
+            event = then(future.result())
+        except ParmigError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(ParmigError(f"{function.__name__}: {type(error).__name__}: {error}"))
+        else:
+            if event is not None:
+                self._feed(event)

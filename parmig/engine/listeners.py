@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What listens for one source at the destination: its receive workers and its state channel."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from parmig.config import WORKER_PROGRAMS, ReceiveConfig
+from parmig.engine import peer_messages
+from parmig.engine.admission import told_host
+from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
+from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
+from parmig.engine.pool import WorkerPool
+from parmig.engine.report import RamReport
+from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
+from parmig.engine.worker_messages import ReceiveSetup
+from parmig.guests.guest import GuestInfo
+from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.regions import cut
+from parmig.ram.shared import SharedArea
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
+from parmig.transport.transport import Endpoint, parse_uri
+from parmig.version import __version__
+
+MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
+
+
+class Listeners:
+    """Workers that listen and a state channel that listens. A failing constructor leaves nothing.
+
+    Args:
+        wish: what the source wishes; it fits.
+        memory: of the guest, in the source's numbering.
+        config: where to listen.
+        early: takes state that may be loaded at once.
+
+    Attributes:
+        token: 16 random bytes that whoever connects must send.
+        pool: the workers.
+        state: the channel for device state.
+        regions: all regions of all blocks.
+    """
+
+    def __init__(
+        self, wish: Configure, memory: Sequence[BlockMemory], config: ReceiveConfig, early: Callable[[bytes], None]
+    ) -> None:
+        self.wish = wish
+        self.token = secrets.token_bytes(16)
+        self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
+        self._memory = memory
+        self._hosts = config.paths or (parse_uri(config.listen).host,)
+        self._next_port = config.data_ports[0]
+        self._ports: dict[int, int] = {}
+        self._scheme = data_scheme(wish.transport)
+        self.regions = cut(wish.blocks, wish.region_pages)
+        self._shared = SharedArea(-1, workers=wish.workers, blocks=wish.blocks, regions=len(self.regions))
+        self._transport = open_control(
+            Endpoint(CONTROL_SCHEME, self._hosts[0], 0),
+            "state channel",
+            heartbeat=False,
+            max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
+            first_message_bytes=HELLO_BYTES,
+        )
+        self.state = StateReceiver(self._transport, self.token, early, max_bytes=config.max_state_bytes)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        for one in self._memory:
+            BlockMapping(one).close()  # what cannot be mapped is refused before the source is let in
+        wish = self.wish
+        for worker in range(wish.workers):
+            setup = ReceiveSetup(
+                worker=worker,
+                workers=wish.workers,
+                blocks=wish.blocks,
+                file_offsets_bytes=tuple(one.file_offset_bytes for one in self._memory),
+                uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
+                session=self.token,
+                codecs=agreed_codecs(wish),
+                protocol=agreed_version(wish.capabilities),
+                batch_bytes=wish.batch_bytes,
+                credit_bytes=wish.credit_bytes,
+                region_pages=wish.region_pages,
+            )
+            self.pool.start(setup, [self._shared.fd, *(one.fd for one in self._memory)])
+        self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
+
+    def _host(self, worker: int) -> str:
+        return self._hosts[worker % len(self._hosts)]
+
+    def _take_port(self) -> int:
+        """The next of the configured data ports; 0 when any will do."""
+        port = self._next_port
+        self._next_port += bool(port)
+        return port
+
+    # -- once they listen ------------------------------------------------------------------------
+
+    def note_port(self, worker: int, port: int) -> None:
+        """A worker listens there."""
+        self._ports[worker] = port
+
+    def accept_message(self, info: GuestInfo) -> Accept:
+        """The answer to a source that fits, once every worker listens."""
+        wish = self.wish
+        scheme = self._scheme if ENDPOINT_SCHEMES in wish.capabilities else ""
+        return Accept(
+            parmig=__version__,
+            kind=info.kind,
+            machine=info.machine,
+            blocks=tuple(one.block for one in self._memory),
+            codec=wish.codec,
+            session=self.token,
+            state=DataEndpoint(told_host(self._state_endpoint.host), self._state_endpoint.port),
+            data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w], scheme) for w in range(wish.workers)),
+            capabilities=offer(),
+        )
+
+    def pollables(self) -> list[Any]:
+        """What to poll."""
+        return [*self.pool.pollables(), *self.state.pollables()]
+
+    def ram_report(self) -> RamReport:
+        """What the workers placed."""
+        counters = [self._shared.counters(worker) for worker in range(self.wish.workers)]
+        return RamReport(
+            total_bytes=sum(block.size_bytes for block in self.wish.blocks),
+            wire_bytes=sum(one.wire_bytes for one in counters),
+            sent_pages=sum(one.sent_pages for one in counters),
+            zero_pages=sum(one.zero_pages for one in counters),
+        )
+
+    def close(self) -> None:
+        """End the workers, close the channel, drop the state."""
+        self.pool.close()
+        self._transport.shutdown()
+        self.state.close()
+        self._shared.close()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the source waits for, and the errors of a migration that takes too long. Pure."""
+
+from __future__ import annotations
+
+import enum
+
+from parmig.engine.policy import Limits, expected_downtime_ns
+from parmig.engine.record import Record
+from parmig.errors import LimitExceededError, NotConvergingError
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
+
+
+class Step(enum.Enum):
+    """What the source waits for."""
+
+    SETUP = "setup"
+    STARTING_LOG = "starting the dirty log"
+    SCANNING = "scanning for dirty pages"
+    SETTLING = "waiting for the guest's disk requests in flight"
+    SENDING = "sending"
+    SYNCING_COUNT = "syncing the dirty log"
+    COUNTING = "counting dirty pages"
+    PAUSING = "pausing the guest"
+    SYNCING_FINAL = "syncing the dirty log of the paused guest"
+    FINAL = "sending the last pages"
+    SAVING = "saving device state"
+    SYNCING_AGAIN = "syncing the dirty log after saving"
+    RESCANNING = "scanning once more after saving"
+    DIGESTING = "comparing digests"
+    LOADING = "loading device state at the destination"
+    RESUMING = "resuming at the destination"
+    GOING_ON = "letting the guest go on"
+    COMPOSING = "writing the last of the file"
+    SUMMING = "digesting the file"
+    COMMITTING = "giving the file its name"
+    DONE = "done"
+
+
+def pause_took_too_long(step: Step, limits: Limits, *, handed_over: bool) -> LimitExceededError:
+    """The error of a pause that is past its limit while *step* is waited for."""
+    limit = format_ms(limits.switchover_ns / NS_PER_MS)
+    message = f"{step.value} did not end within the {limit} that a switchover may take"
+    if not handed_over:
+        message += "; see what hangs there, or raise --switchover-timeout"
+    return LimitExceededError(message)
+
+
+def took_too_long(record: Record, limits: Limits) -> LimitExceededError:
+    """The error of a migration that is not ready to pause at its time limit."""
+    limit = format_ms(limits.timeout_ns / NS_PER_MS)
+    return LimitExceededError(
+        f"not ready to pause after {limit} and {len(record.facts)} rounds; {_outlook(record)}"
+        "raise --timeout or --downtime-limit"
+    )
+
+
+def does_not_converge(record: Record, limits: Limits) -> NotConvergingError:
+    """The error of a guest that dirties memory as fast as it is sent."""
+    bounds = f"--downtime-limit {format_ms(limits.downtime_ns / NS_PER_MS)}"
+    if limits.max_downtime_ns:
+        bounds += f" and --max-downtime {format_ms(limits.max_downtime_ns / NS_PER_MS)}"
+    percent = record.throttle_percent
+    throttled, advice = (f", even throttled by {percent} %", "") if percent else ("", " (--auto-converge)")
+    return NotConvergingError(
+        f"the guest dirties memory as fast as it can be sent{throttled}: {_outlook(record)}beyond {bounds}; "
+        f"allow a longer pause, give it more bandwidth, or slow the guest{advice}"
+    )
+
+
+def _outlook(record: Record) -> str:
+    facts = record.facts
+    if not facts:
+        return ""
+    moved = max(facts, key=lambda round_: round_.sent_bytes)
+    rate = moved.sent_bytes * 1e9 / max(1, moved.duration_ns)
+    return (
+        f"{format_size(facts[-1].remaining_pages * PAGE_BYTES)} remain, at {format_rate(rate)} a pause of "
+        f"{format_ms(expected_downtime_ns(facts) / NS_PER_MS)}, "
+    )
