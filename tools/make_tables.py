@@ -23,6 +23,7 @@ from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
 from parmig.guests.synthetic.options import SyntheticOptions
 from parmig.options import options_of
+from tools import room_diagram
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,7 +111,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "exit-codes": exit_code_table,
         "errors": error_table,
     },
-    "docs/architecture.md": {"status": status_diagram},
+    "docs/architecture.md": {"status": status_diagram, "rooms": room_diagram.mermaid},
 }
 """File to the tables in it, by name."""
 

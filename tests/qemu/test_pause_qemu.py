@@ -19,9 +19,9 @@ import pytest
 
 from parmig.errors import GuestError
 from parmig.guests.qemu.options import open_qemu
-from parmig.guests.qemu.outgoing import run
 from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.qemu.rescue import set_right
+from parmig.guests.qemu.running import run
 from tests.integration.sides import ROOT
 from tests.qemu.carry import Buffer
 from tests.qemu.machines import MIB, QemuMachine, wait_until

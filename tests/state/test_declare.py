@@ -216,6 +216,7 @@ def test_a_class_of_any_kind_can_be_declared() -> None:
     source.ticks = 5
     migration_state_pop(state_of(destination), migration_state_push(state_of(source)))
     assert (destination.ticks, destination.label, destination.mapping) == (5, b"none", 2)
+    assert state_of(source).priority == 0
 
 
 @dataclass
@@ -235,8 +236,8 @@ class Undeclared(Derived):
 
 def test_annotations_of_base_classes_count_and_declarations_of_base_classes_do_not() -> None:
     assert [one.name for one in state_of(Derived()).fields] == ["ticks", "armed"]
-    for device in (Undeclared(), 5, Queue()):
-        with pytest.raises(ValueError, match="declare it with @migration_state"):
+    for device, name in ((Undeclared(), "Undeclared"), (5, "int"), (Queue(), "Queue")):
+        with pytest.raises(ValueError, match=f"^{name} is no device; declare it with @migration_state"):
             state_of(device)
 
 
@@ -300,7 +301,7 @@ def test_a_mistake_in_the_head_is_found_when_the_class_is_declared() -> None:
     for make in (lambda: migration_state("ü"), lambda: migration_state("x", version=0), lambda: migration_struct("")):
         with pytest.raises(ValueError, match=r"idstr|expected ascending ones"):
             make()(annotated(U64))
-    with pytest.raises(ValueError, match="expected ascending ones"):
+    with pytest.raises(ValueError, match=r"^x has versions 3 to 2, expected ascending ones"):
         migration_state("x", version=2, minimum_version=3)(annotated(U64))
 
 

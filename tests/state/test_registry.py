@@ -177,7 +177,7 @@ GOOD = record(b"timer", 3, 2, bytes(4))
         (b"QEVM\0\0\0\3\x04" + GOOD, r"no configuration at its start"),
         (stream(b"\x08\0\2\0\4abcd", GOOD), r"^the device state contains command PING, expected sections of devices"),
         (stream(b"\x01" + GOOD[1:]), r"timer/3 has a section START, expected FULL"),
-        (b"\x7fELF" + bytes(20), r"is not a migration stream"),
+        (b"\x7fELF" + bytes(20), r"^device state: .* is not a migration stream"),
         (stream(GOOD)[:-8], r"timer/3: field 'ticks' \(u32\) needs 4 bytes"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_description_is_written_up_to_the_largest_size(monkeypatch: pytest.Mon
 
 
 def test_a_machine_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(StreamError, match="machine"):
+    with pytest.raises(StreamError, match=r"^device state: .*machine"):
         registry_of().save_all(machine="ü")
 
 
@@ -292,6 +292,8 @@ def test_devices_are_found_by_name_and_number() -> None:
     assert registry.lookup("timer") is registry.devices()[0]
     with pytest.raises(StateError, match="device clock/2 is unknown, expected one of timer/0, timer/1"):
         registry.lookup("clock", 2)
+    with pytest.raises(StateError, match=r"device clock/2 is unknown, expected one of none$"):
+        StateRegistry().lookup("clock", 2)
 
 
 def test_fields_of_a_later_version_stay_as_they_are_or_get_their_default() -> None:

@@ -8,9 +8,10 @@ import socket
 import time
 
 from parmig.errors import GuestError, StateError
-from parmig.guests.qemu.outgoing import FD_NAME, failure_words, make_stream, run
+from parmig.guests.qemu.outgoing import FD_NAME, failure_words, make_stream
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.qmp_events import Event, Listener
+from parmig.guests.qemu.running import run
 
 EXIT_ON_ERROR = (9, 1)
 """From this QEMU on, a failed load can leave QEMU alive to say why (qapi/migration.json)."""

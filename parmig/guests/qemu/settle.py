@@ -16,8 +16,8 @@ import contextlib
 import time
 
 from parmig.errors import GuestError
-from parmig.guests.qemu.outgoing import run
 from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.running import run
 from parmig.units import NS_PER_MS
 
 TRANSACTION, STOP = "transaction", "stop"

@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +18,7 @@ from parmig.guests.spawned.monitor_process import MonitorProcess
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.units import GIB, KIB
+from parmig.version import __version__
 
 _ANSWER_LIMIT_S = 10.0
 _SLOW_LIMIT_S = 30.0  # what handles all of memory: and so much more for each GiB
@@ -94,7 +94,7 @@ class SpawnedGuest(Guest):
         return fd
 
     def info(self) -> GuestInfo:
-        return GuestInfo(self._kind, self._machine, _monitor())
+        return GuestInfo(self._kind, self._machine, f"parmig {__version__}")
 
     def memory(self) -> Sequence[BlockMemory]:
         """Its blocks, each in a file of its own that stays open until close()."""
@@ -295,10 +295,3 @@ class SpawnedGuest(Guest):
         if self._process is None:
             raise GuestError(f"the {self._kind} guest is closed")
         return self._process
-
-
-def _monitor() -> str:
-    try:
-        return f"parmig {version('parmig')}"
-    except PackageNotFoundError:
-        return "parmig"  # run from a checkout that is not installed
