@@ -419,6 +419,19 @@ def test_a_length_in_another_field_is_limited_too() -> None:
 U16 = FIELD_TYPE_U16
 
 
+def test_the_largest_names_and_numbers_can_be_declared_and_arrive() -> None:
+    most = 2**32 - 1
+    source, destination = (
+        MigrationState("a" * 255, timer, TICKS, instance_id=most, version=most) for timer in (Timer(7), Timer())
+    )
+    registries = StateRegistry(), StateRegistry()
+    for registry, state in zip(registries, (source, destination), strict=True):
+        registry.register(state)
+    registries[1].load_all(registries[0].save_all())
+    assert isinstance(destination.target, Timer)
+    assert destination.target.ticks == 7
+
+
 @pytest.mark.parametrize("idstr", ["", "a" * 256, "ü", "a\n"])
 def test_an_idstr_that_cannot_be_written_is_a_programming_error(idstr: str) -> None:
     with pytest.raises(ValueError, match="idstr"):
