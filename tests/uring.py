@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from parmig import linux
+from parmig.linux import syscalls
 
 _SYS_IO_URING_SETUP = 425
 _SYS_IO_URING_ENTER = 426
@@ -42,7 +42,7 @@ class KernelThread:
         struct.pack_into("=3I", parameters, 8, _SETUP_SQPOLL, 0, _IDLE_MS)
         held = (ctypes.c_char * len(parameters)).from_buffer(parameters)
         before = _threads()
-        self._fd = linux.syscall(_SYS_IO_URING_SETUP, 1, ctypes.addressof(held))
+        self._fd = syscalls.syscall(_SYS_IO_URING_SETUP, 1, ctypes.addressof(held))
         deadline = time.monotonic() + _LIMIT_S
         while not (found := _threads() - before):  # it takes its name when it first runs
             assert time.monotonic() < deadline, "the kernel's thread begins"
@@ -79,7 +79,7 @@ class KernelThread:
         deadline = time.monotonic() + _LIMIT_S
         while self._word(self._done_tail) == head:
             if self._word(self._flags) & _NEEDS_WAKEUP:
-                linux.syscall(_SYS_IO_URING_ENTER, self._fd, 0, 0, _ENTER_SQ_WAKEUP, 0, 0)
+                syscalls.syscall(_SYS_IO_URING_ENTER, self._fd, 0, 0, _ENTER_SQ_WAKEUP, 0, 0)
             assert time.monotonic() < deadline, "the kernel's thread answers"
         at = self._done + (head & self._word(self._done_mask)) * 16
         (result,) = struct.unpack_from("=i", self._rings, at + 8)

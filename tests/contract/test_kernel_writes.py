@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from parmig import linux
 from parmig.guests.spawned.write_tracking import track_own_writes
+from parmig.linux import syscalls, uffd
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.regions import Region
@@ -23,11 +23,11 @@ from tests.uring import KernelThread
 PAGES = 64
 Bytes = npt.NDArray[np.uint8]
 SPAN = Region(0, 0, PAGES)
-NO_PAGEMAP = linux.probe_write_tracking()
+NO_PAGEMAP = uffd.probe_write_tracking()
 
 pytestmark = [
     pytest.mark.skipif(NO_PAGEMAP is not None, reason=str(NO_PAGEMAP)),
-    pytest.mark.skipif(linux.MACHINE != "x86_64", reason="tests/uring.py relies on the order of stores of x86"),
+    pytest.mark.skipif(syscalls.MACHINE != "x86_64", reason="tests/uring.py relies on the order of stores of x86"),
 ]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from parmig.errors import GuestError, GuestRefusedError, HostRefusedError, ParmigError, StatusError
 from parmig.guests.kvm.kvm_guest import KvmGuest, open_kvm
-from parmig.guests.kvm.programs import FIRST_PAGE
+from parmig.guests.kvm.program_layout import FIRST_PAGE
 from parmig.probes.kvm import why_no_rings
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.regions import Region

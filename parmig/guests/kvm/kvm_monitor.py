@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from parmig.guests.guest import DirtyLog
-from parmig.guests.kvm import programs
+from parmig.guests.kvm import program_layout, programs
 from parmig.guests.kvm.machine import Machine
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.spawned import monitor_messages as m
@@ -70,11 +70,11 @@ class KvmMonitor(Monitor):
         ranges = memory.block.ranges
         files.punch_hole(self._memory_fd, 0, memory.block.size_bytes)
         # A vCPU without paging reaches only what lies below 3 GiB. The last page of all may be the disk's.
-        pages = ranges[0].size_bytes // PAGE_BYTES - programs.FIRST_PAGE - 1
+        pages = ranges[0].size_bytes // PAGE_BYTES - program_layout.FIRST_PAGE - 1
         if options.touched_bytes:
             pages = max(1, min(pages, options.touched_bytes // PAGE_BYTES))
         if options.fill == "random":
-            _fill(memory.pages[programs.FIRST_PAGE :][:pages])
+            _fill(memory.pages[program_layout.FIRST_PAGE :][:pages])
         rate = options.rate_bytes_per_s
         entries = programs.install(
             memory.pages,
@@ -88,9 +88,9 @@ class KvmMonitor(Monitor):
         for state, registers in zip(self._vm.vcpu_states, entries, strict=True):
             state.start_flat(
                 registers,
-                (programs.CODE_SELECTOR, programs.DATA_SELECTOR),
-                (programs.GDT, programs.GDT_BYTES),
-                (programs.IDT, programs.IDT_BYTES),
+                (program_layout.CODE_SELECTOR, program_layout.DATA_SELECTOR),
+                (program_layout.GDT, program_layout.GDT_BYTES),
+                (program_layout.IDT, program_layout.IDT_BYTES),
             )
 
     def run(self) -> int:

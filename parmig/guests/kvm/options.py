@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from parmig.guests.kvm.dirty_recorder import TRACKERS
-from parmig.guests.kvm.programs import FIRST_PAGE, PROGRAMS, VCPUS_MAX
+from parmig.guests.kvm.program_layout import FIRST_PAGE, PROGRAMS, VCPUS_MAX
 from parmig.guests.options import read_options
 from parmig.options import COUNT, RATE, SIZE, Unit, option
 from parmig.ram.blocks import PAGE_BYTES

@@ -18,6 +18,7 @@ from parmig.errors import GuestError, ParmigError, StateError
 from parmig.guests.guest import StateSink
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.qmp_events import Event, Listener, wait_readable
+from parmig.guests.qemu.running import run
 from parmig.units import KIB, MIB
 
 FD_NAME = "parmig"
@@ -33,12 +34,6 @@ CANCEL_STEP_S = 0.02
 
 STOPPED_BY_MIGRATION = frozenset({"finish-migrate", "postmigrate"})
 """States of ``query-status`` of a guest that was stopped by QEMU's migration, by nobody else."""
-
-NOT_FINALIZED = "not finalized"
-"""In what QEMU says to ``cont`` while it still ends a migration (qmp_cont in monitor/qmp-cmds.c)."""
-
-CONT_STEP_S = 0.02
-"""How often ``cont`` is tried then."""
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 IDLE = ENDED | {"none", ""}
@@ -63,40 +58,6 @@ def make_stream(qmp: Qmp) -> socket.socket:
         theirs.close()
     ours.setblocking(False)
     return ours
-
-
-def run(qmp: Qmp) -> int:
-    """Let the guest run, as soon as QEMU's migration has come to its end.
-
-    QEMU's answer comes milliseconds after the guest runs, because the virtual CPUs then hold the lock that
-    its main loop needs. The RESUME event carries the time.
-
-    Returns:
-        when the guest ran, on the clock of ``time.monotonic_ns()``.
-
-    Raises:
-        GuestError: QEMU cannot; the message has its words.
-    """
-    with qmp.listen("RESUME") as listener:
-        _cont(qmp)
-        answered_ns = time.monotonic_ns()
-        event = None
-        with contextlib.suppress(GuestError):  # lost since the answer: the guest runs all the same
-            event = listener.take()  # it is sent before the answer, so it is here; not if the guest ran already
-        return answered_ns if event is None else min(event.at_ns, answered_ns)
-
-
-def _cont(qmp: Qmp) -> None:
-    deadline = time.monotonic() + qmp.limit_s
-    while True:
-        try:
-            qmp.execute("cont")
-        except GuestError as error:
-            if NOT_FINALIZED not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(CONT_STEP_S)
-        else:
-            return
 
 
 def failure_words(qmp: Qmp) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
-from parmig.errors import GuestError, GuestRefusedError, UsageError
+from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink
 from parmig.guests.qemu import layout
 from parmig.guests.qemu.attach import WriteTracking, attach
+from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
 from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory_files import MappedBlock, close_memory, open_memory
@@ -32,24 +32,16 @@ from parmig.guests.qemu.qemu_process import (
 )
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.rescue import QemuRescue
-from parmig.guests.qemu.settings import Settings
+from parmig.guests.qemu.settings import (
+    DESTINATION_CAPABILITIES,
+    DESTINATION_PARAMETERS,
+    RESTORE_CAPABILITIES,
+    SOURCE_CAPABILITIES,
+    SOURCE_PARAMETERS,
+    Settings,
+)
 from parmig.guests.qemu.settle import Settling
-from parmig.linux import ptrace, syscalls, uffd
-from parmig.ram.blocks import PAGE_BYTES, BlockMemory
-
-SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
-DESTINATION_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
-RESTORE_CAPABILITIES = ("events", "late-block-activate")
-
-# What QEMU moves itself goes to a local socket: no limit, and the last of it within a generous pause, so that
-# a guest that keeps drawing on its screen does not hold up the switch. TLS is the engine's matter.
-SOURCE_PARAMETERS: dict[str, Any] = {
-    "max-bandwidth": 1 << 40,
-    "downtime-limit": 2000,
-    "tls-creds": "",
-    "mode": "normal",
-}
-DESTINATION_PARAMETERS: dict[str, Any] = {"tls-creds": "", "mode": "normal"}
+from parmig.ram.blocks import BlockMemory
 
 
 class QemuGuest(Guest):
@@ -108,11 +100,6 @@ class QemuGuest(Guest):
         return {name: size_bytes for name, size_bytes in found.items() if size_bytes and name not in own}
 
     def is_running(self) -> bool:
-        """Whether the virtual CPUs run now.
-
-        Raises:
-            GuestError: QEMU is gone.
-        """
         return bool(self._qmp.execute("query-status")["running"])
 
     def can_throttle(self) -> bool:
@@ -137,24 +124,11 @@ class QemuGuest(Guest):
             GuestRefusedError: kind ``bitmap``: QEMU shows its own log to nobody.
             GuestError: QEMU refuses the settings.
         """
-        reason = "as asked for"
-        if kind == "bitmap":
-            raise GuestRefusedError(
-                "QEMU's own dirty log cannot be seen from outside: use --tracker pagemap, or digest, or auto"
-            )
-        if kind not in ("auto", "pagemap", "digest"):
-            raise UsageError(f"unknown tracker {kind!r} for a QEMU guest; known are auto, pagemap, digest")
-        self._hardware.note()
-        unseen = self._hardware.unseen()
-        if kind == "pagemap" and unseen:
-            raise GuestRefusedError(f"{unseen}: remove it from the guest before it is moved, or use --tracker digest")
-        if kind == "auto":
-            missing = _attach_obstacle() or unseen
-            kind, reason = ("digest", missing) if missing else ("pagemap", "the kernel tracks writes of QEMU")
+        kind, reason = choose_log(kind, self._hardware)
         try:
             self._settings.apply(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
-            if kind == "pagemap":
-                self._attach()
+            if kind == "pagemap" and self._tracking is None:
+                self._tracking = attach(self._pid, tracked_ranges(self._blocks))
         except BaseException:
             with contextlib.suppress(GuestError):
                 self._settings.restore()
@@ -165,17 +139,7 @@ class QemuGuest(Guest):
         return DirtyLog(kind="pagemap", pid=self._pid, segments=segments, reason=reason, settle=self._settling.way())
 
     def settle(self) -> None:
-        """Wait for every disk request in flight.
-
-        Raises:
-            GuestError: they did not end within the guest's limit, or QEMU is gone.
-        """
         self._settling.settle()
-
-    def _attach(self) -> None:
-        if self._tracking is None:
-            segments = [segment for block in self._blocks for segment in block.segments]
-            self._tracking = attach(self._pid, [(item.address, item.pages * PAGE_BYTES) for item in segments])
 
     def stop_dirty_log(self) -> None:
         """Detach. Never raises; calling it twice, or unstarted, is fine."""
@@ -205,12 +169,6 @@ class QemuGuest(Guest):
         return self._outgoing.ran_until_pause()
 
     def save_state(self, sink: StateSink) -> None:
-        """Write the rest of QEMU's stream, with the device state, to *sink*.
-
-        Raises:
-            StateError: QEMU cannot save it; the message has its words.
-            GuestError: QEMU is gone.
-        """
         self._outgoing.save(sink)
 
     def resume_source(self) -> int | None:
@@ -298,31 +256,12 @@ class QemuGuest(Guest):
         self._incoming.hold()
 
     def write_state(self, data: memoryview) -> None:
-        """Give *data* to QEMU; the first call starts its incoming migration.
-
-        Raises:
-            StateError: QEMU does not like it.
-            GuestError: QEMU is gone or hangs.
-        """
         self._incoming.write(data)
 
     def finish_load(self) -> None:
-        """Wait until QEMU has loaded everything; the guest is paused then.
-
-        Raises:
-            StateError: QEMU could not load it; the message has its words.
-        """
         self._incoming.finish()
 
     def resume(self) -> int:
-        """Run.
-
-        Returns:
-            when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``.
-
-        Raises:
-            GuestError: QEMU cannot; the message has its words.
-        """
         return self._incoming.resume()
 
     def discard(self) -> None:
@@ -357,9 +296,3 @@ class QemuGuest(Guest):
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
-
-
-def _attach_obstacle() -> str | None:
-    if syscalls.MACHINE not in ptrace.SYSCALL_INSTRUCTION:
-        return f"attaching to QEMU is not written for {syscalls.MACHINE}"
-    return uffd.probe_write_tracking()

@@ -12,6 +12,20 @@ LEFT_ALONE = frozenset({"validate-uuid", "dirty-bitmaps"})
 """Capabilities that may stay as the user set them. All others change the stream into one that parmig does
 not expect on a plain descriptor (multifd, return-path, mapped-ram), or forbid x-ignore-shared (postcopy-ram)."""
 
+SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
+DESTINATION_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
+RESTORE_CAPABILITIES = ("events", "late-block-activate")
+
+# What QEMU moves itself goes to a local socket: no limit, and the last of it within a generous pause, so that
+# a guest that keeps drawing on its screen does not hold up the switch. TLS is the engine's matter.
+SOURCE_PARAMETERS: dict[str, Any] = {
+    "max-bandwidth": 1 << 40,
+    "downtime-limit": 2000,
+    "tls-creds": "",
+    "mode": "normal",
+}
+DESTINATION_PARAMETERS: dict[str, Any] = {"tls-creds": "", "mode": "normal"}
+
 
 class Settings:
     """Remembers what it changes.
