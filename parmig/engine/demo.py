@@ -160,7 +160,7 @@ class _Receiving:
             raise LimitExceededError(f"the receiver did not listen within {LISTEN_LIMIT_S:.0f} s") from None
         if uri is None:
             self.report().raise_for_status()
-            raise ParmigError("the receiver ended before it listened, without saying why")
+            raise ParmigError("the receiver ended before it listened, and reported no reason")
         return uri
 
     def report(self) -> Report:
@@ -194,8 +194,8 @@ def require_memory(memory_bytes: int) -> None:
     available = psutil.virtual_memory().available
     if available < 2 * memory_bytes:
         raise HostRefusedError(
-            f"both sides are on this host, so it needs twice {format_size(memory_bytes)} of memory and has "
-            f"{format_size(available)} available; give a smaller --memory"
+            f"this host has {format_size(available)} of memory available, expected twice {format_size(memory_bytes)}, "
+            "because both sides are on it; give a smaller --memory"
         )
 
 
