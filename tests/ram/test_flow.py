@@ -260,7 +260,7 @@ BAD_ANSWERS = [
         "fence of round 2 was answered, expected round 1",
         id="fence of another round",
     ),
-    pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 was acknowledged, expected at most 1", id="acknowledged too much"),
+    pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 was acknowledged, expected", id="acknowledged too much"),
     pytest.param(3, lambda n: flow.ack(n)[:-1], "kind 4", id="cut"),
     pytest.param(3, lambda n: b"", "kind 0", id="empty"),
     pytest.param(3, lambda n: b"\x63" * 16, "kind 99", id="unknown kind"),
