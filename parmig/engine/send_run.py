@@ -94,7 +94,7 @@ class SendRun(SourceRun):
             case Do.HAND_OVER:
                 self._custody.disarm()
                 self.handed_over = True
-                self._watch(*self._control.pollables())  # from now on only the destination's word counts
+                self._watch(*self._control.pollables())  # nothing else matters from now on
                 self._say(peer_messages.HandOver(run=self._custody.ran is not False))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends; tearing down does it

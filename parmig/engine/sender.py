@@ -46,7 +46,7 @@ CONFIGURE_LIMIT_NS = 20 * NS_PER_S
 """For the destination to check the configuration and start its workers."""
 
 LINGER_MS = 500
-"""For our last words to leave."""
+"""For the last message to leave."""
 
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
