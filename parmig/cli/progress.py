@@ -34,17 +34,18 @@ _drawn = False  # whether the drawing stands on the terminal, with the cursor in
 
 
 @contextmanager
-def showing_progress(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+def showing_progress(*, quiet: bool, plain: bool = False) -> Iterator[ProgressCallback | None]:
     """While inside, the callback that is handed out shows each :class:`Progress` it is given.
 
     Args:
         quiet: show nothing; None is handed out.
+        plain: write lines on a terminal too, because something else writes there.
     """
     global _drawn
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield None
-    elif sys.stderr.isatty() and console.is_interactive:
+    elif not plain and sys.stderr.isatty() and console.is_interactive:
         try:
             with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
                 yield LiveProgress(live)
