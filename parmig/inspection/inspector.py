@@ -92,7 +92,9 @@ class _Walk:
             elif not self._section(item):
                 return
         if self._memory.unfinished:
-            raise self._data.error(StreamSectionError, "the stream ends, but its RAM has not ended", item.offset_bytes)
+            raise self._data.error(
+                StreamSectionError, "the stream ends within its RAM, expected the end of RAM first", item.offset_bytes
+            )
         self._description()
         self._trailing()
 
@@ -147,7 +149,7 @@ class _Walk:
         if self._memory.unfinished:
             raise self._data.error(
                 StreamSectionError,
-                f"device {name!r} stands before the end of memory, and no description tells its length",
+                f"device {name!r} comes before the end of memory, and no description has its length",
                 head.offset_bytes,
             )
         self.found.device_state_bytes = size_bytes
@@ -156,8 +158,8 @@ class _Walk:
         if not whole or self._is_snapshot():  # a snapshot of parmig always has a description
             raise self._data.error(
                 StreamTruncatedError,
-                f"the stream is cut off within or behind its device state, {size_bytes} bytes from {name!r} on: it "
-                "does not end with a description, nor, as a stream without one, with a footer and the mark of the end",
+                f"the stream is cut short in or after its device state, {size_bytes} bytes from {name!r} on; expected "
+                "a description at its end, or a footer and the end mark",
                 head.offset_bytes,
             )
         self.found.notes.append(
@@ -197,7 +199,7 @@ class _Walk:
             found.notes.append("a snapshot of parmig; its digest was not compared with its content")
         elif self._is_snapshot():
             raise data.error(
-                StreamTruncatedError, "a snapshot of parmig without its trailer: it was cut off", end_bytes
+                StreamTruncatedError, "the snapshot has no trailer, expected parmig's; it was cut short", end_bytes
             )
         elif content:
             shown = bytes(content[:SHOWN_BYTES])

@@ -39,7 +39,7 @@ class MemoryReader:
         if head.idstr != RAM_IDSTR:
             raise self._data.error(
                 StreamSectionError,
-                f"section {head.idstr!r} has live data, and only its device knows how much: nothing more can be read",
+                f"section {head.idstr!r} has live data, and only its device knows its length; the rest cannot be read",
                 head.offset_bytes,
             )
         if head.kind is SectionKind.START:
@@ -48,16 +48,18 @@ class MemoryReader:
         for run in self._words.read_section():
             counted = self._tallies.get(run.block)
             if counted is None:
-                raise self._data.error(StreamDataError, "a page among the sections, where mapped-ram has none")
+                raise self._data.error(StreamDataError, "a section contains a page, expected none in mapped-ram")
             counted[0].add(run)
         self.unfinished = head.kind is not SectionKind.END
 
     def _start(self, head: SectionHead) -> RamWordReader:
         if self._words:
-            raise self._data.error(StreamSectionError, "RAM begins a second time", head.offset_bytes)
+            raise self._data.error(
+                StreamSectionError, "RAM begins a second time, expected one section", head.offset_bytes
+            )
         if head.version_id != RAM_VERSION:
             raise self._data.error(
-                StreamVersionError, f"expected version {RAM_VERSION} of RAM, found {head.version_id}", head.offset_bytes
+                StreamVersionError, f"RAM has version {head.version_id}, expected {RAM_VERSION}", head.offset_bytes
             )
         capabilities = self._found.capabilities
         entries: list[BlockEntry] = []

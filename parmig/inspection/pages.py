@@ -72,7 +72,9 @@ def count_mapped(fd: int, entry: BlockEntry, block: BlockInspection) -> None:
     except OSError as error:
         raise SnapshotError(f"the bitmap of block {entry.name!r} cannot be read: {error.strerror}") from error
     if entry.pages % 64 and int.from_bytes(last_word, "little") >> entry.pages % 64:
-        raise StreamDataError(f"the bitmap of block {entry.name!r} has more pages than the block", offset_bytes)
+        raise StreamDataError(
+            f"the bitmap of block {entry.name!r} has more pages than the block, expected no more", offset_bytes
+        )
     block.pages_normal, block.pages_zero, block.pages_distinct = stored, entry.pages - stored, entry.pages
 
 

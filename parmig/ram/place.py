@@ -95,8 +95,8 @@ class PagePlacer:
             if error.errno not in _FULL:
                 raise
             raise MemoryFullError(
-                f"no space left in the memory file of block {mapping.block.name!r} at byte {at}: the guest needs up to "
-                f"{mapping.block.size_bytes} bytes there ({error.strerror}); make room on its file system"
+                f"the memory file of block {mapping.block.name!r} has no space left at byte {at} ({error.strerror}), "
+                f"expected room for {mapping.block.size_bytes} bytes; free space on its file system"
             ) from error
 
     def place_zero(self, block: int, index: Index) -> None:

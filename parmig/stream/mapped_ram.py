@@ -55,12 +55,12 @@ class MappedRamHeader:
         header = cls(*_HEADER.unpack(content))
         if header.version != HEADER_VERSION:
             raise StreamVersionError(
-                f"a mapped-ram header has version {HEADER_VERSION}, this one {header.version}", offset_bytes
+                f"the mapped-ram header has version {header.version}, expected {HEADER_VERSION}", offset_bytes
             )
         if header.page_size_bytes != TARGET_PAGE_BYTES or header.pages_offset_bytes % TARGET_PAGE_BYTES:
             raise StreamDataError(
-                f"expected pages of {TARGET_PAGE_BYTES} bytes on page borders, found pages of "
-                f"{header.page_size_bytes} bytes at {header.pages_offset_bytes:#x} of the file",
+                f"the mapped-ram header has pages of {header.page_size_bytes} bytes at {header.pages_offset_bytes:#x}, "
+                f"expected pages of {TARGET_PAGE_BYTES} bytes on page borders of the file",
                 offset_bytes,
             )
         return header

@@ -428,12 +428,18 @@ class Command:
     Args:
         arguments: of the command; ``--json`` is added where a report is wanted.
         prelude: Python statements to run before the command.
+        directory: that holds the parmig to run.
     """
 
-    def __init__(self, *arguments: str, prelude: str = "") -> None:
+    def __init__(self, *arguments: str, prelude: str = "", directory: Path = ROOT) -> None:
         start = ["-c", f"{prelude}\nfrom parmig.cli import main\nmain()"] if prelude else ["-m", "parmig"]
         self.process = subprocess.Popen(
-            [sys.executable, *start, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, *start, *arguments],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(directory)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.errors = ""
         self._reader = threading.Thread(target=self._read)

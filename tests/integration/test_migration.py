@@ -15,6 +15,7 @@ import pytest
 from parmig.config import SendConfig
 from parmig.engine.report import Report
 from parmig.guests.guest import DirtyLog
+from parmig.transport.registry import data_transports
 from parmig.units import MIB
 from tests.integration.sides import (
     Command,
@@ -62,6 +63,18 @@ def test_every_tracker_works_with_every_codec(tracker: str, codec: str) -> None:
         arrived(source, destination, report)
         assert (report.tracker, report.compression) == (tracker, codec)
         assert (report.ram.wire_bytes < 24 * MIB) is (codec == "lz4")
+
+
+@pytest.mark.parametrize("transport", data_transports())
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+def test_every_transport_works_with_every_codec(transport: str, codec: str) -> None:
+    """Over memory that holds something else, too: pages are put where others are, and where none are."""
+    with guests("memory=32MiB,rate=40MiB/s,fill=text,blocks=2") as (source, destination):
+        memory = destination.memory()[0]
+        os.pwrite(memory.fd, random.Random(7).randbytes(memory.block.size_bytes), 0)
+        report, _ = migrate(source, destination, transport=transport, compress=codec)
+        arrived(source, destination, report)
+        assert (report.transport, report.compression) == (transport, codec)
 
 
 @pytest.mark.parametrize("pattern", ["random", "sequential", "hot", "burst"])
@@ -225,7 +238,8 @@ def test_workers_use_no_shared_memory_directory_and_end_with_the_migration() -> 
         assert not any(worker.is_running() for worker in workers)
 
 
-def test_the_command_line_moves_a_guest_and_both_sides_report_it() -> None:
+@pytest.mark.parametrize("transport", data_transports())
+def test_the_command_line_moves_a_guest_and_both_sides_report_it(transport: str) -> None:
     with (
         Command("receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic:memory=32MiB", "--json") as there,
         Command(
@@ -235,6 +249,8 @@ def test_the_command_line_moves_a_guest_and_both_sides_report_it() -> None:
             "synthetic:memory=32MiB,rate=40MiB/s",
             "--workers",
             "2",
+            "--transport",
+            transport,
             "--verify",
             "--json",
         ) as here,

@@ -98,7 +98,7 @@ class GuestRam:
         for piece in self.mapping.block.ranges:
             if piece.gpa <= gpa and gpa + size_bytes <= piece.gpa + piece.size_bytes:
                 return gpa - piece.gpa + piece.offset_bytes
-        raise GuestError(f"the guest has no memory at {gpa:#x} to {gpa + size_bytes:#x}")
+        raise GuestError(f"the guest has no memory from {gpa:#x} to {gpa + size_bytes:#x}")
 
     def close(self) -> None:
         """Unmap."""

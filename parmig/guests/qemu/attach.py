@@ -91,7 +91,7 @@ def borrow_userfaultfd(pid: int) -> int:
     """
     if syscalls.MACHINE not in ptrace.SYSCALL_INSTRUCTION:
         raise HostRefusedError(
-            f"attaching to QEMU is written for x86-64, this machine is {syscalls.MACHINE}: use --tracker digest"
+            f"parmig cannot attach to QEMU on {syscalls.MACHINE}, only on x86-64; use --tracker digest"
         )
     return _in_own_thread(lambda: _borrow(pid))
 

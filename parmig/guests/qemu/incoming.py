@@ -61,7 +61,7 @@ class Incoming:
                 view = view[stream.send(view) :]
             except BlockingIOError:
                 if not poll.poll(self._limit_s * 1000):
-                    raise GuestError(f"QEMU read no device state for {self._limit_s:g} s") from None
+                    raise GuestError(f"QEMU read no device state for {self._limit_s:g} s and was given up") from None
             except OSError as error:
                 raise StateError(f"QEMU stopped reading device state: {failure_words(self._qmp)}") from error
 
@@ -80,13 +80,15 @@ class Incoming:
             StateError: QEMU could not load it, or began to run.
         """
         if self._stream is None or self._listener is None:
-            raise StateError("no device state was written before the end of it")
+            raise StateError("no device state arrived, expected some before the end")
         self._stream.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + self._limit_s
         while (event := self._next_event(self._listener, deadline)).status != "completed":
             if event.name == "RESUME":
                 self._qmp.execute("stop")
-                raise StateError("QEMU ran the guest by itself after loading it, and was stopped: start it with -S")
+                raise StateError(
+                    "QEMU ran the guest by itself after loading it, and parmig stopped it; start QEMU with -S"
+                )
             if event.status == "failed":
                 raise StateError(f"QEMU could not load the device state: {failure_words(self._qmp)}")
 

@@ -86,12 +86,12 @@ class Qmp:
             self._await(self._client.connect(sock), limit_s)
         except TimeoutError as error:
             raise GuestRefusedError(
-                f"{self.path}: no QMP greeting within {limit_s:g} s; another client probably holds the socket (QMP "
-                "serves one at a time): close that client, or give QEMU a second -qmp unix:PATH,server=on,wait=off"
+                f"{self.path}: no QMP greeting within {limit_s:g} s; another client probably holds the socket, and QMP "
+                "serves one at a time; close that client, or give QEMU a second -qmp unix:PATH,server=on,wait=off"
             ) from error
         except QMPError as error:
             raise GuestRefusedError(
-                f"{self.path} is no QMP server: {error}; give QEMU -qmp unix:PATH,server=on,wait=off"
+                f"{self.path} is not a QMP server: {error}; give QEMU -qmp unix:PATH,server=on,wait=off"
             ) from error
         asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
@@ -140,7 +140,9 @@ class Qmp:
         if self._loop.is_closed():
             raise GuestError(f"{doing}: the session with QEMU at {self.path} was closed")
         if self._aborted:
-            raise GuestError(f"{doing}: given up; QEMU at {self.path} (process {self.peer_pid}) had not answered")
+            raise GuestError(
+                f"{doing}: parmig gave up, because QEMU at {self.path} (process {self.peer_pid}) did not answer"
+            )
 
     def abort(self) -> None:
         """Make whatever waits for QEMU fail, now and from now on, up to :meth:`go_on`. Safe from any thread."""
@@ -193,7 +195,7 @@ class Qmp:
             self._check_aborted(command)
             return future.result(limit_s)
         except CancelledError as error:
-            raise GuestError(f"{command}: given up; QEMU at {self.path} had not answered") from error
+            raise GuestError(f"{command}: parmig gave up, because QEMU at {self.path} did not answer") from error
         except ExecuteError as error:
             raise GuestError(f"QEMU refused {command}: {error.error.error.desc}") from error
         except TimeoutError as error:
@@ -257,7 +259,7 @@ def _connect(path: str) -> socket.socket:
     except TimeoutError as error:
         sock.close()
         raise GuestRefusedError(
-            f"{path}: the QMP socket accepts nobody; another client holds it: close that one first"
+            f"the QMP socket {path} accepts no client; another client holds it; close that client"
         ) from error
     except OSError as error:
         sock.close()

@@ -96,8 +96,8 @@ class Settling:
                 self.undo()
         except GuestError as error:
             raise GuestError(
-                f"the guest's disk requests in flight did not end: {error}; see whether a disk or its server hangs, "
-                "or allow more time with ,timeout=DURATION behind the guest's name"
+                f"the guest's disk requests in flight did not end: {error}; check whether a disk or its server hangs, "
+                "or allow more time with ,timeout=DURATION after the guest's name"
             ) from error
 
     def undo(self) -> None:

@@ -107,7 +107,9 @@ class RingDevice:
             StateError: says which.
         """
         if not 0 <= self.produced - self.taken <= RING_ENTRIES or self.produced > _INDEX_MAX:
-            raise StateError(f"expected indices at most {RING_ENTRIES} apart, found {self.produced}, {self.taken}")
+            raise StateError(
+                f"the ring's indices are {self.produced} and {self.taken}, expected at most {RING_ENTRIES} apart"
+            )
 
     def _publish(self) -> None:
         self._indices[:3] = (self.produced, self.taken, self.saves)
@@ -203,7 +205,7 @@ class Writer:
             StateError: says which.
         """
         if self.pattern >= len(PATTERNS):
-            raise StateError(f"expected a pattern below {len(PATTERNS)}, found {self.pattern}")
+            raise StateError(f"the pattern is {self.pattern}, expected a number below {len(PATTERNS)}")
 
     def _choose(self, pages: int, touched: int) -> PageNumbers:
         """The next *pages* choices among *touched* pages, counted over all blocks; some may be the same."""

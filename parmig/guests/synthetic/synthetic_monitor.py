@@ -152,13 +152,14 @@ class SyntheticMonitor(Monitor):
         punch = msgspec.msgpack.decode(body, type=Punch)
         names = [mapping.block.name for mapping in self._mappings]
         if punch.block not in names:
-            raise GuestError(f"no block {punch.block!r} to punch; there are {', '.join(names)}")
+            raise GuestError(f"there is no block {punch.block!r}, expected one of {', '.join(names)}")
         index = names.index(punch.block)
         first = RESERVED_PAGES if index == 0 else 0
         last = self._mappings[index].block.pages - 1
         end = punch.first_page + punch.pages
         if punch.pages < 1 or not first <= punch.first_page < end <= last + 1:
             raise GuestError(
-                f"pages {punch.first_page} to {end - 1} are not within {first} to {last} of block {punch.block!r}"
+                f"pages {punch.first_page} to {end - 1} of block {punch.block!r} cannot be punched, "
+                f"expected pages within {first} to {last}"
             )
         self._ledgers[index].punch(punch.first_page, punch.pages)
