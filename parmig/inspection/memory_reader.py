@@ -101,15 +101,15 @@ class MemoryReader:
         if absent and IGNORE_SHARED in self._found.capabilities:
             yield f"without the pages of {', '.join(absent)}: {IGNORE_SHARED} leaves shared memory out"
         if huge := [block.name for block in blocks if block.page_size_bytes is not None]:
-            yield f"written with postcopy-ram: {', '.join(huge)} told the size of huge pages"
+            yield f"written with postcopy-ram: {', '.join(huge)} report the size of huge pages"
         if any(block.pages_normal is None for block in blocks):
             yield "pages are not counted: the maps of mapped-ram can only be looked at in a file"
         elif any(block.pages_distinct is None for block in blocks):
-            yield "pages that are told twice are not found out: too much memory"
+            yield "too much memory to find pages that the stream contains twice"
 
 
 class _PageSizes(Container[str]):
-    """Whether the entry of a block goes on with a page size, which nothing but the value itself can tell.
+    """Whether the entry of a block continues with a page size, which only the value itself shows.
 
     There is one for a block in huge pages, with ``postcopy-ram``. Anything else that can stand there begins with the
     length of a name, or is a word of RAM without an offset: neither is a number like this.

@@ -33,7 +33,7 @@ class PagePlacer:
     """Places pages in memory files, and notes in *shared* which of them exist.
 
     Only pages that exist are stored to through the mapping. The others are written, or allocated before: where there is
-    no room for one, a system call says so, while a store would be a SIGBUS.
+    no room for one, a system call reports it, while a store would be a SIGBUS.
 
     Args:
         blocks: mappings of the blocks, by number.

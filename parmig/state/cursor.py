@@ -20,7 +20,7 @@ _HEAD_BYTES = 2  # of a subsection, before its name: type, length of the name
 def subsection_name(data: bytes | memoryview, parent: str) -> str | None:
     """The name of the subsection of *parent* whose head *data* begins with; None: it is something else.
 
-    A subsection can be told from other bytes only by its name, which begins with ``parent/``.
+    Only its name, which begins with ``parent/``, distinguishes a subsection from other bytes.
     """
     if len(data) < _HEAD_BYTES or data[0] != MIGRATION_VM_SUBSECTION:
         return None
@@ -64,7 +64,7 @@ class StateReader(_Objects):
         """The next *size_bytes*. Memory is asked for only as far as bytes arrive.
 
         Raises:
-            StreamTruncatedError: fewer are left; the message says what they were for.
+            StreamTruncatedError: fewer are left; the message names their purpose.
         """
         start_bytes = self._data.position_bytes
         try:

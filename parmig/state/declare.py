@@ -84,7 +84,7 @@ def migration_struct(name: str) -> Callable[[_T], _T]:
     It has no version of its own: ``Since`` and ``Until`` count the versions of the device that it is in.
 
     Args:
-        name: begins the names of its subsections, and stands in descriptions.
+        name: begins the names of its subsections, and is part of descriptions.
 
     Raises:
         ValueError: (of the decorator) the declaration makes no sense; says what.

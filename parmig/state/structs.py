@@ -177,7 +177,7 @@ class MigrationStateSubsection:
 
     Attributes:
         struct: its name ``STRUCT/NAME``, its fields, which are attributes of the same object, and its hooks.
-        needed: told the object, whether the subsection is to be written.
+        needed: called with the object; whether the subsection is to be written.
         version: of its layout; newer ones are refused.
         minimum_version: the oldest layout that can still be loaded.
     """

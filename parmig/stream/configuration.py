@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CONFIGURATION section: what the writer of a stream says of itself, before anything else.
+"""The CONFIGURATION section: the writer's description of the guest, before anything else.
 
 A machine type, then subsections, each at most once: what changes the format of what follows must be there.
 """
@@ -32,7 +32,7 @@ _PAGE_BITS = "configuration/target-page-bits"
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What the writer says of itself.
+    """The writer's description of the guest.
 
     Attributes:
         machine: the machine type, which must be the reader's.

@@ -75,7 +75,7 @@ def bitmap_bytes(size_bytes: int) -> int:
 def layout(header_offset_bytes: int, size_bytes: int) -> MappedRamHeader:
     """The header that QEMU would write at *header_offset_bytes* of the file for a block of *size_bytes*.
 
-    The bitmap follows the header at once; the pages begin at the next MiB. The stream goes on after the last page.
+    The bitmap follows the header at once; the pages begin at the next MiB. The stream continues after the last page.
     """
     bitmap_offset_bytes = header_offset_bytes + HEADER_BYTES
     end_bytes = bitmap_offset_bytes + bitmap_bytes(size_bytes)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of blocks that opens the RAM section: names, sizes and what capabilities add to them.
 
-Nothing in the stream tells which optional values an entry has: that follows from the capabilities in the
+Nothing in the list marks which optional values an entry has: that follows from the capabilities in the
 configuration. The list holds every block, those too whose pages are left out (``x-ignore-shared``).
 """
 
@@ -59,7 +59,7 @@ def read_setup(
     Args:
         ignore_shared: ``x-ignore-shared`` is among the capabilities.
         mapped_ram: ``mapped-ram`` is; *data* must count from the start of the file then.
-        with_page_size: names of blocks that tell their page size; nothing in the stream does.
+        with_page_size: names of blocks whose entries have a page size; nothing in the stream marks them.
 
     Raises:
         StreamDataError: another word, or an entry that makes no sense.

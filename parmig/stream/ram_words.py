@@ -99,7 +99,7 @@ class EncodedPage:
         """The 4096 bytes of the page, which were *old* before.
 
         Raises:
-            StreamDataError: the payload is not what its encoder would write; says what is wrong.
+            StreamDataError: the payload is not what its encoder would write; the message names the fault.
         """
         if self.kind is Encoding.XBZRLE:
             return xbzrle.decode(self.payload, old, self.offset_bytes)
@@ -121,7 +121,7 @@ class RamWordReader:
         self._look_pages = {PAGE_STEP_BYTES: LEAST_RUN_PAGES, ZERO_STEP_BYTES: LEAST_RUN_PAGES}
 
     def read_section(self) -> Iterator[PageRun | ZeroRun | EncodedPage]:
-        """What one section says, up to and with its EOS; iterate to the end, then the footer comes.
+        """The words of one section, up to and with its EOS; iterate to the end, then the footer comes.
 
         Raises:
             StreamDataError: a word, a name, a page number or a length that makes no sense.

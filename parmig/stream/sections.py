@@ -2,7 +2,7 @@
 """Sections: header, configuration, START, PART, END, FULL, footers, commands, EOF and VMDESCRIPTION.
 
 A section's body has no length; whoever knows its kind reads it, between :meth:`SectionReader.next` and
-:meth:`SectionReader.footer`. This module knows what stands around bodies and in which order, and does no I/O of its
+:meth:`SectionReader.footer`. This module knows what surrounds bodies and in which order, and does no I/O of its
 own.
 """
 
@@ -50,7 +50,7 @@ class SectionKind(IntEnum):
 
 
 _HEADS = (SectionKind.START, SectionKind.FULL)
-"""Kinds that tell who they are; the others continue a START."""
+"""Kinds that contain a name; the others continue a START."""
 _CONTINUED = (SectionKind.PART, SectionKind.END)
 
 
@@ -165,10 +165,10 @@ class SectionReader:
         )
 
     def footer(self, head: SectionHead) -> None:
-        """What stands behind the body of *head*.
+        """Read the footer after the body of *head*.
 
         Raises:
-            StreamFooterError: something else stands there.
+            StreamFooterError: something else follows the body.
         """
         offset_bytes = self._data.position_bytes
         mark, section_id = self._data.get_byte(), self._data.get_be32()

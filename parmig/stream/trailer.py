@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parmig appends to its snapshots: which guest it is, and the digest of all that stands before it.
+"""The trailer that parmig appends to its snapshots: which guest it is, and the digest of everything before it.
 
 Text behind the VMDESCRIPTION, on a page border (newlines fill up), without a NUL, without a brace, and shorter than a
 page. QEMU reads no further than the VMDESCRIPTION; analyze-migration.py looks for the last NUL of the file and the
@@ -39,7 +39,7 @@ _LINES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """What stands at the end of a snapshot.
+    """The trailer of a snapshot.
 
     Attributes:
         parmig: version of the writer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMDESCRIPTION: the JSON behind a stream that tells, field by field, what the bytes of its devices are.
+"""VMDESCRIPTION: the JSON after a stream that describes the bytes of its devices field by field.
 
 With it a device's bytes have a length and can be read without the code of the device. It describes one stream, not a
 format: optional fields and subsections are listed just where they are there, arrays with the length they have.

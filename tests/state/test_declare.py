@@ -15,6 +15,7 @@ from parmig.errors import StateError
 from parmig.state import (
     FIELD_TYPE_U16,
     FIELD_TYPE_U64,
+    MISSING,
     NOT_MIGRATED,
     U16,
     U32,
@@ -237,7 +238,7 @@ class Undeclared(Derived):
 def test_annotations_of_base_classes_count_and_declarations_of_base_classes_do_not() -> None:
     assert [one.name for one in state_of(Derived()).fields] == ["ticks", "armed"]
     for device, name in ((Undeclared(), "Undeclared"), (5, "int"), (Queue(), "Queue")):
-        with pytest.raises(ValueError, match=f"^{name} is no device; declare it with @migration_state"):
+        with pytest.raises(ValueError, match=f"^{name} is not a device; declare it with @migration_state"):
             state_of(device)
 
 
@@ -246,9 +247,6 @@ class NeedsArguments:
 
     def __init__(self, size: int) -> None:
         self.size = size
-
-
-ElementWithArguments = migration_struct("element")(NeedsArguments)
 
 
 class Misplaced:
@@ -285,7 +283,7 @@ class Unresolved:
         (lambda: annotated(list[Annotated[U16, Length(2)]]), "only buffers have an element_length"),
         (lambda: annotated(list[Annotated[Buffer, Length("y")]]), "expected a list of a field type"),
         (lambda: annotated(list[Annotated[U16, Since(2)]]), "expected a list of a field type"),
-        (lambda: annotated(list[ElementWithArguments]), "name a factory"),  # type: ignore[valid-type]
+        (lambda: annotated(list[migration_struct("element")(NeedsArguments)]), "name a factory"),  # type: ignore[misc]
         (lambda: annotated(Byte, 256), "default of field 'x' .*expected an integer of 8 bits"),
         (lambda: annotated(Annotated[Buffer, Length(6)], b""), "default of field 'x' .*0 elements, expected 6"),
         (lambda: Misplaced, "put it below"),
@@ -324,6 +322,7 @@ def test_a_class_that_is_made_in_a_test_is_compiled_with_all_that_it_says() -> N
             Annotated[U16Array, Since(2)],
             field(default_factory=lambda: np.array([5], np.uint16), compare=False),
         ),
+        ("numbers", Annotated[list[U16], Since(2)], field(default_factory=lambda: [7])),
     ]
     outer = migration_state("outer", version=2)(dataclasses.make_dataclass("Outer", members))
     source, arrived = outer(5, [part(1), part(2)], 4, part(8), [1, 2]), outer(parts=[part(9)])
@@ -336,3 +335,15 @@ def test_a_class_that_is_made_in_a_test_is_compiled_with_all_that_it_says() -> N
     migration_state_pop(state_of(arrived), b"\0\3", 1)
     assert arrived == outer(3, [], 0)
     assert arrived.words.tolist() == [5]
+    assert arrived.numbers == [7]
+    old = content.replace(b"outer/late\0\0\0\4", b"outer/late\0\0\0\1")
+    assert old != content
+    with pytest.raises(StateError, match="subsection 'outer/late': version 1 is too old, expected 2 to 4"):
+        migration_state_pop(state_of(arrived), old)
+
+
+def test_defaults_of_a_class_that_is_no_dataclass_are_its_attributes() -> None:
+    annotations = {"ticks": Annotated[U16, Since(2)], "always": U16}
+    for members, default in (({"ticks": 7, "always": 1}, 7), ({"__slots__": tuple(annotations)}, MISSING)):
+        made = migration_state("made", version=2)(type("Made", (), {"__annotations__": annotations, **members}))
+        assert state_of(made()).fields[0].default == default

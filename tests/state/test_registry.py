@@ -84,6 +84,7 @@ def test_a_stream_has_the_layout_of_the_format() -> None:
 def test_a_reader_without_the_declaration_reads_the_values() -> None:
     described = parse(SAVED[DESCRIPTION]).devices
     assert [(one.name, one.instance_id, one.version) for one in described] == [("timer", 0, 1), ("timer", 1, 1)]
+    assert described[0].vmsd_name == "timer"
     content = migration_state_push(MigrationState("timer", Timer(7, True, b"abc", [1, 2]), FIELDS))
     assert decode(described[0], content) == {
         "ticks": 7,
@@ -381,10 +382,17 @@ def test_an_attribute_that_is_missing_is_a_state_error_of_the_device() -> None:
         migration_state_pop(state, bytes(4))
 
 
-@pytest.mark.parametrize("data", [bytes(3), bytes(5), b""])
-def test_bytes_of_another_length_are_refused(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bytes(3), "field 'ticks' .* needs 4 bytes"),
+        (bytes(5), "bytes follow the last field"),
+        (b"", "field 'ticks' .* needs 4 bytes"),
+    ],
+)
+def test_bytes_of_another_length_are_refused(data: bytes, words: str) -> None:
     timer = Timer(1)
-    with pytest.raises(StateError, match="timer/0"):
+    with pytest.raises(StateError, match=f"^device timer/0: {words}"):
         migration_state_pop(MigrationState("timer", timer, TICKS), data)
     assert timer.ticks == 1
 
@@ -414,6 +422,19 @@ def test_a_length_in_another_field_is_limited_too() -> None:
 U16 = FIELD_TYPE_U16
 
 
+def test_the_largest_names_and_numbers_can_be_declared_and_arrive() -> None:
+    most = 2**32 - 1
+    source, destination = (
+        MigrationState("a" * 255, timer, TICKS, instance_id=most, version=most) for timer in (Timer(7), Timer())
+    )
+    registries = StateRegistry(), StateRegistry()
+    for registry, state in zip(registries, (source, destination), strict=True):
+        registry.register(state)
+    registries[1].load_all(registries[0].save_all())
+    assert isinstance(destination.target, Timer)
+    assert destination.target.ticks == 7
+
+
 @pytest.mark.parametrize("idstr", ["", "a" * 256, "ü", "a\n"])
 def test_an_idstr_that_cannot_be_written_is_a_programming_error(idstr: str) -> None:
     with pytest.raises(ValueError, match="idstr"):
@@ -423,9 +444,9 @@ def test_an_idstr_that_cannot_be_written_is_a_programming_error(idstr: str) -> N
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=2), "expected ascending ones"),
-        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=0), "expected ascending ones"),
-        (lambda: MigrationState("t", 0, FIELDS, instance_id=-1), "expected 0 to 4294967295"),
+        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=2), "^t/0 .*expected ascending ones"),
+        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=0), "^t/0 .*expected ascending ones"),
+        (lambda: MigrationState("t", 0, FIELDS, instance_id=-1), "^t/-1 .*expected 0 to 4294967295"),
         (lambda: MigrationState("t", 0, FIELDS, instance_id=2**32), "expected 0 to 4294967295"),
         (lambda: MigrationState("t", 0, [*TICKS, *TICKS]), "two fields of one name"),
         (lambda: MigrationState("t", 0, [MigrationStateField("x", U16, since_version=2)]), "expected at least one of"),
@@ -433,7 +454,7 @@ def test_an_idstr_that_cannot_be_written_is_a_programming_error(idstr: str) -> N
             lambda: MigrationState(
                 "t", 0, [MigrationStateField("x", U16, until_version=1)], version=3, minimum_version=2
             ),
-            "expected at least one of",
+            "is in versions 1 to 1, expected at least one of 2 to 3",
         ),
         (lambda: MigrationState("t", 0, COUNTED[1:]), "expected an integer field before it"),
         (lambda: MigrationState("t", 0, COUNTED[::-1]), "expected an integer field before it"),

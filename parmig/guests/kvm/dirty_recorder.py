@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dirty log of a KVM guest: KVM's bitmap of each slot or its ring of each vCPU, and what the monitor itself wrote.
 
-KVM sees only what virtual CPUs write. Devices write memory too, so their pages are added to what KVM says. Everything
-comes together in the shared bitmap, inside ``sync``; the ``pagemap`` log sees both by itself.
+KVM sees only what virtual CPUs write. Devices write memory too, so their pages are added to KVM's. ``sync`` collects
+both in the shared bitmap; the ``pagemap`` log sees both by itself.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Part:
         """The guest begins to run."""
 
     def stop(self) -> None:
-        """The guest stands still."""
+        """The guest is paused."""
 
     def close(self) -> None:
         """Give back what it holds."""

@@ -33,7 +33,7 @@ _REST_LIMIT_S = 0.2
 
 
 class Machine:
-    """The machine, which stands still.
+    """The machine, which is paused.
 
     Args:
         options: what machine.
@@ -137,7 +137,7 @@ class Machine:
         return since_ns
 
     def pause(self) -> int:
-        """Stop the running machine; returns the instant at which nothing wrote memory any more.
+        """Stop the running machine; returns the instant from which on nothing writes memory.
 
         Raises:
             GuestError: a vCPU did not stop; all of them go on.
@@ -167,7 +167,7 @@ class Machine:
             raise GuestError("; ".join(failures))
 
     def close(self) -> None:
-        """Take it apart; it must stand still."""
+        """Release everything; the machine must be paused."""
         self._stack.close()
 
 

@@ -57,7 +57,7 @@ class GuestRam:
         memory: the block; its descriptor is used, not owned.
 
     Attributes:
-        mark: the dirty log; does nothing until somebody sets it.
+        mark: the dirty log; does nothing until it is set.
     """
 
     def __init__(self, memory: BlockMemory) -> None:

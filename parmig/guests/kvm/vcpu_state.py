@@ -48,7 +48,7 @@ _FEATURES = {
     (0x8000_0001, 0): ("ecx", "edx"),
     (0x8000_0008, 0): ("ebx",),
 }
-"""CPUID leaves and registers whose bits each stand for a feature."""
+"""CPUID leaves and registers in which each bit is a feature."""
 
 _NOT_OFFERED = {(0x1, 0, "ecx"): 1 << 27}
 """Bits that a host does not offer and a guest has all the same: OSXSAVE follows CR4."""
@@ -141,7 +141,7 @@ class VcpuState:
         """Tell KVM.
 
         Raises:
-            StateError: this host cannot give the vCPU what it had; says what.
+            StateError: this host lacks something that the vCPU had; the message names it.
         """
         lacking = [name.upper() for name in _STRUCTURES if getattr(self, name) and name not in self._has]
         if lacking:
@@ -216,7 +216,7 @@ def _is_offered(kvm_fd: int, name: str, irqchip: bool) -> bool:
 
 
 def _cpuid_for(entries: kvm_abi.KvmTable, number: int) -> npt.NDArray[np.uint32]:
-    """All that the host offers, with the number of the vCPU where CPUID tells it."""
+    """All that the host offers, with the number of the vCPU where CPUID has it."""
     for entry in entries:
         if entry["function"] == 0x1:
             entry["ebx"] = int(entry["ebx"]) & 0x00FF_FFFF | number << 24

@@ -86,7 +86,7 @@ def borrow_userfaultfd(pid: int) -> int:
     """A userfaultfd of process *pid* that only this process holds; the caller closes it.
 
     Raises:
-        HostRefusedError: ptrace or userfaultfd is not allowed; says by what and what to do.
+        HostRefusedError: ptrace or userfaultfd is not allowed; the message names the reason and what to do.
         GuestError: the process ended meanwhile.
     """
     if syscalls.MACHINE not in ptrace.SYSCALL_INSTRUCTION:

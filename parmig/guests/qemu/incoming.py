@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's own migration on the destination: device state goes in, the guest stays paused until told."""
+"""QEMU's own migration on the destination: device state goes in, and the guest stays paused until it is resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Incoming:
 
     Attributes:
         given: whether any state was given to QEMU, which makes it useless for another try.
-        resumed: whether the guest was told to run.
+        resumed: whether the guest was resumed.
     """
 
     def __init__(self, qmp: Qmp) -> None:
@@ -96,7 +96,7 @@ class Incoming:
         try:
             return listener.get(deadline - time.monotonic())
         except GuestError as error:
-            # QEMU before 9.1 ends when it cannot load, and has told the reason on its standard error only.
+            # QEMU before 9.1 ends if it cannot load, and reports the reason only on its standard error.
             raise StateError(f"QEMU did not load the device state: {failure_words(self._qmp)}") from error
 
     def resume(self) -> int:

@@ -22,7 +22,7 @@ NAMED_FILES_ONLY = (8, 1)
 
 
 class Backend(NamedTuple):
-    """A memory backend, as ``query-memdev`` and ``qom-list /objects`` tell.
+    """A memory backend, as ``query-memdev`` and ``qom-list /objects`` report it.
 
     Attributes:
         name: its id.
@@ -151,7 +151,7 @@ def parse_mtree(text: str) -> dict[str, list[Piece]]:
 
 
 def guest_ranges(pieces: Iterable[Piece], size_bytes: int) -> tuple[GuestRange, ...]:
-    """Where the guest sees a block, told so that it is the same before and after its BIOS ran.
+    """Where the guest sees a block, in a form that is the same before and after its BIOS ran.
 
     What ``info mtree`` shows below 1 MiB, and at the top of low memory, changes as the BIOS opens and locks
     shadow RAM and SMRAM. Pieces with the same distance between address and offset are therefore one range,
@@ -172,7 +172,7 @@ def guest_ranges(pieces: Iterable[Piece], size_bytes: int) -> tuple[GuestRange, 
 
 
 def parse_host_address(answer: str) -> int | None:
-    """The address in QEMU's process that HMP ``gpa2hva`` told, or None when it told that there is none."""
+    """The address in QEMU's process that HMP ``gpa2hva`` returned, or None if it reported none."""
     match = re.search(r"Host virtual address for \S+ \(.*\) is (0x[0-9a-f]+)", answer)
     return int(match[1], 16) if match else None
 

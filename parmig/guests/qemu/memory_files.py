@@ -29,7 +29,7 @@ def open_memory(qmp: Qmp, pid: int) -> list[MappedBlock]:
     """All RAM blocks of QEMU, by name. The caller closes the descriptors.
 
     Raises:
-        GuestRefusedError: RAM cannot be reached from outside; says which option of QEMU helps.
+        GuestRefusedError: RAM cannot be reached from outside; the message names the QEMU option that helps.
         GuestError: QEMU failed meanwhile.
     """
     names = layout.ram_names(qmp.monitor("info ramblock"))
@@ -61,7 +61,7 @@ def _open_block(qmp: Qmp, pid: int, backend: Backend, name: str, pieces: list[Pi
             f"pages; expected every shared backend to be the guest's RAM; {layout.SHARED_MEMORY_HINT}"
         )
     maps = layout.parse_maps(_proc_text(pid, "maps"))
-    # QEMU tells the address of its mapping, so neither a chroot nor an unlinked file hides which one it is.
+    # QEMU reports the address of its mapping, so neither a chroot nor an unlinked file hides the file.
     address = layout.parse_host_address(qmp.monitor(f"gpa2hva {pieces[0].gpa:#x}"))
     extent = None if address is None else layout.find_extent(maps, address)
     if extent is None:

@@ -47,7 +47,7 @@ def quit_qemu(qmp: Qmp, pidfd: int) -> None:
     try:
         qmp.execute("quit", limit_s=QUIT_LIMIT_S)
     except GuestError:
-        pass  # It may be gone already, or have gone before it answered: the process tells.
+        pass  # It may have ended before it answered; the wait for the process decides.
     if wait_readable(time.monotonic() + QUIT_LIMIT_S, pidfd):
         return
     try:
@@ -99,7 +99,7 @@ def check_source(qmp: Qmp) -> None:
 
 
 def check_destination(qmp: Qmp) -> None:
-    """See whether QEMU waits for a guest, and for nobody's connection yet.
+    """Check that QEMU waits for a guest, and does not listen for a connection yet.
 
     Raises:
         GuestRefusedError: it does not; the message has the option it needs.
@@ -109,7 +109,7 @@ def check_destination(qmp: Qmp) -> None:
     if state != "inmigrate":
         raise GuestRefusedError(f"QEMU at {qmp.path} waits for no migration ({state}); start it with -incoming defer")
     migration = qmp.execute("query-migrate")
-    # QEMU 7.2 has no status before somebody connects, but tells the address at which it waits.
+    # QEMU 7.2 has no status before a client connects, but reports the address at which it waits.
     if migration.get("status", "none") != "none" or "socket-address" in migration:
         raise GuestRefusedError(
             f"QEMU at {qmp.path} has its own incoming migration; start it with -incoming defer and no address"

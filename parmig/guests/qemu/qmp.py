@@ -49,7 +49,7 @@ class Qmp:
         version: QEMU's (major, minor, micro).
 
     Raises:
-        GuestRefusedError: no socket, nobody listens, no QMP server, or another client holds it.
+        GuestRefusedError: no socket, no listener, not a QMP server, or another client holds it.
     """
 
     def __init__(self, path: str, limit_s: float = 30.0) -> None:
@@ -62,7 +62,7 @@ class Qmp:
         sock = _connect(path)
         self.peer_pid, _ = sockets.peer_of(sock)
         self._client = QMPClient("parmig")
-        # The library's own listener keeps all events for ever; ours passes them on and keeps none.
+        # The library's own listener keeps all events for ever; this one passes them on and keeps none.
         self._client.events.event_filter = self._dispatch
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="parmig-qmp", daemon=True)
@@ -207,7 +207,7 @@ class Qmp:
             future.cancel()
 
     def execute(self, command: str, /, *, limit_s: float | None = None, **arguments: Any) -> Any:
-        """Run *command* and return its result. Underscores in argument names stand for hyphens.
+        """Run *command* and return its result. Underscores in argument names become hyphens.
 
         Args:
             limit_s: how long to wait, in seconds; the session's limit when None.

@@ -43,7 +43,7 @@ class StoppedThread:
 
     Raises:
         OSError: EPERM: not allowed to trace; ESRCH: the process is gone.
-        HostRefusedError: it does not stop, or was stopped by somebody else, or is no 64-bit process.
+        HostRefusedError: it does not stop, or another process stopped it, or it is not a 64-bit process.
     """
 
     def __init__(self, pid: int, limit_s: float = STOP_LIMIT_S) -> None:
@@ -76,7 +76,7 @@ class StoppedThread:
             self._detach()
 
     def _give_up_call(self) -> None:
-        """Interrupt a borrowed call that hangs, as a signal would, and wait until the thread stands."""
+        """Interrupt a borrowed call that hangs, as a signal would, and wait until the thread has stopped."""
         self._limit_s = RESTORE_LIMIT_S
         ptrace.interrupt(self._pid)
         if self._wait() >> 8 == ptrace.PTRACE_EVENT_STOP and _is_pending(self._pid, signal.SIGTRAP):

@@ -55,11 +55,11 @@ class Monitor(ABC):
 
     @abstractmethod
     def run(self) -> int:
-        """Let it run; returns the instant from which on it does. Called only while it stands still."""
+        """Let it run; returns the instant from which on it runs. Called only while it is paused."""
 
     @abstractmethod
     def pause(self) -> int:
-        """Stop it, if it runs; returns the instant at which nothing wrote memory any more."""
+        """Stop it, if it runs; returns the instant from which on nothing writes memory."""
 
     @abstractmethod
     def throttle(self, percent: int) -> None:

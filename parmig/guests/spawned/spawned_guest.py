@@ -271,11 +271,11 @@ class SpawnedGuest(Guest):
         return self._alive().pid
 
     def check(self) -> None:
-        """Compare memory with what device state says of it.
+        """Compare memory with its description in the device state.
 
         Raises:
             StatusError: the guest runs.
-            GuestError: pages are lost, stale or torn; says which.
+            GuestError: pages are lost, stale or torn; the message names them.
         """
         self._ask(m.Check(), m.Done, self._slow_limit_s)
 

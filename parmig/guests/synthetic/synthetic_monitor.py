@@ -2,7 +2,7 @@
 """What runs in a synthetic guest's process: one thread that ticks, and answers between ticks.
 
 A tick is at most some 20 ms of work, so a pause never waits longer, and no page is ever half written
-when the guest stands still.
+when the guest is paused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SyntheticStats(msgspec.Struct, frozen=True):
         counter: ticks of about 5 ms that the guest has run.
         serial_lines: heartbeat lines ever written.
         ring_index: entries that the ring device has taken.
-        paused: whether the writer and the devices stand still.
+        paused: whether the writer and the devices are stopped.
         ring_fault: what the ring device found wrong in its memory; empty: nothing.
     """
 

@@ -117,7 +117,7 @@ class PagemapTracker(DirtyTracker):
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
         huge = self._huge[span.block]
-        # Without holes two calls, which say nothing of clean memory: one would tell of all that is not mapped.
+        # Without holes two calls, which skip clean memory: a single call would report everything that is unmapped.
         ordinary = [_WRITTEN_OR_UNMAPPED] if holes else [_WRITTEN, _MISSING]
         arming = [_WRITTEN] if huge else ordinary
         for offset, start, end in self._pieces(span):
