@@ -56,7 +56,7 @@ class ControlChannel:
         if frames is None:
             return None
         if len(frames) != 1:
-            raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
+            raise ProtocolError(f"a control message has {len(frames)} frames, expected one")
         message = peer_messages.decode_control(frames[0])
         self.version = peer_messages.peer_version(frames[0]) or self.version
         _log("the peer sent", message)
@@ -77,7 +77,7 @@ class ControlChannel:
             message = self.read(max(1, min(left // NS_PER_MS, 200)))
             if message is not None:
                 return message
-        raise LimitExceededError(f"waited {limit_ns / NS_PER_S:.0f} s for {what}")
+        raise LimitExceededError(f"{what} did not arrive within {limit_ns / NS_PER_S:.0f} s")
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; give queued messages *linger_ms* to leave."""

@@ -159,7 +159,7 @@ class SnapshotRestorer:
             self._report.verified = found == snapshot.trailer.digest
             if not self._report.verified:
                 raise SnapshotRefusedError(
-                    f"{self._path} is damaged: its digest is {found}, it was written with {snapshot.trailer.digest}; "
+                    f"{self._path} is damaged: its digest is {found}, expected {snapshot.trailer.digest}; "
                     "use another copy of it"
                 )
         elif not snapshot.head.mapped_ram:
