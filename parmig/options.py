@@ -45,6 +45,8 @@ class Unit(msgspec.Struct, frozen=True):
 TEXT = Unit("TEXT", "text", str)
 COUNT = Unit("N", "a number", parse_number)
 PERCENT = Unit("PERCENT", "a percentage", parse_number)
+TIMES = Unit("", "a number", parse_number)
+"""A flag that may be given several times: the value is how often."""
 SIZE = Unit("SIZE", "a size", parse_size, write_size)
 RATE = Unit("RATE", "a rate", parse_rate, lambda value: f"{write_size(value)}/s" if value else "0")
 DURATION = Unit("DURATION", "a duration", parse_duration_ns, write_duration_ns)
@@ -112,6 +114,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     def required(self) -> bool:
         """Whether the command line asks for a value."""
         return self.declared.required
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it takes no value on the command line, and means how often it was given."""
+        return self.declared.unit is TIMES
 
     @property
     def unit(self) -> Unit:

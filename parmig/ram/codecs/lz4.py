@@ -41,7 +41,7 @@ class Lz4Decoder(PageDecoder):
         except lz4.block.LZ4BlockError as error:
             raise ProtocolError(f"a batch of {len(payload)} bytes is not lz4: {error}") from error
         if len(raw) != raw_bytes:
-            raise ProtocolError(f"a batch decompressed to {len(raw)} bytes, its header says {raw_bytes}")
+            raise ProtocolError(f"a batch decompressed to {len(raw)} bytes, expected {raw_bytes} as in its header")
         return memoryview(raw)
 
 
