@@ -101,7 +101,7 @@ class TcpTransport(MigrationTransport):
                 if answered:
                     raise PeerUnreachableError(
                         f"{self._name}: {endpoint} answers, but does not speak parmig's protocol; "
-                        "is it a parmig receiver of the same version?"
+                        "check that it is a parmig receiver of the same version"
                     ) from why
                 raise unreachable(self._name, endpoint, local, why) from why
             time.sleep(_RETRY_S)
@@ -255,7 +255,7 @@ class TcpTransport(MigrationTransport):
     def accept(self) -> None:
         peer, self._last = self._last, None
         if peer is None:
-            raise PeerLostError(f"{self._name}: nobody is there to be accepted")
+            raise PeerLostError(f"{self._name}: no connection waits to be accepted")
         self._drop_strangers(but=peer)
         self._strangers.clear()
         self._leaving.clear()
@@ -306,5 +306,5 @@ def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
         raise
     if heard != GREETING:
         sock.close()
-        raise OSError(errno.EPROTO, "no greeting of parmig")
+        raise OSError(errno.EPROTO, "the greeting is not parmig's")
     return True
