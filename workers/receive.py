@@ -65,7 +65,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             elif check_hello(incoming, session=setup.session, worker=setup.worker, protocol=setup.protocol):
                 transport.accept()
                 connected = True
-                inbox.tell(WorkerConnected())  # before the source can go on
+                inbox.tell(WorkerConnected())  # before the source can continue
                 transport.write([welcome(setup.credit_bytes)])
             del incoming  # frees the frames, and with them ZeroMQ's memory, before the next is taken
             inbox.check()
