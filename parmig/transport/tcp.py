@@ -3,8 +3,8 @@
 
 A listening channel takes the first message of any connection, and nothing more. At most :data:`MAX_STRANGERS`
 connections wait to send it, each for :data:`FIRST_MESSAGE_NS` and within a few bytes; the oldest makes room for the
-newest. Each call does a bounded amount of work, whoever floods the port. ``accept`` closes the port: from then on the kernel refuses
-strangers, and they cost nothing.
+newest. Each call does a bounded amount of work, whoever floods the port. ``accept`` closes the port: from then on the
+kernel refuses strangers, and they cost nothing.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 
 ZeroMQ would queue messages of any connection. Here strangers end in the handshake: the channel asks for a password
 (ZMTP's PLAIN), which this checks (ZAP, RFC 27). Until the peer is admitted, at most :data:`MAX_STRANGERS` connections
-may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest. Afterwards the kernel drops whatever
-knocks: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a filter is set instead.
+may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest. Afterwards the
+kernel drops new connections: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a
+filter is set instead.
 """
 
 from __future__ import annotations
