@@ -30,7 +30,7 @@ class Unit(msgspec.Struct, frozen=True):
     """How the values of an option are written.
 
     Attributes:
-        metavar: stands for a value in help texts.
+        metavar: placeholder for a value in help texts.
         noun: what a value is, with its article.
         read: the value of a text; raises UsageError.
         write: a text that *read* takes.
@@ -96,7 +96,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         field: name of the field.
         name: without dashes at the front: ``max-bandwidth``.
-        default: the value of the field in a structure that nothing is said about.
+        default: the value of the field if nothing gives another one.
         is_flag: it is on or off, and takes no value on the command line.
         is_repeated: it may be given several times; the field holds a tuple.
     """
@@ -127,7 +127,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that are allowed; empty: not a matter of names."""
+        """The values that are allowed; empty: any value of the unit."""
         choices = self.declared.choices
         if isinstance(choices, str):
             module, _, function = choices.partition(":")
@@ -136,7 +136,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def metavar(self) -> str:
-        """What stands for a value in help texts."""
+        """The placeholder for a value in help texts."""
         return "|".join(self.choices) or ("yes|no" if self.is_flag else self.declared.metavar)
 
     @property
@@ -243,7 +243,7 @@ def check_options(values: msgspec.Struct) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to say to somebody who wrote *name*, which is none of *known*."""
+    """A hint for a user who wrote *name*, which is not in *known*."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(names)}"

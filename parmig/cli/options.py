@@ -54,7 +54,7 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
     """Make a function that takes structures of options into one that typer can read.
 
     Each parameter whose type is a structure with declared options is replaced by these options. The function gets
-    the structure, in which options that nobody gave have their defaults.
+    the structure, with defaults for the options that are not given.
 
     Args:
         config_file: add ``--config FILE``, which gives values to options that the command line does not give.
