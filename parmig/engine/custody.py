@@ -7,13 +7,13 @@ Knows of the guest only whether it ran, whether it runs, and how to let it; noth
 from __future__ import annotations
 
 import logging
-import select
 
 from parmig import logs
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
 from parmig.guests.guest import Guest, StateSink
+from parmig.transport.polling import Poller
 
 _logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Custody:
 
     def _is_gone(self) -> bool:
         fd = self._guest.watch_fd()
-        return fd is not None and bool(wait_readable(fd, DEATH_MS))
+        return fd is not None and bool(Poller(fd).poll(DEATH_MS))
 
     def paused_error(self, first: ParmigError) -> SourcePausedError:
         """What to say of a guest that was not given back, after *first* had gone wrong."""
@@ -144,10 +144,3 @@ class Custody:
         if self._entrusted:
             self._guest.close()
         self._guardian.close()
-
-
-def wait_readable(fd: int, limit_ms: int) -> bool:
-    """Whether *fd* is readable, or becomes so within *limit_ms*."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(limit_ms))
