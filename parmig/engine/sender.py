@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from parmig import logs
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import check_accept, offer, told
@@ -39,8 +41,10 @@ from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
-from parmig.units import NS_PER_S
+from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
 
 CONFIGURE_LIMIT_NS = 20 * NS_PER_S
 """For the destination to check the configuration and start its workers."""
@@ -111,7 +115,9 @@ class MigrationSender(SourceSide):
         )
         control = self._control = ControlChannel(transport)
         self._opened.callback(control.close, linger_ms=LINGER_MS)
+        _logger.info("connects to %s", endpoint)
         transport.connect(endpoint, timeout_ns=self._config.connect_timeout_ns)
+        _logger.info("connected to %s", endpoint)
         region_pages = region_pages_for(blocks, self._config.workers)
         accept = self.send_configure(control, info, memory, region_pages)
         regions = cut(blocks, region_pages)
@@ -134,6 +140,11 @@ class MigrationSender(SourceSide):
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
             self._pool.start(setup, [shared.fd, *(one.fd for one in memory)])
+        _logger.info(
+            "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
+            format_ms(self._config.downtime_limit_ns / NS_PER_MS),
+            format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
+        )
         plan = Coordinator(regions, self._config.workers, _limits(self._config), verify=self._config.verify)
         return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
 
@@ -175,6 +186,7 @@ class MigrationSender(SourceSide):
                 mismatches = check_accept(answer, wish, info)
                 if mismatches:
                     raise PeerRefusedError("the destination does not match: " + told(mismatches))
+                logs.note_session(answer.session)
                 return answer
             case peer_messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
@@ -196,6 +208,7 @@ class MigrationSender(SourceSide):
         transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
+        _logger.info("state channel connected to %s", endpoint)
         return StateSender(transport, accept.session)
 
     # -- the end --------------------------------------------------------------------------------

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine import error_reports
 from parmig.engine.coordinator import Coordinator
@@ -22,6 +24,8 @@ from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S
+
+_logger = logging.getLogger(__name__)
 
 
 class SourceSide(ABC):
@@ -63,6 +67,7 @@ class SourceSide(ABC):
 
     def start(self) -> Report:
         """Do all of it. Returns the report, whatever the outcome; on failure the guest runs on here."""
+        logs.begin_side("source")
         began = time.monotonic_ns()
         error: ParmigError | None = None
         try:
@@ -96,7 +101,7 @@ class SourceSide(ABC):
 
     def _check_cancelled(self) -> None:
         if self._cancelled:
-            raise CancelledError("cancelled; the guest goes on here")
+            raise CancelledError("cancelled; the guest continues here")
 
     # -- what a subclass adds -------------------------------------------------------------------
 
@@ -139,6 +144,7 @@ class SourceSide(ABC):
             run.abort_state()
         error = self._set_guest_right(status, error)
         self._farewell(status, error)
+        _logger.info("tear-down: the guest is set right; ending the workers and closing all channels")
         self._pool.close()
         self._thread.close()
         if run is not None:
@@ -170,6 +176,7 @@ class SourceSide(ABC):
             self._report.source_guest = "moved" if status is MigrationStatus.COMPLETED else "paused"
         custody.close()
         for words in problems:
+            _logger.warning("while ending: %s", words, extra=logs.REPORTED)
             with contextlib.suppress(Exception):  # of the caller's
                 self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
         return error

@@ -149,6 +149,7 @@ class SourceRun(Driver[Instruction]):
     def _feed(self, event: Event) -> None:
         before = self.plan.round
         super()._feed(event)
+        self._log.note_rounds(self.plan.record)
         if self.plan.round != before and self.plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
             self._round_began()
 
