@@ -6,12 +6,16 @@ Knows of the guest only whether it ran, whether it runs, and how to let it; noth
 
 from __future__ import annotations
 
-import select
+import logging
 
+from parmig import logs
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
 from parmig.guests.guest import Guest, StateSink
+from parmig.transport.polling import Poller
+
+_logger = logging.getLogger(__name__)
 
 LEAST_RESUME_LIMIT_S = 5.0
 """For a guest to go on, however short a pause was wanted; it takes some 10 ms."""
@@ -91,7 +95,9 @@ class Custody:
             self.problem = str(error) or type(error).__name__
             self._hangs = isinstance(error, LimitExceededError)
         if not self.problem:
+            _logger.info("the guest was given back: it does what it did before")
             return True
+        _logger.error("the guest could not be given back: %s", self.problem, extra=logs.REPORTED)
         if self._is_gone():
             return True  # there is no guest to be paused
         if not self._hangs:
@@ -117,7 +123,7 @@ class Custody:
 
     def _is_gone(self) -> bool:
         fd = self._guest.watch_fd()
-        return fd is not None and bool(wait_readable(fd, DEATH_MS))
+        return fd is not None and bool(Poller(fd).poll(DEATH_MS))
 
     def paused_error(self, first: ParmigError) -> SourcePausedError:
         """What to say of a guest that was not given back, after *first* had gone wrong."""
@@ -138,10 +144,3 @@ class Custody:
         if self._entrusted:
             self._guest.close()
         self._guardian.close()
-
-
-def wait_readable(fd: int, limit_ms: int) -> bool:
-    """Whether *fd* is readable, or becomes so within *limit_ms*."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(limit_ms))
