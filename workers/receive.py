@@ -44,6 +44,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         f"receive worker {setup.worker}",
         max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
         first_message_bytes=HELLO_BYTES,
+        max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
         token=setup.session,
     )
     inbox.tell(WorkerReady(transport.bind(endpoint).port))
