@@ -3,50 +3,50 @@
 
 ::
 
-    ParmigError                      1  failed, the source guest runs on
-    ├── UsageError                   2  a command line or an option that makes no sense
-    ├── RefusedError                 3  a check before the start said no
+    ParmigError                      1  failed, the source guest continues
+    ├── UsageError                   2  a command line or an option that is not valid
+    ├── RefusedError                 3  a check before the start failed
     │   ├── GuestRefusedError        3  this guest cannot be migrated as it is set up
     │   ├── HostRefusedError         3  this host does not allow or offer what was asked for
     │   ├── PeerRefusedError         3  the two sides do not match
     │   └── SnapshotRefusedError     3  the snapshot is damaged or of another guest
-    ├── GuestError                   1  the virtual machine monitor failed or went away
+    ├── GuestError                   1  the virtual machine monitor failed or is gone
     ├── StateError                   1  device state cannot be saved, read or loaded
     ├── TransportError               1  a connection could not be made or was lost
-    │   ├── PeerUnreachableError     1  nobody answers at the address
-    │   └── PeerLostError            1  the peer was there and is gone
-    ├── ProtocolError                1  the peer said what the protocol does not allow
+    │   ├── PeerUnreachableError     1  no peer answers at the address
+    │   └── PeerLostError            1  the peer was connected and is gone
+    ├── ProtocolError                1  the peer sent what the protocol does not allow
     ├── PeerFailedError              1  the peer reported its own failure
     ├── WorkerError                  1  a worker process failed or died
-    ├── StreamError                  1  bytes that are no stream of QEMU's format
+    ├── StreamError                  1  bytes that are not a stream of QEMU's format
     │   ├── StreamTruncatedError     1  it ends too early
     │   ├── StreamTooLongError       1  a length over its limit, or bytes after the end
-    │   ├── StreamMagicError         1  it is something else
-    │   ├── StreamVersionError       1  a version of it that is not known
-    │   ├── StreamSectionError       1  a section that is not known or not due
+    │   ├── StreamMagicError         1  it is another format
+    │   ├── StreamVersionError       1  an unknown version
+    │   ├── StreamSectionError       1  an unknown section, or one out of order
     │   ├── StreamFooterError        1  a section that does not end where it should
-    │   └── StreamDataError          1  a word of RAM, a block or a value that makes no sense
+    │   └── StreamDataError          1  a word of RAM, a block or a value that is invalid
     ├── SnapshotError                1  a snapshot file could not be written or read
     ├── MemoryFullError              1  the destination's memory file has no space left
-    ├── NotConvergingError           1  the guest writes faster than the network carries
+    ├── NotConvergingError           1  the guest writes faster than the network sends
     ├── LimitExceededError           1  a wait or the whole migration took too long
     ├── StatusError                  1  an operation in a status that does not allow it
     ├── CancelledError             130  cancelled by the user
-    ├── OutcomeUnknownError          4  lost the peer after hand-over: only the destination knows
-    └── SourcePausedError            5  failed, and the source guest could not be set running again
+    ├── OutcomeUnknownError          4  the peer was lost after the hand-over
+    └── SourcePausedError            5  failed, and the source guest could not be resumed
 
-Each message says what was expected, what was found, where, and what to do.
+A message says what happened, what was expected, and what to do, in this order.
 """
 
 from __future__ import annotations
 
 
 class ParmigError(Exception):
-    """The root of the tree: anything parmig raises on purpose.
+    """The root of the tree: every error that parmig raises on purpose.
 
     Attributes:
-        exit_code: what the command line ends with.
-        phase: where in the migration it happened; filled in by the engine.
+        exit_code: the exit code of the command line.
+        phase: the phase of the migration in which it happened; the engine sets it.
     """
 
     exit_code = 1
@@ -54,13 +54,13 @@ class ParmigError(Exception):
 
 
 class UsageError(ParmigError, ValueError):
-    """A value that cannot be meant: an unknown scheme, a size that is no size."""
+    """A value that is not valid, such as an unknown scheme or a size without a number."""
 
     exit_code = 2
 
 
 class RefusedError(ParmigError):
-    """A check before the start said no; no guest was touched."""
+    """A check before the start failed; no guest was touched."""
 
     exit_code = 3
 
@@ -82,7 +82,7 @@ class SnapshotRefusedError(RefusedError):
 
 
 class GuestError(ParmigError):
-    """The virtual machine monitor failed, answered with an error, or went away."""
+    """The virtual machine monitor failed, answered with an error, or is gone."""
 
 
 class StateError(ParmigError):
@@ -94,7 +94,7 @@ class TransportError(ParmigError):
 
 
 class PeerUnreachableError(TransportError):
-    """Nobody answers at the address."""
+    """No peer answers at the address."""
 
 
 class PeerLostError(TransportError):
@@ -102,11 +102,11 @@ class PeerLostError(TransportError):
 
 
 class ProtocolError(ParmigError):
-    """The peer said something that the protocol does not allow."""
+    """The peer sent something that the protocol does not allow."""
 
 
 class PeerFailedError(ParmigError):
-    """The peer reported a failure of its own; the message carries its words."""
+    """The peer reported its own failure; the message contains the peer's message."""
 
 
 class WorkerError(ParmigError):
@@ -114,11 +114,11 @@ class WorkerError(ParmigError):
 
 
 class StreamError(ParmigError):
-    """Bytes that are no stream of QEMU's format; nothing after the offset was looked at.
+    """Bytes that are not a stream of QEMU's format; nothing after the offset was read.
 
     Args:
-        message: what was expected, what was found, where, and what to do.
-        offset_bytes: where in the stream, appended to the message; None where nobody knows.
+        message: what happened, what was expected, and what to do.
+        offset_bytes: where in the stream, appended to the message; None if it is unknown.
 
     Attributes:
         offset_bytes: as given.
@@ -130,7 +130,7 @@ class StreamError(ParmigError):
 
 
 class StreamTruncatedError(StreamError):
-    """The stream ends where more was promised."""
+    """The stream ends too early."""
 
 
 class StreamTooLongError(StreamError):
@@ -138,23 +138,23 @@ class StreamTooLongError(StreamError):
 
 
 class StreamMagicError(StreamError):
-    """The first bytes are not those of QEMU's format: this is something else."""
+    """The first bytes are not those of QEMU's format."""
 
 
 class StreamVersionError(StreamError):
-    """A version of the stream, or of a part of it, that is not known."""
+    """The stream, or a part of it, has an unknown version."""
 
 
 class StreamSectionError(StreamError):
-    """A section or command of a type, number or name that is not known, or not due where it stands."""
+    """A section or command has an unknown type, number or name, or is out of order."""
 
 
 class StreamFooterError(StreamError):
-    """A section is not followed by its footer: its reader and its writer disagree on its length."""
+    """No footer follows a section: its reader and its writer disagree on its length."""
 
 
 class StreamDataError(StreamError):
-    """A RAM word, a block, a page number, an encoding or a value that makes no sense."""
+    """A RAM word, a block, a page number, an encoding or a value is invalid."""
 
 
 class SnapshotError(ParmigError):
@@ -166,41 +166,41 @@ class MemoryFullError(ParmigError):
 
 
 class NotConvergingError(ParmigError):
-    """The guest writes memory faster than it can be carried, within the allowed pause."""
+    """The guest writes memory faster than the network can send it, within the allowed pause."""
 
 
 class LimitExceededError(ParmigError):
-    """A wait, or the whole migration, took longer than allowed."""
+    """A wait, or the whole migration, exceeded its limit."""
 
 
 class StatusError(ParmigError):
-    """An operation was asked for in a status that does not allow it."""
+    """The current status does not allow the operation."""
 
 
 class CancelledError(ParmigError):
-    """The user cancelled; the source guest runs on."""
+    """The user cancelled; the source guest continues."""
 
     exit_code = 130
 
 
 class OutcomeUnknownError(ParmigError):
-    """The peer was lost after hand-over: the source stays paused, the destination may run."""
+    """The peer was lost after the hand-over: the source stays paused, the destination may run."""
 
     exit_code = 4
 
 
 class SourcePausedError(ParmigError):
-    """It failed or was cancelled, and the source guest could not be set running again: it is paused."""
+    """The migration failed or was cancelled, and the source guest could not be resumed: it is paused."""
 
     exit_code = 5
 
 
 def by_name(name: str) -> type[ParmigError]:
-    """The error class called *name*, or :class:`ParmigError` when there is none.
+    """The error class called *name*, or :class:`ParmigError` if there is none.
 
-    Used to bring back an error that a worker process reported by name and message.
+    Restores an error that a worker process reported by name and message.
     """
-    found = globals().get(name)
-    if isinstance(found, type) and issubclass(found, ParmigError):
-        return found
+    error_class = globals().get(name)
+    if isinstance(error_class, type) and issubclass(error_class, ParmigError):
+        return error_class
     return ParmigError

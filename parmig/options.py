@@ -114,6 +114,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         return self.declared.required
 
     @property
+    def unit(self) -> Unit:
+        """How its values are written."""
+        return self.declared.unit
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The values that are allowed; empty: not a matter of names."""
         choices = self.declared.choices
@@ -142,7 +147,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
             return self.declared.shown
         if self.is_flag:
             return "on" if self.default else "off"
-        return str(self.default) if self.choices else self.declared.unit.write(self.default)
+        return str(self.default) if self.choices else self.unit.write(self.default)
 
     @property
     def expected(self) -> str:
@@ -153,7 +158,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
         limits = self._limits()
         joined = f" {'of' if limits.startswith(('at', 'more')) else 'from'} {limits}" if limits else ""
-        return f"{self.declared.unit.noun}{joined}"
+        return f"{self.unit.noun}{joined}"
 
     def read(self, text: str) -> Any:
         """The value that *text* means.
@@ -165,7 +170,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
             if text not in ("yes", "no"):
                 raise UsageError(f"{text!r} is unknown; expected {self.expected}")
             return text == "yes"
-        value = text if self.choices else self.declared.unit.read(text)
+        value = text if self.choices else self.unit.read(text)
         if not self.is_repeated:
             self.check(value)
         return value
@@ -177,12 +182,12 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         try:
             msgspec.convert(value, self.hint)
         except msgspec.ValidationError as error:
-            written = self.declared.unit.write(value) if isinstance(value, int) else repr(value)
+            written = self.unit.write(value) if isinstance(value, int) else repr(value)
             raise UsageError(f"{written} is not allowed; expected {self.expected}") from error
 
     def _limits(self) -> str:
         """The limits in words, or nothing."""
-        meta, write = self.meta, self.declared.unit.write
+        meta, write = self.meta, self.unit.write
         parts = []
         if meta.ge is not None and meta.le is not None:
             parts.append(f"{write(meta.ge)} to {write(meta.le)}")

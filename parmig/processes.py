@@ -2,7 +2,7 @@
 """Starting processes of our own: workers and synthetic guests, always from a fork server.
 
 A fork server is a clean process that has imported what workers need and holds no ZeroMQ context, no
-thread and no descriptor of ours; forking it takes milliseconds and shares the imported code's memory
+thread and no descriptor of parmig; forking it takes milliseconds and shares the imported code's memory
 (spawning an interpreter each takes about 0.3 s and 20 MiB more). It ends with this process.
 
 A signal to our process group (Ctrl-C, a lost terminal, a service manager's SIGTERM) is for this process alone to act
@@ -129,17 +129,17 @@ def start_process(program: str, name: str, setup: bytes, fds: Sequence[int]) -> 
 
 def _start(program: str, name: str, setup: bytes, fds: Sequence[int]) -> tuple[Any, Connection]:
     with _fork_server() as context:
-        ours, theirs = context.Pipe(duplex=True)
+        own_end, worker_end = context.Pipe(duplex=True)
         passed = [_Descriptor(fd) if fd >= 0 else -1 for fd in fds]
-        process = context.Process(target=_run, args=(program, name, theirs, setup, passed), name=name, daemon=True)
+        process = context.Process(target=_run, args=(program, name, worker_end, setup, passed), name=name, daemon=True)
         try:
             process.start()
         except BaseException:
-            ours.close()
+            own_end.close()
             raise
         finally:
-            theirs.close()
-    return process, ours
+            worker_end.close()
+    return process, own_end
 
 
 def end_process(process: Any, *, patience_s: float) -> None:

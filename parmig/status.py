@@ -50,7 +50,7 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
     (S.PRE_SWITCHOVER, E.RAM_COMPLETE): S.DEVICE,
     (S.DEVICE, E.HANDED_OVER): S.HAND_OVER,
     (S.HAND_OVER, E.RESUMED): S.COMPLETED,
-    # A snapshot has no hand-over: the source goes on, and the file is finished meanwhile.
+    # A snapshot has no hand-over: the source guest runs again while the file is finished.
     (S.DEVICE, E.WENT_ON): S.FINISHING,
     (S.FINISHING, E.SAVED): S.COMPLETED,
     # Before hand-over every way out leads back to a running source.
@@ -61,7 +61,7 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
     },
     # A hand-over that never left this host changes nothing.
     (S.HAND_OVER, E.NOT_SENT): S.FAILED,
-    # After it only the destination knows; a cancel comes too late and changes nothing.
+    # After it only the destination knows the outcome; a cancel comes too late and changes nothing.
     (S.HAND_OVER, E.ERROR): S.UNKNOWN,
     (S.HAND_OVER, E.PEER_LOST): S.UNKNOWN,
     (S.HAND_OVER, E.CANCEL): S.HAND_OVER,
@@ -95,7 +95,7 @@ class StatusMachine:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing follows any more."""
+        """Whether no other status can follow."""
         return self.status in ENDED
 
 

@@ -33,12 +33,12 @@ GUESTS: dict[str, type[msgspec.Struct]] = {"qemu": QemuOptions, "synthetic": Syn
 
 EXIT_CODES = {
     0: "completed",
-    1: "failed; the source guest runs on",
+    1: "failed; the source guest continues",
     2: "bad usage; nothing was touched",
     3: "refused by a check before the start, or by the peer",
-    4: "outcome unknown: the peer was lost after hand-over, the source stays paused",
-    5: "failed or cancelled, and the source guest could not be set running again: it is paused",
-    130: "cancelled; the source guest runs on",
+    4: "outcome unknown: the peer was lost after the hand-over, the source stays paused",
+    5: "failed or cancelled, and the source guest could not be resumed: it is paused",
+    130: "cancelled; the source guest continues",
 }
 
 

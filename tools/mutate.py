@@ -41,7 +41,7 @@ STATE_TESTS = {
     "state_field": ("test_fields", "test_registry", "test_declare"),
     "cursor": ("test_fields", "test_registry", "test_structs"),
     "declare": ("test_declare",),
-    "device": ("test_registry", "test_declare"),
+    "device": ("test_registry", "test_declare", "test_structs"),
     "fields": ("test_fields", "test_registry"),
     "identity": ("test_registry", "test_structs", "test_live"),
     "live": ("test_live",),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program itself: its commands, ``--version``, and where its log goes."""
+"""The program: its commands, ``--version``, and the destination of its log."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _main(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Move a running virtual machine to another host, over many processes and many network paths at once."""
+    """Move a running virtual machine to another host, with many processes and over many network paths at once."""
     logging.basicConfig(level=logging.WARNING, format="parmig: %(message)s")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``parmig doctor``: what this host can do."""
+"""``parmig doctor``: what this host supports."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``parmig inspect``: what a stream or a snapshot holds."""
+"""``parmig inspect``: describe a stream or a snapshot."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json
+from parmig.cli.progress import printable
 from parmig.cli.summary import PIPE_COLUMNS
 from parmig.errors import UsageError
 from parmig.options import option
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from parmig.inspection.inspection_report import BlockInspection, DeviceInspection, Inspection
 
 LONGEST_VALUE = 64
-"""Characters of a value on a line; JSON has all of it."""
+"""Characters of a value on a line. JSON has the whole value."""
 
 
 class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +66,8 @@ def _chosen(found: Inspection, name: str) -> list[DeviceInspection]:
     chosen = [one for one in found.devices if name in (one.idstr, f"{one.idstr}/{one.instance_id}")]
     if not chosen:
         known = ", ".join(dict.fromkeys(one.idstr for one in found.devices))
-        raise UsageError(f"{found.file} has no device {name!r}; it has {known or 'none at all'}")
+        raise UsageError(f"{found.file} has no device {name!r}; its devices: {known or 'none'}")
     return chosen
-
-
-def printable(text: str) -> str:
-    """*text* with escapes in place of what a terminal might obey: names come from the file."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _print(found: Inspection, shown: list[DeviceInspection]) -> None:
@@ -93,8 +89,8 @@ def _print(found: Inspection, shown: list[DeviceInspection]) -> None:
 
 
 def _headline(found: Inspection) -> list[tuple[str, str]]:
-    """Name and value of each line above the tables; only what is known."""
-    kind = f"{found.format}, version {found.version}" if found.format else "no stream"
+    """Name and value of each line above the tables. Unknown values have no line."""
+    kind = f"{found.format}, version {found.version}" if found.format else "not a stream"
     lines = [("file", found.file), ("format", f"{kind}, {'complete' if found.complete else 'NOT COMPLETE'}")]
     if found.machine is not None:
         lines.append(("machine", found.machine))
@@ -115,7 +111,7 @@ def _headline(found: Inspection) -> list[tuple[str, str]]:
 
 
 def _blocks_table(blocks: list[BlockInspection]) -> Table:
-    """A row for each block of memory; kinds of pages that no block has are left out."""
+    """A row for each block of memory. Kinds of pages that no block has get no column."""
     kinds = ["normal", "zero", "xbzrle", "compressed", "distinct"]
     rows = [[getattr(block, f"pages_{kind}") for kind in kinds] for block in blocks]
     used = [
@@ -145,7 +141,7 @@ def _devices_table(found: Inspection) -> Table:
 
 
 def _lines(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Path and value of everything in *value* that is no struct; a list of plain values is one."""
+    """Path and value of each plain value in *value*. A list of plain values counts as one."""
     if isinstance(value, dict):
         for name, one in value.items():
             yield from _lines(one, f"{path}.{name}" if path else name)

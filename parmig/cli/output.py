@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command ends: the report on standard output, the error on standard error, the exit code.
 
-With ``--json`` standard output holds exactly one JSON object, whatever happened, except after a usage
-error, which is told before anything was touched.
+With ``--json``, standard output gets exactly one JSON object in every outcome but a usage error, which is reported
+before anything is touched.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ QMP's hand the pause from one to the other; with Python's 5 ms each hand-over ma
 
 
 def echo_error(error: ErrorReport) -> None:
-    """The error as one message for a person, on standard error."""
+    """Print the error for a person, on standard error."""
     phase = f" (phase: {error.phase})" if error.phase else ""
     typer.echo(f"parmig: {printable(error.message)}{phase}", err=True)
 
 
 def print_json(value: object) -> None:
-    """*value* as one JSON object on standard output: one line on a pipe, indented on a terminal."""
+    """Print *value* as one JSON object on standard output: one line on a pipe, indented on a terminal."""
     encoded = msgspec.json.encode(value)
     if sys.stdout.isatty():
         encoded = msgspec.json.format(encoded, indent=2)
@@ -41,7 +41,7 @@ def print_json(value: object) -> None:
 
 
 def exit_code(report: Report) -> int:
-    """The exit code that *report* asks for; 0 only when it completed and nothing was found different."""
+    """The exit code of *report*: 0 only if it completed and a comparison, if any, found no difference."""
     code = report.exit_code
     if code == 0 and (report.status != "completed" or report.verified is False):
         return ParmigError.exit_code
@@ -49,7 +49,7 @@ def exit_code(report: Report) -> int:
 
 
 def failed_report(error: BaseException, *, side: str, guest: str) -> Report:
-    """The report of a migration that ended in *error* before the engine could write one."""
+    """The report of a migration that ended with *error* before the engine could write one."""
     status = "failed"
     if isinstance(error, CancelledError):
         status = "cancelled"
@@ -77,13 +77,13 @@ def finish(report: Report, *, as_json: bool) -> NoReturn:
 
 
 def run(body: Callable[[], Report], *, side: str, guest: str, as_json: bool) -> NoReturn:
-    """Do *body*, print what came of it, and end the command.
+    """Run *body*, print its report, and end the command.
 
     Args:
-        body: does the work. A ParmigError that leaves it is reported like one from the engine; any
-            other exception is a fault of parmig and is printed with its traceback.
-        side: ``source`` or ``destination``, for a report that must be written here.
-        guest: what was given as ``--guest``, for the same.
+        body: does the work. A ParmigError from it is reported like one from the engine. Any other exception is a
+            bug of parmig and is printed with its traceback.
+        side: ``source`` or ``destination``, for a report that is made here.
+        guest: the value of ``--guest``, for the same.
         as_json: print JSON.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)

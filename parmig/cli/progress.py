@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown while a migration runs, always on standard error.
+"""Progress of a migration, always on standard error.
 
-On a terminal a few lines that are drawn over; on a pipe a plain line whenever the status or the round
-changes, and otherwise at most one a second.
+A terminal gets a few lines that are redrawn. A pipe gets a plain line whenever the status or the round changes, and
+otherwise at most one line a second.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from rich.text import Text
 from parmig.engine.report import Progress
 from parmig.units import NS_PER_S, format_ms, format_rate, format_size
 
-CHECKED = "the guest went on at the destination, and its memory is what its program left there"
-"""Said after a guest that can check itself has done so."""
+CHECKED = "the guest continued at the destination and found its memory right"
+"""Shown after a guest that can check its own memory has done so."""
 
 ProgressCallback = Callable[[Progress], None]
 
 DRAWN_LINES = 2
-"""Height of the drawing, whatever it shows and however narrow the terminal is: what is drawn over it counts on that."""
+"""Height of the drawing, whatever it shows and however narrow the terminal is. Redrawing relies on it."""
 
-_drawn = False  # whether the drawing stands on the terminal, with the cursor in its last line
+_drawn = False  # whether the terminal shows the drawing, with the cursor in its last line
 
 
 @contextmanager
 def showing_progress(*, quiet: bool) -> Iterator[ProgressCallback | None]:
-    """While inside, the callback that is handed out shows each :class:`Progress` it is given.
+    """While the context is open, the callback that it yields shows each :class:`Progress`.
 
     Args:
-        quiet: show nothing; None is handed out.
+        quiet: show nothing; the context yields None.
     """
     global _drawn
     console = Console(stderr=True, highlight=False)
@@ -55,7 +55,7 @@ def showing_progress(*, quiet: bool) -> Iterator[ProgressCallback | None]:
 
 
 def printable(text: str) -> str:
-    """*text* with everything escaped that a terminal could obey: some of it comes from the peer."""
+    """*text* without control characters, which a terminal would obey: some text comes from the peer."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
@@ -66,10 +66,9 @@ def print_line(line: str) -> None:
 
 
 def say_in_signal_handler(line: str) -> None:
-    """One line on standard error, past all buffers, because the interrupted code may hold the lock of one.
+    """Write one line to standard error without buffers, because the interrupted code may hold the lock of one.
 
-    A drawing that stands there gives way and comes again below the line: it is drawn over from where its own code
-    left the cursor.
+    The line replaces a drawing. The cursor ends where the next drawing expects it, so that appears below the line.
     """
     if _drawn:
         above = DRAWN_LINES - 1
@@ -104,7 +103,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """Lines of a terminal that are drawn over.
+    """Lines of a terminal that are redrawn.
 
     Args:
         live: where to draw; its owner starts and stops it.
@@ -123,7 +122,7 @@ class LiveProgress:
 
 
 def figures(progress: Progress) -> list[str]:
-    """What is known, in words, without the status and the round."""
+    """The known figures, without the status and the round."""
     parts = []
     if progress.total_pages:
         parts.append(f"{progress.handled_pages}/{progress.total_pages} pages")
@@ -147,7 +146,7 @@ def plain_line(progress: Progress) -> str:
 
 
 def drawing(progress: Progress) -> RenderableType:
-    """*progress* for a terminal: a bar and the figures, and a line for the workers; what is too long is cut."""
+    """*progress* for a terminal: a bar and the figures, and a line for the workers. Long lines are cut."""
     head = Table.grid(padding=(0, 2))
     for _ in range(4):
         head.add_column(no_wrap=True)

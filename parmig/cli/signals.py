@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM cancel the migration in order, instead of tearing it down."""
+"""Ctrl-C and SIGTERM cancel the migration in order instead of killing it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def cancelling(cancel: Callable[[], None]) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM call *cancel* once; afterwards they do what they did before.
+    """While the context is open, SIGINT and SIGTERM call *cancel* once. Afterwards they do what they did before.
 
     Args:
         cancel: must be safe to call from a signal handler.
@@ -25,7 +25,7 @@ def cancelling(cancel: Callable[[], None]) -> Iterator[None]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            say_in_signal_handler("parmig: is being cancelled already; waiting for both sides to be back as before")
+            say_in_signal_handler("parmig: already cancelling; waiting until both sides are as before")
             return
         asked = True
         say_in_signal_handler("parmig: cancelling")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report for people: a few lines and two tables on standard output."""
+"""The summary of a report for people: a few lines and two tables on standard output."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def print_summary(report: Report) -> None:
 
 
 def headline(report: Report) -> list[tuple[str, str]]:
-    """Name and value of each line above the tables; only what is known."""
+    """Name and value of each line above the tables. Unknown values have no line."""
     lines = [("status", report.status)]
     if report.guest.memory_bytes:
         lines.append(("guest", f"{report.guest.kind}, {format_size(report.guest.memory_bytes)} of memory"))
     if report.tracker:
-        lines.append(("dirty log", f"{report.tracker} ({report.tracker_reason or 'as asked'})"))
+        lines.append(("dirty log", f"{report.tracker} ({report.tracker_reason or 'as requested'})"))
     if report.total_time_ms:
         lines.append(("total time", format_ms(report.total_time_ms)))
     if report.downtime_ms is not None:
@@ -63,11 +63,13 @@ def headline(report: Report) -> list[tuple[str, str]]:
     return lines
 
 
-def _snapshot(told: SnapshotReport) -> list[tuple[str, str]]:
-    lines = [("file", f"{told.file}: {told.format}, {format_size(told.file_bytes)}")] if told.file_bytes else []
-    if told.digest is not None:
-        lines.append(("digest", told.digest))
-    return lines + [("note", note) for note in told.notes]
+def _snapshot(snapshot: SnapshotReport) -> list[tuple[str, str]]:
+    lines = []
+    if snapshot.file_bytes:
+        lines.append(("file", f"{snapshot.file}: {snapshot.format}, {format_size(snapshot.file_bytes)}"))
+    if snapshot.digest is not None:
+        lines.append(("digest", snapshot.digest))
+    return lines + [("note", note) for note in snapshot.notes]
 
 
 def _downtime(downtime_ms: float, phases: DowntimePhases) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole migration inside one process tree: two guests, a receiver in a thread, a sender.
 
-It owns both guests and compares what left with what arrived. It knows no arguments and prints nothing.
+It owns both guests and compares their memories. It knows no arguments and prints nothing.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class _Receiving:
             raise LimitExceededError(f"the receiver did not listen within {LISTEN_LIMIT_S:.0f} s") from None
         if uri is None:
             self.report().raise_for_status()
-            raise ParmigError("the receiver ended before it listened, without saying why")
+            raise ParmigError("the receiver ended before it listened, without a reason")
         return uri
 
     def report(self) -> Report:
@@ -185,7 +185,7 @@ def _kvm_program(pattern: str) -> str:
     """
     programs = {"random": "random", "sequential": "increment"}
     if pattern not in programs:
-        raise UsageError(f"a KVM guest cannot write in the pattern {pattern!r}; choose {' or '.join(programs)}")
+        raise UsageError(f"KVM guests have no pattern {pattern!r}; choose {' or '.join(programs)}")
     return programs[pattern]
 
 
@@ -194,8 +194,8 @@ def require_memory(memory_bytes: int) -> None:
     available = psutil.virtual_memory().available
     if available < 2 * memory_bytes:
         raise HostRefusedError(
-            f"both sides are on this host, so it needs twice {format_size(memory_bytes)} of memory and has "
-            f"{format_size(available)} available; give a smaller --memory"
+            f"this host has {format_size(available)} of free memory; the demo runs both sides here and needs "
+            f"{format_size(2 * memory_bytes)}; give a smaller --memory"
         )
 
 
@@ -206,5 +206,5 @@ def _merge(report: Report, arrived: Report) -> None:
     if report.error is None and report.verified is not True:
         report.status = "failed"
         report.error = ErrorReport(
-            type="ParmigError", message="the memories of both sides were not found to be the same", phase="verify"
+            type="ParmigError", message="the comparison did not find the memories of both sides equal", phase="verify"
         )

@@ -88,7 +88,7 @@ class Guest(ABC):
         The descriptors belong to the guest object and stay open until close().
 
         Raises:
-            GuestRefusedError: the memory cannot be reached from outside; says which option helps.
+            GuestRefusedError: the memory cannot be reached from outside; the message names the option that helps.
         """
 
     def state_blocks(self) -> Mapping[str, int]:
@@ -128,7 +128,7 @@ class Guest(ABC):
 
         A device that stores by pinned pages (direct I/O) makes its pages known to the dirty log when a request begins,
         and stores when it ends. A page that is scanned and re-armed in between would be read too early, and its new
-        content would show in no scan. Called between the two when ``DirtyLog.settle`` of start_dirty_log() says so.
+        content would show in no scan. Called between the two if ``DirtyLog.settle`` of start_dirty_log() is set.
 
         Raises:
             GuestError: they did not land in time; the guest runs on.
@@ -157,9 +157,9 @@ class Guest(ABC):
         """
 
     def ran_until_pause(self) -> bool | None:
-        """After pause(): whether that stopped a guest that ran, and so shall run when it goes on, here or there.
+        """After pause(): whether that stopped a guest that ran, and that must therefore run again on either side.
 
-        None, the default: nobody else pauses or resumes this guest, so what is_running() said just before is right.
+        None, the default: nothing else pauses or resumes this guest, so the last is_running() is right.
         """
         return None
 
@@ -176,7 +176,7 @@ class Guest(ABC):
 
         Returns:
             the instant from which on the guest ran again, on the clock of ``time.monotonic_ns()``; None where
-            the VMM does not tell: the return of the call counts then.
+            the VMM does not report it; the return of the call counts then.
         """
 
     def rescue(self) -> Rescue | None:
@@ -206,7 +206,7 @@ class Guest(ABC):
         """Whether :meth:`throttle` works; asked before anything is touched, where the user wants it.
 
         Raises:
-            GuestRefusedError: in place of False, where there is a reason to tell.
+            GuestRefusedError: instead of False, if there is a reason to report.
         """
         return False
 
@@ -261,7 +261,7 @@ class Guest(ABC):
             True: the memory is right. False, the default: there is nothing to check.
 
         Raises:
-            GuestError: the memory is wrong; says where.
+            GuestError: the memory is wrong; the message says where.
         """
         return False
 

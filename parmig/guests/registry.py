@@ -40,7 +40,7 @@ def open_guest(text: str, *, incoming: bool) -> Guest:
     """
     scheme, _, options = text.partition(":")
     if scheme not in _SCHEMES:
-        raise UsageError(f"unknown guest scheme {scheme!r} in {text!r}; known are {', '.join(schemes())}")
+        raise UsageError(f"unknown guest scheme {scheme!r} in {text!r}; choose {', '.join(schemes())}")
     module, _, function = _SCHEMES[scheme].partition(":")
     opener: Callable[..., Guest] = getattr(import_module(module), function)
     return opener(options, incoming=incoming)

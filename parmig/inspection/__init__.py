@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stream or a snapshot holds, told without loading it: parmig's files and QEMU's own.
+"""Describes a stream or a snapshot without loading it: parmig's files and QEMU's own.
 
-Reads only, and asks no guest. Memory stays bounded whatever the input says of itself.
+Reads only, and asks no guest. Memory stays bounded for any input.
 """
 
 from __future__ import annotations

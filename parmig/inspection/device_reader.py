@@ -53,8 +53,7 @@ class DeviceReader:
         if description is None:
             raise data.error(
                 StreamSectionError,
-                f"the description does not tell of device {head.idstr!r} (instance {head.instance_id}), so its length "
-                "is not known",
+                f"the description has no device {head.idstr!r} (instance {head.instance_id}), so its length is unknown",
                 head.offset_bytes,
             )
         size_bytes = vmdescription.device_bytes(description)

@@ -30,7 +30,7 @@ class SectionInspection(msgspec.Struct, kw_only=True):
 
 
 class BlockInspection(msgspec.Struct, kw_only=True):
-    """A block of memory and what the stream tells of its pages; null is what cannot be told."""
+    """A block of memory and its pages in the stream; null if the stream does not contain the value."""
 
     name: str
     bytes: int

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Goes through a stream once, from its header to its end, and writes down what is there.
 
-Sections have no length. Memory tells its own end, word by word; devices are as long as the description at the end of
-the stream says, and without it what follows memory is one piece.
+Sections have no length field. Memory marks its own end, and the description at the end of the stream has the length of
+each device. Without the description, everything after memory is one piece.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def inspect_file(path: str) -> Inspection:
     """What the stream in the file or pipe at *path* (``-``: standard input) holds.
 
     A stream that is damaged or cut short is described as far as it goes: ``complete`` is False, ``error`` and
-    ``notes`` tell why.
+    ``notes`` give the reason.
 
     Raises:
         UsageError: *path* cannot be opened.
@@ -92,7 +92,9 @@ class _Walk:
             elif not self._section(item):
                 return
         if self._memory.unfinished:
-            raise self._data.error(StreamSectionError, "the stream ends, but its RAM has not ended", item.offset_bytes)
+            raise self._data.error(
+                StreamSectionError, "the stream ends within its RAM, expected the end of RAM first", item.offset_bytes
+            )
         self._description()
         self._trailing()
 
@@ -129,7 +131,7 @@ class _Walk:
     # -- devices --------------------------------------------------------------------------------
 
     def _device(self, head: SectionHead) -> bool:
-        """The body of a device's section; False when nothing tells its length."""
+        """The body of a device's section; False if its length is unknown."""
         if self._devices is None:
             tail = self._source.tail()
             place = vmdescription.find(tail)
@@ -141,13 +143,13 @@ class _Walk:
         return True
 
     def _undescribed(self, head: SectionHead, tail: bytes) -> None:
-        """Without a description: all that is left is state of *head* and of others that nobody can tell."""
+        """Without a description: the rest is the state of *head* and of devices that cannot be told apart."""
         name, size_bytes = head.idstr, self._source.size_bytes() - head.offset_bytes
         self.found.devices.append(DeviceInspection(idstr=name, instance_id=head.instance_id, version=head.version_id))
         if self._memory.unfinished:
             raise self._data.error(
                 StreamSectionError,
-                f"device {name!r} stands before the end of memory, and no description tells its length",
+                f"device {name!r} comes before the end of memory, and no description has its length",
                 head.offset_bytes,
             )
         self.found.device_state_bytes = size_bytes
@@ -156,8 +158,8 @@ class _Walk:
         if not whole or self._is_snapshot():  # a snapshot of parmig always has a description
             raise self._data.error(
                 StreamTruncatedError,
-                f"the stream is cut off within or behind its device state, {size_bytes} bytes from {name!r} on: it "
-                "does not end with a description, nor, as a stream without one, with a footer and the mark of the end",
+                f"the stream is cut short in or after its device state, {size_bytes} bytes from {name!r} on; expected "
+                "a description at its end, or a footer and the end mark",
                 head.offset_bytes,
             )
         self.found.notes.append(
@@ -184,7 +186,7 @@ class _Walk:
         while len(content) < MOST_TRAILING_BYTES and not data.at_end():
             content += data.peek_view(1, MOST_TRAILING_BYTES)
             data.advance(end_bytes + len(content) - data.position_bytes)
-        while self._source.fd is None and not data.at_end():  # a pipe tells its length at its end
+        while self._source.fd is None and not data.at_end():  # a pipe has no length before its end
             data.advance(len(data.peek_view(1, MIB)))
         total_bytes = self._source.size_bytes()
         found.trailing_bytes = total_bytes - end_bytes
@@ -197,7 +199,7 @@ class _Walk:
             found.notes.append("a snapshot of parmig; its digest was not compared with its content")
         elif self._is_snapshot():
             raise data.error(
-                StreamTruncatedError, "a snapshot of parmig without its trailer: it was cut off", end_bytes
+                StreamTruncatedError, "the snapshot has no trailer, expected parmig's; it was cut short", end_bytes
             )
         elif content:
             shown = bytes(content[:SHOWN_BYTES])

@@ -39,7 +39,7 @@ class MemoryReader:
         if head.idstr != RAM_IDSTR:
             raise self._data.error(
                 StreamSectionError,
-                f"section {head.idstr!r} has live data, and only its device knows how much: nothing more can be read",
+                f"section {head.idstr!r} has live data, and only its device knows its length; the rest cannot be read",
                 head.offset_bytes,
             )
         if head.kind is SectionKind.START:
@@ -48,16 +48,18 @@ class MemoryReader:
         for run in self._words.read_section():
             counted = self._tallies.get(run.block)
             if counted is None:
-                raise self._data.error(StreamDataError, "a page among the sections, where mapped-ram has none")
+                raise self._data.error(StreamDataError, "a section contains a page, expected none in mapped-ram")
             counted[0].add(run)
         self.unfinished = head.kind is not SectionKind.END
 
     def _start(self, head: SectionHead) -> RamWordReader:
         if self._words:
-            raise self._data.error(StreamSectionError, "RAM begins a second time", head.offset_bytes)
+            raise self._data.error(
+                StreamSectionError, "RAM begins a second time, expected one section", head.offset_bytes
+            )
         if head.version_id != RAM_VERSION:
             raise self._data.error(
-                StreamVersionError, f"expected version {RAM_VERSION} of RAM, found {head.version_id}", head.offset_bytes
+                StreamVersionError, f"RAM has version {head.version_id}, expected {RAM_VERSION}", head.offset_bytes
             )
         capabilities = self._found.capabilities
         entries: list[BlockEntry] = []
@@ -99,15 +101,15 @@ class MemoryReader:
         if absent and IGNORE_SHARED in self._found.capabilities:
             yield f"without the pages of {', '.join(absent)}: {IGNORE_SHARED} leaves shared memory out"
         if huge := [block.name for block in blocks if block.page_size_bytes is not None]:
-            yield f"written with postcopy-ram: {', '.join(huge)} told the size of huge pages"
+            yield f"written with postcopy-ram: {', '.join(huge)} report the size of huge pages"
         if any(block.pages_normal is None for block in blocks):
             yield "pages are not counted: the maps of mapped-ram can only be looked at in a file"
         elif any(block.pages_distinct is None for block in blocks):
-            yield "pages that are told twice are not found out: too much memory"
+            yield "too much memory to find pages that the stream contains twice"
 
 
 class _PageSizes(Container[str]):
-    """Whether the entry of a block goes on with a page size, which nothing but the value itself can tell.
+    """Whether the entry of a block continues with a page size, which only the value itself shows.
 
     There is one for a block in huge pages, with ``postcopy-ram``. Anything else that can stand there begins with the
     length of a name, or is a word of RAM without an offset: neither is a number like this.

@@ -17,7 +17,7 @@ from parmig.stream.ram_words import EncodedPage, Encoding, PageRun, ZeroRun
 from parmig.units import MIB
 
 MOST_MARKED_PAGES = 1 << 28
-"""Pages of all blocks of a stream, 1 TiB, up to which a bit a page, 32 MiB, tells which came more than once."""
+"""Most pages of all blocks of a stream, 1 TiB, for which one bit a page, 32 MiB, records which came before."""
 
 _BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
@@ -58,7 +58,7 @@ class BlockTally:
 
 
 def count_mapped(fd: int, entry: BlockEntry, block: BlockInspection) -> None:
-    """Write into *block* what its bitmap, in the file *fd*, says: a page is stored, or it is zero.
+    """Count in *block* the stored pages and the zero pages of its bitmap in the file *fd*.
 
     Raises:
         StreamDataError: the bitmap has pages that the block does not have.
@@ -72,7 +72,9 @@ def count_mapped(fd: int, entry: BlockEntry, block: BlockInspection) -> None:
     except OSError as error:
         raise SnapshotError(f"the bitmap of block {entry.name!r} cannot be read: {error.strerror}") from error
     if entry.pages % 64 and int.from_bytes(last_word, "little") >> entry.pages % 64:
-        raise StreamDataError(f"the bitmap of block {entry.name!r} has more pages than the block", offset_bytes)
+        raise StreamDataError(
+            f"the bitmap of block {entry.name!r} has more pages than the block, expected no more", offset_bytes
+        )
     block.pages_normal, block.pages_zero, block.pages_distinct = stored, entry.pages - stored, entry.pages
 
 

@@ -87,7 +87,7 @@ class _Pipe(FileStream):
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(PIPE_SILENCE_S * 1000):
-            raise LimitExceededError(f"{self._name}: nothing came for {PIPE_SILENCE_S:g} s; is its writer at work?")
+            raise LimitExceededError(f"{self._name}: no bytes arrived for {PIPE_SILENCE_S:g} s; check its writer")
         try:
             piece = os.read(self._fd, READ_BYTES)
         except OSError as error:
@@ -101,8 +101,8 @@ class _Pipe(FileStream):
             self.ahead += piece
             if len(self.ahead) > LOOK_AHEAD_BYTES:
                 raise StreamTooLongError(
-                    f"{self._name}: over {LOOK_AHEAD_BYTES // MIB} MiB follow, and only their end tells what they are; "
-                    "write them to a file and inspect that",
+                    f"{self._name}: over {LOOK_AHEAD_BYTES // MIB} MiB follow, and only their end describes them; "
+                    "write them to a file and inspect the file",
                 )
 
 
@@ -139,7 +139,7 @@ def open_source(path: str) -> Iterator[Source]:
         raise UsageError(f"{name} cannot be opened: {error.strerror}; name a file with a stream") from error
     try:
         if stat.S_ISDIR(mode) or os.isatty(fd):
-            raise UsageError(f"{name} is a directory or a terminal; name a file with a stream, or give one to -")
+            raise UsageError(f"{name} is a directory or a terminal; name a file with a stream, or use - and a pipe")
         yield Source(name, fd) if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else PipeSource(name, fd)
     finally:
         if not standard:

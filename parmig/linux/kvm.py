@@ -70,7 +70,7 @@ def open_device() -> int:
 
 
 def check_capability(fd: int, capability: int) -> int:
-    """What the kernel says of *capability*: 0 is no, other numbers depend on the capability."""
+    """The kernel's value of *capability*: 0 means no, other numbers depend on the capability."""
     return fcntl.ioctl(fd, _KVM_CHECK_EXTENSION, capability)
 
 
@@ -187,7 +187,7 @@ def set_tsc_khz(vcpu: int, khz: int) -> None:
 
 
 def note_pause(vcpu: int) -> None:
-    """Tell the guest's watchdog through its kvmclock that it stood still; a guest without kvmclock is not told."""
+    """Report the pause to the guest's watchdog through its kvmclock, if the guest has one."""
     try:
         fcntl.ioctl(vcpu, _KVM_KVMCLOCK_CTRL)
     except OSError as error:

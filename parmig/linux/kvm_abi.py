@@ -56,7 +56,7 @@ KVM_STATE = {
     "lapic": (0x8400AE8E, 0x4400AE8F),
     "mp_state": (0x8004AE98, 0x4004AE99),
     "events": (0x8040AE9F, 0x4040AEA0),
-    # of a VM; an irqchip's first word says which one, also to the getter
+    # of a VM; an irqchip's first word selects which one, also for the getter
     "irqchip": (0xC208AE62, 0x8208AE63),
     "pit2": (0x8070AE9F, 0x4070AEA0),
     "clock": (0x8030AE7C, 0x4030AE7B),
@@ -73,7 +73,7 @@ KVM_STATE_CAPABILITY = {
     "pit2": KVM_CAP_PIT_STATE2,
     "clock": KVM_CAP_ADJUST_CLOCK,
 }
-"""The capability that stands for a structure that not every KVM has."""
+"""The capability of each structure that not every KVM has."""
 
 KVM_CPUID_DTYPE = np.dtype(
     [(name, "<u4") for name in ("function", "index", "flags", "eax", "ebx", "ecx", "edx")] + [("padding", "<u4", 3)]

@@ -44,8 +44,8 @@ def scan(
 
     Args:
         pagemap_fd: an open ``/proc/PID/pagemap``.
-        vector: scratch for the kernel's answer, dtype PAGE_REGION_DTYPE; None: nothing is told, only done.
-        returned: the categories to tell.
+        vector: scratch for the kernel's answer, dtype PAGE_REGION_DTYPE; None: no answer, only the action.
+        returned: the categories to report.
 
     Yields:
         views of *vector*, valid until the next step; addresses ascend.

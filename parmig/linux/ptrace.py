@@ -51,7 +51,7 @@ def seize(thread: int) -> None:
 
 
 def interrupt(thread: int) -> None:
-    """Ask a seized thread to stop; it tells by a PTRACE_EVENT_STOP."""
+    """Ask a seized thread to stop; it reports a PTRACE_EVENT_STOP."""
     _ptrace(_PTRACE_INTERRUPT, thread, 0, 0, "INTERRUPT")
 
 

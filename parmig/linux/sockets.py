@@ -42,6 +42,6 @@ _BPF_KEEP_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep
 
 
 def drop_all_packets(sock: socket.socket) -> None:
-    """Have the kernel drop whatever arrives at *sock*. On a listener: nobody new; connections there are go on."""
+    """Have the kernel drop whatever arrives at *sock*. On a listener: no new connections; existing ones continue."""
     program = ctypes.create_string_buffer(_BPF_KEEP_NOTHING)
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _SOCK_FPROG.pack(1, ctypes.addressof(program)))

@@ -81,7 +81,7 @@ def continue_page(uffd: int, address: int, page_bytes: int) -> bool:
     try:
         fcntl.ioctl(uffd, _UFFDIO_CONTINUE, bytearray(struct.pack("=QQQq", address, page_bytes, 0, 0)))
     except OSError as error:
-        if error.errno in (errno.EFAULT, errno.ENOENT):  # there is no page, says an older or a newer kernel
+        if error.errno in (errno.EFAULT, errno.ENOENT):  # an older or a newer kernel reports that there is no page
             return False
         raise
     return True

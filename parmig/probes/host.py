@@ -149,12 +149,12 @@ def probe_lz4() -> Probe:
 
 
 def probe_networks() -> list[Probe]:
-    """A probe for each network interface: its speed as the driver tells it, and its addresses."""
+    """A probe for each network interface: its speed as the driver reports it, and its addresses."""
     addresses = psutil.net_if_addrs()
     probes = []
     for name, stats in sorted(psutil.net_if_stats().items()):
         own = [a.address for a in addresses.get(name, ()) if a.family in (socket.AF_INET, socket.AF_INET6)]
-        speed = f"{stats.speed} Mb/s" if stats.speed else "speed not told"
+        speed = f"{stats.speed} Mb/s" if stats.speed else "speed unknown"
         detail = f"{speed}, MTU {stats.mtu}, {', '.join(own) or 'no address'}"
         if stats.isup and own:
             probes.append(Probe(f"network {name}", "ok", detail))

@@ -21,7 +21,7 @@ COMMAND_LIMIT_S = 10.0
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """What was found out about one thing.
+    """The result of one probe.
 
     Attributes:
         name: of the thing.

@@ -107,7 +107,7 @@ def probe_ptrace() -> Probe:
 
 def _can_reach(user: int | None) -> bool:
     """Whether the memory of a process of *user* that is no child of this one may be opened."""
-    # The shell ends at once, so that its own child is nobody's descendant that Yama would let us trace.
+    # The shell ends at once, so that its child is no descendant of this process, which Yama would let it trace.
     shell = ["/bin/sh", "-c", "sleep 5 >/dev/null 2>&1 & echo $!"]
     try:
         done = subprocess.run(shell, capture_output=True, check=True, timeout=COMMAND_LIMIT_S, user=user)

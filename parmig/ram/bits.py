@@ -72,7 +72,7 @@ def mask_of_bits(bits: Bits, first: int, pages: int) -> Mask:
 
 
 def put_mask(bits: Bits, first: int, mask: Mask) -> None:
-    """Make entries ``[first, first + len(mask))`` of *bits* what *mask* says; *first* must be a multiple of 8.
+    """Set entries ``[first, first + len(mask))`` of *bits* to *mask*; *first* must be a multiple of 8.
 
     The rest of the last byte becomes zero.
     """

@@ -95,7 +95,7 @@ class BlockMapping:
         found = os.fstat(memory.fd).st_size
         if found < end:
             raise GuestRefusedError(
-                f"memory file of block {self.block.name!r} has {found} bytes, the block needs {end}; "
+                f"the memory file of block {self.block.name!r} has {found} bytes, expected {end}; "
                 "give the memory backend the guest's full size"
             )
         _check_page_size(memory)
@@ -104,8 +104,8 @@ class BlockMapping:
             self._map = mmap.mmap(memory.fd, memory.block.size_bytes, offset=memory.file_offset_bytes, access=access)
         except OSError as error:
             raise GuestRefusedError(
-                f"memory file of block {self.block.name!r} cannot be mapped: {error.strerror}; mapping huge pages "
-                f"reserves them: have {memory.block.size_bytes} bytes of them on this host"
+                f"the memory file of block {self.block.name!r} cannot be mapped: {error.strerror}; mapping reserves "
+                f"huge pages, so provide {memory.block.size_bytes} bytes of them on this host"
             ) from error
         self.buffer = memoryview(self._map)
         self.pages: Pages = np.frombuffer(self._map, dtype=np.uint8).reshape(-1, PAGE_BYTES)
@@ -128,7 +128,7 @@ def _check_page_size(memory: BlockMemory) -> None:
     found = os.fstatvfs(memory.fd).f_bsize if files.is_hugetlbfs(memory.fd) else PAGE_BYTES
     if block.page_size_bytes != found or block.size_bytes % found or memory.file_offset_bytes % found:
         raise GuestRefusedError(
-            f"block {block.name!r} is said to have {block.size_bytes} bytes in pages of {block.page_size_bytes}, from "
-            f"byte {memory.file_offset_bytes} of its file on; the file has pages of {found} bytes: the guest must tell "
-            "that size, and begin and end on their borders"
+            f"block {block.name!r} has {block.size_bytes} bytes in pages of {block.page_size_bytes}, from byte "
+            f"{memory.file_offset_bytes} of its file on, expected pages of {found} bytes as in the file; "
+            "give the block that page size, and let it begin and end on page borders"
         )

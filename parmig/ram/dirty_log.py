@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a guest tells the workers where its dirty log is."""
+"""The description of a guest's dirty log for the workers."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pages of a memory file exist at all: the rest read as zero and cost nothing to move.
 
-A page in the page cache exists; mincore(2) tells that for many pages in one call. Of the others lseek(2) with SEEK_DATA
-tells those that were swapped out from those that were never there, one call for each that was. SEEK_HOLE is
-never asked: it walks to the next hole, which in a fully used file is its end, each time. tmpfs and memfd know holes by
-page. Looking never allocates, unlike reading through a mapping.
+A page in the page cache exists; mincore(2) reports many pages in one call. For the others, lseek(2) with SEEK_DATA
+finds those that were swapped out, with one call for each of them. SEEK_HOLE is never used: it walks to the next hole
+each time, which is the end of a fully used file. tmpfs and memfd record holes by page. The look-up never allocates,
+unlike reading through a mapping.
 
 Huge pages (hugetlbfs) are looked for in the file's page cache by UFFDIO_CONTINUE. Where userfaultfd is not allowed all
-of them are said to exist, as SEEK_DATA says.
+of them count as existing, as SEEK_DATA reports.
 """
 
 from __future__ import annotations

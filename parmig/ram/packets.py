@@ -33,7 +33,7 @@ MAX_RUN_PAGES = (1 << _LENGTH_BITS) - 1
 MAX_RUNS = 1 << 16
 """Table entries in one batch: 512 KiB of table at most."""
 MAX_ZERO_PAGES = 1 << 18
-"""Zero pages that one batch may tell of (1 GiB): bounds what the receiver computes for one message (2 MiB)."""
+"""Most zero pages of one batch (1 GiB): bounds what the receiver computes for one message (2 MiB)."""
 
 
 class BatchHeader(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ def decode_batch(frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: i
         max_raw_bytes: the agreed batch size.
 
     Raises:
-        ProtocolError: anything that does not add up; says which field.
+        ProtocolError: a field does not fit; the message names it.
     """
     if len(frame) < _HEADER.size:
         raise ProtocolError(f"a batch header has {_HEADER.size} bytes, this one {len(frame)}")

@@ -33,7 +33,7 @@ class PagePlacer:
     """Places pages in memory files, and notes in *shared* which of them exist.
 
     Only pages that exist are stored to through the mapping. The others are written, or allocated before: where there is
-    no room for one, a system call says so, while a store would be a SIGBUS.
+    no room for one, a system call reports it, while a store would be a SIGBUS.
 
     Args:
         blocks: mappings of the blocks, by number.
@@ -95,8 +95,8 @@ class PagePlacer:
             if error.errno not in _FULL:
                 raise
             raise MemoryFullError(
-                f"no space left in the memory file of block {mapping.block.name!r} at byte {at}: the guest needs up to "
-                f"{mapping.block.size_bytes} bytes there ({error.strerror}); make room on its file system"
+                f"the memory file of block {mapping.block.name!r} has no space left at byte {at} ({error.strerror}), "
+                f"expected room for {mapping.block.size_bytes} bytes; free space on its file system"
             ) from error
 
     def place_zero(self, block: int, index: Index) -> None:

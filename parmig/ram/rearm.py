@@ -64,7 +64,9 @@ class RearmClient:
         except OSError as error:
             raise GuestError(f"the guest's monitor did not re-arm its dirty log: {error}") from error
         if answer != _DONE:
-            raise GuestError(answer[1:].decode(errors="replace") or "the guest's monitor ended while re-arming its log")
+            raise GuestError(
+                answer[1:].decode(errors="replace") or "the guest's monitor ended while it re-armed its dirty log"
+            )
 
     def close(self) -> None:
         """Hang up."""

@@ -56,7 +56,7 @@ def cut(blocks: Sequence[RamBlock], region_pages: int) -> list[Region]:
         ValueError: *region_pages* is not a positive multiple of 64.
     """
     if region_pages <= 0 or region_pages % WORD_PAGES:
-        raise ValueError(f"a region must be a multiple of {WORD_PAGES} pages, not {region_pages}")
+        raise ValueError(f"a region has {region_pages} pages, expected a multiple of {WORD_PAGES}")
     return [
         Region(number, first, min(step, block.pages - first))
         for number, block in enumerate(blocks)

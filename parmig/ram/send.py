@@ -108,10 +108,10 @@ class MigrationRamSend:
             self._flush()
             self._block = block
         bits = self._shared.bits[block]
-        # Later rounds need not tell what the destination knows; at first it may hold anything.
-        told = first_pass and self._outlet.knows_nothing
+        # In the first pass the destination may hold anything, so every zero page is sent.
+        send_all = first_pass and self._outlet.knows_nothing
         if len(dirty.holes):
-            self._queue_zero(dirty.holes if told else dirty.holes[test_bits(bits, dirty.holes)])
+            self._queue_zero(dirty.holes if send_all else dirty.holes[test_bits(bits, dirty.holes)])
             clear_bits(bits, dirty.holes)
             self._tracker.sent(block, dirty.holes, None)
             self.counters.handled_pages += len(dirty.holes)
@@ -125,7 +125,7 @@ class MigrationRamSend:
             zero = zero_mask(words, part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
-                self._queue_zero(zeros if told else zeros[test_bits(bits, zeros)])
+                self._queue_zero(zeros if send_all else zeros[test_bits(bits, zeros)])
                 clear_bits(bits, zeros)
                 self._tracker.sent(block, zeros, None)
                 self.counters.zero_pages += len(zeros)

@@ -12,7 +12,7 @@ from parmig.ram.bits import Index, Mask, is_one_run
 def zero_mask(words: npt.NDArray[np.uint64], index: Index) -> Mask:
     """Which of the pages *index* hold only zero bytes.
 
-    Looks at the first and last word of each page first: random data is told from zero at one cache
+    Looks at the first and last word of each page first: random data is recognised at one cache
     line a page (4 ms/GiB); only pages that pass are read whole (63 ms/GiB; numpy's ``any`` over
     bool stops at the first byte that is set, over uint64 it would take 73 and never stop early).
 

@@ -85,7 +85,7 @@ class MigrationStateArray(MigrationStateField):
         array = np.frombuffer(reader.take(count * size_bytes, self.what), dtype=f">u{size_bytes}")
         is_bool = self.field_type is FieldType.BOOL
         if is_bool and (array > 1).any():
-            raise StateError(f"{self.what}: expected 0 or 1, found {array.max()}")
+            raise StateError(f"{self.what} has {array.max()}, expected 0 or 1")
         array = array.astype(np.bool_ if is_bool else f"u{size_bytes}")
         return array.tolist() if self.as_list else array
 

@@ -20,7 +20,7 @@ _HEAD_BYTES = 2  # of a subsection, before its name: type, length of the name
 def subsection_name(data: bytes | memoryview, parent: str) -> str | None:
     """The name of the subsection of *parent* whose head *data* begins with; None: it is something else.
 
-    A subsection can be told from other bytes only by its name, which begins with ``parent/``.
+    Only its name, which begins with ``parent/``, distinguishes a subsection from other bytes.
     """
     if len(data) < _HEAD_BYTES or data[0] != MIGRATION_VM_SUBSECTION:
         return None
@@ -44,7 +44,7 @@ class _Objects:
         """
         self._objects += count
         if self._objects > OBJECTS_MAX:
-            raise StateError(f"more than {OBJECTS_MAX} structs and buffers in arrays; use arrays of numbers")
+            raise StateError(f"arrays have more than {OBJECTS_MAX} structs and buffers; use arrays of numbers")
 
 
 class StateReader(_Objects):
@@ -64,14 +64,14 @@ class StateReader(_Objects):
         """The next *size_bytes*. Memory is asked for only as far as bytes arrive.
 
         Raises:
-            StreamTruncatedError: fewer are left; the message says what they were for.
+            StreamTruncatedError: fewer are left; the message names their purpose.
         """
         start_bytes = self._data.position_bytes
         try:
             return self._data.get_buffer(size_bytes, size_bytes)
         except StreamTruncatedError as error:
             raise StreamTruncatedError(
-                f"{self.owner}: {what} needs {size_bytes} bytes, fewer are left; the state is cut short or damaged",
+                f"{self.owner}: {what} needs {size_bytes} bytes, and fewer are left; the state is cut short or damaged",
                 start_bytes,
             ) from error
 
@@ -138,5 +138,7 @@ class StateWriter(_Objects):
         for position, name in self._struct_ends:
             found = subsection_name(view[position : position + _HEAD_BYTES + MAX_NAME_BYTES], name)
             if found is not None:
-                raise StateError(f"what follows struct {name!r} looks like its subsection {found!r}; cannot be written")
+                raise StateError(
+                    f"the value after struct {name!r} looks like its subsection {found!r}, so it cannot be saved"
+                )
         return content

@@ -84,7 +84,7 @@ def migration_struct(name: str) -> Callable[[_T], _T]:
     It has no version of its own: ``Since`` and ``Until`` count the versions of the device that it is in.
 
     Args:
-        name: begins the names of its subsections, and stands in descriptions.
+        name: begins the names of its subsections, and is part of descriptions.
 
     Raises:
         ValueError: (of the decorator) the declaration makes no sense; says what.
@@ -105,7 +105,7 @@ def state_of(device: object, instance_id: int = 0) -> MigrationState:
     """
     found: _Device | None = vars(type(device)).get(_DEVICE)
     if found is None:
-        raise ValueError(f"{type(device).__name__} is no device; declare it with @migration_state")
+        raise ValueError(f"{type(device).__name__} is not a device; declare it with @migration_state")
     pre_save, post_load = found.struct.pre_save, found.struct.post_load
     return MigrationState(
         found.struct.name,
@@ -134,7 +134,7 @@ def _compile(cls: type, name: str) -> MigrationStateStruct:
                 where = parts.setdefault(marks.pop(Subsection), [])
             one = _field(attribute, base, marks, defaults.get(attribute, MISSING))
             if marks:
-                raise ValueError(f"{attribute!r}: {next(iter(marks.values()))} makes no sense here")
+                raise ValueError(f"{attribute!r} has a marker that does not apply: {next(iter(marks.values()))}")
             if one is not None:
                 where.append(one)
         return MigrationStateStruct(
@@ -172,7 +172,7 @@ def _defaults(cls: type) -> dict[str, object]:
         return {name: value for name, value in made.items() if value is not dataclasses.MISSING}
     found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
     if any(isinstance(value, dataclasses.Field) for value in found.values()):
-        raise ValueError("put @dataclass below this decorator, so that it comes first")
+        raise ValueError("@dataclass comes too late; put it below this decorator")
     return {name: value for name, value in found.items() if not isinstance(value, types.MemberDescriptorType)}
 
 
@@ -184,7 +184,7 @@ def _split(hint: Any) -> tuple[Any, dict[type, Any]]:
     ours = [one for one in remarks if isinstance(one, _MARKERS)]
     found = {type(one): one for one in ours}
     if len(found) < len(ours):
-        raise ValueError(f"two remarks of one kind in {ours}")
+        raise ValueError(f"{ours} has two markers of one kind, expected one")
     return base, found
 
 
@@ -201,7 +201,7 @@ def _field(name: str, base: Any, marks: dict[type, Any], default: object) -> Sta
     kind: FieldType | None = marks.pop(FieldType, None)
     if kind is not None:
         if base is not _PYTHON_TYPES.get(kind, int):
-            raise ValueError(f"{name!r} is annotated as {base}, which a field of type {kind.value} is not")
+            raise ValueError(f"{name!r} is annotated as {base}, which does not fit a field of type {kind.value}")
         return MigrationStateField(name, kind, **_elements(marks), **with_default)
     if ArrayOf in marks:
         return MigrationStateArray(name, marks.pop(ArrayOf).field_type, **_elements(marks), **with_default)
@@ -210,7 +210,7 @@ def _field(name: str, base: Any, marks: dict[type, Any], default: object) -> Sta
     if typing.get_origin(base) is list:
         return _list_field(name, typing.get_args(base)[0], _elements(marks), with_default)
     raise ValueError(
-        f"{name!r} is annotated as {base}, which is no field; give it a type of parmig.state, "
+        f"{name!r} is annotated as {base}, which is not a field; give it a type of parmig.state, "
         "or mark it as NOT_MIGRATED if it may be lost in a migration"
     )
 

@@ -100,7 +100,7 @@ class MigrationState:
         try:
             decoded = self.decode(source, self.version if version is None else version)
             if not source.at_end():
-                raise source.error(StreamTooLongError, "bytes are left over after the last field, expected none")
+                raise source.error(StreamTooLongError, "bytes follow the last field, expected none")
         except StreamError as error:
             raise StateError(str(error)) from error
         self.apply(self.plan(decoded))

@@ -124,7 +124,7 @@ class MigrationStateField(CountedField):
         if self.field_type is not FieldType.BOOL:
             return value
         if value > 1:
-            raise StateError(f"{self.what}: expected 0 or 1, found {value}")
+            raise StateError(f"{self.what} is {value}, expected 0 or 1")
         return bool(value)
 
     def _item_of(self, value: object) -> bytes:

@@ -17,7 +17,7 @@ def check_name(name: str) -> None:
         ValueError: it is not 1 to 255 printable ASCII characters.
     """
     if not (name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME_BYTES):
-        raise ValueError(f"idstr {name!r} is not 1 to {MAX_NAME_BYTES} printable ASCII characters")
+        raise ValueError(f"idstr {name!r} is not allowed, expected 1 to {MAX_NAME_BYTES} printable ASCII characters")
 
 
 def check_instance(name: str, instance_id: int) -> None:
@@ -27,7 +27,7 @@ def check_instance(name: str, instance_id: int) -> None:
         ValueError: it is no u32.
     """
     if not 0 <= instance_id <= U32_MAX:
-        raise ValueError(f"{name}: instance_id out of range: expected 0 to {U32_MAX}, found {instance_id}")
+        raise ValueError(f"{name} has instance_id {instance_id}, expected 0 to {U32_MAX}")
 
 
 def check_versions(name: str, version: int, minimum_version: int) -> None:
@@ -37,7 +37,9 @@ def check_versions(name: str, version: int, minimum_version: int) -> None:
         ValueError: they are out of range, or the oldest is above the newest.
     """
     if not 1 <= minimum_version <= version <= U32_MAX:
-        raise ValueError(f"{name}: versions out of range: expected 1 <= {minimum_version} <= {version} <= {U32_MAX}")
+        raise ValueError(
+            f"{name} has versions {minimum_version} to {version}, expected ascending ones from 1 to {U32_MAX}"
+        )
 
 
 def refuse_version(found: int, version: int, minimum_version: int) -> None:
@@ -48,11 +50,8 @@ def refuse_version(found: int, version: int, minimum_version: int) -> None:
     """
     if found > version:
         raise StateError(
-            f"expected version {minimum_version} to {version}, found {found}; "
-            "the destination must be at least as new as the source"
+            f"version {found} is unknown, expected {minimum_version} to {version}; "
+            "use a destination that is at least as new as the source"
         )
     if found < minimum_version:
-        raise StateError(
-            f"expected version {minimum_version} to {version}, found {found}; "
-            "the source is too old for this destination"
-        )
+        raise StateError(f"version {found} is too old, expected {minimum_version} to {version}; use a newer source")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live components: RAM, and whatever else is too large to be saved while the guest stands still.
+"""Live components: RAM, and everything else that is too large to be saved while the guest is paused.
 
 A live component brings handlers that write and read its bytes themselves, a part at a time while the guest runs, in
 place of a declaration of fields. It registers like a device, and what it writes ends by rules of its own: a section

@@ -72,7 +72,7 @@ class Subsection:
 
     Attributes:
         name: of the part, without the device's name.
-        needed: told the object, whether they are to be written.
+        needed: called with the object; whether the fields are to be written.
         version: of the subsection's own layout.
         minimum_version: the oldest one that can still be loaded.
         pre_save: called with the object before they are read.

@@ -100,9 +100,9 @@ class MigrationStateStructArray(CountedField):
         """Refuse declarations that make no sense; a mistake of the programmer, hence ValueError."""
         self._check_declaration()
         if self.length is None and self.struct.factory is None:
-            raise ValueError(f"{self.what}: without a length its elements are made when loading; name a factory")
+            raise ValueError(f"{self.what} has no length, so loading creates its elements; name a factory")
         if not any(one.since_version == 1 and one.until_version is None for one in self.struct.fields):
-            raise ValueError(f"{self.what}: an element may be empty; give it a field that is in all versions")
+            raise ValueError(f"{self.what} may have empty elements; give the element a field that is in all versions")
 
     @property
     def what(self) -> str:

@@ -168,18 +168,18 @@ class StateField(ABC):
         if self.since_version > version or self.last_version < minimum_version:
             raise ValueError(
                 f"{self.what} is in versions {self.since_version} to {self.until_version or version}, "
-                f"none of which is among {minimum_version} to {version}"
+                f"expected at least one of {minimum_version} to {version}"
             )
 
     def _check_declaration(self) -> None:
         if not (self.name.isidentifier() and self.name.isascii()):
-            raise ValueError(f"field {self.name!r}: expected the name of an attribute")
+            raise ValueError(f"field {self.name!r} has a bad name, expected the name of an attribute")
         if not 1 <= self.since_version <= self.last_version <= U32_MAX:
-            raise ValueError(f"{self.what}: no version is from {self.since_version} to {self.until_version}")
+            raise ValueError(f"{self.what} is in no version: since {self.since_version}, until {self.until_version}")
 
     def _mismatch(self, expected: str, value: object) -> StateError:
         found = f"{type(value).__name__} {value!r}"
-        return StateError(f"{self.what}: expected {expected}, found {found[:80]}")
+        return StateError(f"{self.what} is {found[:80]}, expected {expected}")
 
 
 class CountedField(StateField):
@@ -202,7 +202,7 @@ class CountedField(StateField):
         if self.length is not None and self.length_from is not None:
             raise ValueError(f"{self.what} has both length and length_from; leave one out")
         if not 0 <= self.limit <= COUNT_MAX:
-            raise ValueError(f"{self.what}: limit {self.limit} is not a count of 32 bits")
+            raise ValueError(f"{self.what} has limit {self.limit}, expected a count of 32 bits")
 
     def check(
         self, earlier: Mapping[str, StateField], version: int, minimum_version: int, enclosing: tuple[str, ...]
@@ -213,15 +213,19 @@ class CountedField(StateField):
             return
         other = earlier.get(self.length_from)
         if other is None or not other.is_integer:
-            raise ValueError(f"{self.what}: its length is in {self.length_from!r}, which is no integer field before it")
+            raise ValueError(
+                f"{self.what} takes its length from {self.length_from!r}, expected an integer field before it"
+            )
         if other.since_version > self.since_version or other.last_version < self.last_version:
-            raise ValueError(f"{self.what}: its length is in {self.length_from!r}, which not all of its versions have")
+            raise ValueError(
+                f"{self.what} takes its length from {self.length_from!r}, expected a field of all its versions"
+            )
 
     def _put_count(self, found: int, siblings: Mapping[str, object], writer: StateWriter) -> list[FieldDescription]:
         """Write the count of *found* elements where it is not known otherwise."""
         known = self._known_length(siblings)
         if known is not None and found != known:
-            raise StateError(f"{self.what}: expected {known} elements{self._source}, found {found}")
+            raise StateError(f"{self.what} has {found} elements, expected {known}{self._source}")
         self._check_limit(found)
         if known is not None:
             return []
@@ -241,7 +245,7 @@ class CountedField(StateField):
 
     def _check_limit(self, count: int) -> None:
         if self.length is None and count > self.limit:
-            raise StateError(f"{self.what}: expected at most {self.limit} elements{self._source}, found {count}")
+            raise StateError(f"{self.what} has {count} elements, expected at most {self.limit}{self._source}")
 
     @property
     def _source(self) -> str:

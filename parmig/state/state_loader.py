@@ -49,17 +49,17 @@ class StateLoader:
         self._sections.read_header()
         found = self._sections.next()
         if not isinstance(found, Configuration):
-            raise StateError("device state: expected a configuration first, found none; was it saved by parmig?")
+            raise StateError("the device state has no configuration at its start; check that parmig saved it")
         _compare(found, machine, capabilities)
         while not isinstance(item := self._sections.next(), EndOfStream):
             if not isinstance(item, SectionHead):
-                raise StateError(f"device state: expected sections of devices, found {_describe(item)}")
+                raise StateError(f"the device state contains {_describe(item)}, expected sections of devices")
             self._section(item)
             self._sections.footer(item)
         self._sections.vmdescription()
         missing = [one.name for one in self._components if one.name not in self._complete]
         if missing:
-            raise StateError(f"device state: expected records of {', '.join(missing)}, found none that is complete")
+            raise StateError(f"the device state has no complete record of {', '.join(missing)}, expected one each")
         devices = [one for one in self._components if isinstance(one, MigrationState)]
         self._plans = [(one, one.plan(self._decoded[one.name])) for one in devices]
 
@@ -77,7 +77,7 @@ class StateLoader:
             component = self._lookup(head.idstr, head.instance_id)
         is_head = head.kind in (SectionKind.START, SectionKind.FULL)
         if is_head and component.name in self._begun:
-            raise StateError(f"device {component.name}: expected one record, found a second")
+            raise StateError(f"device {component.name} has a second record, expected one")
         self._begun.add(component.name)
         if isinstance(component, LiveState):
             self._live_section(component, head)
@@ -85,11 +85,11 @@ class StateLoader:
             self._decoded[component.name] = component.decode(self._data, head.version_id)
             self._complete.add(component.name)
         else:
-            raise StateError(f"device {component.name}: expected one FULL section, found {head.kind.name}")
+            raise StateError(f"device {component.name} has a section {head.kind.name}, expected FULL")
 
     def _live_section(self, component: LiveState, head: SectionHead) -> None:
         if head.kind is SectionKind.FULL:
-            raise StateError(f"device {component.name}: expected START, PART and END sections, found FULL")
+            raise StateError(f"device {component.name} has a FULL section, expected START, PART and END")
         with within(f"device {component.name}"):
             if head.kind is SectionKind.START:
                 refuse_version(head.version_id, component.version, component.minimum_version)
@@ -101,10 +101,10 @@ class StateLoader:
 
 def _compare(found: Configuration, machine: str | None, capabilities: Sequence[str]) -> None:
     if machine is not None and found.machine != machine:
-        raise StateError(f"device state: expected machine {machine!r}, found {found.machine!r}")
+        raise StateError(f"the device state is of machine {found.machine!r}, expected {machine!r}")
     if set(found.capabilities) != set(capabilities):
         expected, seen = (", ".join(sorted(names)) or "none" for names in (capabilities, found.capabilities))
-        raise StateError(f"device state: expected capabilities: {expected}, found: {seen}")
+        raise StateError(f"the device state has capabilities: {seen}, expected: {expected}")
 
 
 def _describe(item: Configuration | Command) -> str:

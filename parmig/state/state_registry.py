@@ -40,7 +40,7 @@ class StateRegistry:
         """
         key = (component.idstr, component.instance_id)
         if key in self._components:
-            raise StateError(f"device {component.name} is registered already; give it another instance_id")
+            raise StateError(f"device {component.name} is already registered; give it another instance_id")
         self._components[key] = component
         return component
 
@@ -53,7 +53,7 @@ class StateRegistry:
         found = self._components.get((idstr, instance_id))
         if found is None:
             known = ", ".join(one.name for one in self.components()) or "none"
-            raise StateError(f"unknown device {idstr}/{instance_id}; expected one of {known}")
+            raise StateError(f"device {idstr}/{instance_id} is unknown, expected one of {known}")
         return found
 
     def components(self) -> list[MigrationState | LiveState]:
@@ -128,7 +128,7 @@ class StateRegistry:
         try:
             loader.read(machine, capabilities)
             if not source.at_end():
-                raise source.error(StreamTooLongError, "bytes are left over after the stream, expected none")
+                raise source.error(StreamTooLongError, "bytes follow the stream, expected none")
         except StreamError as error:
             raise StateError(str(error)) from error
         loader.apply()

@@ -63,14 +63,14 @@ class MigrationStateStruct:
         check_name(self.name)
         names = [one.name for one in self.all_fields()]
         if len(set(names)) != len(names):
-            raise ValueError(f"{self.name}: two fields of one name in {names}")
+            raise ValueError(f"{self.name} has two fields of one name: {names}")
         subsections = [one.name for one in self.subsections]
         if len(set(subsections)) != len(subsections):
-            raise ValueError(f"{self.name}: two subsections of one name in {subsections}")
+            raise ValueError(f"{self.name} has two subsections of one name: {subsections}")
         for name in subsections:
             parent, _, rest = name.rpartition("/")
             if parent != self.name or not rest:
-                raise ValueError(f"subsection {name!r}: expected a name of the form {self.name}/NAME")
+                raise ValueError(f"subsection {name!r} has a bad name, expected {self.name}/NAME")
 
     def all_fields(self) -> Iterator[StateField]:
         """The fields of the struct and of all its subsections: all are attributes of one object."""
@@ -91,9 +91,11 @@ class MigrationStateStruct:
         """
         for name in enclosing:
             if f"{name}/".startswith(f"{self.name}/"):
-                raise ValueError(f"struct {self.name!r} is in {name!r}: their subsections could not be told apart")
+                raise ValueError(
+                    f"struct {self.name!r} is in {name!r}, so their subsections have the same names; rename the struct"
+                )
         if enclosing and not any(one.exists(version) for one in self.fields):
-            raise ValueError(f"{self.name} has no fields in version {version}; a reader could not see it")
+            raise ValueError(f"{self.name} has no fields in version {version}, expected at least one")
         earlier: dict[str, StateField] = {}
         for one in self.fields:
             one.check(earlier, version, minimum_version, (*enclosing, self.name))
@@ -137,8 +139,8 @@ class MigrationStateStruct:
             if sub is None:
                 expected = ", ".join(left) or "none"
                 raise StateError(
-                    f"unknown or second subsection {head[0]!r}; expected one of: {expected}; "
-                    "the destination must be at least as new as the source"
+                    f"subsection {head[0]!r} is unknown or comes twice, expected one of: {expected}; "
+                    "use a destination that is at least as new as the source"
                 )
             found.append(sub.decode(reader, head[1]))
         return Decoded(self, version, values, found)
@@ -175,7 +177,7 @@ class MigrationStateSubsection:
 
     Attributes:
         struct: its name ``STRUCT/NAME``, its fields, which are attributes of the same object, and its hooks.
-        needed: told the object, whether the subsection is to be written.
+        needed: called with the object; whether the subsection is to be written.
         version: of its layout; newer ones are refused.
         minimum_version: the oldest layout that can still be loaded.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CONFIGURATION section: what the writer of a stream says of itself, before anything else.
+"""The CONFIGURATION section: the writer's description of the guest, before anything else.
 
 A machine type, then subsections, each at most once: what changes the format of what follows must be there.
 """
@@ -32,7 +32,7 @@ _PAGE_BITS = "configuration/target-page-bits"
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What the writer says of itself.
+    """The writer's description of the guest.
 
     Attributes:
         machine: the machine type, which must be the reader's.
@@ -62,7 +62,7 @@ def read_configuration(data: MigrationDataFile) -> Configuration:
     data.check_length(size_bytes, MAX_MACHINE_BYTES, "a machine type")
     name = data.get_buffer(size_bytes)
     if not name.isascii():
-        raise data.error(StreamDataError, f"expected a machine type, found {name[:40]!r}", offset_bytes)
+        raise data.error(StreamDataError, f"the configuration has {name[:40]!r}, expected a machine type", offset_bytes)
     found: dict[str, Any] = {}
     while not data.at_end() and data.peek_byte() == MIGRATION_VM_SUBSECTION:
         _read_subsection(data, found)
@@ -75,10 +75,12 @@ def _read_subsection(data: MigrationDataFile, found: dict[str, Any]) -> None:
     name, version = data.get_counted_string(), data.get_be32()
     if name not in _SUBSECTIONS or name in found:
         known = ", ".join(_SUBSECTIONS)
-        raise data.error(StreamSectionError, f"expected one each of {known}, found {name!r}", offset_bytes)
+        raise data.error(
+            StreamSectionError, f"the configuration has {name!r}, expected one each of {known}", offset_bytes
+        )
     if version != SUBSECTION_VERSION:
         raise data.error(
-            StreamVersionError, f"expected version {SUBSECTION_VERSION} of {name}, found {version}", offset_bytes
+            StreamVersionError, f"{name} has version {version}, expected {SUBSECTION_VERSION}", offset_bytes
         )
     found[name] = _SUBSECTIONS[name](data)
 
@@ -98,7 +100,7 @@ def _read_page_bits(data: MigrationDataFile) -> int:
     if bits != TARGET_PAGE_BITS:
         raise data.error(
             StreamDataError,
-            f"pages of 2^{bits} bytes; only guests with pages of 2^{TARGET_PAGE_BITS} bytes can be read",
+            f"the guest has pages of 2^{bits} bytes, expected 2^{TARGET_PAGE_BITS}",
             data.position_bytes - 4,
         )
     return bits
@@ -121,7 +123,9 @@ def write_configuration(data: MigrationDataFile, configuration: Configuration) -
     """
     machine, uuid = configuration.machine.encode(), configuration.uuid
     if not machine.isascii() or (uuid is not None and len(uuid) != UUID_BYTES):
-        raise data.error(StreamDataError, f"{configuration} cannot be written: machine in ASCII, UUID of 16 bytes")
+        raise data.error(
+            StreamDataError, f"{configuration} cannot be written, expected a machine in ASCII and a UUID of 16 bytes"
+        )
     data.check_length(len(machine), MAX_MACHINE_BYTES, "a machine type")
     data.check_length(len(configuration.capabilities), MAX_CAPABILITIES, "a list of capabilities")
     data.put_byte(MIGRATION_VM_CONFIGURATION)

@@ -24,7 +24,7 @@ MAX_VECTORS = 64
 BY_REFERENCE_BYTES = 4 * KIB
 """Buffers of a page or more are not copied; for shorter ones a vector of their own costs more than the copy."""
 GET_LIMIT_BYTES = MIB
-"""What ``get_buffer`` and ``peek_view`` give at once, unless their caller says that it may be more."""
+"""Most bytes that ``get_buffer`` and ``peek_view`` return at once, unless their caller allows more."""
 
 _BE16, _BE32, _BE64 = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">Q")
 
@@ -205,7 +205,7 @@ class MigrationDataFile:
             done += len(piece)
 
     def check_length(self, size_bytes: int, limit_bytes: int, what: str = "a buffer") -> None:
-        """Refuse a length that the stream told.
+        """Refuse a length from the stream that is over its limit.
 
         Raises:
             StreamTooLongError: *size_bytes* is over *limit_bytes*.
@@ -216,7 +216,7 @@ class MigrationDataFile:
     # -- looking ahead --------------------------------------------------------------------------
 
     def at_end(self) -> bool:
-        """Whether nothing comes any more."""
+        """Whether no bytes follow."""
         return self._at == len(self._view) and not self._advance_piece()
 
     def peek_byte(self, ahead: int = 0) -> int:

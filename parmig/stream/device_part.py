@@ -26,10 +26,10 @@ Description = dict[str, Any]
 
 
 def find_end(fd: int, end: int) -> tuple[int, Description | None, bool]:
-    """What stands at the end of a stream that ends at byte *end* of the file *fd*, but for filling.
+    """The end of a stream that ends at byte *end* of the file *fd*, without filling.
 
     Returns:
-        where the mark of the end is; the description, if there is one; whether nothing stands behind it.
+        where the mark of the end is; the description, if there is one; whether nothing follows it.
 
     Raises:
         StreamDataError: the stream does not end with its mark, or its description cannot be read.

@@ -20,7 +20,7 @@ MAX_NAME_BYTES = 255
 
 
 class MigrationDataFileFlag(IntEnum):
-    """The proposal's enumeration: what stands at the start of a stream, of a section, and in a word of RAM."""
+    """The proposal's enumeration: values at the start of a stream and of a section, and in a word of RAM."""
 
     # be32 each, the first eight bytes of a stream.
     MIGRATION_VM_FILE_MAGIC = 0x5145564D  # "QEVM"
@@ -52,7 +52,7 @@ class MigrationDataFileFlag(IntEnum):
     MIGRATION_RAM_SAVE_FLAG_MULTIFD_FLUSH = 0x200  # since 8.1
 
 
-# Plain integers of the same names: an IntEnum in arithmetic with numpy and struct costs more than it tells.
+# Plain integers of the same names: an IntEnum in arithmetic with numpy and struct costs more than it is worth.
 MIGRATION_VM_FILE_MAGIC = int(MigrationDataFileFlag.MIGRATION_VM_FILE_MAGIC)
 MIGRATION_VM_FILE_VERSION_COMPAT = int(MigrationDataFileFlag.MIGRATION_VM_FILE_VERSION_COMPAT)
 MIGRATION_VM_FILE_VERSION = int(MigrationDataFileFlag.MIGRATION_VM_FILE_VERSION)

@@ -55,12 +55,12 @@ class MappedRamHeader:
         header = cls(*_HEADER.unpack(content))
         if header.version != HEADER_VERSION:
             raise StreamVersionError(
-                f"a mapped-ram header has version {HEADER_VERSION}, this one {header.version}", offset_bytes
+                f"the mapped-ram header has version {header.version}, expected {HEADER_VERSION}", offset_bytes
             )
         if header.page_size_bytes != TARGET_PAGE_BYTES or header.pages_offset_bytes % TARGET_PAGE_BYTES:
             raise StreamDataError(
-                f"expected pages of {TARGET_PAGE_BYTES} bytes on page borders, found pages of "
-                f"{header.page_size_bytes} bytes at {header.pages_offset_bytes:#x} of the file",
+                f"the mapped-ram header has pages of {header.page_size_bytes} bytes at {header.pages_offset_bytes:#x}, "
+                f"expected pages of {TARGET_PAGE_BYTES} bytes on page borders of the file",
                 offset_bytes,
             )
         return header
@@ -75,7 +75,7 @@ def bitmap_bytes(size_bytes: int) -> int:
 def layout(header_offset_bytes: int, size_bytes: int) -> MappedRamHeader:
     """The header that QEMU would write at *header_offset_bytes* of the file for a block of *size_bytes*.
 
-    The bitmap follows the header at once; the pages begin at the next MiB. The stream goes on after the last page.
+    The bitmap follows the header at once; the pages begin at the next MiB. The stream continues after the last page.
     """
     bitmap_offset_bytes = header_offset_bytes + HEADER_BYTES
     end_bytes = bitmap_offset_bytes + bitmap_bytes(size_bytes)

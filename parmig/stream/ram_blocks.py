@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of blocks that opens the RAM section: names, sizes and what capabilities add to them.
 
-Nothing in the stream tells which optional values an entry has: that follows from the capabilities in the
+Nothing in the list marks which optional values an entry has: that follows from the capabilities in the
 configuration. The list holds every block, those too whose pages are left out (``x-ignore-shared``).
 """
 
@@ -59,7 +59,7 @@ def read_setup(
     Args:
         ignore_shared: ``x-ignore-shared`` is among the capabilities.
         mapped_ram: ``mapped-ram`` is; *data* must count from the start of the file then.
-        with_page_size: names of blocks that tell their page size; nothing in the stream does.
+        with_page_size: names of blocks whose entries have a page size; nothing in the stream marks them.
 
     Raises:
         StreamDataError: another word, or an entry that makes no sense.
@@ -76,18 +76,22 @@ def iter_setup(
     """As :func:`read_setup`, entry by entry: of a list that is cut off one has those before the cut."""
     word = data.get_be64()
     if word & PAGE_MASK != MIGRATION_RAM_SAVE_FLAG_MEM_SIZE:
-        raise data.error(StreamDataError, f"expected the list of blocks, found {word:#x}", data.position_bytes - 8)
+        raise data.error(
+            StreamDataError, f"RAM begins with the word {word:#x}, expected the list of blocks", data.position_bytes - 8
+        )
     left_bytes, names = word & ~PAGE_MASK, set[str]()
     while left_bytes:
         offset_bytes = data.position_bytes
         name, size_bytes = data.get_counted_string(), data.get_be64()
         if len(names) == MAX_BLOCKS:
-            raise data.error(StreamTooLongError, f"more than {MAX_BLOCKS} blocks", offset_bytes)
+            raise data.error(
+                StreamTooLongError, f"the list has more than {MAX_BLOCKS} blocks, expected no more", offset_bytes
+            )
         most_bytes = min(left_bytes, MAX_BLOCK_BYTES)
         if not name or name in names or size_bytes > most_bytes:
             raise data.error(
                 StreamDataError,
-                f"expected another block of at most {most_bytes} bytes, found {name!r} of {size_bytes}",
+                f"block {name!r} has {size_bytes} bytes, expected a new block of at most {most_bytes}",
                 offset_bytes,
             )
         page_size_bytes = data.get_be64() if name in with_page_size else None
@@ -108,12 +112,16 @@ def _read_mapped(data: MigrationDataFile, size_bytes: int) -> MappedRamHeader | 
     if header.bitmap_offset_bytes < data.position_bytes or header.pages_offset_bytes < bitmap_end_bytes:
         raise data.error(
             StreamDataError,
-            f"expected header, bitmap ({bitmap_bytes(size_bytes)} bytes) and pages in this order, found the bitmap at "
-            f"{header.bitmap_offset_bytes} and the pages at {header.pages_offset_bytes}",
+            f"the bitmap is at byte {header.bitmap_offset_bytes} and the pages are at {header.pages_offset_bytes}, "
+            f"expected header, bitmap ({bitmap_bytes(size_bytes)} bytes) and pages in this order",
             offset_bytes,
         )
     if header.pages_offset_bytes > MAX_BLOCK_BYTES:
-        raise data.error(StreamDataError, f"pages at {header.pages_offset_bytes:#x} of the file", offset_bytes)
+        raise data.error(
+            StreamDataError,
+            f"the pages begin at {header.pages_offset_bytes:#x} of the file, expected a lower offset",
+            offset_bytes,
+        )
     data.skip(header.pages_offset_bytes + size_bytes - data.position_bytes)
     return header
 
@@ -135,7 +143,7 @@ def write_block_list(
     """
     total_bytes = sum(entry.size_bytes for entry in entries)
     if total_bytes >= 1 << 64 or any(entry.size_bytes & PAGE_MASK for entry in entries):
-        raise data.error(StreamDataError, f"blocks of {total_bytes} bytes together; each must be whole pages")
+        raise data.error(StreamDataError, f"the blocks have {total_bytes} bytes together, expected whole pages")
     data.put_be64(total_bytes | MIGRATION_RAM_SAVE_FLAG_MEM_SIZE)
     return [_write_block(data, entry, mapped_ram=mapped_ram) for entry in entries]
 

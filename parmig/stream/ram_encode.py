@@ -92,7 +92,7 @@ PART_OVERHEAD_BYTES = _PART_HEAD.size + _PART_TAIL.size
 def part_section(section_id: int, pieces: Sequence[Buffer]) -> list[Buffer]:
     """A whole PART section of RAM around *pieces*, each of which starts with a word that names its block.
 
-    It is PART_OVERHEAD_BYTES longer than the pieces, and may stand anywhere between RAM's START and END.
+    It is PART_OVERHEAD_BYTES longer than the pieces, and may be anywhere between RAM's START and END.
     """
     head = _PART_HEAD.pack(MIGRATION_VM_SECTION_PART, section_id)
     tail = _PART_TAIL.pack(MIGRATION_RAM_SAVE_FLAG_EOS, MIGRATION_VM_SECTION_FOOTER, section_id)

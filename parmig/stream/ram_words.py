@@ -99,7 +99,7 @@ class EncodedPage:
         """The 4096 bytes of the page, which were *old* before.
 
         Raises:
-            StreamDataError: the payload is not what its encoder would write; says what is wrong.
+            StreamDataError: the payload is not what its encoder would write; the message names the fault.
         """
         if self.kind is Encoding.XBZRLE:
             return xbzrle.decode(self.payload, old, self.offset_bytes)
@@ -121,7 +121,7 @@ class RamWordReader:
         self._look_pages = {PAGE_STEP_BYTES: LEAST_RUN_PAGES, ZERO_STEP_BYTES: LEAST_RUN_PAGES}
 
     def read_section(self) -> Iterator[PageRun | ZeroRun | EncodedPage]:
-        """What one section says, up to and with its EOS; iterate to the end, then the footer comes.
+        """The words of one section, up to and with its EOS; iterate to the end, then the footer comes.
 
         Raises:
             StreamDataError: a word, a name, a page number or a length that makes no sense.
@@ -150,10 +150,14 @@ class RamWordReader:
         if not word & MIGRATION_RAM_SAVE_FLAG_CONTINUE:
             name = self._data.get_counted_string()
             if name not in self._blocks:
-                raise self._data.error(StreamDataError, f"block {name!r} is not in the list of blocks", offset_bytes)
+                raise self._data.error(
+                    StreamDataError, f"a word names block {name!r}, expected one from the list of blocks", offset_bytes
+                )
             self._block, self._block_pages = name, self._blocks[name]
         elif self._block is None:
-            raise self._data.error(StreamDataError, f"word {word:#x} continues, but nothing came before", offset_bytes)
+            raise self._data.error(
+                StreamDataError, f"word {word:#x} continues a block, expected the name of a block first", offset_bytes
+            )
         page = word >> TARGET_PAGE_BITS
         self._check(page, offset_bytes)
         return page
@@ -161,7 +165,9 @@ class RamWordReader:
     def _check(self, page: int, offset_bytes: int) -> None:
         if page >= self._block_pages:
             raise self._data.error(
-                StreamDataError, f"page {page} of block {self._block!r}, which has {self._block_pages}", offset_bytes
+                StreamDataError,
+                f"a word names page {page} of block {self._block!r}, expected a page below {self._block_pages}",
+                offset_bytes,
             )
 
     def _pages(self, page: int) -> PageRun:
@@ -177,7 +183,7 @@ class RamWordReader:
             bad = int(np.flatnonzero(fills)[0])
             raise self._data.error(
                 StreamDataError,
-                f"page {index[bad]} of block {self._block!r} is all {fills[bad]:#04x}; only 0 is a zero page",
+                f"page {index[bad]} of block {self._block!r} is filled with {fills[bad]:#04x}, expected 0, a zero page",
                 offset_bytes + bad * ZERO_STEP_BYTES,
             )
         return ZeroRun(str(self._block), index)
@@ -217,11 +223,11 @@ class RamWordReader:
             mark, size_bytes, most_bytes = data.get_byte(), data.get_be16(), TARGET_PAGE_BYTES
             if mark != xbzrle.MARK:
                 raise data.error(
-                    StreamDataError, f"expected {xbzrle.MARK:#x} before XBZRLE, found {mark:#x}", offset_bytes
+                    StreamDataError, f"an XBZRLE page begins with {mark:#x}, expected {xbzrle.MARK:#x}", offset_bytes
                 )
         if not 0 < size_bytes <= most_bytes:
             raise data.error(
-                StreamDataError, f"encoded page of {size_bytes} bytes, 1 to {most_bytes} can be", offset_bytes
+                StreamDataError, f"an encoded page has {size_bytes} bytes, expected 1 to {most_bytes}", offset_bytes
             )
         return data.get_buffer(size_bytes)
 

@@ -64,7 +64,7 @@ class SectionWriter:
         self._data.put_be32(section_id)
 
     def footer(self, section_id: int) -> None:
-        """What stands behind each body."""
+        """The bytes after each body."""
         self._data.put_byte(MIGRATION_VM_SECTION_FOOTER)
         self._data.put_be32(section_id)
 

@@ -2,7 +2,7 @@
 """Sections: header, configuration, START, PART, END, FULL, footers, commands, EOF and VMDESCRIPTION.
 
 A section's body has no length; whoever knows its kind reads it, between :meth:`SectionReader.next` and
-:meth:`SectionReader.footer`. This module knows what stands around bodies and in which order, and does no I/O of its
+:meth:`SectionReader.footer`. This module knows what surrounds bodies and in which order, and does no I/O of its
 own.
 """
 
@@ -50,7 +50,7 @@ class SectionKind(IntEnum):
 
 
 _HEADS = (SectionKind.START, SectionKind.FULL)
-"""Kinds that tell who they are; the others continue a START."""
+"""Kinds that contain a name; the others continue a START."""
 _CONTINUED = (SectionKind.PART, SectionKind.END)
 
 
@@ -124,14 +124,14 @@ class SectionReader:
         if magic != MIGRATION_VM_FILE_MAGIC:
             raise self._data.error(
                 StreamMagicError,
-                f"a migration stream begins with {MIGRATION_VM_FILE_MAGIC:#x}, this begins with {magic:#x}; is it one?",
+                f"the file begins with {magic:#x}, expected {MIGRATION_VM_FILE_MAGIC:#x}; it is not a migration stream",
                 self._data.position_bytes - 4,
             )
         version = self._data.get_be32()
         if version != MIGRATION_VM_FILE_VERSION:
             raise self._data.error(
                 StreamVersionError,
-                f"expected version {MIGRATION_VM_FILE_VERSION} of the stream, found {version}",
+                f"the stream has version {version}, expected {MIGRATION_VM_FILE_VERSION}",
                 self._data.position_bytes - 4,
             )
 
@@ -159,23 +159,24 @@ class SectionReader:
             return read_configuration(self._data)
         raise self._data.error(
             StreamSectionError,
-            f"expected a section or the end, found type {kind:#04x}: a body of unknown length, or a damaged stream",
+            f"type {kind:#04x} is unknown, expected a section or the end; "
+            "a body has an unknown length, or the stream is damaged",
             offset_bytes,
         )
 
     def footer(self, head: SectionHead) -> None:
-        """What stands behind the body of *head*.
+        """Read the footer after the body of *head*.
 
         Raises:
-            StreamFooterError: something else stands there.
+            StreamFooterError: something else follows the body.
         """
         offset_bytes = self._data.position_bytes
         mark, section_id = self._data.get_byte(), self._data.get_be32()
         if mark != MIGRATION_VM_SECTION_FOOTER or section_id != head.section_id:
             raise self._data.error(
                 StreamFooterError,
-                f"expected the footer of section {head.section_id} ({head.idstr!r}), found {mark:#04x} {section_id}; "
-                "its body has another length than was read",
+                f"{mark:#04x} {section_id} follows section {head.section_id} ({head.idstr!r}), expected its footer; "
+                "the body is longer or shorter than the reader assumed",
                 offset_bytes,
             )
 
@@ -193,7 +194,9 @@ class SectionReader:
         kind = self._data.get_byte()
         if kind != MIGRATION_VM_VMDESCRIPTION:
             raise self._data.error(
-                StreamTooLongError, f"expected a description or nothing after the end, found {kind:#04x}", offset_bytes
+                StreamTooLongError,
+                f"{kind:#04x} follows the end of the stream, expected a description or nothing",
+                offset_bytes,
             )
         size_bytes = self._data.get_be32()
         self._data.check_length(size_bytes, MAX_VMDESCRIPTION_BYTES, "a description of devices")
@@ -214,7 +217,9 @@ class SectionReader:
                     offset_bytes,
                 )
         if len(self._heads) >= MAX_SECTIONS:
-            raise data.error(StreamSectionError, f"more than {MAX_SECTIONS} sections", offset_bytes)
+            raise data.error(
+                StreamSectionError, f"the stream has more than {MAX_SECTIONS} sections, expected no more", offset_bytes
+            )
         self._heads[kind, section_id] = head
         return head
 
@@ -224,7 +229,7 @@ class SectionReader:
         if begun is None or section_id in self._ended:
             raise self._data.error(
                 StreamSectionError,
-                f"{kind.name} of section {section_id}, which has not begun or has ended",
+                f"{kind.name} names section {section_id}, expected one that has begun and not ended",
                 offset_bytes,
             )
         if kind is SectionKind.END:
@@ -236,5 +241,7 @@ class SectionReader:
         try:
             command = MigrationCommand(number)
         except ValueError as error:
-            raise self._data.error(StreamSectionError, f"command {number} is not known", offset_bytes) from error
+            raise self._data.error(
+                StreamSectionError, f"command {number} is unknown, expected one of QEMU's commands", offset_bytes
+            ) from error
         return Command(command, self._data.get_buffer(size_bytes), offset_bytes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream of QEMU's format up to its first device: what it says of itself, its blocks, its pages.
+"""A stream of QEMU's format up to its first device: its configuration, its blocks, its pages.
 
 What devices wrote has no length, so everything from the first of them to the end is passed on as it is.
 """
@@ -25,7 +25,7 @@ Run = PageRun | ZeroRun | EncodedPage
 
 @dataclass(frozen=True, slots=True)
 class StreamHead:
-    """What a stream says before its first page.
+    """The content of a stream before its first page.
 
     Attributes:
         ram_section_id: None where there is no RAM in it.
@@ -80,7 +80,7 @@ class StreamWalk:
         return StreamHead(configuration, self._ram.section_id, tuple(blocks))
 
     def pages(self) -> Iterator[Run]:
-        """(after :meth:`head`) All that the stream says of pages, in its order; iterate to the end."""
+        """(after :meth:`head`) All pages of the stream, in its order; iterate to the end."""
         section = self._ram
         while section is not None and self._words is not None:
             yield from self._words.read_section()

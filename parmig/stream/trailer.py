@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parmig appends to its snapshots: which guest it is, and the digest of all that stands before it.
+"""The trailer that parmig appends to its snapshots: which guest it is, and the digest of everything before it.
 
 Text behind the VMDESCRIPTION, on a page border (newlines fill up), without a NUL, without a brace, and shorter than a
 page. QEMU reads no further than the VMDESCRIPTION; analyze-migration.py looks for the last NUL of the file and the
@@ -39,7 +39,7 @@ _LINES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """What stands at the end of a snapshot.
+    """The trailer of a snapshot.
 
     Attributes:
         parmig: version of the writer.
@@ -67,7 +67,9 @@ class Trailer:
         ).encode()
         text += f"check {xxhash.xxh3_64_hexdigest(text)}\n".encode()
         if not _LINES.fullmatch(text):
-            raise StreamDataError(f"{self} cannot be written: names are of 1 to 64 ASCII characters without spaces")
+            raise StreamDataError(
+                f"{self} cannot be written, expected names of 1 to 64 ASCII characters without spaces"
+            )
         return text
 
 
@@ -87,7 +89,7 @@ def decode(content: bytes, offset_bytes: int) -> Trailer | None:
         return None
     version = content[len(_MAGIC) :].partition(b"\n")[0]
     if version.isdigit() and len(version) < 5 and int(version) != VERSION:
-        raise StreamVersionError(f"expected version {VERSION} of the trailer, found {int(version)}", offset_bytes)
+        raise StreamVersionError(f"the trailer has version {int(version)}, expected {VERSION}", offset_bytes)
     found = _LINES.fullmatch(content)
     check_at = content.rfind(b"check ")
     if found is None or xxhash.xxh3_64_hexdigest(content[:check_at]).encode() != found["check"]:
@@ -101,7 +103,7 @@ def decode(content: bytes, offset_bytes: int) -> Trailer | None:
     )
     if trailer.body_bytes != offset_bytes:
         raise StreamDataError(
-            f"the trailer stands at byte {offset_bytes} of the file, it says {trailer.body_bytes}: bytes were added "
+            f"the trailer is at byte {offset_bytes} of the file, expected byte {trailer.body_bytes}; bytes were added "
             "or lost before it",
             offset_bytes,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMDESCRIPTION: the JSON behind a stream that tells, field by field, what the bytes of its devices are.
+"""VMDESCRIPTION: the JSON after a stream that describes the bytes of its devices field by field.
 
 With it a device's bytes have a length and can be read without the code of the device. It describes one stream, not a
 format: optional fields and subsections are listed just where they are there, arrays with the length they have.
@@ -107,14 +107,16 @@ def parse(json_bytes: Buffer) -> VmDescription:
     if len(content) > MAX_PARSED_BYTES or objects > MAX_OBJECTS:
         raise StreamTooLongError(
             f"the description of devices has {objects} objects in {len(content)} bytes, "
-            f"allowed are {MAX_OBJECTS} in {MAX_PARSED_BYTES}"
+            f"expected at most {MAX_OBJECTS} in {MAX_PARSED_BYTES}"
         )
     try:
         description = _DECODER.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise StreamDataError(f"the description of devices cannot be read: {error}") from error
     if description.page_size != TARGET_PAGE_BYTES:
-        raise StreamDataError(f"the description has pages of {description.page_size} bytes, not {TARGET_PAGE_BYTES}")
+        raise StreamDataError(
+            f"the description has pages of {description.page_size} bytes, expected {TARGET_PAGE_BYTES}"
+        )
     _check_depth([*description.devices, *([description.configuration] if description.configuration else [])])
     return description
 
@@ -124,7 +126,7 @@ def _check_depth(parents: Sequence[FieldParent]) -> None:
         parents = [child for parent in parents for child in _children(parent)]
         if not parents:
             return
-    raise StreamTooLongError(f"the description of devices has structs over {MAX_DEPTH} deep")
+    raise StreamTooLongError(f"the description of devices has structs deeper than {MAX_DEPTH}, expected no deeper ones")
 
 
 def _children(parent: FieldParent) -> Iterator[FieldParent]:
@@ -183,7 +185,7 @@ def decode(device: DeviceDescription, content: Buffer) -> dict[str, Value]:
     decoder = _Decoder(content, f"{device.name}/{device.instance_id}")
     values = decoder.struct(device)
     if decoder.at != len(decoder.content):
-        raise decoder.error(f"{len(decoder.content) - decoder.at} bytes are left over")
+        raise decoder.error(f"{len(decoder.content) - decoder.at} bytes follow the last field, expected none")
     return values
 
 
@@ -208,7 +210,9 @@ class _Decoder:
     def take(self, size_bytes: int, what: str) -> bytes:
         """The next bytes."""
         if size_bytes > len(self.content) - self.at:
-            raise self.error(f"{what} has {size_bytes} bytes, left are {len(self.content) - self.at}")
+            raise self.error(
+                f"{what} has {size_bytes} bytes, expected at most the {len(self.content) - self.at} that are left"
+            )
         self.at += size_bytes
         return bytes(self.content[self.at - size_bytes : self.at])
 
@@ -216,7 +220,7 @@ class _Decoder:
         """Take *values* from what a device may have."""
         self._left_values -= max(1, values)  # looking at nothing takes time too
         if self._left_values < 0:
-            raise StreamTooLongError(f"device {self._owner} has more than {MAX_VALUES} values")
+            raise StreamTooLongError(f"device {self._owner} has more than {MAX_VALUES} values, expected no more")
 
     def struct(self, parent: FieldParent) -> dict[str, Value]:
         """Fields, then subsections."""
@@ -240,7 +244,7 @@ class _Decoder:
         expected = bytes((MIGRATION_VM_SUBSECTION, len(name) & 0xFF)) + name + description.version.to_bytes(4, "big")
         found = self.take(len(expected), f"head of subsection {description.vmsd_name!r}")
         if found != expected:
-            raise self.error(f"expected subsection {description.vmsd_name!r}, found {found[:40]!r}")
+            raise self.error(f"the state has {found[:40]!r}, expected subsection {description.vmsd_name!r}")
         self.count(1)
         return self.struct(description)
 
@@ -259,7 +263,7 @@ class _Decoder:
         start = self.at
         values = self.struct(inner)
         if self.at - start != field.size:
-            raise self.error(f"struct {field.name!r} has {self.at - start} bytes, described are {field.size}")
+            raise self.error(f"struct {field.name!r} has {self.at - start} bytes, expected {field.size} as described")
         return values
 
     def plain(self, field: FieldDescription) -> Value:

@@ -59,8 +59,8 @@ def decode(payload: Buffer, old: Buffer, offset_bytes: int | None = None) -> byt
         place += kept
         if not (kept or first) or not new or place + new > len(page) or at + new > len(source):
             raise StreamDataError(
-                f"XBZRLE: {kept} bytes kept and {new} new do not fit at byte {place - kept} of a page with "
-                f"{len(source) - at} bytes left",
+                f"an XBZRLE page keeps {kept} bytes and has {new} new ones at byte {place - kept}, expected fewer: "
+                f"{len(source) - at} bytes are left",
                 offset_bytes,
             )
         page[place : place + new] = source[at : at + new]
@@ -75,7 +75,7 @@ def _read_count(source: memoryview, at: int, offset_bytes: int | None) -> tuple[
         return source[at], at + 1
     if at + 1 < len(source) and source[at + 1] < 0x80:
         return source[at] & 0x7F | source[at + 1] << 7, at + 2
-    raise StreamDataError("XBZRLE: a count is cut off, or longer than two bytes", offset_bytes)
+    raise StreamDataError("an XBZRLE count is cut short or too long, expected one or two bytes", offset_bytes)
 
 
 def inflate(payload: Buffer, offset_bytes: int | None = None) -> bytes:
@@ -91,5 +91,5 @@ def inflate(payload: Buffer, offset_bytes: int | None = None) -> bytes:
     except zlib.error as error:
         raise StreamDataError(f"a compressed page cannot be read: {error}", offset_bytes) from error
     if len(page) != TARGET_PAGE_BYTES or more or not decoder.eof or decoder.unused_data:
-        raise StreamDataError(f"a compressed page is not one page of {TARGET_PAGE_BYTES} bytes", offset_bytes)
+        raise StreamDataError(f"a compressed page has another size, expected {TARGET_PAGE_BYTES} bytes", offset_bytes)
     return page

@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from parmig.cli.app import app
-from parmig.config import ReceiveConfig, SendConfig
+from parmig.config import PATH_PAIR, PORTS, ReceiveConfig, SendConfig
 from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
+from parmig.options import TEXT, Option, options_of
 
 RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "fake:yes"]
 SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "fake:yes"]
@@ -202,39 +203,44 @@ def test_a_value_outside_its_limits_is_bad_usage(engine: FakeEngine) -> None:
     )
 
 
-def test_every_option_of_send_arrives_in_the_configuration(engine: FakeEngine) -> None:
-    options = "--workers 3 --path 10.0.0.1-10.0.0.2 --path 10.1.0.2 --compress lz4 --tracker digest --batch 2MiB "
-    options += "--max-bandwidth 1GiB/s --downtime-limit 50ms --max-downtime 2s --timeout 1m --connect-timeout 1s "
-    options += (
-        "--auto-converge --throttle-initial 30 --throttle-increment 20 --throttle-max 80 --switchover-timeout 7s "
-    )
-    assert invoke(*SEND, *f"{options} --verify --quit-source".split()).exit_code == 0
-    (config,) = engine.configs
-    assert isinstance(config, SendConfig)
-    changed = {name for name in config.__struct_fields__ if getattr(config, name) != getattr(SendConfig(), name)}
-    assert changed | {"workers", "transport"} == set(SendConfig.__struct_fields__)
-    assert [str(path) for path in config.paths] == ["10.0.0.1-10.0.0.2", "10.1.0.2"]
-    assert config.max_downtime_ns == 2_000_000_000
+def sample(one: Option) -> str:
+    """A text for *one* that does not mean its default."""
+    if one.choices:
+        return next(choice for choice in one.choices if choice != one.default)
+    samples = {PATH_PAIR: "10.0.0.1-10.0.0.2", PORTS: "4700-4731", TEXT: "zmq+tcp://127.0.0.1:7"}
+    return samples[one.unit] if one.unit in samples else one.unit.write(one.default // 2 or 2 * one.default or 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "name"),
+    [(SEND, SendConfig, name) for name in options_of(SendConfig)]
+    + [(["receive", "--guest", "fake:yes"], ReceiveConfig, name) for name in options_of(ReceiveConfig)],
+)
+def test_every_option_arrives_in_the_configuration(
+    engine: FakeEngine, command: list[str], kind: type[SendConfig | ReceiveConfig], name: str
+) -> None:
+    one = options_of(kind)[name]
+    text = sample(one) if not one.is_flag else ""
+    needed = ["--listen", ReceiveConfig().listen] if kind is ReceiveConfig and name != "listen" else []
+    result = invoke(*command, *needed, f"--{name}", *([text] if text else []))
+    assert result.exit_code == 0, result.stderr
+    value = one.read(text) if text else True
+    assert engine.configs == [kind(**{one.field: (value,) if one.is_repeated else value})]
+    assert engine.configs != [kind()]
+
+
+def test_an_option_may_be_given_several_times(engine: FakeEngine) -> None:
+    assert invoke(*SEND, "--path", "10.0.0.1-10.0.0.2", "--path", "10.1.0.2").exit_code == 0
+    assert invoke(*RECEIVE, "--path", "10.0.0.2", "--path", "10.1.0.2").exit_code == 0
+    assert [list(map(str, one.paths)) for one in engine.configs] == [
+        ["10.0.0.1-10.0.0.2", "10.1.0.2"],
+        ["10.0.0.2", "10.1.0.2"],
+    ]
 
 
 def test_defaults_of_send_are_those_of_the_configuration(engine: FakeEngine) -> None:
     assert invoke(*SEND).exit_code == 0
     assert engine.configs == [SendConfig()]
-
-
-def test_every_option_of_receive_arrives_in_the_configuration(engine: FakeEngine) -> None:
-    options = "--path 10.0.0.2 --path 10.1.0.2 --data-ports 4700-4731 --insecure --wait 10s --max-state 2GiB"
-    assert invoke(*RECEIVE, *options.split()).exit_code == 0
-    assert engine.configs == [
-        ReceiveConfig(
-            listen="zmq+tcp://127.0.0.1:0",
-            paths=("10.0.0.2", "10.1.0.2"),
-            data_ports=(4700, 4731),
-            insecure=True,
-            wait_ns=10_000_000_000,
-            max_state_bytes=2 << 30,
-        )
-    ]
 
 
 def test_receive_says_where_it_listens_even_when_quiet(engine: FakeEngine) -> None:

@@ -135,7 +135,7 @@ def test_a_file_without_the_table_of_the_command_changes_nothing(commands: Comma
         ("[send]\npath = [1979-05-27]", "write the value as on the command line, in quotes"),
         ("[send]\nworkers = 65", "'--workers': 65 is not allowed; expected a number from 1 to 64"),
         ("[send]\nbatch = 'big'", "'--batch': 'big' is not a size; write it like 512MiB or 1.5GiB"),
-        ("[send]\ncompress = 'rar'", "'--compress': 'rar' is unknown; expected one of none, lz4"),
+        ("[send]\ncompress = 'rar'", "'--compress': 'rar' is unknown; expected one of none, "),
         ("[send", "is not a TOML file"),
     ],
 )

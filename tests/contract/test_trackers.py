@@ -761,11 +761,11 @@ def a_file(size: int) -> Iterator[int]:
 def test_a_log_that_cannot_be_read_is_refused() -> None:
     with a_file(16) as fd, a_file(BLOCKS_PAGES[0] * PAGE_BYTES) as ram:
         mapping = BlockMapping(BlockMemory(RamBlock("ram0", BLOCKS_PAGES[0] * PAGE_BYTES), ram))
-        with pytest.raises(GuestRefusedError, match="shorter than 32 bytes"):
+        with pytest.raises(GuestRefusedError, match="expected 32 bytes"):
             open_tracker(DirtyLog("bitmap"), fd, [mapping])
         with pytest.raises(HostRefusedError, match="--tracker digest"):
             open_tracker(DirtyLog("pagemap", pid=2**30), -1, [mapping])
-        with pytest.raises(UsageError, match="'guess'; known are pagemap, bitmap, digest"):
+        with pytest.raises(UsageError, match="'guess'; choose pagemap, bitmap, digest"):
             open_tracker(DirtyLog("guess"), -1, [mapping])
         mapping.close()
 

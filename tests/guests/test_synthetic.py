@@ -535,7 +535,7 @@ def test_an_incoming_guest_runs_only_with_state() -> None:
 
 def test_state_of_another_memory_is_refused() -> None:
     with opened("memory=2MiB,running=no") as source, opened("memory=1MiB", incoming=True) as small:
-        with pytest.raises(StateError, match=r"ledger/0.*at most 254 pages, found 510"):
+        with pytest.raises(StateError, match=r"ledger/0.*510 pages, expected at most 254"):
             load(small, saved(source))
         with pytest.raises(StatusError):
             source.prepare_incoming()

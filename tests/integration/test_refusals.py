@@ -263,7 +263,7 @@ def test_space_that_runs_out_on_the_way_is_told_with_block_and_cure(small_disk: 
             sent, received = at.sent(), at.received()
         assert received.error is not None
         assert received.error.type == "MemoryFullError", received.error
-        assert "no space left in the memory file of block 'ram0'" in received.error.message
+        assert "the memory file of block 'ram0' has no space left" in received.error.message
         assert sent.error is not None
         assert sent.error.type == "PeerFailedError"
         assert received.error.message in sent.error.message

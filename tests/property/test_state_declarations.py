@@ -227,7 +227,7 @@ def test_every_version_loads_all_that_its_range_allows(eras: list[Era], oldest: 
         for read in range(1, 6):
             state = device(read, 200)
             if not state.minimum_version <= written <= read:
-                with pytest.raises(StateError, match=f"found {written}"):
+                with pytest.raises(StateError, match=f"version {written} is"):
                     migration_state_pop(state, content, written)
                 continue
             migration_state_pop(state, content, written)

@@ -271,9 +271,9 @@ def test_a_call_that_waits_for_a_qemu_that_hangs_is_aborted_and_the_next_resume_
         try:
             threading.Timer(0.2, guest.abort).start()
             began = time.monotonic()
-            with pytest.raises(GuestError, match="given up"):
+            with pytest.raises(GuestError, match="parmig gave up"):
                 guest.save_state(Buffer())
-            with pytest.raises(GuestError, match="given up"):
+            with pytest.raises(GuestError, match="parmig gave up"):
                 guest.is_running()
             assert time.monotonic() - began < 5
         finally:

@@ -15,6 +15,7 @@ from parmig.errors import StateError
 from parmig.state import (
     FIELD_TYPE_U16,
     FIELD_TYPE_U64,
+    MISSING,
     NOT_MIGRATED,
     U16,
     U32,
@@ -189,7 +190,7 @@ def test_records_of_older_versions_get_defaults_and_are_converted() -> None:
     net = NewNet(mtu=1)
     migration_state_pop(state_of(net), content, version=2)
     assert (net.speed_mbit, net.mtu) == (5, 1500)
-    with pytest.raises(StateError, match="net/0: expected version 1 to 2, found 3"):
+    with pytest.raises(StateError, match="net/0: version 3 is unknown, expected 1 to 2"):
         migration_state_pop(state_of(OldNet()), content, version=3)
 
 
@@ -237,7 +238,7 @@ class Undeclared(Derived):
 def test_annotations_of_base_classes_count_and_declarations_of_base_classes_do_not() -> None:
     assert [one.name for one in state_of(Derived()).fields] == ["ticks", "armed"]
     for device, name in ((Undeclared(), "Undeclared"), (5, "int"), (Queue(), "Queue")):
-        with pytest.raises(ValueError, match=f"^{name} is no device; declare it with @migration_state"):
+        with pytest.raises(ValueError, match=f"^{name} is not a device; declare it with @migration_state"):
             state_of(device)
 
 
@@ -246,9 +247,6 @@ class NeedsArguments:
 
     def __init__(self, size: int) -> None:
         self.size = size
-
-
-ElementWithArguments = migration_struct("element")(NeedsArguments)
 
 
 class Misplaced:
@@ -269,26 +267,26 @@ class Unresolved:
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
-        (lambda: annotated(int, 0), "'x' is annotated as <class 'int'>, which is no field; .*NOT_MIGRATED"),
-        (lambda: annotated(Any, 0), "which is no field"),
-        (lambda: annotated(Net), "which is no field"),
-        (lambda: annotated(Annotated[str, FIELD_TYPE_U64]), "which a field of type u64 is not"),
-        (lambda: annotated(Annotated[U64, FIELD_TYPE_U16]), "two remarks of one kind"),
-        (lambda: annotated(Annotated[U64, Since(1), Since(2)]), "two remarks of one kind"),
+        (lambda: annotated(int, 0), "'x' is annotated as <class 'int'>, which is not a field; .*NOT_MIGRATED"),
+        (lambda: annotated(Any, 0), "which is not a field"),
+        (lambda: annotated(Net), "which is not a field"),
+        (lambda: annotated(Annotated[str, FIELD_TYPE_U64]), "which does not fit a field of type u64"),
+        (lambda: annotated(Annotated[U64, FIELD_TYPE_U16]), "two markers of one kind"),
+        (lambda: annotated(Annotated[U64, Since(1), Since(2)]), "two markers of one kind"),
         (lambda: annotated(Annotated[U64, Length(4)]), "cannot have a length"),
         (lambda: annotated(Annotated[U64, Limit(4)]), "cannot have a limit"),
-        (lambda: annotated(Annotated[U64, NOT_MIGRATED]), "makes no sense here"),
-        (lambda: annotated(Annotated[Queue, Length(2)]), r"Length\(elements=2\) makes no sense here"),
-        (lambda: annotated(Annotated[U64, Since(2)]), "none of which is among 1 to 1"),
-        (lambda: annotated(Annotated[list[U16], Length("y")]), "no integer field before it"),
+        (lambda: annotated(Annotated[U64, NOT_MIGRATED]), "a marker that does not apply"),
+        (lambda: annotated(Annotated[Queue, Length(2)]), r"does not apply: Length\(elements=2\)"),
+        (lambda: annotated(Annotated[U64, Since(2)]), "expected at least one of 1 to 1"),
+        (lambda: annotated(Annotated[list[U16], Length("y")]), "expected an integer field before it"),
         (lambda: annotated(list[int]), "expected a list of a field type"),
         (lambda: annotated(list[Annotated[U16, Length(2)]]), "only buffers have an element_length"),
         (lambda: annotated(list[Annotated[Buffer, Length("y")]]), "expected a list of a field type"),
         (lambda: annotated(list[Annotated[U16, Since(2)]]), "expected a list of a field type"),
-        (lambda: annotated(list[ElementWithArguments]), "name a factory"),  # type: ignore[valid-type]
+        (lambda: annotated(list[migration_struct("element")(NeedsArguments)]), "name a factory"),  # type: ignore[misc]
         (lambda: annotated(Byte, 256), "default of field 'x' .*expected an integer of 8 bits"),
-        (lambda: annotated(Annotated[Buffer, Length(6)], b""), "default of field 'x' .*expected 6 elements"),
-        (lambda: Misplaced, "put @dataclass below"),
+        (lambda: annotated(Annotated[Buffer, Length(6)], b""), "default of field 'x' .*0 elements, expected 6"),
+        (lambda: Misplaced, "put it below"),
         (lambda: Unresolved, "'NoSuchType' is not defined; declare at the top of a module"),
     ],
 )
@@ -299,9 +297,9 @@ def test_a_mistake_is_found_when_the_class_is_declared(cls: Callable[[], type], 
 
 def test_a_mistake_in_the_head_is_found_when_the_class_is_declared() -> None:
     for make in (lambda: migration_state("ü"), lambda: migration_state("x", version=0), lambda: migration_struct("")):
-        with pytest.raises(ValueError, match=r"idstr|out of range"):
+        with pytest.raises(ValueError, match=r"idstr|expected ascending ones"):
             make()(annotated(U64))
-    with pytest.raises(ValueError, match=r"^x: versions out of range"):
+    with pytest.raises(ValueError, match=r"^x has versions 3 to 2, expected ascending ones"):
         migration_state("x", version=2, minimum_version=3)(annotated(U64))
 
 
@@ -324,6 +322,7 @@ def test_a_class_that_is_made_in_a_test_is_compiled_with_all_that_it_says() -> N
             Annotated[U16Array, Since(2)],
             field(default_factory=lambda: np.array([5], np.uint16), compare=False),
         ),
+        ("numbers", Annotated[list[U16], Since(2)], field(default_factory=lambda: [7])),
     ]
     outer = migration_state("outer", version=2)(dataclasses.make_dataclass("Outer", members))
     source, arrived = outer(5, [part(1), part(2)], 4, part(8), [1, 2]), outer(parts=[part(9)])
@@ -336,3 +335,15 @@ def test_a_class_that_is_made_in_a_test_is_compiled_with_all_that_it_says() -> N
     migration_state_pop(state_of(arrived), b"\0\3", 1)
     assert arrived == outer(3, [], 0)
     assert arrived.words.tolist() == [5]
+    assert arrived.numbers == [7]
+    old = content.replace(b"outer/late\0\0\0\4", b"outer/late\0\0\0\1")
+    assert old != content
+    with pytest.raises(StateError, match="subsection 'outer/late': version 1 is too old, expected 2 to 4"):
+        migration_state_pop(state_of(arrived), old)
+
+
+def test_defaults_of_a_class_that_is_no_dataclass_are_its_attributes() -> None:
+    annotations = {"ticks": Annotated[U16, Since(2)], "always": U16}
+    for members, default in (({"ticks": 7, "always": 1}, 7), ({"__slots__": tuple(annotations)}, MISSING)):
+        made = migration_state("made", version=2)(type("Made", (), {"__annotations__": annotations, **members}))
+        assert state_of(made()).fields[0].default == default

@@ -84,6 +84,7 @@ def test_a_stream_has_the_layout_of_the_format() -> None:
 def test_a_reader_without_the_declaration_reads_the_values() -> None:
     described = parse(SAVED[DESCRIPTION]).devices
     assert [(one.name, one.instance_id, one.version) for one in described] == [("timer", 0, 1), ("timer", 1, 1)]
+    assert described[0].vmsd_name == "timer"
     content = migration_state_push(MigrationState("timer", Timer(7, True, b"abc", [1, 2]), FIELDS))
     assert decode(described[0], content) == {
         "ticks": 7,
@@ -159,22 +160,25 @@ GOOD = record(b"timer", 3, 2, bytes(4))
     [
         (
             stream(record(b"clock", 0, 1, bytes(4))),
-            r"^device state: unknown device clock/0; expected one of timer/3",
+            r"^device state: device clock/0 is unknown, expected one of timer/3",
         ),
-        (stream(record(b"timer", 4, 1, bytes(4))), r"unknown device timer/4"),
+        (stream(record(b"timer", 4, 1, bytes(4))), r"device timer/4 is unknown"),
         (stream(record(b"\xfftimer", 3, 1, bytes(4))), r"expected a name, found b'\\xfftimer'"),
-        (stream(), r"expected records of timer/3, found none"),
-        (stream(record(b"timer", 3, 3, bytes(4))), r"timer/3: expected version 1 to 2, found 3; the destination must"),
-        (stream(record(b"timer", 3, 0, bytes(4))), r"timer/3: expected version 1 to 2, found 0; the source is too old"),
-        (stream(record(b"timer", 3, 2, bytes(5))), r"expected the footer of section 0 \('timer'\)"),
-        (stream(record(b"timer", 3, 2, bytes(3))), r"expected the footer of section 0 \('timer'\)"),
-        (stream(GOOD, record(b"timer", 3, 2, bytes(4), 1)), r"timer/3: expected one record, found a second"),
-        (stream(GOOD) + b"\0", r"expected a description or nothing after the end"),
-        (stream(GOOD) + b"\x06\0\0\0\2{}more", r"bytes are left over"),
-        (b"QEVM\0\0\0\3\x04" + GOOD, r"expected a configuration first"),
-        (stream(b"\x08\0\2\0\4abcd", GOOD), r"^device state: expected sections of devices, found command PING"),
-        (stream(b"\x01" + GOOD[1:]), r"timer/3: expected one FULL section, found START"),
-        (b"\x7fELF" + bytes(20), r"^device state: a migration stream begins with"),
+        (stream(), r"no complete record of timer/3"),
+        (
+            stream(record(b"timer", 3, 3, bytes(4))),
+            r"timer/3: version 3 is unknown, expected 1 to 2; use a destination",
+        ),
+        (stream(record(b"timer", 3, 0, bytes(4))), r"timer/3: version 0 is too old, expected 1 to 2"),
+        (stream(record(b"timer", 3, 2, bytes(5))), r"section 0 \('timer'\), expected its footer"),
+        (stream(record(b"timer", 3, 2, bytes(3))), r"section 0 \('timer'\), expected its footer"),
+        (stream(GOOD, record(b"timer", 3, 2, bytes(4), 1)), r"timer/3 has a second record, expected one"),
+        (stream(GOOD) + b"\0", r"follows the end of the stream, expected a description or nothing"),
+        (stream(GOOD) + b"\x06\0\0\0\2{}more", r"bytes follow"),
+        (b"QEVM\0\0\0\3\x04" + GOOD, r"no configuration at its start"),
+        (stream(b"\x08\0\2\0\4abcd", GOOD), r"^the device state contains command PING, expected sections of devices"),
+        (stream(b"\x01" + GOOD[1:]), r"timer/3 has a section START, expected FULL"),
+        (b"\x7fELF" + bytes(20), r"^device state: .* is not a migration stream"),
         (stream(GOOD)[:-8], r"timer/3: field 'ticks' \(u32\) needs 4 bytes"),
     ],
 )
@@ -192,26 +196,26 @@ def test_a_stream_that_does_not_fit_is_refused_by_name(data: bytes, words: str) 
 def test_another_machine_or_other_capabilities_are_refused_when_asked_for() -> None:
     saved = registry_of(Timer()).save_all(machine="mac-2")
     registry_of(Timer()).load_all(saved, machine="mac-2")
-    with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
+    with pytest.raises(StateError, match="of machine 'mac-2', expected 'mac-1'"):
         registry_of(Timer()).load_all(saved, machine="mac-1")
-    with pytest.raises(StateError, match="expected machine 'mac-1', found 'mac-2'"):
+    with pytest.raises(StateError, match="of machine 'mac-2', expected 'mac-1'"):
         registry_of(Timer()).load(MigrationDataFile(MemoryStream(saved), "test"), machine="mac-1")
     capable = registry_of(Timer()).save_all(capabilities=["x-ignore-shared"])
     registry_of(Timer()).load_all(capable, capabilities=["x-ignore-shared"])
-    with pytest.raises(StateError, match="expected capabilities: none, found: x-ignore-shared"):
+    with pytest.raises(StateError, match="has capabilities: x-ignore-shared, expected: none"):
         registry_of(Timer()).load_all(capable)
 
 
 def test_capabilities_that_differ_are_named_in_order() -> None:
     saved = registry_of().save_all(capabilities=["mapped-ram", "late-block-activate"])
     registry_of().load_all(saved, capabilities=["late-block-activate", "mapped-ram"])
-    words = "expected capabilities: a, b, found: late-block-activate, mapped-ram"
-    with pytest.raises(StateError, match=f"^device state: {words}$"):
+    words = "the device state has capabilities: late-block-activate, mapped-ram, expected: a, b"
+    with pytest.raises(StateError, match=f"^{words}$"):
         registry_of().load_all(saved, capabilities=["b", "a"])
 
 
 def test_all_devices_that_are_missing_are_named() -> None:
-    with pytest.raises(StateError, match=r"^device state: expected records of timer/0, timer/1, found none"):
+    with pytest.raises(StateError, match=r"^the device state has no complete record of timer/0, timer/1,"):
         registry_of(Timer(), Timer()).load_all(registry_of().save_all())
 
 
@@ -276,7 +280,7 @@ def test_a_damaged_stream_is_told_with_its_offset() -> None:
 
 def test_a_second_device_of_one_name_is_refused() -> None:
     registry = registry_of(Timer())
-    with pytest.raises(StateError, match="timer/0 is registered already"):
+    with pytest.raises(StateError, match="timer/0 is already registered"):
         registry.register(MigrationState("timer", Timer(), FIELDS))
 
 
@@ -287,9 +291,9 @@ def test_devices_are_found_by_name_and_number() -> None:
     assert isinstance(found, MigrationState)
     assert found.target is second
     assert registry.lookup("timer") is registry.devices()[0]
-    with pytest.raises(StateError, match="unknown device clock/2; expected one of timer/0, timer/1"):
+    with pytest.raises(StateError, match="device clock/2 is unknown, expected one of timer/0, timer/1"):
         registry.lookup("clock", 2)
-    with pytest.raises(StateError, match=r"unknown device clock/2; expected one of none$"):
+    with pytest.raises(StateError, match=r"device clock/2 is unknown, expected one of none$"):
         StateRegistry().lookup("clock", 2)
 
 
@@ -378,10 +382,17 @@ def test_an_attribute_that_is_missing_is_a_state_error_of_the_device() -> None:
         migration_state_pop(state, bytes(4))
 
 
-@pytest.mark.parametrize("data", [bytes(3), bytes(5), b""])
-def test_bytes_of_another_length_are_refused(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bytes(3), "field 'ticks' .* needs 4 bytes"),
+        (bytes(5), "bytes follow the last field"),
+        (b"", "field 'ticks' .* needs 4 bytes"),
+    ],
+)
+def test_bytes_of_another_length_are_refused(data: bytes, words: str) -> None:
     timer = Timer(1)
-    with pytest.raises(StateError, match="timer/0"):
+    with pytest.raises(StateError, match=f"^device timer/0: {words}"):
         migration_state_pop(MigrationState("timer", timer, TICKS), data)
     assert timer.ticks == 1
 
@@ -398,17 +409,30 @@ def test_a_length_can_be_in_another_field() -> None:
     timer = Timer()
     migration_state_pop(MigrationState("timer", timer, COUNTED), b"\0\3xyz")
     assert (timer.ticks, timer.text) == (3, b"xyz")
-    with pytest.raises(StateError, match=r"'text' .*expected 3 elements \(as field 'ticks' says\), found 2"):
+    with pytest.raises(StateError, match=r"'text' .*has 2 elements, expected 3 \(as field 'ticks' says\)"):
         migration_state_push(MigrationState("timer", Timer(3, text=b"ab"), COUNTED))
 
 
 def test_a_length_in_another_field_is_limited_too() -> None:
     fields = [COUNTED[0], MigrationStateField("text", FIELD_TYPE_BUFFER, length_from="ticks", limit=2)]
-    with pytest.raises(StateError, match=r"expected at most 2 elements \(as field 'ticks' says\), found 3"):
+    with pytest.raises(StateError, match=r"has 3 elements, expected at most 2 \(as field 'ticks' says\)"):
         migration_state_pop(MigrationState("timer", Timer(), fields), b"\0\3xyz")
 
 
 U16 = FIELD_TYPE_U16
+
+
+def test_the_largest_names_and_numbers_can_be_declared_and_arrive() -> None:
+    most = 2**32 - 1
+    source, destination = (
+        MigrationState("a" * 255, timer, TICKS, instance_id=most, version=most) for timer in (Timer(7), Timer())
+    )
+    registries = StateRegistry(), StateRegistry()
+    for registry, state in zip(registries, (source, destination), strict=True):
+        registry.register(state)
+    registries[1].load_all(registries[0].save_all())
+    assert isinstance(destination.target, Timer)
+    assert destination.target.ticks == 7
 
 
 @pytest.mark.parametrize("idstr", ["", "a" * 256, "ü", "a\n"])
@@ -420,24 +444,27 @@ def test_an_idstr_that_cannot_be_written_is_a_programming_error(idstr: str) -> N
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=2), "out of range"),
-        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=0), "out of range"),
-        (lambda: MigrationState("t", 0, FIELDS, instance_id=-1), "out of range"),
-        (lambda: MigrationState("t", 0, FIELDS, instance_id=2**32), "out of range"),
+        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=2), "^t/0 .*expected ascending ones"),
+        (lambda: MigrationState("t", 0, FIELDS, version=1, minimum_version=0), "^t/0 .*expected ascending ones"),
+        (lambda: MigrationState("t", 0, FIELDS, instance_id=-1), "^t/-1 .*expected 0 to 4294967295"),
+        (lambda: MigrationState("t", 0, FIELDS, instance_id=2**32), "expected 0 to 4294967295"),
         (lambda: MigrationState("t", 0, [*TICKS, *TICKS]), "two fields of one name"),
-        (lambda: MigrationState("t", 0, [MigrationStateField("x", U16, since_version=2)]), "none of which is among"),
+        (lambda: MigrationState("t", 0, [MigrationStateField("x", U16, since_version=2)]), "expected at least one of"),
         (
             lambda: MigrationState(
                 "t", 0, [MigrationStateField("x", U16, until_version=1)], version=3, minimum_version=2
             ),
-            "none of which is among",
+            "is in versions 1 to 1, expected at least one of 2 to 3",
         ),
-        (lambda: MigrationState("t", 0, COUNTED[1:]), "no integer field before it"),
-        (lambda: MigrationState("t", 0, COUNTED[::-1]), "no integer field before it"),
-        (lambda: MigrationState("t", 0, [MigrationStateArray("ticks", U16), COUNTED[1]]), "no integer field before it"),
+        (lambda: MigrationState("t", 0, COUNTED[1:]), "expected an integer field before it"),
+        (lambda: MigrationState("t", 0, COUNTED[::-1]), "expected an integer field before it"),
+        (
+            lambda: MigrationState("t", 0, [MigrationStateArray("ticks", U16), COUNTED[1]]),
+            "expected an integer field before it",
+        ),
         (
             lambda: MigrationState("t", 0, [MigrationStateField("ticks", U16, since_version=2), COUNTED[1]], version=2),
-            "not all of its versions have",
+            "expected a field of all its versions",
         ),
     ],
 )

@@ -104,8 +104,8 @@ def after_header(*parts: bytes) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("content", "kind", "offset", "words"),
     [
-        (b"\x7fELF\0\0\0\3", StreamMagicError, 0, "begins with 0x5145564d, this begins with 0x7f454c46"),
-        (struct.pack(">II", 0x5145564D, 2), StreamVersionError, 4, "expected version 3 of the stream, found 2"),
+        (b"\x7fELF\0\0\0\3", StreamMagicError, 0, "begins with 0x7f454c46, expected 0x5145564d"),
+        (struct.pack(">II", 0x5145564D, 2), StreamVersionError, 4, "the stream has version 2, expected 3"),
     ],
 )
 def test_what_is_no_such_stream_is_told_apart(content: bytes, kind: type[StreamError], offset: int, words: str) -> None:
@@ -118,23 +118,28 @@ def test_what_is_no_such_stream_is_told_apart(content: bytes, kind: type[StreamE
 @pytest.mark.parametrize(
     ("parts", "kind", "offset", "words"),
     [
-        ([b"\x09"], StreamSectionError, 8, "found type 0x09"),
-        ([b"\x06"], StreamSectionError, 8, "found type 0x06"),
-        ([head(4), footer(), b"\x07"], StreamSectionError, 28, "found type 0x07"),
-        ([b"\x02\0\0\0\1"], StreamSectionError, 8, "PART of section 1, which has not begun"),
-        ([head(4), footer(), b"\x03\0\0\0\1"], StreamSectionError, 28, "END of section 1, which has not begun"),
+        ([b"\x09"], StreamSectionError, 8, "type 0x09"),
+        ([b"\x06"], StreamSectionError, 8, "type 0x06"),
+        ([head(4), footer(), b"\x07"], StreamSectionError, 28, "type 0x07"),
+        ([b"\x02\0\0\0\1"], StreamSectionError, 8, "PART names section 1, expected one that has begun"),
+        (
+            [head(4), footer(), b"\x03\0\0\0\1"],
+            StreamSectionError,
+            28,
+            "END names section 1, expected one that has begun",
+        ),
         (
             [head(1), footer(), b"\x03\0\0\0\1", footer(), b"\x02\0\0\0\1"],
             StreamSectionError,
             38,
-            "PART of section 1, which has not begun or has ended",
+            "PART names section 1, expected one that has begun and not ended",
         ),
         ([head(4), footer(), head(4, name=b"y")], StreamSectionError, 28, "'y'. has the number of 'x' at byte 8"),
         ([head(1), footer(), head(4, instance=1)], StreamSectionError, 28, "has the number of 'x' at byte 8"),
-        ([struct.pack(">BHH", 8, 12, 0)], StreamSectionError, 8, "command 12 is not known"),
-        ([head(4), footer(2)], StreamFooterError, 23, "footer of section 1 .'x'., found 0x7e 2"),
-        ([head(4), b"\x04\0\0\0\1"], StreamFooterError, 23, "another length"),
-        ([b"\0\x04"], StreamTooLongError, 9, "after the end, found 0x04"),
+        ([struct.pack(">BHH", 8, 12, 0)], StreamSectionError, 8, "command 12 is unknown"),
+        ([head(4), footer(2)], StreamFooterError, 23, "0x7e 2 follows section 1 .'x'., expected its footer"),
+        ([head(4), b"\x04\0\0\0\1"], StreamFooterError, 23, "longer or shorter"),
+        ([b"\0\x04"], StreamTooLongError, 9, "0x04 follows the end"),
         (
             [b"\0\x06", struct.pack(">I", (8 << 20) + 1)],
             StreamTooLongError,

@@ -58,9 +58,9 @@ def test_garbage_is_no_trailer_or_a_documented_error(content: bytes, offset_byte
 
 def test_another_version_and_another_place_are_told() -> None:
     content = Trailer("1.0", "qemu", 8192, "0f" * 16).encode()
-    with pytest.raises(StreamVersionError, match="expected version 1 of the trailer, found 2"):
+    with pytest.raises(StreamVersionError, match="the trailer has version 2, expected 1"):
         trailer.decode(content.replace(b"snapshot 1", b"snapshot 2"), 8192)
-    with pytest.raises(StreamDataError, match="at byte 4096 of the file, it says 8192"):
+    with pytest.raises(StreamDataError, match="at byte 4096 of the file, expected byte 8192"):
         trailer.decode(content, 4096)
 
 

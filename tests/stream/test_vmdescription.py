@@ -132,8 +132,12 @@ SUB = StructDescription(vmsd_name="dev/s", version=1, fields=[U8])
 @pytest.mark.parametrize(
     ("one", "content", "words"),
     [
-        (device({"name": "f", "type": "uint32", "size": 4}), b"abc", "uint32 'f' has 4 bytes, left are 3"),
-        (device({"name": "f", "type": "uint8", "size": 1}), b"ab", "1 bytes are left over"),
+        (
+            device({"name": "f", "type": "uint32", "size": 4}),
+            b"abc",
+            "uint32 'f' has 4 bytes, expected at most the 3 that are left",
+        ),
+        (device({"name": "f", "type": "uint8", "size": 1}), b"ab", "1 bytes follow the last field"),
         (DeviceDescription(name="dev", instance_id=0, fields=[], subsections=[SUB]), b"\5\5dev/t\0\0\0\1x", "dev/t"),
         (DeviceDescription(name="dev", instance_id=0, fields=[], subsections=[SUB]), b"\5\5dev/s\0\0\0\2x", "dev/s"),
         (DeviceDescription(name="dev", instance_id=0, fields=[], subsections=[SUB]), b"", "head of subsection"),
@@ -147,7 +151,7 @@ SUB = StructDescription(vmsd_name="dev/s", version=1, fields=[U8])
                 }
             ),
             b"ab",
-            "struct 'f' has 1 bytes, described are 2",
+            "struct 'f' has 1 bytes, expected 2 as described",
         ),
     ],
 )

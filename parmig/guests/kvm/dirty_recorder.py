@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dirty log of a KVM guest: KVM's bitmap of each slot or its ring of each vCPU, and what the monitor itself wrote.
 
-KVM sees only what virtual CPUs write. Devices write memory too, so their pages are added to what KVM says. Everything
-comes together in the shared bitmap, inside ``sync``; the ``pagemap`` log sees both by itself.
+KVM sees only what virtual CPUs write. Devices write memory too, so their pages are added to KVM's. ``sync`` collects
+both in the shared bitmap; the ``pagemap`` log sees both by itself.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class DirtyRecorder:
             reason = "the usual one" if preferred == "auto" else "asked for by the guest's option tracker"
             kind = "bitmap" if preferred == "auto" else preferred
         if kind not in TRACKERS:
-            raise GuestRefusedError(f"a KVM guest has no dirty log {kind!r}; ask for one of {', '.join(TRACKERS)}")
+            raise GuestRefusedError(f"a KVM guest has no dirty log {kind!r}; choose one of {', '.join(TRACKERS)}")
         if kind == "ring" and self._rings is None:
-            raise GuestRefusedError("this KVM guest was made without dirty rings; start it with tracker=ring")
+            raise GuestRefusedError("this KVM guest has no dirty rings; start it with tracker=ring")
         if kind == "digest":
             return DirtyLog("digest", reason=reason)
         self._kind = kind
@@ -218,13 +218,13 @@ class DirtyRecorder:
                 kvm.clear_dirty_log(self._vm, slot.number, first, pages, bits)
                 covered += pages
         if covered != span.pages:
-            raise ValueError(f"only {covered} of its pages are the guest's")
+            raise ValueError(f"{covered} pages of the block belong to the guest, expected all")
 
     def _register(self) -> tuple[tuple[Segment, ...], ...]:
         """Put the memory under asynchronous write protection."""
         missing = uffd.probe_write_tracking()
         if missing:
-            raise HostRefusedError(f"dirty log pagemap: {missing}; ask for bitmap")
+            raise HostRefusedError(f"dirty log pagemap cannot be used: {missing}; choose bitmap")
         self._uffd = track_own_writes((slot.address, slot.pages * PAGE_BYTES) for slot in self._slots)
         return tuple(
             tuple(Segment(slot.first_page, slot.pages, slot.address) for slot in slots)

@@ -42,7 +42,7 @@ class InterruptControllers(Part):
 
 @migration_state("pit")
 class IntervalTimer(Part):
-    """The PIT of *vm*, which would go on ticking while the guest stands still: setting it anew begins a tick."""
+    """The PIT of *vm*, which would keep ticking while the guest is paused: setting it again begins a tick."""
 
     pit: Annotated[Buffer, Length(_PIT_BYTES)]
 
@@ -59,7 +59,7 @@ class IntervalTimer(Part):
 
 @migration_state("clock")
 class Clock(Part):
-    """The kvmclock of *vm*: it stands still while the guest does."""
+    """The kvmclock of *vm*: it stops while the guest is paused."""
 
     clock_ns: U64
 

@@ -43,7 +43,7 @@ class Part:
         """The guest begins to run."""
 
     def stop(self) -> None:
-        """The guest stands still."""
+        """The guest is paused."""
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -226,4 +226,4 @@ def _open(path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise GuestRefusedError(f"{path}: {error.strerror}; a file that can be written is needed") from error
+        raise GuestRefusedError(f"{path}: {error.strerror}; name a file that can be written") from error

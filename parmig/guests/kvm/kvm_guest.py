@@ -54,12 +54,12 @@ class KvmGuest(SpawnedGuest):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise GuestRefusedError(f"memory file {path}: {error.strerror}") from error
+            raise GuestRefusedError(f"memory file {path} cannot be opened: {error.strerror}") from error
         self._fds.append(fd)
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size not in (0, size_bytes):
             raise GuestRefusedError(
-                f"memory file {path}: expected an empty file or one of {size_bytes} bytes, found {found.st_size}"
+                f"memory file {path} has {found.st_size} bytes, expected none or {size_bytes}; name another file"
             )
         os.ftruncate(fd, size_bytes)
         return fd

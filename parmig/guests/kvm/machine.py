@@ -33,7 +33,7 @@ _REST_LIMIT_S = 0.2
 
 
 class Machine:
-    """The machine, which stands still.
+    """The machine, which is paused.
 
     Args:
         options: what machine.
@@ -63,7 +63,7 @@ class Machine:
                 # when all of this code has run before: 1 ms to save and 2 ms to load less.
                 self.registry.load_all(self.registry.save_all(machine=self.name), machine=self.name)
             except (OSError, StateError) as error:
-                raise HostRefusedError(f"KVM cannot make this machine: {error}; see parmig doctor") from error
+                raise HostRefusedError(f"KVM cannot create this machine: {error}; run parmig doctor") from error
             self._stack = stack.pop_all()
 
     def _make(self, options: KvmOptions, memory_fd: int, bitmap_fd: int, stack: ExitStack) -> None:
@@ -137,7 +137,7 @@ class Machine:
         return since_ns
 
     def pause(self) -> int:
-        """Stop the running machine; returns the instant at which nothing wrote memory any more.
+        """Stop the running machine; returns the instant from which on nothing writes memory.
 
         Raises:
             GuestError: a vCPU did not stop; all of them go on.
@@ -167,7 +167,7 @@ class Machine:
             raise GuestError("; ".join(failures))
 
     def close(self) -> None:
-        """Take it apart; it must stand still."""
+        """Release everything; the machine must be paused."""
         self._stack.close()
 
 
@@ -236,10 +236,12 @@ def _has_irqchip(kvm_fd: int, wanted: str) -> bool:
 def _check_limits(kvm_fd: int, options: KvmOptions) -> None:
     """Refuse what this host's KVM cannot do."""
     if not kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_IMMEDIATE_EXIT):
-        raise HostRefusedError("this host's KVM cannot stop a vCPU at once (KVM_CAP_IMMEDIATE_EXIT, Linux 4.13)")
+        raise HostRefusedError(
+            "this host's KVM cannot stop a vCPU at once; expected KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"
+        )
     most = kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_MAX_VCPUS)
     if options.vcpus > most:
-        raise HostRefusedError(f"this host's KVM has at most {most} vCPUs for a VM, not {options.vcpus}")
+        raise HostRefusedError(f"vcpus={options.vcpus} is too many, this host's KVM allows at most {most}")
     reason = why_no_rings() if options.tracker == "ring" else None
     if reason is not None:
         raise HostRefusedError(f"{reason}; start the guest with tracker=bitmap")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in the guest: flat 32-bit code that writes to its memory, and how to tell from outside that none was lost.
+"""The programs of the guest: flat 32-bit code that writes to its memory, and the check that no write was lost.
 
 Every vCPU waits for a tick of the timer device, then handles its share of pages:
 
@@ -112,7 +112,7 @@ def mailbox(read: Reader) -> np.void:
 
 
 def damage(read: Reader, counts: Sequence[int]) -> str:
-    """What is wrong in the memory of a guest that stands still; empty: nothing.
+    """What is wrong in the memory of a paused guest; empty: nothing.
 
     Args:
         read: its memory from address 0.
@@ -125,7 +125,7 @@ def damage(read: Reader, counts: Sequence[int]) -> str:
         return f"the program met {box['faults']} faults and {box['disk_errors']} wrong sectors"
     values = _values(read, int(box["pages"]))
     found, counted = int(values.sum()), sum(counts)
-    # An addition is made before it is counted; each vCPU may stand between the two.
+    # An addition is made before it is counted; each vCPU may be paused between the two.
     if (found - counted) & 0xFFFF_FFFF > len(counts):
         return f"the pages hold {found} additions and the vCPUs have counted {counted}: pages are lost or stale"
     steps = np.diff(values)

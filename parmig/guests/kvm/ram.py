@@ -57,7 +57,7 @@ class GuestRam:
         memory: the block; its descriptor is used, not owned.
 
     Attributes:
-        mark: the dirty log; does nothing until somebody sets it.
+        mark: the dirty log; does nothing until it is set.
     """
 
     def __init__(self, memory: BlockMemory) -> None:
@@ -98,7 +98,7 @@ class GuestRam:
         for piece in self.mapping.block.ranges:
             if piece.gpa <= gpa and gpa + size_bytes <= piece.gpa + piece.size_bytes:
                 return gpa - piece.gpa + piece.offset_bytes
-        raise GuestError(f"the guest has no memory at {gpa:#x} to {gpa + size_bytes:#x}")
+        raise GuestError(f"the guest has no memory from {gpa:#x} to {gpa + size_bytes:#x}")
 
     def close(self) -> None:
         """Unmap."""

@@ -48,7 +48,7 @@ _FEATURES = {
     (0x8000_0001, 0): ("ecx", "edx"),
     (0x8000_0008, 0): ("ebx",),
 }
-"""CPUID leaves and registers whose bits each stand for a feature."""
+"""CPUID leaves and registers in which each bit is a feature."""
 
 _NOT_OFFERED = {(0x1, 0, "ecx"): 1 << 27}
 """Bits that a host does not offer and a guest has all the same: OSXSAVE follows CR4."""
@@ -141,11 +141,11 @@ class VcpuState:
         """Tell KVM.
 
         Raises:
-            StateError: this host cannot give the vCPU what it had; says what.
+            StateError: this host lacks something that the vCPU had; the message names it.
         """
         lacking = [name.upper() for name in _STRUCTURES if getattr(self, name) and name not in self._has]
         if lacking:
-            raise StateError(f"the source has saved {', '.join(lacking)}, which this host's KVM does not have")
+            raise StateError(f"the source saved {', '.join(lacking)}, which this host's KVM does not have")
         self._check_cpuid()
         self._set("CPUID", self._set_cpuid)
         self._set(f"a TSC of {self.tsc_khz} kHz", kvm.set_tsc_khz, self._vcpu, self.tsc_khz)
@@ -170,7 +170,7 @@ class VcpuState:
 
     def _cpuid_table(self) -> kvm_abi.KvmTable:
         if len(self.cpuid) % _CPUID_ENTRY_WORDS:
-            raise StateError(f"CPUID: expected entries of {_CPUID_ENTRY_WORDS} words, found {len(self.cpuid)} words")
+            raise StateError(f"CPUID has {len(self.cpuid)} words, expected entries of {_CPUID_ENTRY_WORDS} words")
         return np.frombuffer(self.cpuid.astype("<u4").tobytes(), kvm_abi.KVM_CPUID_DTYPE)
 
     def _check_cpuid(self) -> None:
@@ -188,7 +188,7 @@ class VcpuState:
 
     def _set_msrs(self) -> None:
         if len(self.msr_indices) != len(self.msr_values):
-            raise StateError(f"{len(self.msr_indices)} MSRs have {len(self.msr_values)} values")
+            raise StateError(f"{len(self.msr_indices)} MSRs have {len(self.msr_values)} values, expected one each")
         table = _msr_table(self.msr_indices)
         table["data"] = self.msr_values
         while len(table):
@@ -201,11 +201,11 @@ class VcpuState:
         """An MSR cannot be set: fine only if it has that value anyway."""
         found = np.array([entry], kvm_abi.KVM_MSR_DTYPE)
         if kvm.get_msrs(self._vcpu, found) != 1:
-            raise StateError(f"the source has saved MSR {entry['index']:#x}, which this host's KVM does not have")
+            raise StateError(f"the source saved MSR {entry['index']:#x}, which this host's KVM does not have")
         if found[0]["data"] != entry["data"]:
             raise StateError(
                 f"MSR {entry['index']:#x} is {entry['data']:#x} at the source and {found[0]['data']:#x} here, "
-                "and this host's KVM does not let it be set"
+                "and this host's KVM cannot set it"
             )
 
 
@@ -216,7 +216,7 @@ def _is_offered(kvm_fd: int, name: str, irqchip: bool) -> bool:
 
 
 def _cpuid_for(entries: kvm_abi.KvmTable, number: int) -> npt.NDArray[np.uint32]:
-    """All that the host offers, with the number of the vCPU where CPUID tells it."""
+    """All that the host offers, with the number of the vCPU where CPUID has it."""
     for entry in entries:
         if entry["function"] == 0x1:
             entry["ebx"] = int(entry["ebx"]) & 0x00FF_FFFF | number << 24

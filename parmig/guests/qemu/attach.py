@@ -86,12 +86,12 @@ def borrow_userfaultfd(pid: int) -> int:
     """A userfaultfd of process *pid* that only this process holds; the caller closes it.
 
     Raises:
-        HostRefusedError: ptrace or userfaultfd is not allowed; says by what and what to do.
+        HostRefusedError: ptrace or userfaultfd is not allowed; the message names the reason and what to do.
         GuestError: the process ended meanwhile.
     """
     if syscalls.MACHINE not in ptrace.SYSCALL_INSTRUCTION:
         raise HostRefusedError(
-            f"attaching to QEMU is written for x86-64, this machine is {syscalls.MACHINE}: use --tracker digest"
+            f"parmig cannot attach to QEMU on {syscalls.MACHINE}, only on x86-64; use --tracker digest"
         )
     return _in_own_thread(lambda: _borrow(pid))
 

@@ -25,14 +25,14 @@ def choose_log(kind: str, hardware: Hardware) -> tuple[str, str]:
     """
     if kind == "bitmap":
         raise GuestRefusedError(
-            "QEMU shows its own dirty log to no other process: use --tracker pagemap, digest or auto"
+            "QEMU shows its own dirty log to no other process; use --tracker pagemap, digest or auto"
         )
     if kind not in ("auto", "pagemap", "digest"):
-        raise UsageError(f"unknown tracker {kind!r} for a QEMU guest; known are auto, pagemap, digest")
+        raise UsageError(f"unknown tracker {kind!r} for a QEMU guest; choose auto, pagemap or digest")
     hardware.note()
     unseen = hardware.unseen()
     if kind == "pagemap" and unseen:
-        raise GuestRefusedError(f"{unseen}: remove it from the guest before the migration, or use --tracker digest")
+        raise GuestRefusedError(f"{unseen}; remove it from the guest before the migration, or use --tracker digest")
     if kind != "auto":
         return kind, "as asked for"
     missing = _attach_obstacle() or unseen

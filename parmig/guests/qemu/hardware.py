@@ -60,6 +60,6 @@ class Hardware:
         changed = devices.changes(self._noted, devices.inventory(*answers))
         if changed:
             raise GuestError(
-                f"QEMU changed during the migration: {changed}; its destination no longer matches it. "
-                "Start the destination like the source is now, and migrate again"
+                f"QEMU changed during the migration: {changed}; the destination no longer matches it; "
+                "start the destination with the source's devices, and migrate again"
             )

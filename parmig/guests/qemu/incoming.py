@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's own migration on the destination: device state goes in, the guest stays paused until told."""
+"""QEMU's own migration on the destination: device state goes in, and the guest stays paused until it is resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Incoming:
 
     Attributes:
         given: whether any state was given to QEMU, which makes it useless for another try.
-        resumed: whether the guest was told to run.
+        resumed: whether the guest was resumed.
     """
 
     def __init__(self, qmp: Qmp) -> None:
@@ -61,7 +61,7 @@ class Incoming:
                 view = view[stream.send(view) :]
             except BlockingIOError:
                 if not poll.poll(self._limit_s * 1000):
-                    raise GuestError(f"QEMU read no device state for {self._limit_s:g} s") from None
+                    raise GuestError(f"QEMU read no device state for {self._limit_s:g} s and was given up") from None
             except OSError as error:
                 raise StateError(f"QEMU stopped reading device state: {failure_words(self._qmp)}") from error
 
@@ -80,13 +80,15 @@ class Incoming:
             StateError: QEMU could not load it, or began to run.
         """
         if self._stream is None or self._listener is None:
-            raise StateError("no device state was written before the end of it")
+            raise StateError("no device state arrived, expected some before the end")
         self._stream.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + self._limit_s
         while (event := self._next_event(self._listener, deadline)).status != "completed":
             if event.name == "RESUME":
                 self._qmp.execute("stop")
-                raise StateError("QEMU ran the guest by itself after loading it, and was stopped: start it with -S")
+                raise StateError(
+                    "QEMU ran the guest by itself after loading it, and parmig stopped it; start QEMU with -S"
+                )
             if event.status == "failed":
                 raise StateError(f"QEMU could not load the device state: {failure_words(self._qmp)}")
 
@@ -94,7 +96,7 @@ class Incoming:
         try:
             return listener.get(deadline - time.monotonic())
         except GuestError as error:
-            # QEMU before 9.1 ends when it cannot load, and has told the reason on its standard error only.
+            # QEMU before 9.1 ends if it cannot load, and reports the reason only on its standard error.
             raise StateError(f"QEMU did not load the device state: {failure_words(self._qmp)}") from error
 
     def resume(self) -> int:

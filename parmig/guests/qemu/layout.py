@@ -22,7 +22,7 @@ NAMED_FILES_ONLY = (8, 1)
 
 
 class Backend(NamedTuple):
-    """A memory backend, as ``query-memdev`` and ``qom-list /objects`` tell.
+    """A memory backend, as ``query-memdev`` and ``qom-list /objects`` report it.
 
     Attributes:
         name: its id.
@@ -106,17 +106,17 @@ def check_backends(found: Sequence[Backend], version: tuple[int, int, int]) -> N
         GuestRefusedError: one cannot; the message has the options that help.
     """
     if not found:
-        raise GuestRefusedError(f"QEMU has no memory backend: {SHARED_MEMORY_HINT}")
+        raise GuestRefusedError(f"QEMU has no memory backend; {SHARED_MEMORY_HINT}")
     for backend in found:
         label = f"RAM of QEMU, {backend.kind or 'memory backend'} {backend.name!r}"
         if not backend.share:
-            raise GuestRefusedError(f"{label}, is not shared (share=off): {SHARED_MEMORY_HINT}")
+            raise GuestRefusedError(f"{label}, is not shared (share=off); {SHARED_MEMORY_HINT}")
         if backend.kind == "memory-backend-memfd" and version[:2] < NAMED_FILES_ONLY:
             continue
         if backend.kind != "memory-backend-file":
             raise GuestRefusedError(
-                f"{label}, lies in no named file, and QEMU {version[0]}.{version[1]} would send all of it with the "
-                f"device state: {SHARED_MEMORY_HINT}"
+                f"{label}, has no named file, and QEMU {version[0]}.{version[1]} would send all of it with the "
+                f"device state; {SHARED_MEMORY_HINT}"
             )
 
 
@@ -151,7 +151,7 @@ def parse_mtree(text: str) -> dict[str, list[Piece]]:
 
 
 def guest_ranges(pieces: Iterable[Piece], size_bytes: int) -> tuple[GuestRange, ...]:
-    """Where the guest sees a block, told so that it is the same before and after its BIOS ran.
+    """Where the guest sees a block, in a form that is the same before and after its BIOS ran.
 
     What ``info mtree`` shows below 1 MiB, and at the top of low memory, changes as the BIOS opens and locks
     shadow RAM and SMRAM. Pieces with the same distance between address and offset are therefore one range,
@@ -172,7 +172,7 @@ def guest_ranges(pieces: Iterable[Piece], size_bytes: int) -> tuple[GuestRange, 
 
 
 def parse_host_address(answer: str) -> int | None:
-    """The address in QEMU's process that HMP ``gpa2hva`` told, or None when it told that there is none."""
+    """The address in QEMU's process that HMP ``gpa2hva`` returned, or None if it reported none."""
     match = re.search(r"Host virtual address for \S+ \(.*\) is (0x[0-9a-f]+)", answer)
     return int(match[1], 16) if match else None
 
@@ -221,7 +221,8 @@ def find_segments(maps: Iterable[Vma], extent: Extent, size_bytes: int) -> tuple
         if segment.first_page != expected:
             raise GuestRefusedError(
                 f"QEMU maps page {min(expected, segment.first_page)} of a RAM block "
-                f"{'twice' if segment.first_page < expected else 'nowhere'}; give each backend a file of its own"
+                f"{'twice' if segment.first_page < expected else 'nowhere'}, expected once; "
+                "give each backend its own file"
             )
         last = joined[-1] if joined else None
         if last and last.address + last.pages * PAGE_BYTES == segment.address:
@@ -230,7 +231,6 @@ def find_segments(maps: Iterable[Vma], extent: Extent, size_bytes: int) -> tuple
             joined.append(segment)
     if sum(segment.pages for segment in joined) * PAGE_BYTES != size_bytes:
         raise GuestRefusedError(
-            "QEMU does not map the whole of a RAM block, as a guest with a plain memory-backend-file does: "
-            + SHARED_MEMORY_HINT
+            "QEMU does not map the whole of a RAM block, expected a plain memory-backend-file; " + SHARED_MEMORY_HINT
         )
     return tuple(joined)

@@ -29,7 +29,7 @@ def open_memory(qmp: Qmp, pid: int) -> list[MappedBlock]:
     """All RAM blocks of QEMU, by name. The caller closes the descriptors.
 
     Raises:
-        GuestRefusedError: RAM cannot be reached from outside; says which option of QEMU helps.
+        GuestRefusedError: RAM cannot be reached from outside; the message names the QEMU option that helps.
         GuestError: QEMU failed meanwhile.
     """
     names = layout.ram_names(qmp.monitor("info ramblock"))
@@ -57,11 +57,11 @@ def close_memory(blocks: list[MappedBlock]) -> None:
 def _open_block(qmp: Qmp, pid: int, backend: Backend, name: str, pieces: list[Piece]) -> MappedBlock:
     if backend.size_bytes % PAGE_BYTES or not pieces:
         raise GuestRefusedError(
-            f"RAM block {name!r} ({backend.size_bytes} bytes) is not in the guest's memory, or no whole number of "
-            f"pages; every shared backend must be the guest's RAM: {layout.SHARED_MEMORY_HINT}"
+            f"RAM block {name!r} ({backend.size_bytes} bytes) is not in the guest's memory, or is not whole "
+            f"pages; expected every shared backend to be the guest's RAM; {layout.SHARED_MEMORY_HINT}"
         )
     maps = layout.parse_maps(_proc_text(pid, "maps"))
-    # QEMU tells the address of its mapping, so neither a chroot nor an unlinked file hides which one it is.
+    # QEMU reports the address of its mapping, so neither a chroot nor an unlinked file hides the file.
     address = layout.parse_host_address(qmp.monitor(f"gpa2hva {pieces[0].gpa:#x}"))
     extent = None if address is None else layout.find_extent(maps, address)
     if extent is None:
@@ -87,8 +87,8 @@ def _check_size(fd: int, needed_bytes: int, name: str) -> None:
     found_bytes = os.fstat(fd).st_size
     if found_bytes < needed_bytes:
         raise GuestRefusedError(
-            f"the file of RAM block {name!r} has {found_bytes} bytes, {needed_bytes} are needed: truncate it to "
-            f"{format_size(needed_bytes)} or let QEMU make it (mem-path= a name that is not there yet)"
+            f"the file of RAM block {name!r} has {found_bytes} bytes, expected {needed_bytes}; truncate it to "
+            f"{format_size(needed_bytes)}, or let QEMU create it (mem-path= a new name)"
         )
 
 
@@ -118,7 +118,7 @@ def _proc_text(pid: int, name: str) -> str:
         return Path(f"/proc/{pid}/{name}").read_text()
     except PermissionError as error:
         raise GuestRefusedError(
-            f"/proc/{pid}/{name} may not be read: run parmig as root or as QEMU's own user"
+            f"/proc/{pid}/{name} may not be read; run parmig as root or as QEMU's own user"
         ) from error
     except OSError as error:
         raise GuestError(f"QEMU (process {pid}) is gone: {error.strerror}") from error

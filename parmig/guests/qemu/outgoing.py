@@ -33,7 +33,7 @@ CANCEL_STEP_S = 0.02
 """How often a cancel that takes its time is looked at; one takes 3 ms."""
 
 STOPPED_BY_MIGRATION = frozenset({"finish-migrate", "postmigrate"})
-"""States of ``query-status`` of a guest that was stopped by QEMU's migration, by nobody else."""
+"""States of ``query-status`` of a guest that only QEMU's migration stopped."""
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 IDLE = ENDED | {"none", ""}
@@ -46,22 +46,22 @@ def make_stream(qmp: Qmp) -> socket.socket:
     Raises:
         GuestError: QEMU does not take it.
     """
-    ours, theirs = socket.socketpair()
+    own_end, qemu_end = socket.socketpair()
     try:
-        for end in (ours, theirs):
+        for end in (own_end, qemu_end):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)  # the kernel caps it at wmem_max
-        qmp.give_fd(FD_NAME, theirs.fileno())
+        qmp.give_fd(FD_NAME, qemu_end.fileno())
     except BaseException:
-        ours.close()
+        own_end.close()
         raise
     finally:
-        theirs.close()
-    ours.setblocking(False)
-    return ours
+        qemu_end.close()
+    own_end.setblocking(False)
+    return own_end
 
 
 def failure_words(qmp: Qmp) -> str:
-    """What QEMU says about its failed migration; never raises."""
+    """QEMU's reason for its failed migration; never raises."""
     try:
         return str(qmp.execute("query-migrate").get("error-desc", "no reason given; see QEMU's standard error"))
     except GuestError as error:
@@ -75,7 +75,7 @@ class Outgoing:
         qmp: the session; used, not owned.
 
     Attributes:
-        started: whether QEMU was told to migrate.
+        started: whether QEMU has begun to migrate.
     """
 
     def __init__(self, qmp: Qmp) -> None:
@@ -128,7 +128,7 @@ class Outgoing:
         """Whether QEMU's migration stopped a guest that ran. Somebody else may have stopped it first, or let it run.
 
         Told by QEMU's events; at the last of which it was asked whether it had stopped for its migration, or paused
-        because somebody wanted it.
+        because another client asked for it.
 
         Raises:
             GuestError: QEMU is gone or hangs.
@@ -155,10 +155,10 @@ class Outgoing:
     def _pump(self, sink: StateSink, failure: type[ParmigError]) -> Iterator[Event]:
         """Pass the stream on, and yield QEMU's events as they come, until completed and all is read.
 
-        Raises *failure* when QEMU tells of one.
+        Raises *failure* if QEMU reports one.
         """
         if self._stream is None or self._listener is None:
-            raise GuestError("QEMU was not told to migrate: pause() comes first")
+            raise GuestError("QEMU does not migrate yet, expected pause() before this call")
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._stream, select.POLLIN)
@@ -193,7 +193,7 @@ class Outgoing:
         """Stop the migration, wherever it is; a guest that ran before it runs again.
 
         Returns:
-            when it ran, on the clock of ``time.monotonic_ns()``; None if it was not told to.
+            when it ran, on the clock of ``time.monotonic_ns()``; None if it was not resumed.
 
         Raises:
             GuestError: QEMU is gone, or does not let go.
@@ -213,7 +213,7 @@ class Outgoing:
 
         Args:
             running: whether the guest ran until its pause, or, before that, when it was last asked.
-            paused: whether pause() had returned. Before that somebody else may have paused the guest.
+            paused: whether pause() had returned. Before that, another client may have paused the guest.
         """
         if (
             not paused
@@ -247,7 +247,7 @@ class Outgoing:
         return str(self._qmp.execute("query-migrate").get("status", ""))
 
     def _run_again(self) -> int | None:
-        """QEMU resumes by itself after a cancel; after completion, and some failures, it has to be told."""
+        """QEMU resumes by itself after a cancel, but not after completion and some failures."""
         if not self.ran_until_pause():
             return None
         state = self._qmp.execute("query-status")

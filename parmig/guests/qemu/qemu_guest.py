@@ -51,7 +51,7 @@ class QemuGuest(Guest):
         qmp: a session; owned from here on, also when this raises.
         pid: QEMU's process.
         incoming: whether this is the destination.
-        way: how to settle, one of ``settle.WAYS``; empty: found out.
+        way: how to settle, one of ``settle.WAYS``; empty: tried out.
 
     Raises:
         GuestRefusedError: it cannot be migrated as it was started; the message has the option that helps.
@@ -109,7 +109,7 @@ class QemuGuest(Guest):
             GuestRefusedError: always.
         """
         raise GuestRefusedError(
-            "QEMU slows its virtual CPUs down only while it migrates their memory itself: leave out --auto-converge; "
+            "QEMU throttles its virtual CPUs only while it migrates their memory itself; leave out --auto-converge, "
             "allow a longer pause with --max-downtime, or limit QEMU's processor time yourself (cgroup cpu.max)"
         )
 
@@ -121,7 +121,7 @@ class QemuGuest(Guest):
 
         Raises:
             HostRefusedError: the host does not allow to attach.
-            GuestRefusedError: kind ``bitmap``: QEMU shows its own log to nobody.
+            GuestRefusedError: kind ``bitmap``: QEMU does not share its own log.
             GuestError: QEMU refuses the settings.
         """
         kind, reason = choose_log(kind, self._hardware)
@@ -175,7 +175,7 @@ class QemuGuest(Guest):
         """Cancel whatever QEMU does, let the guest run if it ran until its pause, and set the settings back.
 
         Returns:
-            when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``; None if it was not told.
+            when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``; or None.
 
         Raises:
             GuestError: QEMU is gone or refuses.
@@ -230,7 +230,7 @@ class QemuGuest(Guest):
         self._settings.restore()
 
     def quit(self) -> None:
-        """End QEMU, and wait until it is gone. For a source that is not needed any more.
+        """End QEMU, and wait until it is gone. For a source that is no longer needed.
 
         Raises:
             GuestError: it does not go, not even by SIGKILL.

@@ -47,15 +47,15 @@ def quit_qemu(qmp: Qmp, pidfd: int) -> None:
     try:
         qmp.execute("quit", limit_s=QUIT_LIMIT_S)
     except GuestError:
-        pass  # It may be gone already, or have gone before it answered: the process tells.
+        pass  # It may have ended before it answered; the wait for the process decides.
     if wait_readable(time.monotonic() + QUIT_LIMIT_S, pidfd):
         return
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError as error:
-        raise GuestError(f"QEMU does not quit and cannot be killed: {os.strerror(error.errno or 0)}") from error
+        raise GuestError(f"QEMU did not quit and cannot be killed: {os.strerror(error.errno or 0)}") from error
     if not wait_readable(time.monotonic() + QUIT_LIMIT_S, pidfd):
-        raise GuestError("QEMU was killed and is still there; it hangs in the kernel")
+        raise GuestError("QEMU was killed but has not ended; it hangs in the kernel")
 
 
 def open_pidfd(pid: int, path: str) -> int:
@@ -68,7 +68,7 @@ def open_pidfd(pid: int, path: str) -> int:
         return os.pidfd_open(pid)
     except OSError as error:
         raise GuestRefusedError(
-            f"process {pid}, which listens at {path}, is not there: {error.strerror}; add ,pid=NUMBER of QEMU"
+            f"process {pid}, which listens at {path}, is gone: {error.strerror}; add ,pid=NUMBER with QEMU's process"
         ) from error
 
 
@@ -82,20 +82,24 @@ def check_source(qmp: Qmp) -> None:
     state = str(qmp.execute("query-status")["status"])
     migration = qmp.execute("query-migrate")
     if state == "inmigrate":
-        raise GuestRefusedError(f"QEMU at {qmp.path} waits for a guest (-incoming): it is a destination, no source")
+        raise GuestRefusedError(
+            f"QEMU at {qmp.path} waits for a migration (-incoming), so it is a destination; name the source's QEMU"
+        )
     if migration.get("status", "") not in IDLE:
-        raise GuestRefusedError(f"QEMU at {qmp.path} is migrating already ({migration['status']}): cancel that first")
+        raise GuestRefusedError(
+            f"QEMU at {qmp.path} already migrates ({migration['status']}); cancel that migration first"
+        )
     if state == "postmigrate":
         raise GuestRefusedError(
             f"the guest of QEMU at {qmp.path} was migrated away, or a migration of it was cancelled while it "
-            "was paused (postmigrate); if it shall run here, tell QEMU: cont"
+            "was paused (postmigrate); to run it here, send QEMU the command cont"
         )
     if reasons := migration.get("blocked-reasons"):
-        raise GuestRefusedError(f"QEMU at {qmp.path} says that it cannot be migrated: {'; '.join(reasons)}")
+        raise GuestRefusedError(f"QEMU at {qmp.path} reports that it cannot be migrated: {'; '.join(reasons)}")
 
 
 def check_destination(qmp: Qmp) -> None:
-    """See whether QEMU waits for a guest, and for nobody's connection yet.
+    """Check that QEMU waits for a guest, and does not listen for a connection yet.
 
     Raises:
         GuestRefusedError: it does not; the message has the option it needs.
@@ -103,10 +107,10 @@ def check_destination(qmp: Qmp) -> None:
     """
     state = str(qmp.execute("query-status")["status"])
     if state != "inmigrate":
-        raise GuestRefusedError(f"QEMU at {qmp.path} waits for no guest ({state}): start it with -incoming defer")
+        raise GuestRefusedError(f"QEMU at {qmp.path} waits for no migration ({state}); start it with -incoming defer")
     migration = qmp.execute("query-migrate")
-    # QEMU 7.2 has no status before somebody connects, but tells the address at which it waits.
+    # QEMU 7.2 has no status before a client connects, but reports the address at which it waits.
     if migration.get("status", "none") != "none" or "socket-address" in migration:
         raise GuestRefusedError(
-            f"QEMU at {qmp.path} has an incoming migration of its own: start it with -incoming defer, no address"
+            f"QEMU at {qmp.path} has its own incoming migration; start it with -incoming defer and no address"
         )

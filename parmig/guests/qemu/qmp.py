@@ -49,7 +49,7 @@ class Qmp:
         version: QEMU's (major, minor, micro).
 
     Raises:
-        GuestRefusedError: no socket, nobody listens, no QMP server, or another client holds it.
+        GuestRefusedError: no socket, no listener, not a QMP server, or another client holds it.
     """
 
     def __init__(self, path: str, limit_s: float = 30.0) -> None:
@@ -62,7 +62,7 @@ class Qmp:
         sock = _connect(path)
         self.peer_pid, _ = sockets.peer_of(sock)
         self._client = QMPClient("parmig")
-        # The library's own listener keeps all events for ever; ours passes them on and keeps none.
+        # The library's own listener keeps all events for ever; this one passes them on and keeps none.
         self._client.events.event_filter = self._dispatch
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="parmig-qmp", daemon=True)
@@ -86,12 +86,12 @@ class Qmp:
             self._await(self._client.connect(sock), limit_s)
         except TimeoutError as error:
             raise GuestRefusedError(
-                f"{self.path}: no QMP greeting within {limit_s:g} s; another client probably holds the socket (QMP "
-                "serves one at a time): close that client, or give QEMU a second -qmp unix:PATH,server=on,wait=off"
+                f"{self.path}: no QMP greeting within {limit_s:g} s; another client probably holds the socket, and QMP "
+                "serves one at a time; close that client, or give QEMU a second -qmp unix:PATH,server=on,wait=off"
             ) from error
         except QMPError as error:
             raise GuestRefusedError(
-                f"{self.path} is no QMP server: {error}; give QEMU -qmp unix:PATH,server=on,wait=off"
+                f"{self.path} is not a QMP server: {error}; give QEMU -qmp unix:PATH,server=on,wait=off"
             ) from error
         asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
@@ -140,7 +140,9 @@ class Qmp:
         if self._loop.is_closed():
             raise GuestError(f"{doing}: the session with QEMU at {self.path} was closed")
         if self._aborted:
-            raise GuestError(f"{doing}: given up; QEMU at {self.path} (process {self.peer_pid}) had not answered")
+            raise GuestError(
+                f"{doing}: parmig gave up, because QEMU at {self.path} (process {self.peer_pid}) did not answer"
+            )
 
     def abort(self) -> None:
         """Make whatever waits for QEMU fail, now and from now on, up to :meth:`go_on`. Safe from any thread."""
@@ -193,7 +195,7 @@ class Qmp:
             self._check_aborted(command)
             return future.result(limit_s)
         except CancelledError as error:
-            raise GuestError(f"{command}: given up; QEMU at {self.path} had not answered") from error
+            raise GuestError(f"{command}: parmig gave up, because QEMU at {self.path} did not answer") from error
         except ExecuteError as error:
             raise GuestError(f"QEMU refused {command}: {error.error.error.desc}") from error
         except TimeoutError as error:
@@ -205,7 +207,7 @@ class Qmp:
             future.cancel()
 
     def execute(self, command: str, /, *, limit_s: float | None = None, **arguments: Any) -> Any:
-        """Run *command* and return its result. Underscores in argument names stand for hyphens.
+        """Run *command* and return its result. Underscores in argument names become hyphens.
 
         Args:
             limit_s: how long to wait, in seconds; the session's limit when None.
@@ -257,7 +259,7 @@ def _connect(path: str) -> socket.socket:
     except TimeoutError as error:
         sock.close()
         raise GuestRefusedError(
-            f"{path}: the QMP socket accepts nobody; another client holds it: close that one first"
+            f"the QMP socket {path} accepts no client; another client holds it; close that client"
         ) from error
     except OSError as error:
         sock.close()

@@ -108,7 +108,7 @@ class Listener:
         deadline = time.monotonic() + limit_s
         while (event := self.take()) is None:
             if not wait_readable(deadline, self):
-                raise GuestError(f"QEMU raised no event {'/'.join(self._names)} within {limit_s:g} s")
+                raise GuestError(f"QEMU did not report {'/'.join(self._names)} within {limit_s:g} s")
         return event
 
     def __enter__(self) -> Listener:

@@ -10,14 +10,14 @@ from parmig.errors import GuestError
 from parmig.guests.qemu.qmp import Qmp
 
 NOT_FINALIZED = "not finalized"
-"""In what QEMU says to ``cont`` while it still ends a migration (qmp_cont in monitor/qmp-cmds.c)."""
+"""Part of QEMU's answer to ``cont`` while it still ends a migration (qmp_cont in monitor/qmp-cmds.c)."""
 
 CONT_STEP_S = 0.02
 """How often ``cont`` is tried then."""
 
 
 def run(qmp: Qmp) -> int:
-    """Let the guest run, as soon as QEMU's migration has come to its end.
+    """Let the guest run as soon as QEMU's migration has ended.
 
     QEMU's answer comes milliseconds after the guest runs, because the virtual CPUs then hold the lock that
     its main loop needs. The RESUME event carries the time.

@@ -43,7 +43,7 @@ def choose_way(qmp: Qmp) -> str:
 
 
 def _transaction_waits(qmp: Qmp, latency_ns: int) -> bool | None:
-    """Whether ``transaction`` waits for a request to a disk of our own; None: QEMU was too slow to tell."""
+    """Whether ``transaction`` waits for a request to a disk that parmig added; None: QEMU was too slow to decide."""
     options = f"if=none,id={PROBE_DISK},driver=null-co,latency-ns={latency_ns},read-only=on"
     if qmp.monitor(f"drive_add 0 {options}").strip() != "OK":
         return False  # a build without this driver
@@ -64,7 +64,7 @@ class Settling:
 
     Args:
         qmp: the session; used, not owned.
-        way: one of WAYS; empty: found out when it is asked for first.
+        way: one of WAYS; empty: the first call tries which one works.
     """
 
     def __init__(self, qmp: Qmp, way: str = "") -> None:
@@ -96,8 +96,8 @@ class Settling:
                 self.undo()
         except GuestError as error:
             raise GuestError(
-                f"the guest's disk requests in flight did not end: {error}; see whether a disk or its server hangs, "
-                "or allow more time with ,timeout=DURATION behind the guest's name"
+                f"the guest's disk requests in flight did not end: {error}; check whether a disk or its server hangs, "
+                "or allow more time with ,timeout=DURATION after the guest's name"
             ) from error
 
     def undo(self) -> None:

@@ -43,7 +43,7 @@ class StoppedThread:
 
     Raises:
         OSError: EPERM: not allowed to trace; ESRCH: the process is gone.
-        HostRefusedError: it does not stop, or was stopped by somebody else, or is no 64-bit process.
+        HostRefusedError: it does not stop, or another process stopped it, or it is not a 64-bit process.
     """
 
     def __init__(self, pid: int, limit_s: float = STOP_LIMIT_S) -> None:
@@ -59,7 +59,7 @@ class StoppedThread:
             self._registers = ptrace.registers(self._pid)
             self._mask = ptrace.signal_mask(self._pid)
             if self._registers.cs != _CODE_SEGMENT_64:
-                raise HostRefusedError(f"process {self._pid} is no 64-bit process: use --tracker digest")
+                raise HostRefusedError(f"process {self._pid} is not a 64-bit process; use --tracker digest")
             self._instruction = self._find_instruction()
         except BaseException:
             self._detach()
@@ -76,7 +76,7 @@ class StoppedThread:
             self._detach()
 
     def _give_up_call(self) -> None:
-        """Interrupt a borrowed call that hangs, as a signal would, and wait until the thread stands."""
+        """Interrupt a borrowed call that hangs, as a signal would, and wait until the thread has stopped."""
         self._limit_s = RESTORE_LIMIT_S
         ptrace.interrupt(self._pid)
         if self._wait() >> 8 == ptrace.PTRACE_EVENT_STOP and _is_pending(self._pid, signal.SIGTRAP):
@@ -116,9 +116,7 @@ class StoppedThread:
             ptrace.resume(self._pid, stop & 0xFF)  # a signal was on its way: deliver it
             self._stopped = False
         if stop & 0xFF != signal.SIGTRAP:
-            raise HostRefusedError(
-                f"process {self._pid} was stopped by a signal: let it go on (kill -CONT {self._pid})"
-            )
+            raise HostRefusedError(f"process {self._pid} was stopped by a signal; continue it (kill -CONT {self._pid})")
 
     def _wait(self) -> int:
         """The next stop: its signal, and above bit 8 its event. Raises ESRCH when the process ended."""
@@ -133,7 +131,7 @@ class StoppedThread:
             if time.monotonic() > deadline:
                 raise HostRefusedError(
                     f"a thread of process {self._pid} did not stop within {self._limit_s:g} s; it hangs in the "
-                    f"kernel (see /proc/{self._pid}/stack): use --tracker digest"
+                    f"kernel (see /proc/{self._pid}/stack); use --tracker digest"
                 )
             time.sleep(POLL_S)
 
@@ -150,7 +148,9 @@ class StoppedThread:
                     at = _peek(memory.fileno(), start, end - start).find(wanted)
                     if at >= 0:
                         return start + at
-        raise HostRefusedError(f"process {self._pid} maps no libc to make a system call from: use --tracker digest")
+        raise HostRefusedError(
+            f"process {self._pid} maps no libc, expected one to make a system call from; use --tracker digest"
+        )
 
 
 def _peek(fd: int, address: int, size_bytes: int) -> bytes:

@@ -55,11 +55,11 @@ class Monitor(ABC):
 
     @abstractmethod
     def run(self) -> int:
-        """Let it run; returns the instant from which on it does. Called only while it stands still."""
+        """Let it run; returns the instant from which on it runs. Called only while it is paused."""
 
     @abstractmethod
     def pause(self) -> int:
-        """Stop it, if it runs; returns the instant at which nothing wrote memory any more."""
+        """Stop it, if it runs; returns the instant from which on nothing writes memory."""
 
     @abstractmethod
     def throttle(self, percent: int) -> None:
@@ -87,7 +87,7 @@ class Monitor(ABC):
 
     def special(self, body: bytes) -> None:
         """Do what only this kind of guest can do; *body* is its own."""
-        raise GuestError("this kind of guest has no requests of its own")
+        raise GuestError("unknown request: this kind of guest has none of its own")
 
     def tick(self) -> float | None:
         """Do what is due by now; called between requests.
@@ -129,15 +129,15 @@ class Monitor(ABC):
 
     def _handle_paused(self, request: m.Request) -> m.Reply:
         if self.running:
-            raise StatusError(f"{type(request).__name__} needs a paused guest, this one runs; pause it first")
+            raise StatusError(f"{type(request).__name__} needs a paused guest, and this one runs; pause it first")
         match request:
             case m.SaveState():
                 if self._waits_for_state:
-                    raise StatusError("there is no state to save: this guest waits for its own")
+                    raise StatusError("this guest has no state to save: it waits for its own")
                 return m.State(self.registry.save_all(machine=self.machine))
             case m.LoadState():
                 if not self._waits_for_state:
-                    raise StateError("state was loaded already, or the guest is not an incoming one")
+                    raise StateError("state cannot be loaded: it was loaded before, or the guest is not incoming")
                 self.registry.load_all(request.data, machine=self.machine)
                 self._waits_for_state = False
             case m.Check():
@@ -187,7 +187,7 @@ def _serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
             elif monitor is not None:
                 reply = monitor.handle(question.body)
             else:
-                raise StatusError(f"{type(question.body).__name__} was asked of a machine that was not made")
+                raise StatusError(f"{type(question.body).__name__} cannot be answered: the machine was not created")
         except ParmigError as error:
             reply = m.Failed(type(error).__name__, str(error))
         except Exception as error:

@@ -55,7 +55,7 @@ class MonitorProcess:
             self.pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             self.close()
-            raise GuestError(f"{self._guest}'s process {self.pid} ended at its start: {error}") from error
+            raise GuestError(f"{self._guest} (process {self.pid}) ended while it started: {error}") from error
 
     def ask(self, request: m.Request, limit_s: float) -> m.Reply:
         """Send *request* and return its reply.

@@ -179,7 +179,7 @@ class SpawnedGuest(Guest):
             UsageError: *percent* is not 0 to 99.
         """
         if not 0 <= percent <= 99:
-            raise UsageError(f"throttle: expected 0 to 99 percent, found {percent}")
+            raise UsageError(f"the guest cannot be throttled by {percent} percent, expected 0 to 99")
         self._ask(m.Throttle(percent), m.Done)
 
     # -- destination ----------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class SpawnedGuest(Guest):
             StatusError: the guest was not opened as an incoming one, or has its state.
         """
         if not self._incoming:
-            raise StatusError("expected a guest opened with incoming=True, found one with a state of its own")
+            raise StatusError("this guest has its own state, expected one that was opened with incoming=True")
         self._state.clear()
         self._accepting = True
 
@@ -203,11 +203,11 @@ class SpawnedGuest(Guest):
             StateError: they are more than this guest's state can be.
         """
         if not self._accepting:
-            raise StatusError("write_state: expected prepare_incoming() before")
+            raise StatusError("write_state() was called too early, expected prepare_incoming() before it")
         if len(self._state) + data.nbytes > self._state_limit_bytes:
             raise StateError(
-                f"device state: expected at most {self._state_limit_bytes} bytes for this guest, "
-                f"found {len(self._state) + data.nbytes} or more"
+                f"the device state has {len(self._state) + data.nbytes} bytes or more, "
+                f"expected at most {self._state_limit_bytes} for this guest"
             )
         self._state += data
 
@@ -219,7 +219,7 @@ class SpawnedGuest(Guest):
             StateError: a device refused it.
         """
         if not self._accepting:
-            raise StatusError("finish_load: expected prepare_incoming() before")
+            raise StatusError("finish_load() was called too early, expected prepare_incoming() before it")
         self._accepting = False
         data = bytes(self._state)
         self._state.clear()
@@ -271,11 +271,11 @@ class SpawnedGuest(Guest):
         return self._alive().pid
 
     def check(self) -> None:
-        """Compare memory with what device state says of it.
+        """Compare memory with its description in the device state.
 
         Raises:
             StatusError: the guest runs.
-            GuestError: pages are lost, stale or torn; says which.
+            GuestError: pages are lost, stale or torn; the message names them.
         """
         self._ask(m.Check(), m.Done, self._slow_limit_s)
 
@@ -286,7 +286,9 @@ class SpawnedGuest(Guest):
     def _ask(self, request: m.Request, expected: type[_R], limit_s: float = _ANSWER_LIMIT_S) -> _R:
         reply = self._alive().ask(request, limit_s)
         if not isinstance(reply, expected):
-            raise GuestError(f"the {self._kind} guest answered {type(request).__name__} with {type(reply).__name__}")
+            raise GuestError(
+                f"the {self._kind} guest answered {type(request).__name__} with an unexpected {type(reply).__name__}"
+            )
         return reply
 
     def _alive(self) -> MonitorProcess:

@@ -28,5 +28,7 @@ def track_own_writes(ranges: Iterable[tuple[int, int]]) -> int:
     except OSError as error:
         if tracking_fd >= 0:
             os.close(tracking_fd)
-        raise HostRefusedError(f"the guest's process cannot track its writes: {error}; use tracker bitmap") from error
+        raise HostRefusedError(
+            f"the guest's process cannot track its writes: {error}; choose the tracker bitmap"
+        ) from error
     return tracking_fd

@@ -83,8 +83,8 @@ class BlockLedger:
         room = self.mapping.block.pages - self.first_page
         if len(self.counts) > room:
             raise StateError(
-                f"block {self.mapping.block.name!r}: expected counts of at most {room} pages, "
-                f"found {len(self.counts)}; start the destination with the source's memory= and blocks="
+                f"block {self.mapping.block.name!r} has counts of {len(self.counts)} pages, expected at most {room}; "
+                "start the destination with the source's memory= and blocks="
             )
 
     def record(self, indices: PageNumbers, writes: npt.NDArray[np.int64]) -> None:

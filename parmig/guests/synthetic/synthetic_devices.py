@@ -51,7 +51,7 @@ class RingDevice:
 
     Page 0 of the block holds RING_ENTRIES entries of two words, a sequence number and its check word.
     Page 1 holds, as words: entries produced, entries taken, times saved. The last changes while state is
-    saved, after the pause, so that an engine which skips the scan after saving is found out.
+    saved, after the pause, so that a test notices an engine that skips the scan after saving.
 
     Args:
         mapping: the first block; not owned.
@@ -107,7 +107,9 @@ class RingDevice:
             StateError: says which.
         """
         if not 0 <= self.produced - self.taken <= RING_ENTRIES or self.produced > _INDEX_MAX:
-            raise StateError(f"expected indices at most {RING_ENTRIES} apart, found {self.produced}, {self.taken}")
+            raise StateError(
+                f"the ring's indices are {self.produced} and {self.taken}, expected at most {RING_ENTRIES} apart"
+            )
 
     def _publish(self) -> None:
         self._indices[:3] = (self.produced, self.taken, self.saves)
@@ -129,7 +131,7 @@ class SerialLog:
         self.text = b""
 
     def tick(self, counter: int) -> None:
-        """Write a heartbeat when *counter* says that it is time."""
+        """Write a heartbeat when *counter* is due."""
         if counter % _TICKS_PER_LINE == 0:
             self.lines += 1
             line = f"heartbeat {self.lines} counter {counter}\n".encode("ascii")
@@ -143,7 +145,7 @@ class SerialLog:
 class Writer:
     """What the guest's programs do: write to pages at a rate, in a pattern.
 
-    The choice of pages depends only on ``seed`` and ``step``, so that it goes on at the destination
+    The choice of pages depends only on ``seed`` and ``step``, so that it continues at the destination
     where it stopped, whatever options that was started with.
 
     Args:
@@ -197,13 +199,13 @@ class Writer:
                 ledger.record(chosen[part] - borders[index], writes[part])
 
     def post_load(self, _: int) -> None:
-        """Refuse a pattern that there is not.
+        """Refuse an unknown pattern.
 
         Raises:
             StateError: says which.
         """
         if self.pattern >= len(PATTERNS):
-            raise StateError(f"expected a pattern below {len(PATTERNS)}, found {self.pattern}")
+            raise StateError(f"the pattern is {self.pattern}, expected a number below {len(PATTERNS)}")
 
     def _choose(self, pages: int, touched: int) -> PageNumbers:
         """The next *pages* choices among *touched* pages, counted over all blocks; some may be the same."""

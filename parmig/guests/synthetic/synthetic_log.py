@@ -31,11 +31,11 @@ def choose_log(kind: str, preferred: str) -> tuple[str, str]:
     if kind == "auto" and preferred != "auto":
         kind, reason = preferred, "asked for by the guest's option tracker"
     if kind not in TRACKERS:
-        raise GuestRefusedError(f"a synthetic guest has no dirty log {kind!r}; ask for one of {', '.join(TRACKERS)}")
+        raise GuestRefusedError(f"a synthetic guest has no dirty log {kind!r}; choose one of {', '.join(TRACKERS)}")
     if kind in ("auto", "pagemap"):
         missing = uffd.probe_write_tracking()
         if kind == "pagemap" and missing:
-            raise HostRefusedError(f"dirty log pagemap: {missing}; ask for bitmap")
+            raise HostRefusedError(f"dirty log pagemap cannot be used: {missing}; choose bitmap")
         if kind == "auto":
             return ("bitmap", missing) if missing else ("pagemap", "the kernel tracks the guest's writes")
     return kind, reason

@@ -2,7 +2,7 @@
 """What runs in a synthetic guest's process: one thread that ticks, and answers between ticks.
 
 A tick is at most some 20 ms of work, so a pause never waits longer, and no page is ever half written
-when the guest stands still.
+when the guest is paused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SyntheticStats(msgspec.Struct, frozen=True):
         counter: ticks of about 5 ms that the guest has run.
         serial_lines: heartbeat lines ever written.
         ring_index: entries that the ring device has taken.
-        paused: whether the writer and the devices stand still.
+        paused: whether the writer and the devices are stopped.
         ring_fault: what the ring device found wrong in its memory; empty: nothing.
     """
 
@@ -152,13 +152,14 @@ class SyntheticMonitor(Monitor):
         punch = msgspec.msgpack.decode(body, type=Punch)
         names = [mapping.block.name for mapping in self._mappings]
         if punch.block not in names:
-            raise GuestError(f"no block {punch.block!r} to punch; there are {', '.join(names)}")
+            raise GuestError(f"there is no block {punch.block!r}, expected one of {', '.join(names)}")
         index = names.index(punch.block)
         first = RESERVED_PAGES if index == 0 else 0
         last = self._mappings[index].block.pages - 1
         end = punch.first_page + punch.pages
         if punch.pages < 1 or not first <= punch.first_page < end <= last + 1:
             raise GuestError(
-                f"pages {punch.first_page} to {end - 1} are not within {first} to {last} of block {punch.block!r}"
+                f"pages {punch.first_page} to {end - 1} of block {punch.block!r} cannot be punched, "
+                f"expected pages within {first} to {last}"
             )
         self._ledgers[index].punch(punch.first_page, punch.pages)

@@ -29,7 +29,7 @@ class ChannelOutlet(Outlet):
         channel: to the receive worker; open.
         codec: the negotiated codec; set up here for this channel.
         blocks: mappings of the blocks, by number.
-        tracker: is told what was sent.
+        tracker: notified of what was sent.
         shared: holds the rate limit.
     """
 

@@ -27,7 +27,7 @@ class FileOutlet(Outlet):
         fd: of the file, writable; used, not owned.
         name: of the file, for errors.
         blocks: mappings of the guest's blocks, by number.
-        tracker: is told what was written.
+        tracker: notified of what was written.
         shared: holds the rate limit.
         wait: waits for an instruction, so many milliseconds (None: for ever), and raises when that is to end.
     """

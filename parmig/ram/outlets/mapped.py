@@ -2,7 +2,7 @@
 """Pages to fixed places of a file: QEMU's mapped-ram layout, which many processes can write at once.
 
 The page space of the file is an image of the block, zero pages are holes in it. Which pages are stored is what
-``SharedArea.bits`` says, bit for bit the bitmap of the format; it is written when the file is finished.
+``SharedArea.bits`` is bit for bit the bitmap of the format; it is written when the file is finished.
 """
 
 from __future__ import annotations

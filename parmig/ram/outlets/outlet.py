@@ -12,7 +12,7 @@ class Outlet(ABC):
     """Takes the batches of one worker, in order."""
 
     knows_nothing = True
-    """Whether pages that are zero in the first pass must be told of, because anything may be in their place."""
+    """Whether zero pages of the first pass must be sent, because anything may be in their place."""
 
     @abstractmethod
     def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:

@@ -5,7 +5,7 @@ Each batch is one complete PART section of known length, so workers need nothing
 file, which they move on in turn (``SharedArea.take_space``). Rounds are separated by fences, so what a later round
 says of a page stands behind what an earlier one said, and a reader ends with the last.
 
-Zero pages are told in the first pass too, as QEMU does: a file may be loaded where memory is not empty. It costs
+Zero pages are written in the first pass too, as QEMU does: a file may be loaded where memory is not empty. It costs
 9 bytes for each.
 """
 

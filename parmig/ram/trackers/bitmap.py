@@ -45,7 +45,9 @@ class BitmapTracker(DirtyTracker):
         try:
             self._map = mmap.mmap(fd, sum(sizes))
         except ValueError as error:
-            raise GuestRefusedError(f"the dirty bitmap is shorter than {sum(sizes)} bytes: {error}") from error
+            raise GuestRefusedError(
+                f"the dirty bitmap cannot be mapped, expected {sum(sizes)} bytes: {error}"
+            ) from error
         self._owner = RearmClient(rearm) if rearm else None
         whole = np.frombuffer(self._map, dtype=np.uint8)
         ends = np.cumsum(sizes)

@@ -75,7 +75,7 @@ class DigestTracker(DirtyTracker):
                 at += words
 
     def arm(self, span: Region) -> None:
-        # A digest of zero stands for "nothing was sent": every page will differ.
+        # A digest of zero means "nothing was sent": every page will differ.
         self._pages[span.block][span.first_page : span.end_page] = 0
         self._groups[span.block][_groups_of(span)] = 0
         # Nothing is known of a span that was never scanned: all that exists may have been written since.

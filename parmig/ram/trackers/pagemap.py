@@ -97,8 +97,8 @@ class PagemapTracker(DirtyTracker):
             yield from pagemap.scan(self._fd, start, end, vector, **how)
         except OSError as error:
             raise GuestError(
-                f"dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; its memory must "
-                "stay mapped and under write tracking, in pages that the kernel can track: else use --tracker digest"
+                f"the dirty scan of process {self._pid} at {start:#x}-{end:#x} failed: {error.strerror}; expected "
+                "memory that stays mapped and tracked, in pages that the kernel can track; or use --tracker digest"
             ) from error
 
     def arm(self, span: Region) -> None:
@@ -117,7 +117,7 @@ class PagemapTracker(DirtyTracker):
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
         huge = self._huge[span.block]
-        # Without holes two calls, which say nothing of clean memory: one would tell of all that is not mapped.
+        # Without holes two calls, which skip clean memory: a single call would report everything that is unmapped.
         ordinary = [_WRITTEN_OR_UNMAPPED] if holes else [_WRITTEN, _MISSING]
         arming = [_WRITTEN] if huge else ordinary
         for offset, start, end in self._pieces(span):
@@ -153,8 +153,8 @@ def _check_borders(block: RamBlock, segments: Sequence[Segment]) -> None:
         if any(place % block.page_size_bytes for place in places):
             raise GuestRefusedError(
                 f"block {block.name!r}: {segment.pages} pages from {segment.first_page} on are mapped at "
-                f"{segment.address:#x}; writes are tracked in whole pages of {block.page_size_bytes} bytes, on their "
-                "borders: use --tracker digest"
+                f"{segment.address:#x}, expected whole pages of {block.page_size_bytes} bytes on page borders; "
+                "use --tracker digest"
             )
 
 

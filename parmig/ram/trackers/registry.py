@@ -36,4 +36,4 @@ def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[BlockMapping]) -> 
         return BitmapTracker(log_fd, [mapping.block for mapping in blocks], log.rearm)
     if log.kind == DigestTracker.name:
         return DigestTracker(log_fd, blocks)
-    raise UsageError(f"unknown dirty tracker {log.kind!r}; known are {', '.join(TRACKERS)}")
+    raise UsageError(f"unknown dirty tracker {log.kind!r}; choose {', '.join(TRACKERS)}")

@@ -55,7 +55,7 @@ class DirtyTracker(ABC):
         """What was written since the last arm or scan, re-armed in the same step.
 
         Args:
-            holes: also tell which pages are unmapped that are not dirty; a tracker may do so anyway.
+            holes: also report unmapped pages that are not dirty; a tracker may do so anyway.
 
         Returns:
             None when nothing was written and nothing is unmapped.
