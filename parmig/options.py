@@ -30,7 +30,7 @@ class Unit(msgspec.Struct, frozen=True):
     """How the values of an option are written.
 
     Attributes:
-        metavar: stands for a value in help texts.
+        metavar: placeholder for a value in help texts.
         noun: what a value is, with its article.
         read: the value of a text; raises UsageError.
         write: a text that *read* takes.
@@ -45,6 +45,8 @@ class Unit(msgspec.Struct, frozen=True):
 TEXT = Unit("TEXT", "text", str)
 COUNT = Unit("N", "a number", parse_number)
 PERCENT = Unit("PERCENT", "a percentage", parse_number)
+TIMES = Unit("", "a number", parse_number)
+"""A flag that may be given several times: the value is how often."""
 SIZE = Unit("SIZE", "a size", parse_size, write_size)
 RATE = Unit("RATE", "a rate", parse_rate, lambda value: f"{write_size(value)}/s" if value else "0")
 DURATION = Unit("DURATION", "a duration", parse_duration_ns, write_duration_ns)
@@ -94,7 +96,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         field: name of the field.
         name: without dashes at the front: ``max-bandwidth``.
-        default: the value of the field in a structure that nothing is said about.
+        default: the value of the field if nothing gives another one.
         is_flag: it is on or off, and takes no value on the command line.
         is_repeated: it may be given several times; the field holds a tuple.
     """
@@ -114,13 +116,18 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         return self.declared.required
 
     @property
+    def is_counted(self) -> bool:
+        """Whether it takes no value on the command line, and means how often it was given."""
+        return self.declared.unit is TIMES
+
+    @property
     def unit(self) -> Unit:
         """How its values are written."""
         return self.declared.unit
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that are allowed; empty: not a matter of names."""
+        """The values that are allowed; empty: any value of the unit."""
         choices = self.declared.choices
         if isinstance(choices, str):
             module, _, function = choices.partition(":")
@@ -129,7 +136,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def metavar(self) -> str:
-        """What stands for a value in help texts."""
+        """The placeholder for a value in help texts."""
         return "|".join(self.choices) or ("yes|no" if self.is_flag else self.declared.metavar)
 
     @property
@@ -236,7 +243,7 @@ def check_options(values: msgspec.Struct) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to say to somebody who wrote *name*, which is none of *known*."""
+    """A hint for a user who wrote *name*, which is not in *known*."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(names)}"

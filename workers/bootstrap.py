@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -16,12 +17,23 @@ from multiprocess.connection import Connection
 
 from parmig.engine import error_reports, worker_messages
 from parmig.engine.message import encode
-from parmig.engine.worker_messages import Instruction, MemorySetup, StartTracking, Stop, WorkerEvent, WorkerFailed
+from parmig.engine.worker_messages import (
+    Instruction,
+    MemorySetup,
+    StartTracking,
+    Stop,
+    WorkerEvent,
+    WorkerFailed,
+    WorkerLog,
+)
 from parmig.linux import process
 from parmig.ram.blocks import BlockMapping, BlockMemory
 from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
 from parmig.units import MIB
+from workers.pipe_log import log_over_pipe
+
+_logger = logging.getLogger(__name__)
 
 KEPT_MEMORY_BYTES = 24 * MIB
 """Freed memory that malloc keeps: ZeroMQ allocates each large message, and fresh pages would fault
@@ -47,6 +59,8 @@ class Inbox:
         self._pending: list[Instruction] = []
         self._poll = select.poll()  # Connection.poll() makes a selector each time: 20 µs instead of 1
         self._poll.register(connection.fileno(), select.POLLIN)
+        self._room = select.poll()
+        self._room.register(connection.fileno(), select.POLLOUT)
         self.log_fd = -1
 
     def fileno(self) -> int:
@@ -86,6 +100,16 @@ class Inbox:
         except OSError as error:
             raise StopRequestedError from error
 
+    def log(self, line: WorkerLog) -> bool:
+        """Send a log line if the pipe has room for it now; returns whether it had."""
+        if not self._room.poll(0):
+            return False
+        try:
+            self._connection.send_bytes(encode(line))
+        except OSError:
+            return False
+        return True
+
 
 class Memory(NamedTuple):
     """The guest's memory as a worker has it: mappings of its blocks, its regions by number, what the workers share."""
@@ -104,7 +128,7 @@ def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) ->
     return Memory(blocks, regions, shared)
 
 
-S = TypeVar("S", bound=msgspec.Struct)
+S = TypeVar("S", bound=MemorySetup)
 
 
 def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callable[[S, Inbox], None]) -> None:
@@ -119,7 +143,10 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     inbox = Inbox(connection)
     status = 0
     try:
-        work(msgspec.msgpack.decode(setup, type=kind), inbox)
+        decoded = msgspec.msgpack.decode(setup, type=kind)
+        log_over_pipe(decoded.log_level, inbox.log)
+        _logger.info("runs as process %d", os.getpid())
+        work(decoded, inbox)
     except StopRequestedError:
         pass
     except Exception as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from multiprocess.connection import Connection
@@ -21,6 +22,8 @@ from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB
 from workers.bootstrap import Inbox, attach_memory, run_worker
+
+_logger = logging.getLogger(__name__)
 
 _HEADER_ROOM_BYTES = 1 << 20
 """Besides its pages a message has a header with a table of at most 512 KiB."""
@@ -53,7 +56,9 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
         token=setup.session,
     )
-    inbox.tell(WorkerReady(transport.bind(endpoint).port))
+    listening = transport.bind(endpoint)
+    _logger.info("listens at %s", listening)
+    inbox.tell(WorkerReady(listening.port))
     ram = MigrationRamReceive(
         worker=setup.worker,
         blocks=blocks,
@@ -77,6 +82,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             elif check_hello(incoming, session=setup.session, worker=setup.worker, protocol=setup.protocol):
                 transport.accept()
                 connected = True
+                _logger.info("its send worker connected")
                 inbox.tell(WorkerConnected())  # before the source can go on
                 transport.write([welcome(setup.credit_bytes)])
             del incoming  # frees the frames, and with them ZeroMQ's memory, before the next is taken

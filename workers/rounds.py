@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -26,6 +27,8 @@ from parmig.ram.trackers.registry import open_tracker
 from parmig.ram.trackers.tracker import DirtyTracker
 from workers.bootstrap import Inbox
 
+_logger = logging.getLogger(__name__)
+
 
 def await_tracker(inbox: Inbox, idle: Callable[[], None], blocks: Sequence[BlockMapping]) -> DirtyTracker:
     """Wait for the dirty log and open it.
@@ -36,6 +39,7 @@ def await_tracker(inbox: Inbox, idle: Callable[[], None], blocks: Sequence[Block
     first = _next(inbox, idle)
     if not isinstance(first, StartTracking):
         raise ProtocolError(f"a worker on the source expects StartTracking first, not {type(first).__name__}")
+    _logger.info("reads the dirty log of kind %s", first.log.kind)
     return open_tracker(first.log, inbox.log_fd, blocks)
 
 
@@ -59,6 +63,7 @@ def serve_rounds(
             case Fence(round=round_):
                 ram.fence(round_)
                 inbox.tell(Fenced(round_, ram.counters))
+                _logger.debug("round %d is complete: %s", round_, ram.counters)
             case CountDirty(regions=numbers):
                 inbox.tell(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
             case instruction:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 
 from multiprocess.connection import Connection
@@ -18,8 +20,11 @@ from parmig.ram.regions import Region
 from parmig.ram.send import MigrationRamSend
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
+from parmig.units import NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, attach_memory, run_worker
 from workers.rounds import await_tracker, serve_rounds
+
+_logger = logging.getLogger(__name__)
 
 
 def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
@@ -39,11 +44,14 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     endpoint = parse_uri(setup.uri)
     name = f"send worker {setup.worker} to {endpoint}"
     transport = open_transport(endpoint, name, max_message_bytes=1 << 16, token=setup.session)
+    _logger.info("connects to %s%s", endpoint, f" from {setup.local}" if setup.local else "")
+    began_ns = time.monotonic_ns()
     transport.connect(endpoint, local=setup.local, timeout_ns=setup.connect_timeout_ns)
     channel = SendChannel(
         transport, name, batch_bytes=setup.batch_bytes, interrupt_fd=inbox.fileno(), interrupt=inbox.check
     )
     channel.open(session=setup.session, worker=setup.worker, protocol=setup.protocol, limit_ns=setup.connect_timeout_ns)
+    _logger.info("connected to %s after %s", endpoint, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
     inbox.tell(WorkerReady())
     digester = RegionDigester()
     tracker = await_tracker(inbox, channel.idle, blocks)

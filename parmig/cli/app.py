@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
 
+from parmig import logs
 from parmig.cli import demo, doctor, inspect, receive, restore, save, send
 from parmig.version import __version__
 
@@ -40,4 +40,4 @@ def _main(
     ] = False,
 ) -> None:
     """Move a running virtual machine to another host, with many processes and over many network paths at once."""
-    logging.basicConfig(level=logging.WARNING, format="parmig: %(message)s")
+    logs.show_warnings()

@@ -30,7 +30,7 @@ def demo(config: DemoConfig, sending: Annotated[SendConfig, SENDING], output: o.
     def body() -> Report:
         from parmig.engine.demo import Demo
 
-        with showing_progress(quiet=output.quiet) as progress:
+        with showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress:
             demonstration = Demo(config, sending, progress=progress)
             with cancelling(demonstration.cancel):
                 report = demonstration.run()
@@ -38,4 +38,4 @@ def demo(config: DemoConfig, sending: Annotated[SendConfig, SENDING], output: o.
             print_line(CHECKED)
         return report
 
-    run(body, side="source", guest=config.guest, as_json=output.json)
+    run(body, side="source", guest=config.guest, output=output)

@@ -18,7 +18,7 @@ from typer.models import OptionInfo
 
 from parmig.cli.config_file import read_table
 from parmig.errors import UsageError
-from parmig.options import Option, option, options_of
+from parmig.options import TIMES, Option, option, options_of
 
 GuestOption = Annotated[
     str,
@@ -38,6 +38,10 @@ class Output(JsonOutput, frozen=True, kw_only=True):
     """What a command that moves a guest is asked about its output."""
 
     quiet: Annotated[bool, option("Show no progress.")] = False
+    verbose: Annotated[
+        int, option("Write log lines to standard error. Give it twice for details.", TIMES, shown="off")
+    ] = 0
+    log_file: Annotated[str, option("Append log lines to FILE.", metavar="FILE", shown="none")] = ""
 
 
 class Only(msgspec.Struct, frozen=True):
@@ -50,7 +54,7 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
     """Make a function that takes structures of options into one that typer can read.
 
     Each parameter whose type is a structure with declared options is replaced by these options. The function gets
-    the structure, in which options that nobody gave have their defaults.
+    the structure, with defaults for the options that are not given.
 
     Args:
         config_file: add ``--config FILE``, which gives values to options that the command line does not give.
@@ -99,6 +103,11 @@ def _declared(hint: Any) -> tuple[type[msgspec.Struct] | None, list[Option]]:
 
 def _parameter(one: Option) -> inspect.Parameter:
     """The parameter that typer makes an option of."""
+    if one.is_counted:
+        described = typer.Option(f"--{one.name}", f"-{one.name[0]}", help=one.help, count=True, show_default=False)
+        return inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[int, described], default=one.default
+        )
     kind: Any = bool if one.is_flag else list[str] if one.is_repeated else str
     default: Any = one.default if one.is_flag or str(one.default) == one.shown else None
     described = typer.Option(

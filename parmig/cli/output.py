@@ -7,6 +7,8 @@ before anything is touched.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,11 +17,15 @@ from typing import NoReturn
 import msgspec
 import typer
 
+from parmig import logs
+from parmig.cli.options import Output
 from parmig.cli.progress import printable
 from parmig.cli.summary import print_summary
 from parmig.engine.report import ErrorReport, GuestReport, Report
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
 from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0002
 """How long one thread of this process may keep the interpreter while another waits. The loop, the guest's thread and
@@ -76,7 +82,7 @@ def finish(report: Report, *, as_json: bool) -> NoReturn:
     raise typer.Exit(exit_code(report))
 
 
-def run(body: Callable[[], Report], *, side: str, guest: str, as_json: bool) -> NoReturn:
+def run(body: Callable[[], Report], *, side: str, guest: str, output: Output) -> NoReturn:
     """Run *body*, print its report, and end the command.
 
     Args:
@@ -84,19 +90,42 @@ def run(body: Callable[[], Report], *, side: str, guest: str, as_json: bool) -> 
             bug of parmig and is printed with its traceback.
         side: ``source`` or ``destination``, for a report that is made here.
         guest: the value of ``--guest``, for the same.
-        as_json: print JSON.
+        output: what the user wants to see.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        report = body()
+        with logs.logging_to(output.log_file, output.verbose):
+            report = _logged(body, side, guest)
     except UsageError as error:
         echo_error(ErrorReport(type="UsageError", message=str(error)))
         raise typer.Exit(error.exit_code) from None
+    finish(report, as_json=output.json)
+
+
+def _logged(body: Callable[[], Report], side: str, guest: str) -> Report:
+    """The report of *body*, or of its failure; the log has its first and its last line from here."""
+    logs.begin_side(side)
+    _logger.info("parmig %s begins, process %d, guest %s", __version__, os.getpid(), guest)
+    report = _done(body, side, guest)
+    if report.error is None:
+        _logger.info("ended: %s", report.status)
+    else:
+        error = report.error
+        _logger.error(
+            "ended: %s, %s in phase %r: %s", report.status, error.type, error.phase, error.message, extra=logs.REPORTED
+        )
+    return report
+
+
+def _done(body: Callable[[], Report], side: str, guest: str) -> Report:
+    try:
+        return body()
+    except UsageError:
+        raise
     except ParmigError as error:
-        report = failed_report(error, side=side, guest=guest)
+        return failed_report(error, side=side, guest=guest)
     except KeyboardInterrupt:
-        report = failed_report(CancelledError("cancelled before the start"), side=side, guest=guest)
+        return failed_report(CancelledError("cancelled before the start"), side=side, guest=guest)
     except Exception as error:
         traceback.print_exc()
-        report = failed_report(error, side=side, guest=guest)
-    finish(report, as_json=as_json)
+        return failed_report(error, side=side, guest=guest)

@@ -34,17 +34,18 @@ _drawn = False  # whether the terminal shows the drawing, with the cursor in its
 
 
 @contextmanager
-def showing_progress(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+def showing_progress(*, quiet: bool, plain: bool = False) -> Iterator[ProgressCallback | None]:
     """While the context is open, the callback that it yields shows each :class:`Progress`.
 
     Args:
         quiet: show nothing; the context yields None.
+        plain: write lines on a terminal too, because something else writes there.
     """
     global _drawn
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield None
-    elif sys.stderr.isatty() and console.is_interactive:
+    elif not plain and sys.stderr.isatty() and console.is_interactive:
         try:
             with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
                 yield LiveProgress(live)

@@ -17,7 +17,7 @@ def receive(guest: o.GuestOption, config: ReceiveConfig, output: o.Output) -> No
 
     The guest runs here after the hand-over. If anything fails before that, it never runs here.
     """
-    run(lambda: _receive(guest, config, output), side="destination", guest=guest, as_json=output.json)
+    run(lambda: _receive(guest, config, output), side="destination", guest=guest, output=output)
 
 
 def _receive(guest_text: str, config: ReceiveConfig, output: o.Output) -> Report:
@@ -27,7 +27,10 @@ def _receive(guest_text: str, config: ReceiveConfig, output: o.Output) -> Report
     from parmig.engine.receiver import MigrationReceiver
     from parmig.guests.registry import open_guest
 
-    with open_guest(guest_text, incoming=True) as guest, showing_progress(quiet=output.quiet) as progress:
+    with (
+        open_guest(guest_text, incoming=True) as guest,
+        showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
+    ):
         receiver = MigrationReceiver(
             guest, config, progress=progress, listening=lambda uri: print_line(f"listening on {uri}")
         )

@@ -27,7 +27,7 @@ def restore(
 
     parmig checks all of FILE before it touches the guest. If anything fails, the guest never runs.
     """
-    run(lambda: _restore(guest, file, config, output), side="destination", guest=guest, as_json=output.json)
+    run(lambda: _restore(guest, file, config, output), side="destination", guest=guest, output=output)
 
 
 def _restore(guest_text: str, file: Path, config: RestoreConfig, output: o.Output) -> Report:
@@ -40,7 +40,10 @@ def _restore(guest_text: str, file: Path, config: RestoreConfig, output: o.Outpu
     from parmig.guests.registry import open_guest
     from parmig.snapshot.restorer import SnapshotRestorer
 
-    with open_guest(guest_text, incoming=True) as guest, showing_progress(quiet=output.quiet) as progress:
+    with (
+        open_guest(guest_text, incoming=True) as guest,
+        showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
+    ):
         restorer = SnapshotRestorer(guest, file, config, progress=progress)
         with cancelling(restorer.cancel):
             report = restorer.start()

@@ -29,7 +29,7 @@ def save(
 
     The guest keeps running here in any case. FILE has QEMU's own format; parmig restore and QEMU read it.
     """
-    run(lambda: _save(guest, file, config, output), side="source", guest=guest, as_json=output.json)
+    run(lambda: _save(guest, file, config, output), side="source", guest=guest, output=output)
 
 
 def _save(guest_text: str, file: Path, config: SaveConfig, output: o.Output) -> Report:
@@ -41,7 +41,10 @@ def _save(guest_text: str, file: Path, config: SaveConfig, output: o.Output) -> 
     from parmig.guests.registry import open_guest
     from parmig.snapshot.saver import SnapshotSaver
 
-    with open_guest(guest_text, incoming=False) as guest, showing_progress(quiet=output.quiet) as progress:
+    with (
+        open_guest(guest_text, incoming=False) as guest,
+        showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
+    ):
         saver = SnapshotSaver(guest, file, config, progress=progress)
         with cancelling(saver.cancel):
             return saver.start()

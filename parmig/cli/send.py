@@ -26,7 +26,7 @@ def send(
 
     If anything fails before the hand-over, the guest keeps running here.
     """
-    run(lambda: _send(guest, uri, config, output), side="source", guest=guest, as_json=output.json)
+    run(lambda: _send(guest, uri, config, output), side="source", guest=guest, output=output)
 
 
 def _send(guest_text: str, uri: str, config: SendConfig, output: o.Output) -> Report:
@@ -38,7 +38,10 @@ def _send(guest_text: str, uri: str, config: SendConfig, output: o.Output) -> Re
     from parmig.engine.sender import MigrationSender
     from parmig.guests.registry import open_guest
 
-    with open_guest(guest_text, incoming=False) as guest, showing_progress(quiet=output.quiet) as progress:
+    with (
+        open_guest(guest_text, incoming=False) as guest,
+        showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
+    ):
         sender = MigrationSender(guest, uri, config, progress=progress)
         with cancelling(sender.cancel):
             return sender.start()

@@ -8,6 +8,7 @@ not fit is told why and sent away, and the port goes on listening.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import time
@@ -24,6 +25,8 @@ from parmig.transport.registry import open_control
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S, format_size
+
+_logger = logging.getLogger(__name__)
 
 SHOW_EVERY_NS = NS_PER_S
 """Refusals are shown at most so often: whoever reaches the port can cause them."""
@@ -63,6 +66,7 @@ class Admission:
             first_message_bytes=peer_messages.MAX_CONFIGURE_BYTES,
         )
         self.endpoint = self._transport.bind(self.endpoint)
+        _logger.info("listens for a source at %s", self.endpoint)
 
     def pollables(self) -> list[int]:
         """What to poll while listening."""
@@ -98,6 +102,7 @@ class Admission:
         now = time.monotonic_ns()
         if now - self._shown_ns >= SHOW_EVERY_NS:
             self._shown_ns = now
+            _logger.info("%s", line)
             self._show(line)
 
     def admit(self) -> ControlChannel:
@@ -105,6 +110,7 @@ class Admission:
         assert self._transport is not None
         transport, self._transport = self._transport, None
         transport.accept()
+        _logger.info("a source was let in, protocol version %d; the port is closed", self._version)
         return ControlChannel(transport, self._version)
 
     def close(self) -> None:

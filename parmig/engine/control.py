@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.transport import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
+
+_logger = logging.getLogger(__name__)
 
 
 class ControlChannel:
@@ -40,6 +43,7 @@ class ControlChannel:
             PeerLostError: the connection is gone.
         """
         self.transport.write([peer_messages.encode_control(message, self.version)])
+        _log("sent", message)
 
     def read(self, timeout_ms: int = 0) -> ControlMessage | None:
         """The next message, or None.
@@ -52,9 +56,10 @@ class ControlChannel:
         if frames is None:
             return None
         if len(frames) != 1:
-            raise ProtocolError(f"a control message has 1 frame, this one {len(frames)}")
+            raise ProtocolError(f"a control message has {len(frames)} frames, expected one")
         message = peer_messages.decode_control(frames[0])
         self.version = peer_messages.peer_version(frames[0]) or self.version
+        _log("the peer sent", message)
         return message
 
     def wait(self, what: str, limit_ns: int, interrupt: Callable[[], None] = lambda: None) -> ControlMessage:
@@ -72,8 +77,24 @@ class ControlChannel:
             message = self.read(max(1, min(left // NS_PER_MS, 200)))
             if message is not None:
                 return message
-        raise LimitExceededError(f"waited {limit_ns / NS_PER_S:.0f} s for {what}")
+        raise LimitExceededError(f"{what} did not arrive within {limit_ns / NS_PER_S:.0f} s")
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; give queued messages *linger_ms* to leave."""
         self.transport.shutdown(linger_ms)
+
+
+def _log(what: str, message: ControlMessage) -> None:
+    """Write what a message says; not all of it, because a session's token is a secret and lists of blocks are long."""
+    match message:
+        case peer_messages.Progressed(status=status, round=round_):
+            _logger.debug("%s Progressed: %s, round %d", what, status, round_)
+        case peer_messages.Failure(error=error):
+            _logger.info("%s Failure: %s in phase %r: %s", what, error.type, error.phase, error.message)
+        case peer_messages.Refuse(reason=reason):
+            _logger.info("%s Refuse: %s", what, reason)
+        case peer_messages.Configure() | peer_messages.Accept():
+            words = f"parmig {message.parmig}, {message.kind} {message.machine}, {len(message.blocks)} blocks"
+            _logger.info("%s %s: %s", what, type(message).__name__, words)
+        case _:
+            _logger.info("%s %s", what, type(message).__name__)

@@ -6,12 +6,16 @@ Knows of the guest only whether it ran, whether it runs, and how to let it; noth
 
 from __future__ import annotations
 
+import logging
 import select
 
+from parmig import logs
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
 from parmig.guests.guest import Guest, StateSink
+
+_logger = logging.getLogger(__name__)
 
 LEAST_RESUME_LIMIT_S = 5.0
 """For a guest to go on, however short a pause was wanted; it takes some 10 ms."""
@@ -91,7 +95,9 @@ class Custody:
             self.problem = str(error) or type(error).__name__
             self._hangs = isinstance(error, LimitExceededError)
         if not self.problem:
+            _logger.info("the guest was given back: it does what it did before")
             return True
+        _logger.error("the guest could not be given back: %s", self.problem, extra=logs.REPORTED)
         if self._is_gone():
             return True  # there is no guest to be paused
         if not self._hangs:

@@ -51,7 +51,7 @@ def qemu_pair(memory_bytes: int, *, kernel: str, initrd: str) -> Iterator[tuple[
     if shutil.which(QEMU) is None:
         raise HostRefusedError(f"{QEMU} is not installed; on Debian and Ubuntu the package is qemu-system-x86")
     if memory_bytes % (1 << 20):
-        raise HostRefusedError(f"QEMU takes whole MiB of memory, not {memory_bytes} bytes")
+        raise HostRefusedError(f"QEMU cannot have {memory_bytes} bytes of memory, expected whole MiB")
     processes: list[subprocess.Popen[bytes]] = []
     with (
         tempfile.TemporaryDirectory(prefix="parmig-demo-") as directory,
@@ -82,7 +82,7 @@ def _memory_directory(needed_bytes: int) -> str:
             found.append(f"{directory} has {format_size(free)}")
     raise HostRefusedError(
         f"the memory of both sides takes {format_size(needed_bytes)} of files, and {', '.join(found)}; "
-        "give a smaller --memory, or set TMPDIR to where there is room"
+        "give a smaller --memory, or set TMPDIR to a directory with more space"
     )
 
 

@@ -20,6 +20,7 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.events import Event
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.plan import Instruction, Plan
+from parmig.engine.plan_log import PlanLog
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import Progress
 from parmig.errors import GuestError, ParmigError, PeerLostError
@@ -63,6 +64,7 @@ class Driver(ABC, Generic[Instruction]):
         self._show = progress
         self._poller = Poller()
         self._cancelled = False
+        self._log = PlanLog()
 
     def run(self) -> None:
         """Turn until the plan is over. An exception, ours or the caller's, is a failure to the plan."""
@@ -125,7 +127,9 @@ class Driver(ABC, Generic[Instruction]):
     # -- events ---------------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
-        for instruction in self._plan.handle(event, time.monotonic_ns()):
+        decided = self._plan.handle(event, time.monotonic_ns())
+        self._log.note(self._plan, event, decided)
+        for instruction in decided:
             self._carry_out(instruction)
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:

@@ -56,7 +56,7 @@ class Guardian:
                 raise HostRefusedError(f"the guardian of the source guest did not start within {ARM_LIMIT_S:g} s")
             armed = guardian_messages.armed_decoder.decode(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
-            raise HostRefusedError("the guardian of the source guest ended at its start") from error
+            raise HostRefusedError("the guardian of the source guest ended while it started") from error
         finally:
             end_process(process, patience_s=END_PATIENCE_S)  # what was started left a process of its own behind
         self.pid, self.log = armed.pid, armed.log

@@ -7,20 +7,29 @@ the end of the process.
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from parmig.errors import LimitExceededError
+from parmig.units import NS_PER_MS, format_ms
+
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 CALL_LIMIT_S = 60.0
 """No guest operation takes this long: each has a shorter limit of its own. A backstop."""
+
+_OFTEN = ("info", "memory", "is_running", "can_throttle", "write_state", "rescue")
+"""Calls that a log shows only with details."""
 
 CLOSE_LIMIT_S = 5.0
 """For the call under way to return. One that hangs is left behind."""
@@ -30,6 +39,7 @@ class _Call(NamedTuple):
     future: Future[Any]
     function: Callable[..., Any]
     arguments: tuple[object, ...]
+    context: contextvars.Context
 
 
 class GuestThread:
@@ -52,17 +62,22 @@ class GuestThread:
         while (call := self._calls.get()) is not None:
             if self._closing or not call.future.set_running_or_notify_cancel():
                 continue
+            began_ns = time.monotonic_ns()
+            problem: BaseException | None = None
             try:
-                result = call.function(*call.arguments)
+                result = call.context.run(call.function, *call.arguments)
             except BaseException as error:  # whoever waits for it decides
+                problem = error
                 call.future.set_exception(error)
             else:
                 call.future.set_result(result)
+            call.context.run(_log_call, call.function.__name__, time.monotonic_ns() - began_ns, problem)
+            del problem
             del call  # else the guest would live on in here until the next one
 
     def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         future: Future[T] = Future()
-        self._calls.put(_Call(future, function, arguments))
+        self._calls.put(_Call(future, function, arguments, contextvars.copy_context()))
         return future
 
     def wake(self) -> None:
@@ -93,7 +108,7 @@ class GuestThread:
         """Run *function* in the thread; when it is done, :meth:`finished` runs ``then(future)``."""
         future: Future[Any] = Future()
         future.add_done_callback(lambda done: self._note(then, done))
-        self._calls.put(_Call(future, function, arguments))
+        self._calls.put(_Call(future, function, arguments, contextvars.copy_context()))
 
     def _note(self, then: Callable[[Future[Any]], None], done: Future[Any]) -> None:
         with self._lock:
@@ -127,3 +142,12 @@ class GuestThread:
         if fd >= 0:
             os.close(fd)
         return not self._thread.is_alive()
+
+
+def _log_call(name: str, took_ns: int, problem: BaseException | None) -> None:
+    name = name.lstrip("_")
+    took = format_ms(took_ns / NS_PER_MS)
+    if problem is not None:
+        _logger.info("guest: %s failed after %s: %s: %s", name, took, type(problem).__name__, problem)
+    else:
+        _logger.log(logging.DEBUG if name in _OFTEN else logging.INFO, "guest: %s took %s", name, took)

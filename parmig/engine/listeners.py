@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import told_host
@@ -23,6 +25,8 @@ from parmig.ram.shared import SharedArea
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
 
 MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
@@ -48,6 +52,7 @@ class Listeners:
     ) -> None:
         self.wish = wish
         self.token = secrets.token_bytes(16)
+        logs.note_session(self.token)
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = memory
         self._hosts = config.paths or (parse_uri(config.listen).host,)
@@ -90,6 +95,7 @@ class Listeners:
             )
             self.pool.start(setup, [self._shared.fd, *(one.fd for one in self._memory)])
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
+        _logger.info("state channel listens at %s", self._state_endpoint)
 
     def _host(self, worker: int) -> str:
         return self._hosts[worker % len(self._hosts)]

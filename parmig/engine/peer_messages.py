@@ -239,7 +239,7 @@ def _checked(message: ControlMessage) -> ControlMessage:
     match message:
         case Configure() | Accept():
             if any(len(block.name) > MAX_NAME for block in message.blocks):
-                raise ProtocolError(f"malformed control message: a RAM block's name of over {MAX_NAME} characters")
+                raise ProtocolError(f"malformed control message: a RAM block's name has over {MAX_NAME} characters")
         case Refuse(reason=reason):
             return Refuse(peer_text(reason))
         case Failure(error=error):

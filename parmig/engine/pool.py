@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -13,12 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 from multiprocess import reduction
 
+from parmig import logs
 from parmig.engine import worker_messages
 from parmig.engine.message import encode
 from parmig.engine.report import ErrorReport
-from parmig.engine.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed
+from parmig.engine.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed, WorkerLog
 from parmig.errors import WorkerError
 from parmig.processes import describe_exit, end_process, start_process
+
+_logger = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 1.0
 """How long a worker may take to end after Stop before it is killed; it checks between batches."""
@@ -60,6 +64,7 @@ class WorkerPool:
         _limit_pipe(connection.fileno())
         self._processes.append(process)
         self._connections.append(connection)
+        _logger.info("%s %d started as process %d", self._name, worker, process.pid)
         return worker
 
     def __len__(self) -> int:
@@ -108,8 +113,12 @@ class WorkerPool:
                 except (EOFError, OSError):
                     said.append(self._death(worker))
                     break
+                if isinstance(event, WorkerLog):
+                    logs.relay(worker, event.logger, event.level, event.text)
+                    continue
                 if isinstance(event, WorkerFailed):
                     self._gone.add(worker)
+                    self._log_failure(worker, event.error)
                     event = WorkerFailed(
                         msgspec.structs.replace(event.error, message=f"{self._name} {worker}: {event.error.message}")
                     )
@@ -123,12 +132,20 @@ class WorkerPool:
         hint = "; SIGBUS means that a memory file had no space left" if process.exitcode == -7 else ""
         hint = self._stuck.get(worker, hint)
         error = WorkerError(f"{self._name} {worker} (process {process.pid}) {describe_exit(process)}{hint}")
-        return WorkerSaid(worker, WorkerFailed(ErrorReport(type=type(error).__name__, message=str(error))))
+        report = ErrorReport(type=type(error).__name__, message=str(error))
+        self._log_failure(worker, report)
+        return WorkerSaid(worker, WorkerFailed(report))
+
+    def _log_failure(self, worker: int, error: ErrorReport) -> None:
+        extra = {**logs.REPORTED, "worker": str(worker)}
+        _logger.error("%s %d failed: %s: %s", self._name, worker, error.type, error.message, extra=extra)
 
     def close(self) -> None:
         """End every worker: ask, wait a moment, kill. Calling it twice is fine."""
         for worker in range(len(self._processes)):
             self.tell(worker, Stop())
+        if self._processes:
+            _logger.info("ending %d %ss", len(self._processes), self._name)
         deadline = time.monotonic() + STOP_PATIENCE_S
         for process, connection in zip(self._processes, self._connections, strict=True):
             end_process(process, patience_s=max(0.0, deadline - time.monotonic()))

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 
+from parmig import logs
 from parmig.config import ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
@@ -25,6 +27,8 @@ from parmig.transport.polling import Poller
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S
 from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
 
 NOBODY_CAME_NS = 10 * NS_PER_S
 """After this long without a sender one line says where to look. A sender that is refused by a check of its own never
@@ -71,6 +75,7 @@ class MigrationReceiver:
 
     def receive_loop(self) -> Report:
         """Listen, take one migration, and return its report; the guest runs here only on success."""
+        logs.begin_side("destination")
         self._began_ns = time.monotonic_ns()
         error: ParmigError | None = None
         try:
@@ -204,6 +209,7 @@ class MigrationReceiver:
             return False
         self._session = None
         session.close()
+        logs.note_session(b"")
         self._admission.listen()
         self._admission.show(f"a source did not get in: {session.plan.error}; waiting for the next")
         return True
@@ -216,10 +222,13 @@ class MigrationReceiver:
         # never runs here.
         session = self._session
         if session is None or not session.plan.handed_over:
+            _logger.info("tear-down: the copy here never runs; discarding it")
             try:
                 self._thread.call(self._guest.discard)
             except Exception as problem:  # everything else must still be given back
+                _logger.warning("while ending: discard: %s", problem, extra=logs.REPORTED)
                 self._show(Progress(status="failed", message=f"while ending: discard: {problem}"))
+        _logger.info("tear-down: ending the workers and closing all channels")
         self._thread.close()
         if session is not None:
             session.fill_in(self._report)

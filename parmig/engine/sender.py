@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from parmig import logs
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, events, peer_messages
 from parmig.engine.agreement import check_accept, offer, told
@@ -42,8 +44,10 @@ from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.transport.polling import Poller
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
 from parmig.transport.transport import Endpoint, parse_uri
-from parmig.units import NS_PER_S
+from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
 
 CONFIGURE_LIMIT_NS = 20 * NS_PER_S
 """For the destination to check the configuration and start its workers."""
@@ -117,12 +121,19 @@ class MigrationSender(SourceSide):
             endpoint, "control channel", heartbeat=True, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
         )
         self._control = ControlChannel(transport)
+        _logger.info("connects to %s", endpoint)
         transport.connect(endpoint, timeout_ns=self._config.connect_timeout_ns)
+        _logger.info("connected to %s", endpoint)
         region_pages = region_pages_for(blocks, self._config.workers)
         accept = self.send_configure(info, memory, region_pages)
         regions = cut(blocks, region_pages)
         self._shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._shared.set_rate(self._config.max_bandwidth_bytes_per_s)
+        _logger.info(
+            "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
+            format_ms(self._config.downtime_limit_ns / NS_PER_MS),
+            format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
+        )
         self._plan = Coordinator(regions, self._config.workers, _limits(self._config), verify=self._config.verify)
         self._meter = ProgressMeter(self._plan, self._shared, self._config.workers)
         self._start_workers(accept, endpoint, memory, region_pages)
@@ -165,6 +176,7 @@ class MigrationSender(SourceSide):
                 mismatches = check_accept(answer, wish, info)
                 if mismatches:
                     raise PeerRefusedError("the destination does not match: " + told(mismatches))
+                logs.note_session(answer.session)
                 return answer
             case peer_messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
@@ -200,6 +212,7 @@ class MigrationSender(SourceSide):
         endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
         self._state_transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._state_transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
+        _logger.info("state channel connected to %s", endpoint)
         self._state = StateSender(self._state_transport, accept.session)
 
     # -- the loop -------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine import error_reports, events, worker_messages
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.events import Do, Event, Tell, Throttle
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.plan_log import PlanLog
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import GuestReport, Progress, Report
@@ -100,11 +102,13 @@ class SourceSide(ABC):
         self._long_ns = sys.maxsize
         self._memory: list[BlockMemory] = []
         self._handed_over = False
+        self._log = PlanLog()
 
     # -- the caller's side ----------------------------------------------------------------------
 
     def start(self) -> Report:
         """Do all of it. Returns the report, whatever the outcome; on failure the guest runs on here."""
+        logs.begin_side("source")
         began = time.monotonic_ns()
         error: ParmigError | None = None
         try:
@@ -126,7 +130,8 @@ class SourceSide(ABC):
             _logger.error("a fault in parmig or its caller", exc_info=caught)
         if self._plan is None:
             return error
-        self._plan.handle(events.Failed(error), time.monotonic_ns())
+        event = events.Failed(error)
+        self._log.note(self._plan, event, self._plan.handle(event, time.monotonic_ns()))
         return self._plan.error
 
     def cancel(self) -> None:
@@ -216,7 +221,10 @@ class SourceSide(ABC):
     def _feed(self, event: Event) -> None:
         assert self._plan is not None
         before = self._plan.round
-        for instruction in self._plan.handle(event, time.monotonic_ns()):
+        decided = self._plan.handle(event, time.monotonic_ns())
+        self._log.note_rounds(self._plan.record)
+        self._log.note(self._plan, event, decided)
+        for instruction in decided:
             self._carry_out(instruction)
         if self._plan.round != before and self._plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
             self._round_began()
@@ -339,6 +347,7 @@ class SourceSide(ABC):
             self._state.abort()
         error = self._set_guest_right(status, error)
         self._farewell(status, error)
+        _logger.info("tear-down: the guest is set right; ending the workers and closing all channels")
         self._pool.close()
         self._thread.close()
         self._close()
@@ -373,6 +382,7 @@ class SourceSide(ABC):
             self._report.source_guest = "moved" if status is MigrationStatus.COMPLETED else "paused"
         custody.close()
         for words in problems:
+            _logger.warning("while ending: %s", words, extra=logs.REPORTED)
             with contextlib.suppress(Exception):  # of the caller's
                 self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
         return error

@@ -87,7 +87,7 @@ class StateSender:
             if self._take_answers(100):
                 progress = time.monotonic_ns()
             elif time.monotonic_ns() - progress > STALL_LIMIT_NS:
-                raise LimitExceededError("the destination takes no device state any more")
+                raise LimitExceededError("the destination no longer takes device state")
 
     def _take_answers(self, timeout_ms: int) -> bool:
         """Read the destination's acknowledgements; whether there were any."""
@@ -98,7 +98,8 @@ class StateSender:
             kind, taken_bytes = _TAKEN.unpack(message[0])
             if kind != b"A" or not self._taken_bytes <= taken_bytes <= self.size_bytes:
                 raise ProtocolError(
-                    f"answer {kind!r} of {taken_bytes} bytes on the state channel, {self.size_bytes} were sent"
+                    f"the state channel received answer {kind!r} of {taken_bytes} bytes, "
+                    f"expected at most {self.size_bytes}"
                 )
             self._taken_bytes = taken_bytes
             timeout_ms = 0
@@ -183,7 +184,7 @@ class StateReceiver:
             except OSError as error:
                 raise StateError(
                     f"cannot keep {format_size(self.size_bytes)} of device state in {tempfile.gettempdir()}: "
-                    f"{error.strerror}; free some space there, or set TMPDIR to where there is some"
+                    f"{error.strerror}; free some space there, or set TMPDIR to another directory"
                 ) from error
         self._transport.write([_TAKEN.pack(b"A", self.size_bytes)])
 
@@ -202,6 +203,6 @@ def check_size(size_bytes: int, max_bytes: int) -> None:
     """Raise StateError where *size_bytes* of device state are more than the destination takes."""
     if size_bytes > max_bytes:
         raise StateError(
-            f"the source has {format_size(size_bytes)} of device state or more, this destination takes "
-            f"{format_size(max_bytes)}; receive with a larger --max-state if the guest really has so much"
+            f"the source has {format_size(size_bytes)} of device state or more, expected at most "
+            f"{format_size(max_bytes)}; receive with a larger --max-state if the guest needs it"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from parmig import logs
 from parmig.engine.message import Message
 from parmig.engine.report import ErrorReport
 from parmig.ram.blocks import RamBlock
@@ -14,12 +15,17 @@ from parmig.ram.shared import WorkerCounters
 # -- coordinator to workers ---------------------------------------------------------------------
 
 
-class MemorySetup(Message, frozen=True):
+MAX_LOG_TEXT = 1000
+"""Characters of a log line of a worker."""
+
+
+class MemorySetup(Message, frozen=True, kw_only=True):
     """What every worker is told of the guest's memory, once; the descriptors come beside it.
 
     Attributes:
         workers: how many there are on this side.
         file_offsets_bytes: where each block begins in its memory file.
+        log_level: the lowest level of log lines to send.
     """
 
     worker: int
@@ -27,6 +33,7 @@ class MemorySetup(Message, frozen=True):
     blocks: tuple[RamBlock, ...]
     file_offsets_bytes: tuple[int, ...]
     region_pages: int
+    log_level: int = msgspec.field(default_factory=logs.level)
 
 
 class SendSetup(MemorySetup, frozen=True):
@@ -175,6 +182,14 @@ class Placed(Message, frozen=True):
     end_bytes: int = 0
 
 
+class WorkerLog(Message, frozen=True):
+    """Worker: a line for the log."""
+
+    level: int
+    logger: str
+    text: str
+
+
 class WorkerFailed(Message, frozen=True):
     """Worker: I failed and end."""
 
@@ -191,6 +206,7 @@ WorkerEvent = (
     | RegionDigests
     | Placed
     | WorkerFailed
+    | WorkerLog
 )
 
 instruction_decoder = msgspec.msgpack.Decoder(Instruction)

@@ -215,8 +215,8 @@ class SendChannel:
             if now >= limit:
                 batch = self._unacked[0].sequence if self._unacked else self._sequence
                 raise LimitExceededError(
-                    f"{self._name}: waited too long for {what}, at batch {batch} of {self._sequence}; "
-                    "is the destination stuck?"
+                    f"{self._name}: the wait for {what} took too long, at batch {batch} of {self._sequence}; "
+                    "check whether the destination hangs"
                 )
             self._poll(200, limit - now)
 
@@ -243,17 +243,19 @@ class SendChannel:
             _, round_, sequence = _FENCE.unpack(frame)
             if sequence != self._sequence:
                 raise ProtocolError(
-                    f"{self._name}: fence of round {round_} names batch {sequence}, sent were {self._sequence}"
+                    f"{self._name}: the fence of round {round_} names batch {sequence}, expected {self._sequence}"
                 )
             if round_ != self._fence_round:
-                raise ProtocolError(f"{self._name}: fence of round {round_} answered, asked was {self._fence_round}")
+                raise ProtocolError(
+                    f"{self._name}: the fence of round {round_} was answered, expected round {self._fence_round}"
+                )
             self._acknowledge(sequence)
             self._fenced_round = round_
         elif kind == WELCOME and size == _WELCOME.size and len(message) == 1 and not self._credit_bytes:
             credit = _WELCOME.unpack(frame)[1]
             if not MIN_CREDIT_BYTES <= credit <= self._agreed_bytes:
                 raise ProtocolError(
-                    f"{self._name}: welcome with a credit of {credit} bytes, agreed were up to {self._agreed_bytes}"
+                    f"{self._name}: the welcome has a credit of {credit} bytes, expected at most {self._agreed_bytes}"
                 )
             self._credit_bytes = credit
         else:
@@ -261,7 +263,7 @@ class SendChannel:
 
     def _acknowledge(self, sequence: int) -> None:
         if sequence > self._sequence:
-            raise ProtocolError(f"{self._name}: batch {sequence} acknowledged, only {self._sequence} were sent")
+            raise ProtocolError(f"{self._name}: batch {sequence} was acknowledged, expected at most {self._sequence}")
         while self._unacked and self._unacked[0].sequence <= sequence:
             batch = self._unacked.popleft()
             self._unacked_bytes -= batch.wire_bytes
@@ -294,8 +296,8 @@ def answer_fence(frame: memoryview, placed_sequence: int) -> bytes:
         ProtocolError: malformed, or it names a batch that was not placed.
     """
     if len(frame) != _FENCE.size:
-        raise ProtocolError(f"a fence has {_FENCE.size} bytes, this one {len(frame)}")
+        raise ProtocolError(f"a fence has {len(frame)} bytes, expected {_FENCE.size}")
     _, round_, sequence = _FENCE.unpack(frame)
     if sequence != placed_sequence:
-        raise ProtocolError(f"fence of round {round_} names batch {sequence}, placed were {placed_sequence}")
+        raise ProtocolError(f"the fence of round {round_} names batch {sequence}, expected {placed_sequence}")
     return _FENCE.pack(FENCED, round_, sequence)

@@ -84,7 +84,7 @@ def decode_batch(frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: i
         ProtocolError: a field does not fit; the message names it.
     """
     if len(frame) < _HEADER.size:
-        raise ProtocolError(f"a batch header has {_HEADER.size} bytes, this one {len(frame)}")
+        raise ProtocolError(f"a batch header has {len(frame)} bytes, expected {_HEADER.size}")
     kind, codec, block, round_, sequence, runs, raw_bytes, payload_bytes, reserved = _HEADER.unpack_from(frame)
     _require(kind == BATCH, f"message kind {kind} is not a batch")
     _require(reserved == 0, f"reserved field is {reserved:#x}, not 0")

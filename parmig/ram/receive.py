@@ -64,11 +64,13 @@ class MigrationRamReceive:
     def _place(self, message: Incoming) -> None:
         header = decode_batch(message.head, blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
         if header.sequence != self._sequence + 1:
-            raise ProtocolError(f"batch {header.sequence} after batch {self._sequence}: one was lost or repeated")
+            raise ProtocolError(
+                f"batch {header.sequence} followed batch {self._sequence}; a batch was lost or repeated"
+            )
         if message.payload_bytes != header.payload_bytes:
             raise ProtocolError(
                 f"batch {header.sequence} has {message.payload_bytes} bytes of pages, "
-                f"announced were {header.payload_bytes}"
+                f"expected {header.payload_bytes} as in its header"
             )
         if len(header.zero_runs):
             zero = index_of_runs(header.zero_runs)
@@ -100,7 +102,9 @@ class MigrationRamReceive:
                 self._placer.note_placed(header.block, index)
                 return
         if len(payload) != 1:
-            raise ProtocolError(f"batch {header.sequence}: {len(payload)} frames for {len(runs)} runs of pages")
+            raise ProtocolError(
+                f"batch {header.sequence} has {len(payload)} frames, expected one for each of {len(runs)} runs"
+            )
         self._placer.place(header.block, runs, payload[0])
         self._placer.note_placed(header.block, index)
 

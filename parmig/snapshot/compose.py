@@ -112,7 +112,7 @@ class SnapshotWriter:
         found = {entry.name: entry.size_bytes for entry in state.blocks}
         if found != told:
             changed = sorted({name for name, _ in told.items() ^ found.items()})
-            raise SnapshotError(f"the guest changed its blocks {', '.join(changed)} while it was saved: save it again")
+            raise SnapshotError(f"the guest changed its blocks {', '.join(changed)} while it was saved; save it again")
 
     def _open(self, offset_bytes: int) -> MigrationDataFile:
         transport = FileStream(self._fd, self._name, offset_bytes=offset_bytes)
@@ -201,7 +201,7 @@ def _put_opaque(data: MigrationDataFile, sections: SectionWriter, state: GuestSt
     """The state of a guest that writes no stream, as one device; returns what describes it."""
     size_bytes = len(state.devices)
     if size_bytes >= 1 << 32:
-        raise SnapshotError(f"device state of {size_bytes} bytes; as one device it can have 4 GiB at most")
+        raise SnapshotError(f"the device state has {size_bytes} bytes, expected at most 4 GiB for one device")
     sections.full(0, OPAQUE_IDSTR, 0, 1)
     data.put_be32(size_bytes)
     for piece in pieces(state.fd, state.devices):

@@ -34,7 +34,7 @@ class BlockImages:
         total_bytes = sum(entry.size_bytes for entry in entries)
         if total_bytes > MAX_IMAGES_BYTES:
             names = ", ".join(entry.name for entry in entries[:8])
-            raise StreamTooLongError(f"{format_size(total_bytes)} of blocks that are no shared memory: {names}")
+            raise StreamTooLongError(f"{format_size(total_bytes)} of blocks are not shared memory: {names}")
         self.memory: list[BlockMemory] = []
         self.mappings: list[BlockMapping] = []
         for entry in entries:

@@ -48,12 +48,14 @@ class OpenSnapshot:
         try:
             found = os.fstat(self.fd)
             if not stat.S_ISREG(found.st_mode):
-                raise SnapshotRefusedError(f"{path} is no file: pages are read from many places of it at once")
+                raise SnapshotRefusedError(
+                    f"{path} is not a file, expected one, because pages are read from many places at once"
+                )
             self.file_bytes = found.st_size
             self._understand()
         except StreamError as error:
             self.close()
-            raise SnapshotRefusedError(f"{path} is damaged, or no snapshot: {error}") from error
+            raise SnapshotRefusedError(f"{path} is damaged, or not a snapshot: {error}") from error
         except SnapshotError as error:
             self.close()
             raise SnapshotRefusedError(str(error)) from error
@@ -67,22 +69,21 @@ class OpenSnapshot:
         walk = StreamWalk(self.data())
         self.head: StreamHead = walk.head()
         if self.head.ram_section_id is None:
-            raise SnapshotRefusedError(f"{self.name} holds no memory: it is no snapshot")
+            raise SnapshotRefusedError(f"{self.name} holds no memory, so it is not a snapshot")
         if self.trailer is None and self.head.ram_section_id == trailer.MARKED_SECTION_ID:
             raise SnapshotRefusedError(
-                f"{self.name} does not end with the trailer that parmig ends its files with: it was cut short, or "
-                "something was added to it"
+                f"{self.name} does not end with parmig's trailer; it was cut short, or something was added to it"
             )
         if IGNORE_SHARED in self.head.configuration.capabilities:
             raise SnapshotRefusedError(
-                f"{self.name} was written with {IGNORE_SHARED}: the guest's shared memory is not in it"
+                f"{self.name} was written with {IGNORE_SHARED}, so it lacks the guest's shared memory"
             )
         end, self.description, exact = find_end(self.fd, self.body_bytes)
         if self.trailer is None and not (exact and self.description is not None):
             # Zeros are everywhere in memory, so the mark of the end alone says nothing.
             raise SnapshotRefusedError(
-                f"{self.name} does not end with QEMU's description of devices: it was cut short, or written with "
-                "suppress-vmdesc=on, and then nobody can see whether it is complete"
+                f"{self.name} does not end with QEMU's description of devices; it was cut short, or written with "
+                "suppress-vmdesc=on, and then nothing shows whether it is complete"
             )
         self._devices_end_bytes = end
         self._devices_begin_bytes = -1
@@ -117,7 +118,7 @@ class OpenSnapshot:
             SnapshotRefusedError: that is behind the end.
         """
         if begin_bytes > self._devices_end_bytes:
-            raise SnapshotRefusedError(f"{self.name} is damaged: its devices begin behind their end")
+            raise SnapshotRefusedError(f"{self.name} is damaged: its devices begin after their end")
         self._devices_begin_bytes = begin_bytes
 
     @property

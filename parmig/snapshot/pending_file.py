@@ -52,9 +52,9 @@ class PendingFile:
         except OSError as error:
             raise HostRefusedError(f"{self.path} cannot be written: {error.strerror}") from error
         if not stat.S_ISREG(mode):
-            raise HostRefusedError(f"{self.path} is there and is no file: give another name")
+            raise HostRefusedError(f"{self.path} exists and is not a file; give another name")
         if not self._replace:
-            raise HostRefusedError(f"{self.path} is there already: give another name, or --force to replace it")
+            raise HostRefusedError(f"{self.path} already exists; give another name, or --force to replace it")
 
     def _open_hidden(self, reason: OSError) -> int:
         """For file systems without O_TMPFILE; what else was wrong shows here too."""
@@ -62,7 +62,7 @@ class PendingFile:
             fd, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part")
         except OSError as error:
             raise HostRefusedError(
-                f"no file can be made in {self.path.parent}: {error.strerror or reason.strerror}"
+                f"no file can be created in {self.path.parent}: {error.strerror or reason.strerror}"
             ) from error
         self._hidden = Path(name)
         return fd
@@ -76,7 +76,7 @@ class PendingFile:
         try:
             os.fsync(self.fd)
         except OSError as error:
-            raise SnapshotError(f"{self.path} cannot be brought to the disk: {error.strerror}") from error
+            raise SnapshotError(f"{self.path} cannot be synced to the disk: {error.strerror}") from error
 
     def commit(self) -> None:
         """(after :meth:`sync`) Give it its name. After that it stays.
@@ -92,7 +92,7 @@ class PendingFile:
             finally:
                 os.close(directory)
         except FileExistsError as error:
-            raise SnapshotError(f"{self.path} has come up meanwhile and is left alone: give another name") from error
+            raise SnapshotError(f"{self.path} was created in the meantime; give another name") from error
         except OSError as error:
             raise SnapshotError(f"{self.path} cannot be given its name: {error.strerror}") from error
 

@@ -95,7 +95,9 @@ class MappedPlacer:
                     f"{self._setup.file} cannot be read at byte {offset_bytes}: {error.strerror}"
                 ) from error
             if not count:
-                raise SnapshotError(f"{self._setup.file} ends at byte {offset_bytes}: it was cut short meanwhile")
+                raise SnapshotError(
+                    f"{self._setup.file} ends at byte {offset_bytes}; it was cut short while it was read"
+                )
             target, offset_bytes = target[count:], offset_bytes + count
 
 

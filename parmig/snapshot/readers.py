@@ -155,14 +155,14 @@ class Readers:
                 if isinstance(event, worker_messages.WorkerFailed):
                     raise error_reports.restore_error(event.error)
                 if not isinstance(event, kind):
-                    raise ProtocolError(f"load worker {worker} said {type(event).__name__}")
+                    raise ProtocolError(f"load worker {worker} sent an unexpected {type(event).__name__}")
                 found[worker] = event
                 since_ns = time.monotonic_ns()
             if (handled := self.handled_pages) != seen:
                 seen, since_ns = handled, time.monotonic_ns()
             if time.monotonic_ns() - since_ns > STALL_LIMIT_NS:
                 raise LimitExceededError(
-                    f"{self._snapshot.name}: nothing was read for {STALL_LIMIT_NS // NS_PER_S} s; does its disk hang?"
+                    f"{self._snapshot.name}: nothing was read for {STALL_LIMIT_NS // NS_PER_S} s; check its disk"
                 )
         return [found[worker] for worker in sorted(found)]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from parmig import logs
 from parmig.config import RestoreConfig
 from parmig.engine import error_reports
 from parmig.engine.guest_thread import GuestThread
@@ -55,6 +56,7 @@ class SnapshotRestorer:
 
     def start(self) -> Report:
         """Restore the guest. Returns the report, whatever the outcome; after a failure it never runs."""
+        logs.begin_side("destination")
         began_ns = time.monotonic_ns()
         error: ParmigError | None = None
         loaded = False
@@ -157,7 +159,7 @@ class SnapshotRestorer:
             self._report.verified = found == snapshot.trailer.digest
             if not self._report.verified:
                 raise SnapshotRefusedError(
-                    f"{self._path} is damaged: its digest is {found}, it was written with {snapshot.trailer.digest}; "
+                    f"{self._path} is damaged: its digest is {found}, expected {snapshot.trailer.digest}; "
                     "use another copy of it"
                 )
         elif not snapshot.head.mapped_ram:

@@ -232,7 +232,7 @@ class TcpTransport(MigrationTransport):
     def accept(self) -> None:
         peer, self._last = self._last, None
         if peer is None:
-            raise PeerLostError(f"{self._name}: nobody is there to be accepted")
+            raise PeerLostError(f"{self._name}: no connection waits to be accepted")
         self._drop_strangers(but=peer)
         self._strangers.clear()
         self._leaving.clear()

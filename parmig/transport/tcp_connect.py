@@ -41,7 +41,7 @@ def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int
             if answered:
                 raise PeerUnreachableError(
                     f"{name}: {endpoint} answers, but does not speak parmig's protocol; "
-                    "is it a parmig receiver of the same version?"
+                    "check that it is a parmig receiver of the same version"
                 ) from why
             raise unreachable(name, endpoint, local, why) from why
         time.sleep(_RETRY_S)
@@ -68,5 +68,5 @@ def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
         raise
     if heard != GREETING:
         sock.close()
-        raise OSError(errno.EPROTO, "no greeting of parmig")
+        raise OSError(errno.EPROTO, "the greeting is not parmig's")
     return True

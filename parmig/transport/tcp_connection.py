@@ -201,7 +201,7 @@ class Connection:
             if self._broken is not None:
                 raise PeerLostError(self._broken.strerror or str(self._broken))
             if self._queued_bytes > MAX_QUEUED_BYTES:
-                raise PeerLostError(f"the peer reads nothing, and {self._queued_bytes} bytes wait for it")
+                raise PeerLostError(f"the peer reads nothing, and {self._queued_bytes} bytes are queued for it")
             self._out += map(memoryview, pieces)
             self._queued_bytes += sum(map(len, pieces))
             self._flush()

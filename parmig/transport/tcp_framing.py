@@ -100,15 +100,15 @@ class Inbox:
             return None
         (frames,) = _NUMBER.unpack_from(self._data)
         if frames > MAX_FRAMES:
-            raise ProtocolError(f"a message of {frames} frames, at most {MAX_FRAMES} are allowed")
+            raise ProtocolError(f"a message has {frames} frames, expected at most {MAX_FRAMES}")
         head = _NUMBER.size * (1 + frames)
         if len(self._data) < head:
             return None
         lengths = list(struct.unpack_from(f">{frames}I", self._data, _NUMBER.size))
         if max(lengths) > self._max_frame_bytes or sum(lengths) > self.max_message_bytes:
             raise ProtocolError(
-                f"a message of {sum(lengths)} bytes, at most {self._max_frame_bytes} in a frame "
-                f"and {self.max_message_bytes} in all are allowed"
+                f"a message has {sum(lengths)} bytes, expected at most {self._max_frame_bytes} in a frame "
+                f"and {self.max_message_bytes} in all"
             )
         return lengths
 

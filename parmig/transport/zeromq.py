@@ -123,7 +123,7 @@ class ZmqTransport(MigrationTransport):
             self.shutdown()
             if time.monotonic_ns() + RETRY_NS > deadline:
                 raise PeerUnreachableError(
-                    f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; is it a parmig receiver?"
+                    f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; check that it is a parmig receiver"
                 )
             time.sleep(RETRY_NS / NS_PER_S)  # we may have been shut out among many strangers
 

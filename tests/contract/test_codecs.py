@@ -80,7 +80,7 @@ def test_names_and_numbers_are_unique() -> None:
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="'rar'; known are none, lz4"):
+    with pytest.raises(UsageError, match="'rar'; choose none, lz4"):
         codec("rar")
 
 

@@ -123,7 +123,7 @@ def test_a_file_that_comes_up_meanwhile_is_left_alone(tmp_path: Path) -> None:
             source.gates["save_state"].wait()
             (tmp_path / "s").write_text("another's")
             source.open_gates()
-            failed(saving.report(), "SnapshotError", "come up meanwhile")
+            failed(saving.report(), "SnapshotError", "created in the meantime")
         assert (tmp_path / "s").read_text() == "another's"
         runs_on(source)
 
@@ -146,7 +146,7 @@ def test_a_directory_that_is_not_there_is_refused_before_anything_begins(tmp_pat
     with HeldGuest("memory=8MiB") as source:
         report = save(source, tmp_path / "none" / "s")
         failed(report, "HostRefusedError", str(tmp_path / "none"), code=3)
-        failed(save(source, tmp_path), "HostRefusedError", "is no file", code=3)
+        failed(save(source, tmp_path), "HostRefusedError", "is not a file", code=3)
         assert not report.rounds
         runs_on(source)
 
@@ -235,9 +235,9 @@ def test_what_is_no_snapshot_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("This is no snapshot. " * 1000)
     os.mkfifo(tmp_path / "fifo")
     with HeldGuest(SHAPE, incoming=True) as copy:
-        for name, words in {"text": "no snapshot", "fifo": "is no file", "none": "No such file"}.items():
+        for name, words in {"text": "not a snapshot", "fifo": "is not a file", "none": "No such file"}.items():
             refused(restore(copy, tmp_path / name), words)
-        refused(restore(copy, tmp_path), "is no file")
+        refused(restore(copy, tmp_path), "is not a file")
         untouched(copy)
 
 

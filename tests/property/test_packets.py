@@ -125,8 +125,8 @@ def test_the_frame_that_the_cases_below_spoil_is_right() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "has 32 bytes, this one 0"),
-        (frame(TWO_PAGES)[:31], "has 32 bytes, this one 31"),
+        (b"", "has 0 bytes, expected 32"),
+        (frame(TWO_PAGES)[:31], "has 31 bytes, expected 32"),
         (frame(TWO_PAGES, kind=4), "kind 4 is not a batch"),
         (frame(TWO_PAGES, kind=0), "kind 0 is not a batch"),
         (frame(TWO_PAGES, reserved=1), "reserved"),

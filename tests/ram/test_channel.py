@@ -101,9 +101,9 @@ def test_the_messages_have_the_bytes_of_the_table() -> None:
     assert flow.ack(258) == b"\4" + bytes(13) + b"\1\2"
     assert flow.answer_fence(memoryview(fence(9, 3)), 3) == b"\6\0\0\0\0\0\0\x09" + bytes(7) + b"\3"
     assert flow.credit_bytes(65536) == 6 * (65536 + 16384)
-    with pytest.raises(ProtocolError, match=r"^fence of round 9 names batch 3, placed were 2$"):
+    with pytest.raises(ProtocolError, match=r"^the fence of round 9 names batch 3, expected 2$"):
         flow.answer_fence(memoryview(fence(9, 3)), 2)
-    with pytest.raises(ProtocolError, match=r"^a fence has 16 bytes, this one 15$"):
+    with pytest.raises(ProtocolError, match=r"^a fence has 15 bytes, expected 16$"):
         flow.answer_fence(memoryview(fence(9, 3))[:-1], 3)
 
 
@@ -224,12 +224,12 @@ def test_what_is_not_acknowledged_is_held(sender: Sender) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ([flow.ack(3)], "batch 3 acknowledged, only 2 were sent"),
+        ([flow.ack(3)], "batch 3 was acknowledged, expected at most 2"),
         ([flow.ack(1)[:-1]], "unexpected message of kind 4, 1 frames, 15 bytes"),
         ([flow.ack(1), b""], "unexpected message of kind 4, 2 frames, 16 bytes"),
-        ([fenced(9, 2)], "fence of round 9 answered, asked was 1"),
-        ([fenced(1, 1)], "fence of round 1 names batch 1, sent were 2"),
-        ([fenced(1, 3)], "fence of round 1 names batch 3, sent were 2"),
+        ([fenced(9, 2)], "the fence of round 9 was answered, expected round 1"),
+        ([fenced(1, 1)], "the fence of round 1 names batch 1, expected 2"),
+        ([fenced(1, 3)], "the fence of round 1 names batch 3, expected 2"),
         ([fenced(1, 2) + b"x"], "unexpected message of kind 6, 1 frames, 17 bytes"),
         ([fenced(1, 2), b"x"], "unexpected message of kind 6, 2 frames, 16 bytes"),
         ([flow.welcome(4096)], "unexpected message of kind 2, 1 frames, 8 bytes"),
@@ -251,7 +251,7 @@ def test_a_wrong_answer_is_refused_in_words(sender: Sender, answer: list[bytes],
 def test_a_fence_that_nobody_asked_for_is_refused(sender: Sender) -> None:
     channel = sender.open()
     sender.answers(fenced(0, 0))
-    with pytest.raises(ProtocolError, match="fence of round 0 answered, asked was -1"):
+    with pytest.raises(ProtocolError, match="fence of round 0 was answered, expected round -1"):
         channel._drain()
 
 
@@ -267,7 +267,7 @@ def test_a_credit_is_within_what_was_agreed(sender: Sender) -> None:
     for credit_bytes in (4095, most + 1):
         with pytest.raises(ProtocolError) as caught:
             sender.open(credit_bytes)
-        assert str(caught.value) == f"sender: welcome with a credit of {credit_bytes} bytes, agreed were up to {most}"
+        assert str(caught.value) == f"sender: the welcome has a credit of {credit_bytes} bytes, expected at most {most}"
     assert sender.open(most)._credit_bytes == most
 
 
@@ -295,7 +295,8 @@ def test_the_welcome_has_its_own_limit(sender: Sender) -> None:
     with pytest.raises(LimitExceededError) as caught:
         sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=450 * MS)
     assert str(caught.value) == (
-        "sender: waited too long for the welcome of the receive worker, at batch 0 of 0; is the destination stuck?"
+        "sender: the wait for the welcome of the receive worker took too long, at batch 0 of 0; "
+        "check whether the destination hangs"
     )
     assert sender.clock.polls == [200, 200, 50]
     assert sender.channel.waiting_ns == 450 * MS
@@ -335,7 +336,7 @@ def test_the_limit_begins_again_with_each_acknowledgement(sender: Sender) -> Non
     assert acks == {}
     assert sender.clock.now_ns == 70 * NS_PER_S
     assert str(caught.value) == (
-        "sender: waited too long for the fence of round 4, at batch 3 of 3; is the destination stuck?"
+        "sender: the wait for the fence of round 4 took too long, at batch 3 of 3; check whether the destination hangs"
     )
 
 
@@ -343,7 +344,7 @@ def test_the_first_fence_is_waited_for_and_names_the_oldest_batch_without_acknow
     channel = sender.open()
     for _ in range(3):
         sender.batch()
-    with pytest.raises(LimitExceededError, match=r"waited too long for the fence of round 1, at batch 1 of 3; "):
+    with pytest.raises(LimitExceededError, match=r"the wait for the fence of round 1 took too long, at batch 1 of 3; "):
         channel.fence(1)
 
 
@@ -353,7 +354,7 @@ def test_each_wait_has_its_words(sender: Sender, wait: str, words: str) -> None:
     for _ in range(flow.BUFFERS):
         channel.take_buffer()
     sender.batch(3000)
-    with pytest.raises(LimitExceededError, match=f"^sender: waited too long for {words}, at batch 1 of 1; "):
+    with pytest.raises(LimitExceededError, match=f"^sender: the wait for {words} took too long, at batch 1 of 1; "):
         sender.batch(3000) if wait == "credit" else channel.take_buffer()
     assert sender.clock.now_ns == flow.STALL_LIMIT_NS
 

@@ -245,22 +245,22 @@ BAD_ANSWERS = [
     pytest.param(
         flow.FENCE,
         lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n + 1),
-        "names batch 2, sent were 1",
+        "names batch 2, expected 1",
         id="fence of more",
     ),
     pytest.param(
         flow.FENCE,
         lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n - 1),
-        "names batch 0, sent were 1",
+        "names batch 0, expected 1",
         id="fence of less",
     ),
     pytest.param(
         flow.FENCE,
         lambda n: struct.pack(">B3xIQ", flow.FENCED, 2, n),
-        "fence of round 2 answered, asked was 1",
+        "fence of round 2 was answered, expected round 1",
         id="fence of another round",
     ),
-    pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 acknowledged, only 1", id="acknowledged too much"),
+    pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 was acknowledged, expected", id="acknowledged too much"),
     pytest.param(3, lambda n: flow.ack(n)[:-1], "kind 4", id="cut"),
     pytest.param(3, lambda n: b"", "kind 0", id="empty"),
     pytest.param(3, lambda n: b"\x63" * 16, "kind 99", id="unknown kind"),
@@ -284,7 +284,7 @@ def test_a_wrong_answer_is_refused(
 def test_a_credit_that_was_not_agreed_is_refused(credit: int) -> None:
     with (
         channel_to(lambda frame, size: [flow.welcome(credit)]) as channel,
-        pytest.raises(ProtocolError, match=f"credit of {credit} bytes, agreed"),
+        pytest.raises(ProtocolError, match=f"credit of {credit} bytes, expected at most"),
     ):
         open_(channel)
 
@@ -390,7 +390,7 @@ def test_a_peer_that_falls_silent_is_given_up_by_name(wait: str, monkeypatch: py
     monkeypatch.setattr(flow, "STALL_LIMIT_NS", 50 * NS_PER_MS)
     with channel_to(lambda frame, size: [flow.welcome(CREDIT_BYTES)] if frame[0] == flow.HELLO else []) as channel:
         open_(channel)
-        with pytest.raises(LimitExceededError, match=rf"send worker 3.*{wait}.*destination stuck"):  # noqa: PT012  whichever waits
+        with pytest.raises(LimitExceededError, match=rf"send worker 3.*{wait}.*destination hangs"):  # noqa: PT012  whichever waits
             for _ in range(2 * flow.CREDIT_BATCHES):
                 buffer = channel.take_buffer() if wait == "buffer" else None
                 channel.send_batch([b"\3" + bytes(99)], 100 if wait != "credit" else 3000, buffer)
@@ -399,5 +399,5 @@ def test_a_peer_that_falls_silent_is_given_up_by_name(wait: str, monkeypatch: py
 
 @pytest.mark.parametrize("size", [0, 1, 15, 17])
 def test_a_fence_of_another_size_is_refused(size: int) -> None:
-    with pytest.raises(ProtocolError, match=f"this one {size}"):
+    with pytest.raises(ProtocolError, match=f"has {size} bytes, expected"):
         flow.answer_fence(memoryview(bytes(size)), 0)

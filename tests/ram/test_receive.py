@@ -196,7 +196,7 @@ def test_a_payload_goes_straight_to_pages_that_exist() -> None:
 @pytest.mark.parametrize("sequence", [0, 2, 7])
 def test_the_first_batch_has_number_one(sequence: int) -> None:
     with receiving(PAGES) as (ram, (mapping,), _):
-        with pytest.raises(ProtocolError, match=f"batch {sequence} after batch 0"):
+        with pytest.raises(ProtocolError, match=f"batch {sequence} followed batch 0"):
             ram.migrate_ram_receive(Incoming(message(sequence, {1})[0]))
         assert allocated_pages(mapping) == 0
 
@@ -218,11 +218,19 @@ def spoilt() -> list[tuple[str, Message, str]]:
     lz4 = message(1, two, how="lz4")[0]
     half = message(1, two, payload_bytes=4096)[0]
     return [
-        ("no payload", direct[:1], "0 bytes of pages, announced were 8192"),
+        ("no payload", direct[:1], "0 bytes of pages, expected 8192"),
         ("a frame missing", direct[:2], "4096 bytes of pages"),
         ("a frame too many", [*direct, direct[1]], "12288 bytes of pages"),
-        ("frames of other lengths", [direct[0], direct[1][:1], memoryview(bytes(8191))], "2 frames for 2 runs"),
-        ("three frames", [direct[0], direct[1], direct[1][:96], direct[1][96:]], "3 frames for 2 runs"),
+        (
+            "frames of other lengths",
+            [direct[0], direct[1][:1], memoryview(bytes(8191))],
+            "2 frames, expected one for each of 2 runs",
+        ),
+        (
+            "three frames",
+            [direct[0], direct[1], direct[1][:96], direct[1][96:]],
+            "3 frames, expected one for each of 2 runs",
+        ),
         ("short pages", [half[0], half[1][:4096]], "as they are"),
         ("another codec", message(1, two, codec=9)[0], "names codec 9; the agreed codecs are lz4"),
         ("encoded in pieces", [lz4[0], lz4[1][:10], lz4[1][10:]], "encoded in 2 frames; expected one"),
@@ -282,9 +290,9 @@ def test_a_fence_is_answered_when_all_of_it_is_placed() -> None:
         ram.migrate_ram_receive(Incoming(message(1, {1})[0]))
         assert ram.migrate_ram_receive(Incoming([fence(4, 1)])) == struct.pack(">B3xIQ", flow.FENCED, 4, 1)
         for sequence in (0, 2):
-            with pytest.raises(ProtocolError, match=f"names batch {sequence}, placed were 1"):
+            with pytest.raises(ProtocolError, match=f"names batch {sequence}, expected 1"):
                 ram.migrate_ram_receive(Incoming([fence(4, sequence)]))
-        with pytest.raises(ProtocolError, match="has 16 bytes"):
+        with pytest.raises(ProtocolError, match="expected 16"):
             ram.migrate_ram_receive(Incoming([fence(4, 1)[:15]]))
 
 

@@ -57,7 +57,7 @@ def test_without_a_commit_it_is_gone(tmp_path: Path, files: str) -> None:
 def test_what_is_there_is_replaced_only_when_asked_and_only_by_a_commit(tmp_path: Path, files: str) -> None:
     path = tmp_path / "s"
     path.write_text("old")
-    with pytest.raises(HostRefusedError, match=r"is there already.*--force"):
+    with pytest.raises(HostRefusedError, match=r"already exists.*--force"):
         PendingFile(path, replace=False)
     with PendingFile(path, replace=True) as file:
         os.write(file.fd, b"new")
@@ -74,7 +74,7 @@ def test_what_comes_up_meanwhile_is_left_alone(tmp_path: Path, files: str) -> No
     path = tmp_path / "s"
     with PendingFile(path, replace=False) as file:
         path.write_text("another's")
-        with pytest.raises(SnapshotError, match="come up meanwhile"):
+        with pytest.raises(SnapshotError, match="created in the meantime"):
             file.commit()
     assert path.read_text() == "another's"
     assert os.listdir(tmp_path) == ["s"]
@@ -83,7 +83,7 @@ def test_what_comes_up_meanwhile_is_left_alone(tmp_path: Path, files: str) -> No
 def test_what_is_no_place_for_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("")
     for path, words in {
-        tmp_path: "is no file",
+        tmp_path: "is not a file",
         tmp_path / "none" / "s": "No such file or directory",
         tmp_path / "text" / "s": "Not a directory",
         Path("/proc/s"): "/proc",

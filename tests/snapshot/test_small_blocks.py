@@ -208,5 +208,5 @@ def test_blocks_that_change_meanwhile_are_told(tmp_path: Path, pair: tuple[Strea
     pair[0].state_blocks = lambda: {"vga": 128 * KIB, "rom": 8 * KIB}  # type: ignore[method-assign]
     report = save(pair[0], tmp_path / "s")
     assert report.error is not None
-    assert "changed its blocks vga while it was saved: save it again" in report.error.message
+    assert "changed its blocks vga while it was saved; save it again" in report.error.message
     assert list(tmp_path.iterdir()) == []

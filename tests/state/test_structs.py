@@ -199,7 +199,10 @@ def test_older_destinations_take_what_was_saved_without_the_subsection_and_refus
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"abc" + 2 * (SUBSECTION_LEFT + bytes(4)), "subsection 'net/left' is unknown or comes twice"),
+        (
+            b"abc" + 2 * (SUBSECTION_LEFT + bytes(4)),
+            "subsection 'net/left' is unknown or comes twice, expected one of: none; ",
+        ),
         (
             b"abc" + SUBSECTION_LEFT[:-1] + b"\2" + bytes(4),
             "subsection 'net/left': version 2 is unknown, expected 1 to 1",
@@ -344,9 +347,31 @@ def test_a_test_or_a_factory_that_fails_is_a_state_error() -> None:
         migration_state_pop(state_of(Net(), queues), b"\0\0\0\1\0\1")
 
 
+def test_a_hook_or_an_attribute_that_fails_is_named_with_its_place() -> None:
+    hooked = MigrationStateStructField("control", MigrationStateStruct("queue", [SIZE], pre_save=broken))
+    with pytest.raises(StateError, match=r": pre_save failed: ZeroDivisionError"):
+        migration_state_push(state_of(Net(), hooked))
+    hooked = MigrationStateStructField("control", MigrationStateStruct("queue", [SIZE], post_load=broken))
+    with pytest.raises(StateError, match=r": post_load failed: ZeroDivisionError"):
+        migration_state_pop(state_of(Net(), hooked), b"\0\1")
+    with pytest.raises(StateError, match=r": reading 'lost' failed: AttributeError"):
+        migration_state_push(state_of(Net(), MigrationStateField("lost", FIELD_TYPE_U16)))
+    with pytest.raises(StateError, match=r"net/0: subsection 'net/left': field 'left' "):
+        migration_state_push(state_of(Net(left=-1), subsections=[LEFT]))
+
+
+def test_a_hook_gets_the_object_that_was_loaded() -> None:
+    loaded: list[object] = []
+    struct_ = MigrationStateStruct("queue", [SIZE], post_load=lambda queue, _: loaded.append(queue))
+    net = Net()
+    migration_state_pop(state_of(net, MigrationStateStructField("control", struct_)), b"\0\1")
+    assert loaded == [net.control]
+
+
 # -- mistakes ---------------------------------------------------------------------------------------
 
 INNER = MigrationStateStructField("control", MigrationStateStruct("net", [SIZE]))
+EMPTY = MigrationStateSubsection(MigrationStateStruct("net/none", []), needed=bool)
 LATE = MigrationStateField("size", FIELD_TYPE_U16, since_version=2)
 
 
@@ -357,6 +382,7 @@ LATE = MigrationStateField("size", FIELD_TYPE_U16, since_version=2)
         (lambda: MigrationStateStruct("queue", [SIZE, SIZE]), "two fields of one name"),
         (lambda: MigrationStateStruct("net", [MigrationStateField("left", FIELD_TYPE_U16)], [LEFT]), "two fields of"),
         (lambda: MigrationStateStruct("net", [], [LEFT, LEFT]), "two fields of one name"),
+        (lambda: MigrationStateStruct("net", [], [EMPTY, EMPTY]), "net has two subsections of one name: .*'net/none'"),
         (lambda: MigrationStateStruct("tea", [], [LEFT]), "expected tea/NAME"),
         (
             lambda: MigrationStateSubsection(LEFT.struct, needed=bool, version=1, minimum_version=2),

@@ -51,7 +51,7 @@ def open_qemu(text: str, *, incoming: bool) -> QemuGuest:
 
     Raises:
         UsageError: the text names no socket, or an option is not allowed.
-        GuestRefusedError: nobody is there, or not as a migration needs it.
+        GuestRefusedError: no QEMU answers, or a migration cannot work with it.
     """
     path, _, rest = text.partition(",")
     if not path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lz4 block compression of a whole batch, kept only where it shortens."""
+"""lz4 block compression of a whole batch, used only if the result is shorter."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from parmig.ram.bits import Index
 from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
 
 _SKIP_AFTER_MISSES = 4
-"""After so many batches in a row that did not shrink, only one in this many is tried: random data
-costs 1 of 4 compressions (lz4 runs at about 0.7 GiB/s a core on it here) instead of all."""
+"""After this many batches in a row that did not shrink, the encoder tries only one batch in this many. Random data then
+costs one compression in four (lz4 reaches about 0.7 GiB/s a core on it)."""
 
 
 class Lz4Encoder(PageEncoder):
-    """Compresses a batch; gives up on data that does not shrink, and looks again now and then."""
+    """Compresses batches. If they do not shrink, it tries only some of them."""
 
     def __init__(self) -> None:
         self._misses = 0
@@ -41,7 +41,7 @@ class Lz4Decoder(PageDecoder):
         except lz4.block.LZ4BlockError as error:
             raise ProtocolError(f"a batch of {len(payload)} bytes is not lz4: {error}") from error
         if len(raw) != raw_bytes:
-            raise ProtocolError(f"a batch decompressed to {len(raw)} bytes, its header says {raw_bytes}")
+            raise ProtocolError(f"a batch decompressed to {len(raw)} bytes, expected {raw_bytes} as in its header")
         return memoryview(raw)
 
 

@@ -36,7 +36,7 @@ def codec(name: str) -> PageCodec:
         UsageError: there is none.
     """
     if name not in _CODECS:
-        raise UsageError(f"unknown compression {name!r}; known are {', '.join(_CODECS)}")
+        raise UsageError(f"unknown compression {name!r}; choose {', '.join(_CODECS)}")
     return _load(_CODECS[name])
 
 
