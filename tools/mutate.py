@@ -74,6 +74,7 @@ TESTS = {
 
 
 CONFTEST = """
+import os
 import sys
 
 from hypothesis import HealthCheck, Phase, settings
@@ -90,9 +91,9 @@ def pytest_configure():
         del sys.modules[name]
 
 
-def pytest_sessionfinish(session):
-    if session.exitstatus in (2, 4):
-        session.exitstatus = 1
+def pytest_collectreport(report):
+    if report.failed:
+        os._exit(1)
 """
 """Replaces ``tests/conftest.py``, which took half of the time of a mutant.
 

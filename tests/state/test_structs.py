@@ -360,6 +360,28 @@ def test_a_hook_or_an_attribute_that_fails_is_named_with_its_place() -> None:
         migration_state_push(state_of(Net(left=-1), subsections=[LEFT]))
 
 
+def test_errors_of_structs_name_the_field_that_they_are_in() -> None:
+    place = r"^device net/0: field 'control' \(struct queue\): "
+    with pytest.raises(StateError, match=f"{place}reading 'size' failed"):
+        migration_state_push(state_of(Net(control=None), CONTROL))  # type: ignore[arg-type]
+    with pytest.raises(StateError, match=f"{place}subsection 'queue/error': "):
+        migration_state_pop(state_of(Net(), CONTROL), b"\0\1\0" + SUBSECTION_ERROR[:-1] + b"\1\x09")
+    with pytest.raises(StateError, match=r"^device net/0: reading 'control' failed: AttributeError"):
+        migration_state_pop(state_of(object(), CONTROL), b"\0\1\0")
+    with pytest.raises(StateError, match=r"array 'queues' \(struct queue\) is list \[\], expected 2 objects"):
+        migration_state_pop(state_of(Net(), PAIR), 2 * b"\0\1\0")
+
+
+def test_structs_that_differ_are_described_one_by_one() -> None:
+    described = PAIR.encode([Queue(1), Queue(2, error=9)], {}, StateWriter(), 1)
+    assert [(one.name, one.type, one.index, one.array_len) for one in described] == [
+        ("queues", "struct", 0, None),
+        ("queues", "struct", 1, None),
+    ]
+    (one,) = CONTROL.encode(Queue(1), {}, StateWriter(), 1)
+    assert (one.name, one.type, one.index, one.size) == ("control", "struct", None, 3)
+
+
 def test_a_hook_gets_the_object_that_was_loaded() -> None:
     loaded: list[object] = []
     struct_ = MigrationStateStruct("queue", [SIZE], post_load=lambda queue, _: loaded.append(queue))
@@ -394,6 +416,10 @@ LATE = MigrationStateField("size", FIELD_TYPE_U16, since_version=2)
             "may have empty elements",
         ),
         (lambda: MigrationStateStructField("a b", QUEUE), "expected the name of an attribute"),
+        (
+            lambda: state_of(0, MigrationStateStructArray("x", MigrationStateStruct("net", [SIZE], factory=Queue))),
+            "struct 'net' is in 'net'",
+        ),
         (lambda: state_of(0, INNER), "have the same names"),
         (
             lambda: state_of(0, MigrationStateStructField("control", MigrationStateStruct("queue", []))),
