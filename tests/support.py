@@ -62,6 +62,14 @@ def while_pumping(work: Callable[[], object], pump: Callable[[], object]) -> Non
         raise errors[0]
 
 
+class Sink(bytearray):
+    """A sink for device state that keeps everything."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append *data*."""
+        self.extend(data)
+
+
 class FakeTransport(MigrationTransport):
     """A connected channel without anything behind it; tests override what matters to them."""
 

@@ -83,7 +83,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 transport.accept()
                 connected = True
                 _logger.info("its send worker connected")
-                inbox.tell(WorkerConnected())  # before the source can go on
+                inbox.tell(WorkerConnected())  # before the source can continue
                 transport.write([welcome(setup.credit_bytes)])
             del incoming  # frees the frames, and with them ZeroMQ's memory, before the next is taken
             inbox.check()

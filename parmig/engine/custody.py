@@ -7,13 +7,13 @@ Knows of the guest only whether it ran, whether it runs, and how to let it; noth
 from __future__ import annotations
 
 import logging
-import select
 
 from parmig import logs
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
 from parmig.guests.guest import Guest, StateSink
+from parmig.transport.polling import Poller
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Custody:
         """Let the guest go on here, whatever hangs.
 
         Args:
-            limit_s: how long that may take; past it the guardian goes on to try.
+            limit_s: how long that may take; past it the guardian keeps trying.
             paused: whether its pause has begun.
 
         Returns:
@@ -123,16 +123,16 @@ class Custody:
 
     def _is_gone(self) -> bool:
         fd = self._guest.watch_fd()
-        return fd is not None and bool(wait_readable(fd, DEATH_MS))
+        return fd is not None and bool(Poller(fd).poll(DEATH_MS))
 
     def paused_error(self, first: ParmigError) -> SourcePausedError:
         """What to say of a guest that was not given back, after *first* had gone wrong."""
         keeps = "no guardian watches over it"
         if self._entrusted:
             log = f", its log is {self._guardian.log}" if self._guardian.log else ""
-            keeps = f"the guardian (process {self._guardian.pid}) goes on to try{log}"
+            keeps = f"the guardian (process {self._guardian.pid}) keeps trying{log}"
         error = SourcePausedError(
-            f"{first}; then the source guest could not be set running again ({self.problem}), so it is PAUSED here: "
+            f"{first}; then the source guest could not be resumed ({self.problem}), so it is PAUSED here: "
             f"see to its monitor, then look whether it runs, and if it does not, continue it there; {keeps}"
         )
         error.phase = first.phase
@@ -144,10 +144,3 @@ class Custody:
         if self._entrusted:
             self._guest.close()
         self._guardian.close()
-
-
-def wait_readable(fd: int, limit_ms: int) -> bool:
-    """Whether *fd* is readable, or becomes so within *limit_ms*."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(limit_ms))

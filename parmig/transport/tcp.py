@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``tcp://``: one TCP connection a channel, with framing and bounds of our own. For control, device state, or pages.
 
-A listening channel takes the first message of anybody, and nothing more: at most :data:`MAX_STRANGERS` connections wait
-to say theirs, each for :data:`FIRST_MESSAGE_NS` and within a few bytes; the oldest makes room for the newest. Each call
-does a bounded amount of work, whoever floods the port. ``accept`` closes the port: from then on the kernel refuses
-strangers, and they cost nothing.
+A listening channel takes the first message of any connection, and nothing more. At most :data:`MAX_STRANGERS`
+connections wait to send it, each for :data:`FIRST_MESSAGE_NS` and within a few bytes; the oldest makes room for the
+newest. Each call does a bounded amount of work, whoever floods the port. ``accept`` closes the port: from then on the
+kernel refuses strangers, and they cost nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIRST_MESSAGE_NS = 2 * NS_PER_S
 ACCEPTS_A_TURN = 16
 BACKLOG = 256
 NO_DESCRIPTORS_NS = 100 * NS_PER_MS
-"""So long nobody is let in after descriptors ran out: the port would be ready all the time."""
+"""How long no connection is admitted after descriptors ran out: the port would be ready all the time."""
 
 _EVENTS = 2 * MAX_STRANGERS
 
@@ -42,7 +42,7 @@ class TcpTransport(MigrationTransport):
     """One channel over TCP. With ``heartbeat``, keep-alives go both ways: a stopped process and a vanished host are
     noticed.
 
-    ``token`` has no meaning here: the first message of anybody is read, and whoever reads it checks what it says.
+    ``token`` has no meaning here: the first message of any connection is read, and its reader checks the content.
     """
 
     def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
@@ -152,7 +152,7 @@ class TcpTransport(MigrationTransport):
     def _hear_strangers(self, epoll: select.epoll) -> list[memoryview] | None:
         """The first message of some connection; one round over those that are ready."""
         if self._last is not None:
-            self._drop(self._last)  # nobody accepted it
+            self._drop(self._last)  # it was not accepted
             self._last = None
         now = time.monotonic_ns()
         for connection, until_ns in list(self._strangers.values()):

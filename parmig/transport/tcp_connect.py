@@ -19,7 +19,7 @@ def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int
     """A connection to a peer that speaks parmig's framing; see ``MigrationTransport.connect``.
 
     Raises:
-        PeerUnreachableError: nobody answered in time, or somebody else.
+        PeerUnreachableError: no peer answered in time, or it does not speak this framing.
     """
     deadline = time.monotonic() + timeout_ns / NS_PER_S
     address = (endpoint.host.strip("[]"), endpoint.port)

@@ -2,7 +2,7 @@
 """One TCP connection that carries messages: what arrives is bounded, what leaves never blocks the caller.
 
 A thread of the connection's own sends what the kernel does not take at once, and keep-alives. So they leave also while
-the caller is busy, and a peer whose threads all stand still (a stopped process) is told from one that is busy. It is
+the caller is busy, and a peer whose threads are all stopped (a stopped process) is distinguished from a busy one. It is
 started when it is first needed: never for strangers.
 """
 
@@ -195,7 +195,7 @@ class Connection:
         """Send *pieces*, of bytes and none empty, or keep references to them until there is room.
 
         Raises:
-            PeerLostError: the connection is gone, or the peer reads nothing any more.
+            PeerLostError: the connection is gone, or the peer no longer reads.
         """
         with self._lock:
             if self._broken is not None:

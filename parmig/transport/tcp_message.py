@@ -49,7 +49,7 @@ class StreamedMessage(Incoming):
         return split(body, self._lengths)
 
     def drop(self) -> None:
-        """Pass over the payload if nobody took it.
+        """Skip the payload if it was not taken.
 
         Raises:
             PeerLostError: as :meth:`into`.

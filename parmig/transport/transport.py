@@ -44,11 +44,11 @@ def parse_uri(text: str) -> Endpoint:
 
 
 def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException | None) -> PeerUnreachableError:
-    """What to raise when nobody answers the channel *name* at *endpoint*."""
+    """The error to raise if no peer answers the channel *name* at *endpoint*."""
     via = f" from {local}" if local else ""
     why = getattr(error, "strerror", None) or error
     return PeerUnreachableError(
-        f"{name}: nobody answers at {endpoint}{via}: {why}; "
+        f"{name}: no peer answers at {endpoint}{via}: {why}; "
         "start `parmig receive` there first, and check address, port and firewall"
     )
 
@@ -56,8 +56,8 @@ def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException 
 class Incoming:
     """One message of which at least the head has arrived, within the limits of its channel.
 
-    The receiver looks at the head and then says where the payload goes: :meth:`into` or :meth:`frames`, once. A message
-    whose payload nobody asked for is dropped by the next call of :meth:`MigrationTransport.receive`.
+    The receiver looks at the head and then chooses where the payload goes: :meth:`into` or :meth:`frames`, once. The
+    payload of a message that was not asked for is dropped by the next call of :meth:`MigrationTransport.receive`.
 
     Here everything has arrived and lies in memory. A transport whose payload is still with the kernel overrides both.
 
@@ -153,7 +153,7 @@ class MigrationTransport(ABC):
         """Connect, from address *local* if given.
 
         Raises:
-            PeerUnreachableError: nobody answered within *timeout_ns*; names address and cause.
+            PeerUnreachableError: no peer answered within *timeout_ns*; the message has address and cause.
         """
 
     @abstractmethod
@@ -189,8 +189,8 @@ class MigrationTransport(ABC):
 
     @abstractmethod
     def accept(self) -> None:
-        """(listening side) From now on the sender of the message read last is the peer, alone: nobody else is let in,
-        and who was let in already is shut out.
+        """(listening side) From now on the sender of the message read last is the only peer: no other connection is
+        admitted, and admitted ones are closed.
         """
 
     @abstractmethod

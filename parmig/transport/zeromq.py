@@ -52,7 +52,8 @@ SCHEME = "zmq+tcp"
 class ZmqTransport(MigrationTransport):
     """One channel over ZeroMQ, with a context (and so an I/O thread) of its own. Nothing of it survives a fork.
 
-    The connecting side says its token in the handshake. ``heartbeat`` and ``first_message_bytes`` have no meaning here.
+    The connecting side sends its token in the handshake. ``heartbeat`` and ``first_message_bytes`` have no meaning
+    here.
     """
 
     def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
@@ -128,7 +129,7 @@ class ZmqTransport(MigrationTransport):
             time.sleep(RETRY_NS / NS_PER_S)  # we may have been shut out among many strangers
 
     def _try_to_connect(self, endpoint: Endpoint, local: str, deadline: int) -> bool:
-        """Connect and shake hands, so that what is written next does not wait in a queue to nobody."""
+        """Connect and shake hands, so that what is written next does not wait in a queue without a reader."""
         sock = self._open(zmq.DEALER)
         if self._token:
             show_token(sock, self._token)
@@ -207,7 +208,7 @@ class ZmqTransport(MigrationTransport):
         return Incoming([frame.buffer for frame in frames])
 
     def accept(self) -> None:
-        self._drain_monitor()  # what ended before now was somebody else, perhaps under the same number
+        self._drain_monitor()  # what ended before now was another connection, perhaps with the same number
         self._peer, self._peer_fd = self._last
         if self._door is not None:
             self._door.shut(self._peer_fd)

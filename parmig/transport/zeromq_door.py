@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may come in at a listening ZeroMQ channel: one peer, by a token, and nobody after it.
+"""Admission at a listening ZeroMQ channel: one peer, by a token, and no connection after it.
 
-ZeroMQ would queue messages of anybody. Here strangers end in the handshake: the channel asks for a password (ZMTP's
-PLAIN), which this answers for (ZAP, RFC 27). Until the peer is in, at most :data:`MAX_STRANGERS` connections stand in
-the door, the oldest makes room for the newest, each has :data:`HANDSHAKE_MS`. Afterwards the kernel drops whatever
-knocks: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a filter is set instead.
+ZeroMQ would queue messages of any connection. Here strangers end in the handshake: the channel asks for a password
+(ZMTP's PLAIN), which this checks (ZAP, RFC 27). Until the peer is admitted, at most :data:`MAX_STRANGERS` connections
+may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest. Afterwards the
+kernel drops new connections: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a
+filter is set instead.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Door:
             self._strangers.pop(fd, None)
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering."""
         if self.answers is not None:
             self.answers.close(linger=0)
 
@@ -123,7 +124,7 @@ class Door:
             _shut_out(fd, self._strangers.pop(fd))
 
     def shut(self, peer_fd: int) -> None:
-        """The peer is in: everybody else goes, and nobody comes."""
+        """The peer is admitted: close every other connection, and admit no more."""
         self._shut = True
         with _connection(self._listener) as listener:
             sockets.drop_all_packets(listener)

@@ -19,7 +19,7 @@ from parmig.linux import uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping
 from parmig.ram.trackers.registry import TRACKERS
 from tests.kvm.machines import needs_kvm
-from tests.support import wait_until
+from tests.support import Sink, wait_until
 
 assert docs.examples.tiny_guest  # importing it registers the scheme
 
@@ -32,13 +32,6 @@ GUESTS = [
 
 LOGS = {"synthetic": {"pagemap", "bitmap", "digest"}, "kvm": {"pagemap", "bitmap", "digest"}, "tiny": {"digest"}}
 """The dirty logs that there are, on a host that can all of them."""
-
-
-class Sink(bytearray):
-    """Keeps what it is given."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.extend(data)
 
 
 @pytest.fixture(params=GUESTS, ids=["synthetic", "tiny", "kvm"])

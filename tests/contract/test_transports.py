@@ -565,7 +565,7 @@ def test_nobody_at_an_address_is_told_with_the_address(loop: Loop) -> None:
     with tcp_listener() as (_, port):
         pass  # free again
     with pytest.raises(
-        PeerUnreachableError, match=rf"channel: nobody answers at {loop.scheme.replace('+', '.')}://127.0.0.1:{port}"
+        PeerUnreachableError, match=rf"channel: no peer answers at {loop.scheme.replace('+', '.')}://127.0.0.1:{port}"
     ):
         loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
 

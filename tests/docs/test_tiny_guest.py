@@ -13,15 +13,9 @@ from docs.examples.tiny_guest import TinyGuest
 from parmig.errors import GuestRefusedError, StateError
 from parmig.guests.registry import open_guest
 from parmig.ram.blocks import BlockMapping
+from tests.support import Sink
 
 SIZE = "256KiB"
-
-
-class Collected(bytearray):
-    """A sink that keeps what it is given."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.extend(data)
 
 
 def open_tiny(*, incoming: bool) -> TinyGuest:
@@ -48,7 +42,7 @@ def copy_memory(source: TinyGuest, destination: TinyGuest) -> None:
 
 
 def test_it_moves_and_goes_on_counting() -> None:
-    sink = Collected()
+    sink = Sink()
     with closing(open_tiny(incoming=False)) as source, closing(open_tiny(incoming=True)) as destination:
         assert source.info() == destination.info()
         assert source.is_running()
@@ -80,11 +74,11 @@ def test_a_source_runs_on_after_a_failure_and_a_paused_one_stays_paused() -> Non
         assert guest.is_running()
         for running in (True, False):
             guest.start_dirty_log("auto")
-            guest.pause(Collected())
+            guest.pause(Sink())
             guest.resume_source()
             guest.stop_dirty_log()
             assert guest.is_running() is running
-            guest.pause(Collected())
+            guest.pause(Sink())
 
 
 def test_it_refuses_a_log_that_it_has_not() -> None:

@@ -299,7 +299,7 @@ def test_before_hand_over_trouble_ends_it_as_it_is() -> None:
     assert walk.take(c.CancelAsked()) == [Do.ABANDON]
     assert walk.plan.status is MigrationStatus.CANCELLED
     assert isinstance(walk.plan.error, CancelledError)
-    assert str(walk.plan.error) == "cancelled; the guest goes on here"
+    assert str(walk.plan.error) == "cancelled; the guest continues here"
 
 
 def test_a_symptom_ends_it_400_ms_later_and_only_the_first_counts() -> None:

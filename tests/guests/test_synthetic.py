@@ -30,16 +30,9 @@ from parmig.linux import pagemap, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
 from parmig.state import state_of
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.support import Sink
 
 needs_pagemap = pytest.mark.skipif(uffd.probe_write_tracking() is not None, reason=str(uffd.probe_write_tracking()))
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.data += data
 
 
 @contextmanager
@@ -80,7 +73,7 @@ def saved(guest: SyntheticGuest) -> bytes:
     sink = Sink()
     guest.pause(sink)
     guest.save_state(sink)
-    return bytes(sink.data)
+    return bytes(sink)
 
 
 def load(guest: SyntheticGuest, state: bytes) -> None:

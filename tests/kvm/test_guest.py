@@ -24,20 +24,13 @@ from parmig.ram.regions import Region
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.units import GIB, MIB
 from tests.kvm.machines import needs_kvm
-from tests.support import wait_until
+from tests.support import Sink, wait_until
 from tools.soak_kvm import Discard, beats
 
 pytestmark = needs_kvm
 
 SMALL = "memory=4MiB,vcpus=2,rate=8MiB/s"
 CODE_PAGE, MAILBOX_PAGE, BUFFER_PAGE = 1, 7, 8
-
-
-class Sink(bytearray):
-    """Keeps what it is given."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.extend(data)
 
 
 @contextmanager
