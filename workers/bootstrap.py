@@ -132,7 +132,7 @@ S = TypeVar("S", bound=MemorySetup)
 
 
 def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callable[[S, Inbox], None]) -> None:
-    """Run *work* with the decoded *setup*; tell of any error; end the process without lingering.
+    """Run *work* with the decoded *setup*; report any error; end the process without lingering.
 
     Signals: the terminal's Ctrl-C goes to the whole group, but only the coordinator decides.
     """

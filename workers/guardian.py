@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guardian: waits for its coordinator's death, and then lets the source guest go on.
+"""The guardian: waits for its coordinator's death, and then lets the source guest run again.
 
 A process that is killed cannot undo what it began. Between pause and hand-over that would leave the guest
 paused; this process, which does nothing else, undoes it instead. Once disarmed it does nothing: after hand-over the
 source never resumes by itself.
 
-Whatever ends the coordinator must not end it too: it has a session of its own, is a child of nobody, holds nothing
-but its pipe, and takes no signal that is meant for a group.
+What ends the coordinator must not end it too: it has a session of its own, is no child of the coordinator, holds
+nothing but its pipe, and takes no signal that is meant for a group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def main(connection: Connection, setup: bytes, _fds: Sequence[int]) -> None:
-    """Entry point: leave a process behind that hears what is told, and end.
+    """Entry point: leave a process behind that reads the coordinator's messages, and end.
 
     Args:
         connection: to the coordinator.
@@ -63,16 +63,16 @@ def _serve(connection: Connection, log: Log) -> None:
     why = "the coordinator has ended"
     while True:
         try:
-            told = guardian_messages.guardian_decoder.decode(connection.recv_bytes())
+            message = guardian_messages.guardian_decoder.decode(connection.recv_bytes())
         except (EOFError, OSError):
             break
-        if isinstance(told, Disarm):
+        if isinstance(message, Disarm):
             guard = None
             break
-        if isinstance(told, TakeOver):
+        if isinstance(message, TakeOver):
             why = "the coordinator could not set the guest right"
             break
-        guard = told
+        guard = message
         _prepare(guard)
     if guard is None:
         log.remove()
@@ -87,4 +87,4 @@ def _prepare(guard: Guard) -> None:
     try:
         load(guard.program)
     except Exception:
-        pass  # it is tried again, and the log tells
+        pass  # the guardian retries, and its log shows it

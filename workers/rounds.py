@@ -46,7 +46,7 @@ def await_tracker(inbox: Inbox, idle: Callable[[], None], blocks: Sequence[Block
 def serve_rounds(
     inbox: Inbox, idle: Callable[[], None], ram: MigrationRamSend, answer: Callable[[Instruction], WorkerEvent]
 ) -> NoReturn:
-    """Carry out instructions until told to stop.
+    """Carry out instructions until a Stop.
 
     Args:
         idle: waits until there may be an instruction.

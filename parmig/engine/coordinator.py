@@ -48,7 +48,7 @@ class Coordinator(Plan[Instruction]):
         verify: compare digests before hand-over.
     """
 
-    _cancelled = "cancelled; the guest goes on here"
+    _cancelled = "cancelled; the guest continues here"
     _unknown = (
         "the guest may run at the destination, so it stays paused here; "
         "look there, and only if it does not run, continue it here"

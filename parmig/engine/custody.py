@@ -82,7 +82,7 @@ class Custody:
         """Let the guest go on here, whatever hangs.
 
         Args:
-            limit_s: how long that may take; past it the guardian goes on to try.
+            limit_s: how long that may take; past it the guardian keeps trying.
             paused: whether its pause has begun.
 
         Returns:
@@ -130,9 +130,9 @@ class Custody:
         keeps = "no guardian watches over it"
         if self._entrusted:
             log = f", its log is {self._guardian.log}" if self._guardian.log else ""
-            keeps = f"the guardian (process {self._guardian.pid}) goes on to try{log}"
+            keeps = f"the guardian (process {self._guardian.pid}) keeps trying{log}"
         error = SourcePausedError(
-            f"{first}; then the source guest could not be set running again ({self.problem}), so it is PAUSED here: "
+            f"{first}; then the source guest could not be resumed ({self.problem}), so it is PAUSED here: "
             f"see to its monitor, then look whether it runs, and if it does not, continue it there; {keeps}"
         )
         error.phase = first.phase

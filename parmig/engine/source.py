@@ -141,7 +141,7 @@ class SourceSide(ABC):
 
     def _check_cancelled(self) -> None:
         if self._cancelled:
-            raise CancelledError("cancelled; the guest goes on here")
+            raise CancelledError("cancelled; the guest continues here")
 
     # -- what a subclass adds -------------------------------------------------------------------
 

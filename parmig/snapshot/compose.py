@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of a snapshot file but the pages of the guest's shared memory: what stands before them, and behind.
+"""Everything in a snapshot file except the pages of the guest's shared memory: before them, and after them.
 
-What stands before them is written at first, so that the places of all pages are known; the rest once the guest runs
+The part before them is written first, so that the places of all pages are known; the rest once the guest runs
 again. ``docs/format.md`` specifies the file.
 """
 
@@ -88,7 +88,7 @@ class SnapshotWriter:
             shared: of the workers: which pages are stored, and how far the file was written.
 
         Raises:
-            SnapshotError: the file system is full or failed, or the state has other blocks than were told.
+            SnapshotError: the file system is full or failed, or the state has other blocks than expected.
         """
         data = self._open(self.parts_offset_bytes if self.pages_offsets_bytes else shared.file_end_bytes)
         self._check_blocks(state)
@@ -108,10 +108,10 @@ class SnapshotWriter:
         return data.position_bytes
 
     def _check_blocks(self, state: GuestState) -> None:
-        told = {entry.name: entry.size_bytes for entry in self._of_state}
+        expected = {entry.name: entry.size_bytes for entry in self._of_state}
         found = {entry.name: entry.size_bytes for entry in state.blocks}
-        if found != told:
-            changed = sorted({name for name, _ in told.items() ^ found.items()})
+        if found != expected:
+            changed = sorted({name for name, _ in expected.items() ^ found.items()})
             raise SnapshotError(f"the guest changed its blocks {', '.join(changed)} while it was saved; save it again")
 
     def _open(self, offset_bytes: int) -> MigrationDataFile:

@@ -31,7 +31,7 @@ class OpenSnapshot:
         name: of the file, for errors.
         file_bytes: its size.
         trailer: parmig's; None in a file of QEMU's own.
-        head: what it says of itself and its blocks.
+        head: its configuration and its blocks.
         description: of the devices, or None.
 
     Raises:
@@ -80,7 +80,7 @@ class OpenSnapshot:
             )
         end, self.description, exact = find_end(self.fd, self.body_bytes)
         if self.trailer is None and not (exact and self.description is not None):
-            # Zeros are everywhere in memory, so the mark of the end alone says nothing.
+            # Zeros are everywhere in memory, so the end mark alone proves nothing.
             raise SnapshotRefusedError(
                 f"{self.name} does not end with QEMU's description of devices; it was cut short, or written with "
                 "suppress-vmdesc=on, and then nothing shows whether it is complete"

@@ -17,7 +17,7 @@ from pathlib import Path
 from parmig.errors import HostRefusedError, SnapshotError
 
 MODE = 0o600
-"""It holds all of a guest's memory: nobody but its owner may read it."""
+"""It holds all of a guest's memory: only its owner may read it."""
 
 
 class PendingFile:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a snapshot: a migration's rounds and pause, then the guest goes on at once. Pure, as the coordinator.
+"""The plan of a snapshot: a migration's rounds and pause, then the guest runs again at once. Pure, as the coordinator.
 
 After the scan that follows saving::
 
@@ -38,7 +38,7 @@ class SnapshotPlan(Coordinator):
         self._pieces = 0
 
     def _release(self, now_ns: int) -> list[Instruction]:
-        """All is saved; in place of a hand-over the guest goes on here."""
+        """All is saved; instead of a hand-over the guest runs again here."""
         self.record.mark("verified", now_ns)
         self.record.mark("loaded", now_ns)
         self.step = Step.GOING_ON

@@ -104,8 +104,8 @@ class Readers:
         for worker in range(self._workers):
             self._pool.tell(worker, DigestRegions(tuple(range(worker, pieces, self._workers))))
         digests: dict[int, int] = {}
-        for told in self._gather(RegionDigests, self._workers):
-            digests |= told.digests
+        for event in self._gather(RegionDigests, self._workers):
+            digests |= event.digests
         return combine(digests, pieces)
 
     def place_mapped(self) -> None:
@@ -116,7 +116,7 @@ class Readers:
         """
         for worker in range(self._workers):
             self._pool.tell(worker, PlaceRegions(tuple(range(worker, self._regions, self._workers))))
-        self.counters = [told.counters for told in self._gather(Placed, self._workers)]
+        self.counters = [event.counters for event in self._gather(Placed, self._workers)]
 
     def place_sequential(self, *, check_only: bool) -> int:
         """Have one worker read the file from its start; returns where its pages end.
@@ -129,9 +129,9 @@ class Readers:
             ParmigError: a worker failed.
         """
         self._pool.tell(0, PlaceStream(check_only))
-        (told,) = self._gather(Placed, 1)
-        self.counters = [told.counters]
-        return told.end_bytes
+        (placed,) = self._gather(Placed, 1)
+        self.counters = [placed.counters]
+        return placed.end_bytes
 
     @property
     def handled_pages(self) -> int:

@@ -224,7 +224,7 @@ class SnapshotRestorer:
     # -- the end --------------------------------------------------------------------------------
 
     def _tear_down(self, *, loaded: bool) -> None:
-        """What was touched and did not come to its end must never run."""
+        """A guest that was touched and not finished must never run."""
         self._readers = None
         if self._touched and not loaded:
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running guest into a file: rounds, a short pause, and the rest of the file while the guest goes on."""
+"""Saves a running guest to a file: rounds, a short pause, and the rest of the file while the guest runs again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DISK_LIMIT_S = 60.0
 
 
 class SnapshotSaver(SourceSide):
-    """Saves *guest* to a file; the guest goes on.
+    """Saves *guest* to a file; the guest runs afterwards.
 
     Args:
         guest: opened by the caller, who also closes it.

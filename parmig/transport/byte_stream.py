@@ -14,7 +14,7 @@ class ByteStream(ABC):
 
     @abstractmethod
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """Write all of *pieces*. They are not needed any more afterwards.
+        """Write all of *pieces*. They are no longer needed afterwards.
 
         Raises:
             SnapshotError: the file system is full or failed.

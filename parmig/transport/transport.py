@@ -44,11 +44,11 @@ def parse_uri(text: str) -> Endpoint:
 
 
 def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException | None) -> PeerUnreachableError:
-    """What to raise when nobody answers the channel *name* at *endpoint*."""
+    """The error to raise if no peer answers the channel *name* at *endpoint*."""
     via = f" from {local}" if local else ""
     why = getattr(error, "strerror", None) or error
     return PeerUnreachableError(
-        f"{name}: nobody answers at {endpoint}{via}: {why}; "
+        f"{name}: no peer answers at {endpoint}{via}: {why}; "
         "start `parmig receive` there first, and check address, port and firewall"
     )
 
@@ -56,8 +56,8 @@ def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException 
 class Incoming:
     """One message of which at least the head has arrived, within the limits of its channel.
 
-    The receiver looks at the head and then says where the payload goes: :meth:`into` or :meth:`frames`, once. A message
-    whose payload nobody asked for is dropped by the next call of :meth:`MigrationTransport.receive`.
+    The receiver looks at the head and then chooses where the payload goes: :meth:`into` or :meth:`frames`, once. The
+    payload of a message that was not asked for is dropped by the next call of :meth:`MigrationTransport.receive`.
 
     Here everything has arrived and lies in memory. A transport whose payload is still with the kernel overrides both.
 
@@ -110,15 +110,18 @@ class MigrationTransport(ABC):
         name: what errors call this channel.
         max_message_bytes: larger frames from the peer end the connection.
         first_message_bytes: (listening) what a stranger may say before it is accepted.
+        max_ahead_bytes: what the peer may have sent that was not received here yet; 0 is no limit.
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
         token: what the connecting side must say to be let in; empty: anybody may connect. A transport that takes
             the first message of anybody leaves the check to whoever reads that message.
 
     Attributes:
         frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
+        attend_ms: :meth:`receive` wants to be called so often, whatever the descriptors show; None: only then.
     """
 
     frames_free_at: Literal["return", "ack"] = "ack"
+    attend_ms: int | None = None
 
     def __init__(
         self,
@@ -126,12 +129,14 @@ class MigrationTransport(ABC):
         *,
         max_message_bytes: int,
         first_message_bytes: int = MIB,
+        max_ahead_bytes: int = 0,
         heartbeat: bool = False,
         token: bytes = b"",
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
         self._first_message_bytes = first_message_bytes
+        self._max_ahead_bytes = max_ahead_bytes
         self._heartbeat = heartbeat
         self._token = token
 
@@ -148,7 +153,7 @@ class MigrationTransport(ABC):
         """Connect, from address *local* if given.
 
         Raises:
-            PeerUnreachableError: nobody answered within *timeout_ns*; names address and cause.
+            PeerUnreachableError: no peer answered within *timeout_ns*; the message has address and cause.
         """
 
     @abstractmethod
@@ -170,6 +175,7 @@ class MigrationTransport(ABC):
 
         Raises:
             PeerLostError: the connection is gone and nothing is left to read.
+            ProtocolError: the peer has sent more ahead than it may.
         """
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
@@ -183,8 +189,8 @@ class MigrationTransport(ABC):
 
     @abstractmethod
     def accept(self) -> None:
-        """(listening side) From now on the sender of the message read last is the peer, alone: nobody else is let in,
-        and who was let in already is shut out.
+        """(listening side) From now on the sender of the message read last is the only peer: no other connection is
+        admitted, and admitted ones are closed.
         """
 
     @abstractmethod

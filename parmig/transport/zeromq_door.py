@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may come in at a listening ZeroMQ channel: one peer, by a token, and nobody after it.
+"""Admission at a listening ZeroMQ channel: one peer, by a token, and no connection after it.
 
-ZeroMQ would queue messages of anybody. Here strangers end in the handshake: the channel asks for a password (ZMTP's
-PLAIN), which this answers for (ZAP, RFC 27). Until the peer is in, at most :data:`MAX_STRANGERS` connections stand in
-the door, the oldest makes room for the newest, each has :data:`HANDSHAKE_MS`. Afterwards the kernel drops whatever
-knocks: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a filter is set instead.
+ZeroMQ would queue messages of any connection. Here strangers end in the handshake: the channel asks for a password
+(ZMTP's PLAIN), which this checks (ZAP, RFC 27). Until the peer is admitted, at most :data:`MAX_STRANGERS` connections
+may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest. Afterwards the
+kernel drops new connections: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a
+filter is set instead.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from typing import Any
 import zmq
 
 from parmig.linux import sockets
-from parmig.units import NS_PER_MS
+from parmig.units import KIB, NS_PER_MS
 
 HANDSHAKE_MS = 2000
 MAX_STRANGERS = 32
-"""Each can make libzmq keep what it sends in its handshake, one message of the largest size at most."""
+HANDSHAKE_BYTES = 1 * KIB
+"""What a stranger may say, besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would take a
+command of the size of a message for it."""
+
+LOOK_EVERY_MS = 10
+"""How often strangers are looked at: libzmq takes in what they say meanwhile, with one thread."""
 
 HELLO_NS = 500 * NS_PER_MS
 """For the peer to say hello after its token was found right."""
@@ -45,13 +51,15 @@ class Door:
 
     Args:
         sock: not bound yet; used, not owned.
+        first_message_bytes: what the peer may say before it is let in.
         token: what the peer must say; empty: anybody may knock.
 
     Attributes:
         answers: to be polled too; None where nothing is asked.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], token: bytes) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], token: bytes, first_message_bytes: int) -> None:
+        self._max_bytes = HANDSHAKE_BYTES + first_message_bytes
         self._password = token.hex().encode()
         self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
         self._listener = -1
@@ -100,12 +108,15 @@ class Door:
             self._strangers.pop(fd, None)
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering."""
         if self.answers is not None:
             self.answers.close(linger=0)
 
     def thin_out(self) -> None:
-        """Shut out who is too many; all events so far were noted."""
+        """Shut out who has said too much, or is too many; all events so far were noted."""
+        for fd in list(self._strangers):
+            if arrived_bytes(fd) > self._max_bytes:
+                _shut_out(fd, self._strangers.pop(fd))
         if self._shut or time.monotonic_ns() > self._kept_until_ns:
             self._kept = frozenset()
         while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
@@ -113,7 +124,7 @@ class Door:
             _shut_out(fd, self._strangers.pop(fd))
 
     def shut(self, peer_fd: int) -> None:
-        """The peer is in: everybody else goes, and nobody comes."""
+        """The peer is admitted: close every other connection, and admit no more."""
         self._shut = True
         with _connection(self._listener) as listener:
             sockets.drop_all_packets(listener)
@@ -145,6 +156,15 @@ def _other_end(fd: int) -> Any:
             return sock.getpeername()
     except OSError:
         return None
+
+
+def arrived_bytes(fd: int) -> int:
+    """What has arrived on the connection *fd* since it was made; 0 where it has ended meanwhile."""
+    try:
+        with _connection(fd) as sock:
+            return sockets.received_bytes(sock)
+    except OSError:
+        return 0
 
 
 def _shut_out(fd: int, address: Any) -> None:

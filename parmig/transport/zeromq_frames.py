@@ -3,7 +3,7 @@
 
 pyzmq's own send without a copy has libzmq report every frame that has left, by an inner socket, to a thread that then
 drops its reference: two wake-ups for each batch, and a thread that wants the interpreter's lock just when the next is
-being made. On a channel with acknowledgements nobody needs that report. libzmq has messages for it, those made by
+being made. A channel with acknowledgements does not need that report. libzmq has messages for it, those made by
 ``zmq_msg_init_data`` without a function to free them; pyzmq does not offer them, so they are made here. Without that
 thread a worker sent 4 and 8 % more (medians of 8, loopback, 2 cores).
 """

@@ -299,7 +299,7 @@ def test_before_hand_over_trouble_ends_it_as_it_is() -> None:
     assert walk.take(c.CancelAsked()) == [Do.ABANDON]
     assert walk.plan.status is MigrationStatus.CANCELLED
     assert isinstance(walk.plan.error, CancelledError)
-    assert str(walk.plan.error) == "cancelled; the guest goes on here"
+    assert str(walk.plan.error) == "cancelled; the guest continues here"
 
 
 def test_a_symptom_ends_it_400_ms_later_and_only_the_first_counts() -> None:
@@ -356,6 +356,17 @@ def test_an_error_keeps_the_phase_that_it_has() -> None:
     walk.take(c.Failed(error))
     assert walk.plan.error is error
     assert error.phase == "elsewhere"
+
+
+def test_after_hand_over_a_suspected_loss_ends_the_migration_at_once() -> None:
+    cause = GuestError("no")
+    walk = Walk()
+    walk.to_release()
+    walk.take(c.PeerLoaded(1), 300)
+    assert walk.take(c.Suspected(cause)) == [Do.GIVE_UP]
+    assert walk.plan.status is MigrationStatus.UNKNOWN
+    assert isinstance(walk.plan.error, OutcomeUnknownError)
+    assert walk.plan.error.__cause__ is cause
 
 
 def test_after_hand_over_trouble_is_wrapped_and_an_unknown_outcome_is_not_wrapped_again() -> None:

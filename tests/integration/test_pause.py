@@ -85,7 +85,7 @@ def test_a_guest_that_hangs_while_it_is_saved_is_reported_as_paused() -> None:
         source.gates["save_state"].wait()
         words = ended(at.sent(), "failed", "SourcePausedError", 5, "paused")
         assert "saving device state did not end within" in words  # what failed first
-        assert "could not be set running again (the guest did not finish resume_source within 5 s)" in words
+        assert "could not be resumed (the guest did not finish resume_source within 5 s)" in words
         assert "it is PAUSED here" in words
         assert "no guardian watches over it" in words
         assert at.received().status == "failed"

@@ -159,7 +159,7 @@ def test_a_qemu_that_hangs_in_the_pause_is_reported_as_paused_and_the_guardian_g
         assert "loading device state at the destination did not end within" in error["message"]
         assert "PAUSED" in error["message"]
         (log,) = (tmp_path / "parmig").iterdir()
-        assert f"goes on to try, its log is {log}" in error["message"]
+        assert f"keeps trying, its log is {log}" in error["message"]
         os.kill(linux_guest.pid, signal.SIGCONT)
         wait_until(lambda: "the guest is set right" in log.read_text(), 30, "the guardian's success")
         assert destination.ticks() == []
