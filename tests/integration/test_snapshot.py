@@ -229,4 +229,4 @@ def test_the_commands_save_and_restore_and_a_file_is_replaced_only_by_force(tmp_
         code, report = command.end()
         assert (code, report["status"], report["verified"]) == (0, "completed", True), command.errors
         assert report["snapshot"]["format"] == "stream"
-        assert "its memory is what its program left there" in command.errors
+        assert "found its memory right" in command.errors
