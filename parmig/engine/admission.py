@@ -2,7 +2,7 @@
 """Who is let in at the control port, and what must hold before: nothing here touches a guest.
 
 A stranger can neither end, hold nor starve a receiver that waits: what is no message is dropped, a source that does
-not fit is told why and sent away, and the port goes on listening.
+not fit is refused with the reason, and the port keeps listening.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def told_host(host: str) -> str:
 
 
 def check_exposure(host: str, *, insecure: bool) -> None:
-    """Refuse to listen beyond this host without keys, unless told otherwise."""
+    """Refuse to listen beyond this host without keys, unless the user insists."""
     bare = host.strip("[]")
     if insecure:
         return
