@@ -31,6 +31,7 @@ from parmig.linux import process
 
 PRELOADED = [
     *("numpy", "zmq", "msgspec", "xxhash", "lz4.block"),
+    *("parmig.transport.zeromq", "parmig.transport.tcp"),
     *("workers.send", "workers.receive", "workers.save", "workers.restore", "workers.guardian"),
 ]
 

@@ -4,7 +4,7 @@
 Holds COUNT connections to each port on loopback, and makes new ones where they are closed, until it is killed. KIND is
 what they say: ``idle`` nothing; ``garbage`` random bytes; ``frames`` the beginning of a message, and never its end;
 ``endless`` keep-alives without end; ``names`` well-formed messages of parmig that make no sense; ``zmtp`` ZeroMQ's
-greeting and empty messages, then they close.
+greeting and empty messages, then they close; ``command`` ZeroMQ's greeting and the beginning of a long command.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from parmig.engine.peer_messages import MAX_CONFIGURE_BYTES, Goodbye, encode_con
 from parmig.transport.tcp_framing import GREETING, encode
 
 _ZMTP = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
+_PLAIN = _ZMTP.replace(b"NULL\0", b"PLAIN")
 _READY = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
 
 WORDS = {
@@ -27,6 +28,7 @@ WORDS = {
     "frames": GREETING + struct.pack(">II", 1, MAX_CONFIGURE_BYTES) + bytes(MAX_CONFIGURE_BYTES - 1),
     "endless": GREETING + bytes(1 << 20),
     "names": GREETING + encode([encode_control(Goodbye())]),
+    "command": _PLAIN + b"\x06" + struct.pack(">Q", 4 << 20) + bytes((4 << 20) - 1),
     "zmtp": _ZMTP + _READY + b"\0\0\0\0" * 1000,
 }
 

@@ -10,6 +10,7 @@ from multiprocess.connection import Connection
 
 from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
 from parmig.errors import ProtocolError
+from parmig.linux import process
 from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import HELLO_BYTES, check_hello, welcome
@@ -19,12 +20,17 @@ from parmig.ram.regions import Region
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
+from parmig.units import MIB
 from workers.bootstrap import Inbox, attach_memory, run_worker
 
 _logger = logging.getLogger(__name__)
 
 _HEADER_ROOM_BYTES = 1 << 20
 """Besides its pages a message has a header with a table of at most 512 KiB."""
+
+_GROWTH_BYTES = 32 * MIB
+"""What a worker may grow by besides its credit, where no whole message comes. libzmq keeps 64 bytes for each frame of a
+message that never ends, however short it is; what a true peer sends takes a few MiB."""
 
 
 def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
@@ -47,6 +53,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         f"receive worker {setup.worker}",
         max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
         first_message_bytes=HELLO_BYTES,
+        max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
         token=setup.session,
     )
     listening = transport.bind(endpoint)
@@ -62,8 +69,13 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     poller = Poller(transport, inbox.fileno())
     digester = RegionDigester()
     connected = False
+    most_bytes = process.private_bytes() + setup.credit_bytes + _GROWTH_BYTES
     while True:
-        poller.poll()
+        if not poller.poll() and process.private_bytes() > most_bytes:
+            raise ProtocolError(
+                f"the peer made this worker grow by over {setup.credit_bytes + _GROWTH_BYTES} bytes "
+                "without a whole message; it does not keep to the protocol"
+            )
         while (incoming := transport.receive()) is not None:
             if connected:
                 transport.write([ram.migrate_ram_receive(incoming)])

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This process: prctl(2), mallopt(3)."""
+"""This process: prctl(2), mallopt(3), proc_pid_statm(5)."""
 
 from __future__ import annotations
+
+import mmap
+from pathlib import Path
 
 from parmig.linux.syscalls import check, libc
 
@@ -27,3 +30,9 @@ def keep_freed_memory(size_bytes: int) -> None:
     libc.mallopt(_M_MMAP_THRESHOLD, size_bytes)
     libc.mallopt(_M_TRIM_THRESHOLD, size_bytes)
     libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def private_bytes() -> int:
+    """Resident memory of this process that no file is behind; memory files of a guest do not count."""
+    _size, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * mmap.PAGESIZE

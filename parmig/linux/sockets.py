@@ -27,6 +27,15 @@ def unacknowledged_bytes(connection: socket.socket) -> int:
     return found
 
 
+_BYTES_RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_received
+
+
+def received_bytes(connection: socket.socket) -> int:
+    """What has arrived on this TCP connection since it was made, read by a process or not (TCP_INFO, tcp(7))."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    return int(_BYTES_RECEIVED.unpack(info)[0])
+
+
 _SO_ATTACH_FILTER = 26
 _SOCK_FPROG = struct.Struct("@HP")  # struct sock_fprog of linux/filter.h: number of instructions, where they are
 _BPF_KEEP_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of the packet

@@ -12,9 +12,9 @@ Between one send worker and its receive worker, over any transport; all integers
 
 At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any time; that bounds memory on both sides.
 
-Pages are sent from where they lie, and ZeroMQ does not tell when it has read them: the acknowledgement does. A peer
-that acknowledges too early must not make ZeroMQ read memory that is gone, so payload lies in guest memory or in buffers
-of this module, both of which stay for as long as the process lives. All such a peer gets is other pages of the guest.
+Pages are sent from where they lie, and most transports report by the acknowledgement only that they have read them. A
+peer that acknowledges too early must not make us read memory that is gone: payload lies in guest memory or in buffers
+of this module, which both stay for as long as the process lives. Such a peer only gets other pages of the guest.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ BUFFERS = CREDIT_BATCHES
 """Private buffers of gathered or encoded pages a channel; as many as there are whole batches in the credit."""
 
 STALL_LIMIT_NS = 30 * NS_PER_S
-"""No acknowledgement for this long while some are due: the destination hangs. A 4 MiB batch needs
-30 s only below 140 KiB/s."""
+"""Without an acknowledgement for so long the destination hangs; a 4 MiB batch takes 30 s only below 140 KiB/s."""
 
 
 def credit_bytes(batch_bytes: int) -> int:
@@ -139,7 +138,7 @@ class SendChannel:
         return self._sequence + 1
 
     def take_buffer(self) -> Pages:
-        """A private buffer of one batch, shape (pages, 4096); it comes back by its acknowledgement."""
+        """A private buffer of one batch, shape (pages, 4096); it comes back when it may change again."""
         if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
             _lasting.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
@@ -160,8 +159,11 @@ class SendChannel:
         if self._unacked and not self._has_credit(wire_bytes):
             self._wait(lambda: not self._unacked or self._has_credit(wire_bytes), "credit")
         self._sequence += 1
-        self._unacked.append(_Unacked(self._sequence, wire_bytes, frames, buffer))
+        until_ack = self._transport.frames_free_at == "ack"
+        self._unacked.append(_Unacked(self._sequence, wire_bytes, frames, buffer if until_ack else None))
         self._transport.write(frames, kept=True)
+        if buffer is not None and not until_ack:
+            self._buffers.append(buffer)
         self._unacked_bytes += wire_bytes
 
     def _has_credit(self, wire_bytes: int) -> bool:

@@ -8,7 +8,13 @@ from typing import Protocol
 
 
 class Pollable(Protocol):
-    """Something that can be waited for, such as a transport."""
+    """Something that can be waited for, such as a transport.
+
+    Attributes:
+        attend_ms: it wants to be read so often, whatever its descriptors show; None: only then.
+    """
+
+    attend_ms: int | None
 
     def pollables(self) -> list[int]:
         """Descriptors that become readable when there may be something to read."""
@@ -47,10 +53,13 @@ class Poller:
         self._poll.unregister(fd)
 
     def poll(self, timeout_ms: float | None = None) -> set[int]:
-        """Wait, for ever without a timeout.
+        """Wait, without a timeout for ever. Transports that want to be read more often make it shorter.
 
         Returns:
             The descriptors that are readable or broken, and all of a transport that is ready. Empty after the timeout.
         """
         ready = {fd for source in self._sources if source.ready() for fd in source.pollables()}
-        return ready | {fd for fd, _ in self._poll.poll(0 if ready else timeout_ms)}
+        limits_ms: list[float] = [source.attend_ms for source in self._sources if source.attend_ms is not None]
+        if timeout_ms is not None:
+            limits_ms.append(timeout_ms)
+        return ready | {fd for fd, _ in self._poll.poll(0 if ready else min(limits_ms, default=None))}

@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
+from parmig.errors import HostRefusedError, PeerLostError
+from parmig.transport.tcp_connect import connect_and_greet
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
-from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport, unreachable
+from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
 SCHEME = "tcp"
@@ -32,7 +33,6 @@ BACKLOG = 256
 NO_DESCRIPTORS_NS = 100 * NS_PER_MS
 """How long no connection is admitted after descriptors ran out: the port would be ready all the time."""
 
-_RETRY_S = 0.1
 _EVENTS = 2 * MAX_STRANGERS
 
 M = TypeVar("M")
@@ -81,30 +81,7 @@ class TcpTransport(MigrationTransport):
         return Endpoint(endpoint.scheme, endpoint.host, self._listener.getsockname()[1])
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
-        deadline = time.monotonic() + timeout_ns / NS_PER_S
-        address = (endpoint.host.strip("[]"), endpoint.port)
-        source = (local.strip("[]"), 0) if local else None
-        while True:
-            left_s = max(0.1, deadline - time.monotonic())
-            answered = False
-            try:
-                sock = socket.create_connection(address, timeout=left_s, source_address=source)
-                answered = True
-                if _hear_greeting(sock, deadline):
-                    break
-                why = None
-            except (OSError, UnicodeError) as error:
-                why = error
-            # Refused: the receiver may be starting. Ended without a word: it had too many strangers at once.
-            again = isinstance(why, (ConnectionRefusedError, ConnectionResetError)) or (answered and why is None)
-            if not again or time.monotonic() + _RETRY_S > deadline:
-                if answered:
-                    raise PeerUnreachableError(
-                        f"{self._name}: {endpoint} answers, but does not speak parmig's protocol; "
-                        "check that it is a parmig receiver of the same version"
-                    ) from why
-                raise unreachable(self._name, endpoint, local, why) from why
-            time.sleep(_RETRY_S)
+        sock = connect_and_greet(self._name, endpoint, local, timeout_ns)
         self._peer = Connection(sock, self._inbox(MAX_FRAMES * self._max_message_bytes))
         self._peer.inbox.feed(GREETING)  # heard above
         self._peer.settle(beats=self._heartbeat)
@@ -283,28 +260,3 @@ class TcpTransport(MigrationTransport):
         epoll, self._epoll = self._epoll, None
         if epoll is not None:
             epoll.close()
-
-
-def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
-    """Greet and wait for the greeting; False when the other end closed without one.
-
-    Raises:
-        OSError: it did not come in time, or is another; the socket is closed.
-    """
-    heard = b""
-    try:
-        sock.sendall(GREETING)
-        while len(heard) < len(GREETING):
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            data = sock.recv(len(GREETING) - len(heard))
-            if not data:
-                sock.close()
-                return False
-            heard += data
-    except OSError:
-        sock.close()
-        raise
-    if heard != GREETING:
-        sock.close()
-        raise OSError(errno.EPROTO, "the greeting is not parmig's")
-    return True

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.linux import sockets
-from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox, split
-from parmig.transport.transport import Buffer, Incoming
+from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox
+from parmig.transport.tcp_message import HEAD_CHUNK_BYTES, StreamedMessage
+from parmig.transport.transport import Buffer
 from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
 
@@ -40,9 +41,6 @@ TURN_BYTES = 4 * MIB
 """Taken in at most by one call; a whole message of device state and more."""
 
 _CHUNK_BYTES = 256 * KIB
-
-HEAD_CHUNK_BYTES = 16 * KIB
-"""Asked for at once where a payload may follow: what comes of it is copied once more than the rest."""
 
 PAYLOAD_SILENCE_S = 10.0
 """A peer that sends nothing for so long in the middle of a message is lost."""
@@ -114,7 +112,7 @@ class Connection:
         if self._message is not None:
             self._message.drop()
         found = self._take(self.inbox.take_head, HEAD_CHUNK_BYTES)
-        self._message = None if found is None else StreamedMessage(self, *found)
+        self._message = None if found is None else StreamedMessage(*found, self.fill, self.scratch)
         return self._message
 
     def _take(self, take: Callable[[], T | None], chunk_bytes: int) -> T | None:
@@ -282,36 +280,3 @@ class Connection:
         if self._broken is not None or self.ended:
             return False
         return bool(self._out) or sockets.unacknowledged_bytes(self._sock) > 0
-
-
-class StreamedMessage(Incoming):
-    """A message whose payload is still with the kernel, or on its way."""
-
-    places = True
-
-    def __init__(self, connection: Connection, head: memoryview, lengths: list[int]) -> None:
-        super().__init__([head])
-        self.frame_count = 1 + len(lengths)
-        self.payload_bytes = self._left_bytes = sum(lengths)
-        self._lengths = lengths
-        self._connection = connection
-
-    def into(self, targets: Sequence[memoryview]) -> None:
-        self._left_bytes = 0
-        self._connection.fill(targets)
-
-    def frames(self) -> list[memoryview]:
-        body = self._connection.scratch(self.payload_bytes)
-        self.into([body])
-        return split(body, self._lengths)
-
-    def drop(self) -> None:
-        """Skip the payload if it was not taken.
-
-        Raises:
-            PeerLostError: as :meth:`into`.
-        """
-        while self._left_bytes:
-            piece = self._connection.scratch(min(self._left_bytes, HEAD_CHUNK_BYTES))
-            self._connection.fill([piece])
-            self._left_bytes -= len(piece)

@@ -110,15 +110,18 @@ class MigrationTransport(ABC):
         name: what errors call this channel.
         max_message_bytes: larger frames from the peer end the connection.
         first_message_bytes: (listening) what a stranger may say before it is accepted.
+        max_ahead_bytes: what the peer may have sent that was not received here yet; 0 is no limit.
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
         token: what the connecting side must say to be let in; empty: anybody may connect. A transport that takes
             the first message of anybody leaves the check to whoever reads that message.
 
     Attributes:
         frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
+        attend_ms: :meth:`receive` wants to be called so often, whatever the descriptors show; None: only then.
     """
 
     frames_free_at: Literal["return", "ack"] = "ack"
+    attend_ms: int | None = None
 
     def __init__(
         self,
@@ -126,12 +129,14 @@ class MigrationTransport(ABC):
         *,
         max_message_bytes: int,
         first_message_bytes: int = MIB,
+        max_ahead_bytes: int = 0,
         heartbeat: bool = False,
         token: bytes = b"",
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
         self._first_message_bytes = first_message_bytes
+        self._max_ahead_bytes = max_ahead_bytes
         self._heartbeat = heartbeat
         self._token = token
 
@@ -170,6 +175,7 @@ class MigrationTransport(ABC):
 
         Raises:
             PeerLostError: the connection is gone and nothing is left to read.
+            ProtocolError: the peer has sent more ahead than it may.
         """
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:

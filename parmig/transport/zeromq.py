@@ -12,12 +12,11 @@ Settings and where they come from (libzmq 4.3.5, measured on loopback with 2 cor
   and the control channel watches for hosts that vanish.
 - ``MAXMSGSIZE`` bounds what a frame can make this side allocate.
 - the high-water marks count messages: of small ones that leave, and of large ones that arrive. Bytes are bounded by
-  credit; they are the bound where a peer does not keep to it.
+  credit, which a peer may ignore, and a message of endless frames is never counted: see ``_check_ahead``.
 """
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,11 +24,12 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError
+from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError
 from parmig.transport.polling import Poller
-from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport, unreachable
-from parmig.transport.zeromq_door import Door, show_token
+from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
+from parmig.transport.zeromq_door import LOOK_EVERY_MS, Door, arrived_bytes, show_token
 from parmig.transport.zeromq_frames import send_in_place
+from parmig.transport.zeromq_probe import RETRY_NS, probe
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 TCP_MAXRT_MS = 1000
@@ -40,8 +40,6 @@ ARRIVING_MESSAGES = 8
 """Kept of what has arrived, each of up to a batch; what is more waits in the peer's kernel."""
 COPY_BELOW_BYTES = 64 * KIB
 """Smaller frames are copied by pyzmq when queued: cheaper than tracking them (its own default)."""
-
-RETRY_NS = 100 * NS_PER_MS
 
 _LAST = int(zmq.DONTWAIT)
 _MORE = _LAST | int(zmq.SNDMORE)
@@ -67,6 +65,8 @@ class ZmqTransport(MigrationTransport):
         self._peer: bytes | None = None
         self._peer_fd = -1
         self._last: tuple[bytes, int] = (b"", -1)
+        self._taken_bytes = 0
+        self._look_ns = 0
         self._lost = False
         self._listening = False
 
@@ -102,7 +102,7 @@ class ZmqTransport(MigrationTransport):
     def bind(self, endpoint: Endpoint) -> Endpoint:
         sock = self._open(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._door = Door(sock, self._token)
+        self._door = Door(sock, self._token, self._first_message_bytes)
         host = "*" if endpoint.host in ("0.0.0.0", "*") else endpoint.host
         try:
             sock.bind(f"tcp://{host}:{endpoint.port or '*'}")
@@ -112,13 +112,14 @@ class ZmqTransport(MigrationTransport):
                 f"cannot listen on {endpoint}: {error.strerror}; choose another port or a local address"
             ) from error
         self._listening = True
+        self.attend_ms = LOOK_EVERY_MS
         actual: bytes = sock.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
         port = int(actual.decode().rpartition(":")[2])
         return Endpoint(endpoint.scheme, endpoint.host, port)
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
         deadline = time.monotonic_ns() + timeout_ns
-        _probe(self._name, endpoint, local, timeout_ns)
+        probe(self._name, endpoint, local, timeout_ns)
         while not self._try_to_connect(endpoint, local, deadline):
             self.shutdown()
             if time.monotonic_ns() + RETRY_NS > deadline:
@@ -186,13 +187,11 @@ class ZmqTransport(MigrationTransport):
                 self._check()
             if self._lost:
                 continue  # once more: the peer's last words may have come just before its end
+            self._check_ahead()
             left_ms = (deadline - time.monotonic_ns()) // NS_PER_MS
-            if left_ms <= 0 or not self._wait(left_ms):
+            if left_ms <= 0:
                 return None
-
-    def _wait(self, timeout_ms: int) -> bool:
-        """Wait for a message or an event of the monitor; whether there is any."""
-        return bool(Poller(self).poll(timeout_ms))
+            Poller(self).poll(left_ms)
 
     def _admit(self, frames: list[zmq.Frame]) -> Incoming | None:
         """The message without the routing id, or None when it comes from a stranger."""
@@ -205,6 +204,7 @@ class ZmqTransport(MigrationTransport):
             self._last = (origin, int(frames[0].get(zmq.SRCFD)))
         except zmq.ZMQError:
             return None  # bytes that libzmq takes for a peer from before ZMTP 2.0: those have no properties
+        self._taken_bytes += sum(size + (9 if size > 255 else 2) for size in map(len, frames))
         return Incoming([frame.buffer for frame in frames])
 
     def accept(self) -> None:
@@ -212,6 +212,24 @@ class ZmqTransport(MigrationTransport):
         self._peer, self._peer_fd = self._last
         if self._door is not None:
             self._door.shut(self._peer_fd)
+        self._taken_bytes = arrived_bytes(self._peer_fd)
+        self.attend_ms = LOOK_EVERY_MS if self._max_ahead_bytes else None
+
+    def _check_ahead(self) -> None:
+        """End for a peer that sends more than it may: libzmq takes it in, and gives no sign before its last frame.
+
+        Raises:
+            ProtocolError: the peer has sent too much that was not received here.
+        """
+        now = time.monotonic_ns()
+        if self._peer is None or not self._max_ahead_bytes or now < self._look_ns:
+            return
+        self._look_ns = now + LOOK_EVERY_MS * NS_PER_MS
+        ahead_bytes = arrived_bytes(self._peer_fd) - self._taken_bytes
+        if ahead_bytes > self._max_ahead_bytes:
+            raise ProtocolError(
+                f"{self._name}: the peer has sent {ahead_bytes} bytes ahead, allowed are {self._max_ahead_bytes}"
+            )
 
     def _drain_monitor(self) -> None:
         """Take note of connections that ended. A listening channel cares for its peer's only."""
@@ -266,20 +284,3 @@ def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool, cop
 def _has_message(sock: zmq.Socket[bytes]) -> bool:
     """Whether a receive would succeed now: 2 µs, where a failed receive or a poll costs 10."""
     return bool(sock.getsockopt(_EVENTS) & _READABLE)  # type: ignore[operator]
-
-
-def _probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:
-    """Try a plain TCP connection first: ZeroMQ would retry for ever and not say why."""
-    host = endpoint.host.strip("[]")
-    source = (local.strip("[]"), 0) if local else None
-    deadline = time.monotonic_ns() + timeout_ns
-    while True:
-        left_s = max((deadline - time.monotonic_ns()) / NS_PER_S, 0.1)
-        try:
-            socket.create_connection((host, endpoint.port), timeout=left_s, source_address=source).close()
-            return
-        except (OSError, UnicodeError) as error:
-            starting = isinstance(error, ConnectionRefusedError)  # the receiver may be
-            if not starting or time.monotonic_ns() + RETRY_NS > deadline:
-                raise unreachable(name, endpoint, local, error) from error
-        time.sleep(RETRY_NS / NS_PER_S)

@@ -21,11 +21,16 @@ from typing import Any
 import zmq
 
 from parmig.linux import sockets
-from parmig.units import NS_PER_MS
+from parmig.units import KIB, NS_PER_MS
 
 HANDSHAKE_MS = 2000
 MAX_STRANGERS = 32
-"""Each can make libzmq keep what it sends in its handshake, one message of the largest size at most."""
+HANDSHAKE_BYTES = 1 * KIB
+"""What a stranger may say, besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would take a
+command of the size of a message for it."""
+
+LOOK_EVERY_MS = 10
+"""How often strangers are looked at: libzmq takes in what they say meanwhile, with one thread."""
 
 HELLO_NS = 500 * NS_PER_MS
 """For the peer to say hello after its token was found right."""
@@ -46,13 +51,15 @@ class Door:
 
     Args:
         sock: not bound yet; used, not owned.
+        first_message_bytes: what the peer may say before it is let in.
         token: what the peer must say; empty: anybody may knock.
 
     Attributes:
         answers: to be polled too; None where nothing is asked.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], token: bytes) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], token: bytes, first_message_bytes: int) -> None:
+        self._max_bytes = HANDSHAKE_BYTES + first_message_bytes
         self._password = token.hex().encode()
         self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
         self._listener = -1
@@ -106,7 +113,10 @@ class Door:
             self.answers.close(linger=0)
 
     def thin_out(self) -> None:
-        """Shut out who is too many; all events so far were noted."""
+        """Shut out who has said too much, or is too many; all events so far were noted."""
+        for fd in list(self._strangers):
+            if arrived_bytes(fd) > self._max_bytes:
+                _shut_out(fd, self._strangers.pop(fd))
         if self._shut or time.monotonic_ns() > self._kept_until_ns:
             self._kept = frozenset()
         while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
@@ -146,6 +156,15 @@ def _other_end(fd: int) -> Any:
             return sock.getpeername()
     except OSError:
         return None
+
+
+def arrived_bytes(fd: int) -> int:
+    """What has arrived on the connection *fd* since it was made; 0 where it has ended meanwhile."""
+    try:
+        with _connection(fd) as sock:
+            return sockets.received_bytes(sock)
+    except OSError:
+        return 0
 
 
 def _shut_out(fd: int, address: Any) -> None:

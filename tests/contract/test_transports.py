@@ -24,9 +24,10 @@ from parmig.transport.tcp_framing import GREETING
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport, parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
+from tests.contract import wrapped
 from tests.support import next_message, wait_until, while_pumping
 
-SCHEMES = ["zmq+tcp with a token", *TRANSPORTS]
+SCHEMES = ["zmq+tcp with a token", *TRANSPORTS, wrapped.KIND.scheme]
 MAX_BYTES = 4 * MIB
 LIMIT_NS = 10 * NS_PER_S
 
@@ -86,6 +87,12 @@ class Loop:
         return listener, connector, endpoint
 
 
+@pytest.fixture(autouse=True)
+def wrapped_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more line in the table of transports."""
+    monkeypatch.setitem(TRANSPORTS, wrapped.KIND.scheme, wrapped.KIND)
+
+
 @pytest.fixture(params=SCHEMES)
 def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
     with ExitStack() as stack:
@@ -107,6 +114,8 @@ import sys, zmq
 from parmig.transport.transport import parse_uri
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
+from tests.contract import wrapped
+TRANSPORTS[wrapped.KIND.scheme] = wrapped.KIND
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
 token = bytes.fromhex(sys.argv[4])
 transport = open_transport(uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token)
@@ -585,7 +594,7 @@ def test_the_local_address_is_used(loop: Loop) -> None:
                 Endpoint(loop.scheme, "127.0.0.1", server.getsockname()[1]), local="127.0.0.9", timeout_ns=NS_PER_S // 5
             )
         server.settimeout(10)
-        for _ in range(1 if loop.scheme == "tcp" else 2):  # with ZeroMQ first a probe, then the channel
+        for _ in range(2 if loop.scheme == "zmq+tcp" else 1):  # with ZeroMQ first a probe, then the channel
             connection, address = server.accept()
             connection.close()
             assert address[0] == "127.0.0.9"

@@ -10,6 +10,7 @@ from parmig.engine.agreement import (
     CAPABILITIES,
     MAX_TOLD,
     agreed_codecs,
+    agreed_version,
     block_mismatches,
     check_accept,
     check_configure,
@@ -17,6 +18,7 @@ from parmig.engine.agreement import (
     told,
 )
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
+from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import GuestRange, RamBlock
 from parmig.ram.codecs.registry import names
@@ -130,6 +132,33 @@ def test_blocks_of_odd_sizes_are_refused_even_when_both_have_them(size: int) -> 
 )
 def test_codecs_that_both_sides_know_are_agreed(theirs: tuple[str, ...], agreed: tuple[str, ...]) -> None:
     assert agreed_codecs(msgspec.structs.replace(WISH, capabilities=(*CAPABILITIES, *theirs))) == agreed
+
+
+@pytest.mark.parametrize(
+    ("first", "named", "agreed"),
+    [
+        (2, (), 2),  # the release before version 3
+        (2, ("protocol-3",), 3),  # this release
+        (3, ("protocol-4",), 3),  # the next one begins with what both speak
+        (1, ("protocol-2",), 2),
+    ],
+)
+def test_the_newest_version_that_both_sides_speak_is_agreed(first: int, named: tuple[str, ...], agreed: int) -> None:
+    assert agreed_version((*CAPABILITIES, *named), first) == agreed
+
+
+@pytest.mark.parametrize(("first", "named"), [(1, ()), (1, ("protocol-1",)), (4, ("protocol-5",))])
+def test_without_a_common_version_both_are_named(first: int, named: tuple[str, ...]) -> None:
+    with pytest.raises(ProtocolError, match=rf"the peer speaks protocol version {first}, this parmig versions 2 and 3"):
+        agreed_version(named, first)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "found"), [("", []), ("zmq+tcp", []), ("tcp", ["transport: 'tcp' there, 'zmq+tcp' here"])]
+)
+def test_the_endpoints_are_of_the_agreed_transport(scheme: str, found: list[str]) -> None:
+    ends = (DataEndpoint("", 1), DataEndpoint("", 2, scheme))
+    assert check_accept(msgspec.structs.replace(ANSWER, data=ends), WISH, INFO) == found
 
 
 def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:

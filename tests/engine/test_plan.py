@@ -358,6 +358,17 @@ def test_an_error_keeps_the_phase_that_it_has() -> None:
     assert error.phase == "elsewhere"
 
 
+def test_after_hand_over_a_suspected_loss_ends_the_migration_at_once() -> None:
+    cause = GuestError("no")
+    walk = Walk()
+    walk.to_release()
+    walk.take(c.PeerLoaded(1), 300)
+    assert walk.take(c.Suspected(cause)) == [Do.GIVE_UP]
+    assert walk.plan.status is MigrationStatus.UNKNOWN
+    assert isinstance(walk.plan.error, OutcomeUnknownError)
+    assert walk.plan.error.__cause__ is cause
+
+
 def test_after_hand_over_trouble_is_wrapped_and_an_unknown_outcome_is_not_wrapped_again() -> None:
     cause, unknown = GuestError("no"), OutcomeUnknownError("who knows")
     for error in (cause, unknown):

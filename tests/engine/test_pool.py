@@ -37,8 +37,8 @@ from parmig.ram.flow import SendChannel
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
 from parmig.transport.polling import Poller
+from parmig.transport.registry import open_transport
 from parmig.transport.transport import Endpoint
-from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.support import content, mapped, shared_area, wait_until
 
@@ -143,13 +143,13 @@ def test_a_worker_with_a_bad_setup_fails_in_words(fields: dict[str, object], wor
 
 
 @contextmanager
-def data_channel(port: int) -> Iterator[SendChannel]:
+def data_channel(port: int, scheme: str = "zmq+tcp", batch_bytes: int = MIB) -> Iterator[SendChannel]:
     """The sending end of a receive worker's channel, let in by the session's token, without its hello."""
-    transport = ZmqTransport("data", max_message_bytes=MIB, token=bytes(16))
+    transport = open_transport(Endpoint(scheme, "127.0.0.1", port), "data", max_message_bytes=MIB, token=bytes(16))
     fd = os.eventfd(0)
     try:
-        transport.connect(Endpoint("zmq+tcp", "127.0.0.1", port), timeout_ns=5 * NS_PER_S)
-        yield SendChannel(transport, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
+        transport.connect(Endpoint(scheme, "127.0.0.1", port), timeout_ns=5 * NS_PER_S)
+        yield SendChannel(transport, "data", batch_bytes=batch_bytes, interrupt_fd=fd, interrupt=lambda: None)
     finally:
         transport.shutdown()
         os.close(fd)

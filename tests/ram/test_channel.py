@@ -7,6 +7,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import pytest
 
@@ -398,3 +399,16 @@ def test_a_hello_is_that_of_this_worker_in_one_frame() -> None:
     assert check(hello)
     for other in ((b"",), (hello, b""), (hello + b"x",), (b"\2" + hello[1:],), (hello[:-1] + b"x",)):
         assert not check(*other)
+
+
+@pytest.mark.parametrize("free_at", ["return", "ack"])
+def test_a_buffer_comes_back_when_the_transport_says(sender: Sender, free_at: Literal["return", "ack"]) -> None:
+    channel = sender.open(16384)
+    sender.peer.frames_free_at = free_at
+    buffer = channel.take_buffer()
+    channel.send_batch([b"\3", memoryview(buffer).cast("B")], 8193, buffer)
+    assert [one is buffer for one in channel._buffers] == ([True] if free_at == "return" else [])
+    assert len(channel._unacked) == 1
+    sender.answers(flow.ack(1))
+    channel._drain()
+    assert [one is buffer for one in channel._buffers] == [True]

@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -156,6 +156,41 @@ def test_what_was_placed_is_counted() -> None:
         ram.migrate_ram_receive(Incoming(frames))
         found = shared.counters(0)
         assert (found.sent_pages, found.zero_pages, found.wire_bytes) == (3, 2, sum(map(len, frames)))
+
+
+class Placing(Incoming):
+    """A message whose payload is not in memory: it is asked for once, and this notes how."""
+
+    places = True
+    asked = ""
+
+    def into(self, targets: Sequence[memoryview]) -> None:
+        self.asked = "into"
+        super().into(targets)
+
+    def frames(self) -> list[memoryview]:
+        self.asked = "frames"
+        return super().frames()
+
+
+def test_a_payload_goes_straight_to_pages_that_exist() -> None:
+    with receiving(PAGES, compress="lz4") as (ram, (mapping,), _):
+        for sequence, (data, how, asked) in enumerate(
+            [
+                (set(range(3, 90)), "direct", "frames"),  # nothing exists yet
+                ({5, 6, 7, 20, 40}, "direct", "into"),
+                ({5, 6, 7, 20, 40}, "gathered", "into"),
+                ({5, 6, 7, 95}, "gathered", "frames"),
+                ({5, 6}, "lz4", "frames"),
+                (set(range(3, 90, 2)), "gathered", "into"),
+            ],
+            1,
+        ):
+            frames, pages = message(sequence, data, how=how, tag=sequence)
+            incoming = Placing(frames)
+            ram.migrate_ram_receive(incoming)
+            assert incoming.asked == asked
+            assert np.array_equal(file_pages(mapping)[sorted(data)], pages)
 
 
 @pytest.mark.parametrize("sequence", [0, 2, 7])

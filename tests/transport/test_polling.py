@@ -17,6 +17,7 @@ class Source:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.is_ready = False
+        self.attend_ms: int | None = None
 
     def pollables(self) -> list[int]:
         return [self.fd]
@@ -62,3 +63,9 @@ def test_what_is_broken_ends_the_wait() -> None:
         assert Poller(here).poll() == {here}
     finally:
         os.close(here)
+
+
+def test_a_source_is_attended_to_as_often_as_it_wants(fds: list[int]) -> None:
+    source = Source(fds[0])
+    source.attend_ms = 1
+    assert Poller(source).poll() == set()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connecting end of a TCP channel, until both sides have greeted."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+
+from parmig.errors import PeerUnreachableError
+from parmig.transport.tcp_framing import GREETING
+from parmig.transport.transport import Endpoint, unreachable
+from parmig.units import NS_PER_S
+
+_RETRY_S = 0.1
+
+
+def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> socket.socket:
+    """A connection to a peer that speaks parmig's framing; see ``MigrationTransport.connect``.
+
+    Raises:
+        PeerUnreachableError: no peer answered in time, or it does not speak this framing.
+    """
+    deadline = time.monotonic() + timeout_ns / NS_PER_S
+    address = (endpoint.host.strip("[]"), endpoint.port)
+    source = (local.strip("[]"), 0) if local else None
+    while True:
+        left_s = max(0.1, deadline - time.monotonic())
+        answered = False
+        try:
+            sock = socket.create_connection(address, timeout=left_s, source_address=source)
+            answered = True
+            if _hear_greeting(sock, deadline):
+                return sock
+            why = None
+        except (OSError, UnicodeError) as error:
+            why = error
+        # Refused: the receiver may be starting. Ended without a word: it had too many strangers at once.
+        again = isinstance(why, (ConnectionRefusedError, ConnectionResetError)) or (answered and why is None)
+        if not again or time.monotonic() + _RETRY_S > deadline:
+            if answered:
+                raise PeerUnreachableError(
+                    f"{name}: {endpoint} answers, but does not speak parmig's protocol; "
+                    "check that it is a parmig receiver of the same version"
+                ) from why
+            raise unreachable(name, endpoint, local, why) from why
+        time.sleep(_RETRY_S)
+
+
+def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
+    """Greet and wait for the greeting; False when the other end closed without one.
+
+    Raises:
+        OSError: it did not come in time, or is another; the socket is closed.
+    """
+    heard = b""
+    try:
+        sock.sendall(GREETING)
+        while len(heard) < len(GREETING):
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            data = sock.recv(len(GREETING) - len(heard))
+            if not data:
+                sock.close()
+                return False
+            heard += data
+    except OSError:
+        sock.close()
+        raise
+    if heard != GREETING:
+        sock.close()
+        raise OSError(errno.EPROTO, "the greeting is not parmig's")
+    return True
