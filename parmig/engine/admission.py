@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is let in at the control port, and what must hold before: nothing here touches a guest.
+"""Which source is admitted at the control port, and what must hold before: nothing here touches a guest.
 
 A stranger can neither end, hold nor starve a receiver that waits: what is no message is dropped, a source that does
-not fit is refused with the reason, and the port keeps listening.
+not fit gets the reason and is turned away, and the port keeps listening.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Admission:
             return None
 
     def refuse(self, reason: str) -> None:
-        """Tell the source why it is not let in, and the user."""
+        """Send the source the reason why it is not admitted, and show it to the user."""
         assert self._transport is not None
         self._transport.turn_away([peer_messages.encode_control(peer_messages.Refuse(reason), self._version)])
         self.refused = reason
@@ -106,7 +106,7 @@ class Admission:
             self._show(line)
 
     def admit(self) -> ControlChannel:
-        """The source that was heard last is the peer; the port is closed. The channel is the caller's."""
+        """Take the source that was read last as the peer, and close the port. The caller owns the channel."""
         assert self._transport is not None
         transport, self._transport = self._transport, None
         transport.accept()
@@ -114,19 +114,19 @@ class Admission:
         return ControlChannel(transport, self._version)
 
     def close(self) -> None:
-        """Listen no more. What was said last still leaves."""
+        """Stop listening. A message that was sent last still leaves."""
         if self._transport is not None:
             self._transport.shutdown()
             self._transport = None
 
 
 def told_host(host: str) -> str:
-    """What the source is told of an address listened on: nothing for a wildcard, it knows how it reached us."""
+    """The host of a listening address as the source gets it: empty for a wildcard, since it knows how it reached us."""
     return "" if host in ("*", "0.0.0.0", "[::]") else host
 
 
 def check_exposure(host: str, *, insecure: bool) -> None:
-    """Refuse to listen beyond this host without keys, unless the user insists."""
+    """Refuse to listen beyond this host without keys, unless *insecure*."""
     bare = host.strip("[]")
     if insecure:
         return

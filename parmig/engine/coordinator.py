@@ -133,7 +133,7 @@ class Coordinator(Plan[Instruction]):
                 self._peer_digest = digest
                 return self._compare(now_ns)
             case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self._peer_digest:
-                return []  # said twice, and the same: no harm
+                return []  # the same once more does no harm
             case Step.LOADING, events.PeerLoaded() if self.suspected is not None:
                 return self._fail(self.suspected)  # never hand over with something amiss
             case Step.LOADING, events.PeerLoaded(load_ns=load_ns):
@@ -145,7 +145,7 @@ class Coordinator(Plan[Instruction]):
             case Step.RESUMING, events.HandOverNotSent(error=error):
                 return self._end(StatusEvent.NOT_SENT, error)
             case Step.RESUMING, events.PeerResumed(since_ns=since_ns):
-                # Never before hand-over, whatever the peer says.
+                # Never before hand-over, whatever the peer reports.
                 ran_ns = max(now_ns - since_ns, self.record.marks["loaded"])
                 self.record.mark("resumed", ran_ns)
                 self.record.mark("finished", ran_ns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who sees to it that the source guest runs before hand-over: this process while it lives, else the guardian.
+"""Makes sure that the source guest runs before hand-over: this process does while it lives, else the guardian.
 
 Knows of the guest only whether it ran, whether it runs, and how to let it; nothing of rounds and peers.
 """
@@ -126,7 +126,7 @@ class Custody:
         return fd is not None and bool(Poller(fd).poll(DEATH_MS))
 
     def paused_error(self, first: ParmigError) -> SourcePausedError:
-        """What to say of a guest that was not given back, after *first* had gone wrong."""
+        """The error of a guest that could not be given back, after *first* went wrong."""
         keeps = "no guardian watches over it"
         if self._entrusted:
             log = f", its log is {self._guardian.log}" if self._guardian.log else ""

@@ -117,7 +117,7 @@ class DestinationPlan(Plan[Instruction]):
             return self._await_goodbye(event, now_ns)
         if self.step is Step.RESUMING and not isinstance(event, events.Failed | events.Tick | events.GuestRuns):
             self._vanished |= isinstance(event, events.PeerVanished)
-            return []  # the guest is ours, whatever the source, the workers or the user say
+            return []  # the guest is ours, whatever the source, the workers or the user send
         return super().handle(event, now_ns)
 
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:

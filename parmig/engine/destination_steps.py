@@ -56,7 +56,7 @@ def overdue(step: Step, waited_ns: int, switchover_ns: int) -> ParmigError | Non
         case Step.CONNECTING if waited_ns >= CONNECT_LIMIT_NS:
             return PeerLostError(f"the source did not connect all its channels within {_s(CONNECT_LIMIT_NS)}")
         case Step.RECEIVING if waited_ns >= SILENCE_LIMIT_NS:
-            return LimitExceededError(f"the source said nothing for {_s(SILENCE_LIMIT_NS)}; is it stuck?")
+            return LimitExceededError(f"the source sent nothing for {_s(SILENCE_LIMIT_NS)}; is it stuck?")
         case Step.HOLDING | Step.LOADING | Step.LOADED if waited_ns >= switchover_ns:
             limit = format_ms(switchover_ns / NS_PER_MS)
             return LimitExceededError(f"{step.value} took longer than {limit}; is the source stuck?")

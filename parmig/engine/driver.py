@@ -72,11 +72,7 @@ class Driver(ABC, Generic[Instruction]):
             while not self.turn():
                 pass
         except Exception as caught:
-            error = caught if isinstance(caught, ParmigError) else ParmigError(f"{type(caught).__name__}: {caught}")
-            if error is not caught:
-                error.__cause__ = caught
-                _logger.error("a fault in parmig or its caller", exc_info=caught)
-            self._feed(events.Failed(error))
+            self._feed(events.Failed(as_our_error(caught)))
 
     def cancel(self) -> None:
         """Ask for the end; it comes too late after hand-over. Safe from a signal handler."""
@@ -176,3 +172,13 @@ class Driver(ABC, Generic[Instruction]):
         else:
             if event is not None:
                 self._feed(event)
+
+
+def as_our_error(caught: Exception) -> ParmigError:
+    """*caught* itself if it is ours; else it is logged, and is the cause of what is returned."""
+    if isinstance(caught, ParmigError):
+        return caught
+    _logger.error("a fault in parmig or its caller", exc_info=caught)
+    error = ParmigError(f"{type(caught).__name__}: {caught}")
+    error.__cause__ = caught
+    return error

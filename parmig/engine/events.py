@@ -128,7 +128,7 @@ class PeerLoaded(Event, frozen=True):
 
 
 class PeerResumed(Event, frozen=True):
-    """The guest runs at the destination, since *since_ns* before the destination said so."""
+    """The guest runs at the destination, since *since_ns* before the destination reported it."""
 
     since_ns: int = 0
 

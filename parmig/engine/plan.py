@@ -101,10 +101,10 @@ class Plan(ABC, Generic[Instruction]):
     # -- what a side adds -----------------------------------------------------------------------
 
     _cancelled: str
-    """What the report says of a migration that the user cancelled."""
+    """The error message of a migration that the user cancelled."""
 
     _unknown: str
-    """What to do when a side ends after hand-over without the other's word."""
+    """The end of the error message when a side fails after hand-over."""
 
     @abstractmethod
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:

@@ -31,8 +31,8 @@ from parmig.version import __version__
 _logger = logging.getLogger(__name__)
 
 NOBODY_CAME_NS = 10 * NS_PER_S
-"""After this long without a sender one line says where to look. A sender that is refused by a check of its own never
-connects, and only its own output says so."""
+"""After this long without a sender, one line shows where to look. A sender that is refused by a check of its own never
+connects, and only its own output shows it."""
 
 WAITING = MigrationStatus.SETUP.value
 """The status while no source has a session."""
@@ -145,7 +145,7 @@ class MigrationReceiver:
                 self._admission.refuse(str(error))
 
     def _nobody_came(self, waited_ns: int) -> None:
-        """Go on waiting for a source, unless the time is up; after a while say where to look."""
+        """Go on waiting for a source, unless the time is up; after a while show where to look."""
         if self._config.wait_ns and waited_ns >= self._config.wait_ns:
             raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
@@ -218,8 +218,8 @@ class MigrationReceiver:
 
     def _tear_down(self) -> None:
         """On every way out: a copy that must not run is discarded, the rest is given back."""
-        # The source has heard of a failure already: the guest may be busy for long, and without a hand-over it
-        # never runs here.
+        # The source already knows about a failure: the plan sent it before, because the guest may be busy for long.
+        # Without a hand-over it never runs here.
         session = self._session
         if session is None or not session.plan.handed_over:
             _logger.info("tear-down: the copy here never runs; discarding it")

@@ -24,7 +24,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.status import BEFORE_HAND_OVER
 
 LINGER_MS = 500
-"""For our last words to leave."""
+"""For the last message to leave."""
 
 
 class ReceiveSession(Driver[Instruction]):
@@ -151,7 +151,7 @@ class ReceiveSession(Driver[Instruction]):
         try:
             self._control.write(message)
         except PeerLostError as error:
-            self._fail(error)  # the source's last words may still wait to be read
+            self._fail(error)  # the source's last message may still wait to be read
 
     def _load(self) -> None:
         for piece in self._state.held():

@@ -29,7 +29,7 @@ HELD_IN_MEMORY_BYTES = 16 * MIB
 """State that the destination holds in memory until released; what is more goes to a temporary file."""
 
 HELLO_BYTES = 64
-"""A stranger may say no more than a hello."""
+"""A stranger may send no more than a hello."""
 
 MESSAGES_A_TURN = 16
 """Taken by one call of :meth:`StateReceiver.receive`: 16 MiB, or so many strangers."""

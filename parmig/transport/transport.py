@@ -166,7 +166,7 @@ class MigrationTransport(ABC):
                 references or copies, which takes longer.
 
         Raises:
-            PeerLostError: the connection is gone.
+            PeerLostError: the connection is gone. The peer has not received this message and never will.
         """
 
     @abstractmethod

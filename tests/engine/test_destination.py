@@ -370,7 +370,7 @@ def test_a_source_that_does_not_connect_makes_room_for_the_next() -> None:
 def test_a_source_that_falls_silent_is_given_up() -> None:
     walk = Walk().to(Step.RECEIVING)
     assert walk.hear(m.Progressed("active", 1), 50_000) == [e.Show("active", 1)]
-    words = "the source said nothing for 60 s; is it stuck?"
+    words = "the source sent nothing for 60 s; is it stuck?"
     ended(walk, limit(walk, 60_000), LimitExceededError, words, Act.DISCARD)
 
 

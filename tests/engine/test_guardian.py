@@ -24,7 +24,9 @@ from tests.support import wait_until
 HERE = "tests.engine.test_guardian"
 
 COORDINATOR = f"""
-import sys, time
+import signal, sys, time
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)  # nohup ignores some of them, and so would this process
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.guardian import Guardian
 from parmig.guests.guest import Rescue

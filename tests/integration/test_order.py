@@ -115,4 +115,4 @@ def test_more_state_than_is_taken_is_refused_when_it_is_announced() -> None:
 def test_a_source_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parmig.engine.destination_steps.SILENCE_LIMIT_NS", NS_PER_S)
     with HeldGuest("memory=8MiB", incoming=True) as destination, source(destination) as at:  # type: ignore[attr-defined]
-        ends_with(*at, "LimitExceededError", "said nothing for 1 s")
+        ends_with(*at, "LimitExceededError", "sent nothing for 1 s")

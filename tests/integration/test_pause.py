@@ -4,18 +4,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
+from collections import Counter
 from concurrent.futures import Future
+from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from parmig.config import SendConfig
 from parmig.engine import peer_messages as m
+from parmig.engine.custody import Custody
+from parmig.engine.driver import Driver
 from parmig.engine.report import ErrorReport, Progress, Report
-from parmig.engine.sender import MigrationSender
-from parmig.guests.guest import Rescue
+from parmig.engine.send_run import SendRun
+from parmig.guests.guest import DirtyLog, Rescue
 from parmig.linux import ptrace
 from parmig.units import NS_PER_S
 from tests.engine.test_guardian import gone
@@ -24,6 +30,7 @@ from tests.integration.sides import (
     Discard,
     HeldGuest,
     Migration,
+    OtherSide,
     guests,
     never_ran,
     runs_on,
@@ -127,6 +134,42 @@ def test_a_cancel_whose_resume_fails_says_what_the_guest_does(goes_on: bool) -> 
         assert any("out of sorts" in seen.message for seen in at.seen)
 
 
+class Settles(HeldGuest):
+    """A guest that settles, and hangs while it does: where it settles by stopping, it stands still meanwhile."""
+
+    way = "stop"
+
+    def start_dirty_log(self, kind: str) -> DirtyLog:
+        return msgspec.structs.replace(super().start_dirty_log(kind), settle=self.way)
+
+    def settle(self) -> None:
+        if self.way == "stop":
+            self.pause(Discard())
+        self._at("settle")
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "code", "where"),
+    [("stop", "SourcePausedError", 5, "paused"), ("transaction", "CancelledError", 130, "unknown")],
+)
+def test_a_guest_that_hangs_while_it_settles_is_reported_as_paused_where_settling_stops_it(
+    way: str, error: str, code: int, where: str
+) -> None:
+    with (
+        Settles(QUICK, hold=["settle"]) as source,  # type: ignore[attr-defined]
+        HeldGuest("memory=16MiB", incoming=True) as destination,  # type: ignore[attr-defined]
+    ):
+        source.way = way
+        with Migration(source, destination, SHORT) as at:
+            source.gates["settle"].wait()
+            assert at.sender is not None
+            at.sender.cancel()
+            words = ended(at.sent(), "cancelled", error, code, where)
+            assert "cancelled" in words
+            assert ("it is PAUSED here" in words) == (way == "stop")
+            never_ran(destination)
+
+
 # -- the guardian ----------------------------------------------------------------------------------------
 
 
@@ -144,9 +187,9 @@ class Guarded(HeldGuest):
 
 def test_the_guardian_has_ended_before_the_guest_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """From that word on the guest may run at the destination; if this process died then, it would run twice."""
-    say, ended_first = MigrationSender._say, []
+    say, ended_first = SendRun._say, []
 
-    def wait_for_its_end(self: MigrationSender, message: m.ControlMessage) -> None:
+    def wait_for_its_end(self: SendRun, message: m.ControlMessage) -> None:
         if isinstance(message, m.HandOver):
             guardian = self._custody._guardian.pid
             assert guardian
@@ -154,7 +197,7 @@ def test_the_guardian_has_ended_before_the_guest_is_handed_over(monkeypatch: pyt
             ended_first.append(True)
         say(self, message)
 
-    monkeypatch.setattr(MigrationSender, "_say", wait_for_its_end)
+    monkeypatch.setattr(SendRun, "_say", wait_for_its_end)
     with (
         Guarded(QUICK) as source,  # type: ignore[attr-defined]
         HeldGuest("memory=16MiB", incoming=True) as destination,  # type: ignore[attr-defined]
@@ -266,6 +309,54 @@ def test_loaded_while_a_loss_is_suspected_never_hands_over() -> None:
         runs_on(source)
         assert at.received().status == "failed"
         never_ran(destination)
+
+
+def test_neither_side_is_busy_while_it_waits_for_the_cause_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe of a worker that has ended stays readable; polled on, it would wake the loop without end."""
+    turn, turns = Driver.turn, Counter[str]()
+
+    def count(self: Driver[object]) -> bool:
+        if self._plan.suspected is not None:
+            turns[type(self).__name__] += 1
+        return turn(self)
+
+    monkeypatch.setattr(Driver, "turn", count)
+    with (
+        guests(QUICK, hold_destination=["finish_load"]) as (source, destination),
+        Migration(source, destination) as at,
+    ):
+        destination.gates["finish_load"].wait()
+        break_a_data_connection(at.send_workers()[0])
+        assert at.sent().status == "failed"
+        destination.open_gates()
+        assert at.received().status == "failed"
+    assert turns["SendRun"] + turns["ReceiveSession"] > 0
+    assert max(turns.values()) < 100, turns
+
+
+def unread_bytes(port: int) -> int:
+    """How many bytes wait to be read by whoever has connections at the local *port*."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(line[4].partition(":")[2], 16) for line in lines if int(line[1].partition(":")[2], 16) == port)
+
+
+def test_a_hand_over_that_cannot_be_sent_gives_the_guest_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destination is killed with something unread, so that the source's host hears at once; then it hands over."""
+    with OtherSide("receive", guest="memory=16MiB") as there, HeldGuest(QUICK) as source:  # type: ignore[attr-defined]
+        uri = there.wait_for("uri")
+        disarm = Custody.disarm
+
+        def lose_the_destination(self: Custody) -> None:
+            disarm(self)
+            there.process.send_signal(signal.SIGSTOP)
+            until(lambda: unread_bytes(int(uri.rpartition(":")[2])), "a keep-alive that nobody reads")
+            there.kill()
+
+        monkeypatch.setattr(Custody, "disarm", lose_the_destination)
+        with Migration(source, None, uri=uri) as at:
+            words = ended(at.sent(), "failed", "PeerLostError", 1, "running")
+            assert "cannot send" in words
+            runs_on(source)
 
 
 # -- paused or running is what it was at its pause -------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from parmig.config import SendConfig
 from parmig.engine import peer_messages
 from parmig.engine.destination_steps import Step
-from parmig.engine.sender import MigrationSender
+from parmig.engine.send_run import SendRun
 from parmig.engine.state_channel import StateSender
 from tests.integration.sides import HeldGuest, Migration, guests, never_ran, runs_on, until
 from tests.integration.test_faults import failed
@@ -84,9 +84,9 @@ def test_a_release_that_overtakes_the_last_state_waits_for_it(monkeypatch: pytes
     transports = put_between(monkeypatch, hold_the_last)
     with guests() as (source, destination):
         migration = Migration(source, destination, SendConfig(workers=2, verify=True))
-        say, seen = MigrationSender._say, []
+        say, seen = SendRun._say, []
 
-        def release_first(self: MigrationSender, message: peer_messages.ControlMessage) -> None:
+        def release_first(self: SendRun, message: peer_messages.ControlMessage) -> None:
             say(self, message)
             if isinstance(message, peer_messages.Release):
                 receiver = migration.receiver
@@ -99,7 +99,7 @@ def test_a_release_that_overtakes_the_last_state_waits_for_it(monkeypatch: pytes
                 seen.append(len(held))
                 transports[0].write(held.pop())
 
-        monkeypatch.setattr(MigrationSender, "_say", release_first)
+        monkeypatch.setattr(SendRun, "_say", release_first)
         with migration:
             report = migration.sent()
             assert migration.received().error is None

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.kvm.ram import GuestRam
-from parmig.state import U16, U32, U64, Buffer, Length, Limit, migration_state
+from parmig.state import U16, U32, U64, Buffer, Length, Limit, migration_state, migration_struct
 from parmig.units import KIB, NS_PER_S
 
 SERIAL_PORT = 0x3F8
@@ -159,6 +159,29 @@ class TimerDevice(Device):
         """The clock cannot be set."""
 
 
+@migration_struct("disk request")
+class DiskRequest:
+    """The registers that say what the next command of a disk concerns.
+
+    Attributes:
+        sector: of the disk.
+        address_low: of guest memory, the lower half of a guest physical address.
+        address_high: the upper half.
+    """
+
+    sector: U32
+    address_low: U32
+    address_high: U32
+
+    def __init__(self) -> None:
+        self.sector = self.address_low = self.address_high = 0
+
+    @property
+    def address(self) -> int:
+        """The guest physical address."""
+        return self.address_high << 32 | self.address_low
+
+
 @migration_state("disk")
 class BlockDevice(Device):
     """A disk: sectors of a file that are copied to and from guest memory on command, before the command returns.
@@ -175,27 +198,28 @@ class BlockDevice(Device):
     """
 
     ports = range(DISK_PORT, DISK_PORT + 20)
-    sector: U32
-    address_low: U32
-    address_high: U32
+    request: DiskRequest
     status: U32
 
     def __init__(self, path: str, ram: GuestRam) -> None:
-        self.sector = self.address_low = self.address_high = self.status = 0
+        self.request = DiskRequest()
+        self.status = 0
         self._ram = ram
         self._fd = _open(path, os.O_RDWR)
         self.sectors = os.fstat(self._fd).st_size // _SECTOR_BYTES
 
     def read(self, offset: int, rest: Rest) -> int:
-        return {0: self.sector, 4: self.address_low, 8: self.address_high, 12: self.status}.get(offset, self.sectors)
+        request = self.request
+        registers = {0: request.sector, 4: request.address_low, 8: request.address_high, 12: self.status}
+        return registers.get(offset, self.sectors)
 
     def write(self, offset: int, value: int) -> None:
         if offset == 0:
-            self.sector = value
+            self.request.sector = value
         elif offset == 4:
-            self.address_low = value
+            self.request.address_low = value
         elif offset == 8:
-            self.address_high = value
+            self.request.address_high = value
         elif offset == 12:
             self.status = 0 if self._carry(value) else 1
 
@@ -208,14 +232,14 @@ class BlockDevice(Device):
 
     def _carry(self, command: int) -> bool:
         """Do *command*; returns whether all of the sector was carried."""
-        if command not in (READ, WRITE) or self.sector >= self.sectors:
+        sector, address = self.request.sector, self.request.address
+        if command not in (READ, WRITE) or sector >= self.sectors:
             return False
-        address = self.address_high << 32 | self.address_low
         try:
             memory = self._ram.view(address, _SECTOR_BYTES)
             if command == WRITE:
-                return os.pwrite(self._fd, memory, self.sector * _SECTOR_BYTES) == _SECTOR_BYTES
-            done = os.preadv(self._fd, [memory], self.sector * _SECTOR_BYTES)
+                return os.pwrite(self._fd, memory, sector * _SECTOR_BYTES) == _SECTOR_BYTES
+            done = os.preadv(self._fd, [memory], sector * _SECTOR_BYTES)
         except (GuestError, OSError):
             return False
         self._ram.wrote(address, _SECTOR_BYTES)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running sender: carries out what the source's plan decides about the destination."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from parmig.engine import events, peer_messages
+from parmig.engine.control import ControlChannel
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.events import Do, Event
+from parmig.engine.source_run import Means, SourceRun
+from parmig.engine.state_channel import StateSender
+from parmig.errors import PeerFailedError, PeerLostError, ProtocolError
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.shared import SharedArea
+from parmig.status import BEFORE_HAND_OVER
+from parmig.units import NS_PER_S
+
+REPORT_EVERY_NS = 5 * NS_PER_S
+"""How often the destination receives our progress. It gives up after a minute without a message."""
+
+
+class SendRun(SourceRun):
+    """Drives the source's plan, with a destination at the other end.
+
+    Args:
+        means: not owned.
+        plan: decides.
+        memory: of the guest.
+        shared: the workers' counters; not owned.
+        state: the state channel; not owned.
+        control: the control channel; not owned.
+    """
+
+    def __init__(
+        self,
+        means: Means,
+        plan: Coordinator,
+        memory: Sequence[BlockMemory],
+        shared: SharedArea,
+        state: StateSender,
+        control: ControlChannel,
+    ) -> None:
+        super().__init__(means, plan, memory, shared, state)
+        self._control = control
+        self._state_sender = state
+        self._reported_ns = 0
+        self._watch_all(*control.pollables())
+
+    # -- what the destination sends -------------------------------------------------------------
+
+    def _round_began(self) -> None:
+        self._reported_ns = time.monotonic_ns()
+        self._say(peer_messages.Progressed(self.plan.status.value, self.plan.round))
+
+    def _listen(self) -> None:
+        if time.monotonic_ns() - self._reported_ns > REPORT_EVERY_NS and self.plan.status in BEFORE_HAND_OVER:
+            self._round_began()  # a sign of life
+        try:
+            for message in self._messages(self._control):
+                self._feed(self._peer_event(message))
+        except PeerLostError as error:
+            self._fail(error)
+            self._forget(self._control.pollables())
+        except ProtocolError as error:
+            self._fail(error)
+
+    def _peer_event(self, message: peer_messages.ControlMessage) -> Event:
+        match message:
+            case peer_messages.Digested(digest=digest):
+                return events.PeerDigested(digest)
+            case peer_messages.Loaded(load_ns=load_ns):
+                return events.PeerLoaded(load_ns)
+            case peer_messages.Resumed(since_ns=since_ns):
+                return events.PeerResumed(since_ns)
+            case peer_messages.Failure(error=report):
+                words = f"the destination failed: {report.message}"
+                if report.type == PeerLostError.__name__:  # a symptom there too
+                    return events.Suspected(PeerLostError(words))
+                return events.Failed(PeerFailedError(words))
+        name = type(message).__name__
+        return events.Failed(ProtocolError(f"the destination sent {name} while {self.plan.step.value}"))
+
+    # -- doing ----------------------------------------------------------------------------------
+
+    def _do(self, what: Do) -> None:
+        match what:
+            case Do.ASK_DIGEST:
+                self._say(peer_messages.DigestRequest())
+            case Do.RELEASE:
+                self._say(peer_messages.Release(self.plan.state_bytes, self.plan.state_digest))
+            case Do.HAND_OVER:
+                self._custody.disarm()
+                self.handed_over = True
+                self._watch(*self._control.pollables())  # nothing else matters from now on
+                self._say(peer_messages.HandOver(run=self._custody.ran is not False))
+            case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
+                pass  # the loop ends; tearing down does it
+
+    def _say(self, message: peer_messages.ControlMessage) -> None:
+        try:
+            self._control.write(message)
+        except PeerLostError as error:
+            if not isinstance(message, peer_messages.HandOver):
+                self._fail(error)
+                return
+            self.handed_over = False  # a write that fails has not sent the whole message, and never will
+            self._feed(events.HandOverNotSent(error))
+
+    def _save_state(self) -> None:
+        self._state_sender.early = False
+        super()._save_state()

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running source, from when all is prepared: carries out what the plan decides about the guest and the workers.
+
+What is at the other end, a receiver or a file, is the subclass's matter.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from parmig.engine import events, worker_messages
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.custody import Custody
+from parmig.engine.driver import Driver
+from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
+from parmig.engine.guest_thread import GuestThread
+from parmig.engine.pool import WorkerPool
+from parmig.engine.progress import ProgressMeter
+from parmig.engine.report import Progress, Report
+from parmig.engine.source_steps import Step
+from parmig.errors import ProtocolError
+from parmig.guests.guest import DirtyLog, Guest, StateSink
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.registry import log_area_bytes
+from parmig.status import MigrationStatus
+from parmig.units import NS_PER_S
+
+LONG_NS = NS_PER_S
+"""Waiting for the guest's disks is reported when it takes longer than this; it is done within milliseconds."""
+
+
+class CountingSink(StateSink, Protocol):
+    """Where device state goes, and what went there so far."""
+
+    size_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of everything written so far."""
+
+    def abort(self) -> None:
+        """Make a waiting write fail."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a source has from the beginning, before it knows what its guest is.
+
+    Attributes:
+        tracker: kind of dirty log to ask the guest for.
+        report: to be filled in.
+        show: shows progress; it may raise.
+    """
+
+    guest: Guest
+    thread: GuestThread
+    custody: Custody
+    pool: WorkerPool
+    tracker: str
+    report: Report
+    show: Callable[[Progress], None]
+
+
+class SourceRun(Driver[Instruction]):
+    """Drives the source's plan.
+
+    Args:
+        means: not owned.
+        plan: decides.
+        memory: of the guest.
+        shared: the workers' counters; not owned.
+        state: takes the device state; not owned.
+
+    Attributes:
+        plan: see above.
+        handed_over: whether the guest may run elsewhere.
+    """
+
+    def __init__(
+        self,
+        means: Means,
+        plan: Coordinator,
+        memory: Sequence[BlockMemory],
+        shared: SharedArea,
+        state: CountingSink,
+    ) -> None:
+        super().__init__(plan, means.guest, means.thread, means.pool, means.show)
+        self.plan = plan
+        self.handed_over = False
+        self._custody = means.custody
+        self._tracker = means.tracker
+        self._report = means.report
+        self._memory = memory
+        self._state = state
+        self._meter = ProgressMeter(plan, shared, len(means.pool))
+        self._ready = 0
+        self._long_ns = sys.maxsize
+        self._log_fd = -1
+
+    @abstractmethod
+    def _do(self, what: Do) -> None:
+        """Carry out an instruction that concerns the other end."""
+
+    def _round_began(self) -> None:
+        """A round began while the guest runs."""
+
+    def _watch_all(self, *more: int) -> None:
+        """Wake the loop for workers, guest, and *more*."""
+        self._watch(*more, *self._pool.pollables(), self._guest.watch_fd())
+
+    @property
+    def may_stand_still(self) -> bool:
+        """Whether the guest may be paused because of us: by its pause, or by a settling that stops it meanwhile."""
+        marks = self.plan.record.marks
+        stopped = self.plan.step is Step.SETTLING and self._report.settle == "stop"
+        return stopped or ("pausing" in marks and "resumed" not in marks)
+
+    def abort_state(self) -> None:
+        """Make a call of the guest that writes state fail, so that the guest can be set right."""
+        self._state.abort()
+
+    def close(self) -> None:
+        """Give back what the run itself has taken; the guest and the workers have ended."""
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def turn(self) -> bool:
+        """One turn of the loop, then progress."""
+        over = super().turn()
+        if self.plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
+            self._long_ns = sys.maxsize  # once is enough
+            message = f"{self.plan.step.value}; a disk, or the server behind it, answers slowly"
+            self._show(Progress(status=self.plan.status.value, round=self.plan.round, message=message))
+        progress = self._meter.look()
+        if progress is not None:
+            self._show(progress)
+        return over
+
+    def _feed(self, event: Event) -> None:
+        before = self.plan.round
+        super()._feed(event)
+        self._log.note_rounds(self.plan.record)
+        if self.plan.round != before and self.plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
+            self._round_began()
+
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
+        match message:
+            case worker_messages.WorkerReady():
+                self._ready += 1
+                return events.WorkersReady() if self._ready == len(self._pool) else None
+            case worker_messages.RegionsScanned():
+                return events.WorkerScanned(worker)
+            case worker_messages.RegionsDone():
+                return events.WorkerIdle(worker)
+            case worker_messages.Fenced(counters=counters):
+                return events.WorkerFenced(worker, counters)
+            case worker_messages.Counted(pages=pages):
+                return events.WorkerCounted(worker, pages)
+            case worker_messages.RegionDigests(digests=digests):
+                return events.WorkerDigested(worker, digests)
+        return events.Failed(ProtocolError(f"worker {worker} sent {type(message).__name__}"))
+
+    # -- doing ----------------------------------------------------------------------------------
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Tell(worker=worker, instruction=told):
+                self._pool.tell(worker, told)
+            case Throttle(percent=percent):
+                self._begin(lambda _: events.Throttled(), self._guest.throttle, percent)
+            case Do.START_LOG:
+                self._begin(self._log_started, self._start_log)
+            case Do.SYNC_LOG:
+                self._begin(lambda _: events.LogSynced(), self._guest.sync_dirty_log)
+            case Do.SETTLE:
+                self._long_ns = time.monotonic_ns() + LONG_NS
+                self._begin(events.GuestSettled, self._settle)
+            case Do.PAUSE:
+                self._begin(events.GuestPaused, self._custody.pause, self._state)
+                self._begin(lambda _: None, self._custody.note_pause)  # beside the final round
+            case Do.SAVE_STATE:
+                self._begin(self._state_saved, self._save_state)
+            case Do():
+                self._do(instruction)
+
+    def _start_log(self) -> tuple[DirtyLog, int]:
+        """The log, and the descriptor of a shared bitmap or -1."""
+        self._custody.arm()
+        log = self._guest.start_dirty_log(self._tracker)
+        return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
+
+    def _log_started(self, started: tuple[DirtyLog, int]) -> Event:
+        """The guest records writes: the workers learn how to read it."""
+        log, fd = started
+        self._report.tracker, self._report.tracker_reason, self._report.settle = log.kind, log.reason, log.settle
+        area_bytes = log_area_bytes(log, [memory.block for memory in self._memory])
+        if area_bytes:
+            self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
+            os.ftruncate(fd, area_bytes)
+        for worker in range(len(self._pool)):
+            self._pool.tell(worker, worker_messages.StartTracking(log, fd >= 0), fd)
+        return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
+
+    def _settle(self) -> int:
+        """Let the guest settle; returns how long that took."""
+        began_ns = time.monotonic_ns()
+        self._guest.settle()
+        return time.monotonic_ns() - began_ns
+
+    def _save_state(self) -> None:
+        self._guest.save_state(self._state)
+
+    def _state_saved(self, _: object) -> Event:
+        return events.StateSaved(self._state.size_bytes, self._state.digest)

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both plans, driven against each other without a process or a socket: guests, workers and network are queues.
+
+Each queue keeps its order; which queue moves next is up to chance. So messages of different channels, and what
+happens on the two hosts, come in any order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+from parmig.engine import destination_events as d
+from parmig.engine import events as s
+from parmig.engine import peer_messages as m
+from parmig.engine.coordinator import Coordinator
+from parmig.engine.destination import DestinationPlan
+from parmig.engine.destination_events import Act
+from parmig.engine.error_reports import describe_error
+from parmig.engine.events import Do, Tell
+from parmig.engine.policy import Limits
+from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, Instruction, ScanRegions, SendRegions
+from parmig.errors import GuestError, PeerFailedError, PeerLostError, ProtocolError
+from parmig.ram.regions import Region
+from parmig.ram.shared import WorkerCounters
+from parmig.status import BEFORE_HAND_OVER
+from parmig.units import NS_PER_MS, NS_PER_S
+
+REGIONS = [Region(0, number * 512, 512) for number in range(4)]
+STATE = [(10, "ten"), (20, "twenty")]
+"""Size and digest of the device state after each of its messages."""
+
+KINDS = (
+    *("cut", "hang", "drop", "repeat"),
+    *("kill source", "kill destination", "cancel source", "cancel destination", "fail source", "fail destination"),
+)
+"""What may go wrong: the connections are cut; they carry nothing any more, and nobody is told; the next message is
+lost, or arrives twice; a side is killed or cancelled; a worker of a side fails."""
+
+TO_DESTINATION, TO_SOURCE, STATE_CHANNEL = "control to destination", "control to source", "state"
+NETWORK = (TO_DESTINATION, TO_SOURCE, STATE_CHANNEL)
+
+
+class KilledError(Exception):
+    """The side that carries out an instruction is gone."""
+
+
+class World:
+    """Two hosts and what is between them.
+
+    Args:
+        seed: of chance.
+        workers: on each side.
+        verify: compare digests.
+        runs: whether the guest runs at its pause, and so shall run at the destination.
+        faults: what goes wrong, each at the step with this number.
+    """
+
+    def __init__(self, seed: int, workers: int, *, verify: bool, runs: bool, faults: dict[int, str]) -> None:
+        self.random = random.Random(seed)
+        self.faults = faults
+        self.now_ns = 10**9
+        self.steps = 0
+        self.workers = workers
+        self.runs = runs
+        limits = Limits(300 * NS_PER_MS, 0, 600 * NS_PER_S, switchover_ns=10 * NS_PER_S)
+        self.source = Coordinator(REGIONS, workers, limits, verify=verify)
+        self.destination = DestinationPlan(
+            REGIONS,
+            workers,
+            verify=verify,
+            switchover_ns=limits.switchover_ns,
+            max_state_bytes=1000,
+            now_ns=self.now_ns,
+        )
+        # What happens next, by where it happens. A call returns nothing.
+        self.queues: dict[str, deque[Callable[[], None]]] = {}
+        self.alive = {"source": True, "destination": True}
+        self.cut = self.hangs = False
+        self.lose_next = self.repeat_next = False
+        self.source_runs = runs
+        self.destination_runs = False
+        self.discarded = False
+        self.guarded = False
+        self.hand_over_sent = self.hand_over_taken = False
+        for worker in range(workers):
+            self.put_event("destination", f"destination worker {worker}", d.WorkerListens(worker))
+
+    # -- what holds at every instant -------------------------------------------------------------
+
+    def check(self) -> None:
+        assert not (self.source_runs and self.destination_runs), "both run"
+
+    # -- going on --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until both plans are over or their sides are gone, and nothing is left to happen."""
+        for _ in range(5000):
+            ready = [name for name, queue in self.queues.items() if queue]
+            if not ready:
+                if self.is_over("source") and self.is_over("destination"):
+                    return
+                self.now_ns += NS_PER_S
+                self.tick()
+                continue
+            self.now_ns += self.random.randrange(1, 20 * NS_PER_MS)
+            self.step()
+            ready = [name for name, queue in self.queues.items() if queue]
+            if ready:
+                self.queues[self.random.choice(ready)].popleft()()
+            if self.random.random() < 0.1:
+                self.tick()
+            self.check()
+        raise AssertionError("it does not end")
+
+    def is_over(self, side: str) -> bool:
+        plan = self.source if side == "source" else self.destination
+        return plan.over or not self.alive[side]
+
+    def tick(self) -> None:
+        self.feed("source", s.Tick())
+        self.feed("destination", d.Tick())
+
+    def step(self) -> None:
+        """Something is about to happen: it may be that something goes wrong first."""
+        fault = self.faults.get(self.steps, "")
+        self.steps += 1
+        side = fault.rpartition(" ")[2]
+        match fault.split():
+            case ["cut"]:
+                self.cut_network()
+            case ["hang"]:
+                self.hangs = True
+            case ["drop"]:
+                self.lose_next = True
+            case ["repeat"]:
+                self.repeat_next = True
+            case ["kill", _]:
+                self.kill(side)
+            case ["cancel", _]:
+                self.put_event(side, f"{side} user", s.CancelAsked())
+            case ["fail", _]:
+                plan = self.source if side == "source" else self.destination
+                if plan.status in BEFORE_HAND_OVER:  # afterwards no driver listens to a worker
+                    self.feed(side, s.Failed(GuestError("a worker failed")))
+
+    def feed(self, side: str, event: s.Event) -> None:
+        if not self.alive[side]:
+            return
+        try:
+            if side == "source":
+                for instruction in self.source.handle(event, self.now_ns):
+                    self.step()
+                    self.at_source(instruction)
+            else:
+                for told in self.destination.handle(event, self.now_ns):
+                    self.step()
+                    self.at_destination(told)
+        except KilledError:
+            pass
+        self.check()
+
+    def put(self, name: str, call: Callable[[], None]) -> None:
+        self.queues.setdefault(name, deque()).append(call)
+
+    def put_event(self, side: str, name: str, event: s.Event) -> None:
+        self.put(name, lambda: self.feed(side, event))
+
+    # -- the network -----------------------------------------------------------------------------
+
+    def send(self, channel: str, arrive: Callable[[], None]) -> None:
+        if self.cut or self.hangs:
+            return
+        if self.lose_next:
+            self.lose_next = False
+            return
+        for _ in range(2 if self.repeat_next else 1):
+            self.put(channel, arrive)
+        self.repeat_next = False
+
+    def cut_network(self) -> None:
+        """What is under way is lost, and each side learns of it at some time."""
+        if self.cut:
+            return
+        self.cut = True
+        for channel in NETWORK:
+            self.queues.pop(channel, None)
+        self.put_event("source", "source network", s.Suspected(PeerLostError("cut")))
+        self.put_event("destination", "destination network", d.PeerVanished(PeerLostError("cut")))
+
+    def kill(self, side: str) -> None:
+        """The process is gone; what it had sent may still arrive, and then the other side notices."""
+        if not self.alive[side]:
+            return
+        self.alive[side] = False
+        for name in [name for name in self.queues if name.startswith(side)]:
+            del self.queues[name]
+        if side == "source":
+            if self.guarded:
+                self.put("guardian", self.let_source_go_on)
+            self.send(TO_DESTINATION, lambda: self.feed("destination", d.PeerVanished(PeerLostError("killed"))))
+        else:
+            self.send(TO_SOURCE, lambda: self.feed("source", s.Suspected(PeerLostError("killed"))))
+
+    def let_source_go_on(self) -> None:
+        self.source_runs = self.runs
+        self.check()
+
+    # -- the source ------------------------------------------------------------------------------
+
+    def at_source(self, instruction: s.Instruction) -> None:
+        if not self.alive["source"]:
+            raise KilledError
+        match instruction:
+            case Tell(worker=worker, instruction=told):
+                self.put_event("source", f"source worker {worker}", answer(worker, told))
+            case Do.START_LOG:
+                self.guarded = True
+                self.put_event("source", "source guest", s.LogStarted(needs_sync=True, settles=True))
+            case Do.SYNC_LOG:
+                self.put_event("source", "source guest", s.LogSynced())
+            case Do.SETTLE:
+                self.put_event("source", "source guest", s.GuestSettled(1))
+            case Do.PAUSE:
+                self.put("source guest", self.pause)
+            case Do.SAVE_STATE:
+                self.put("source guest", self.save)
+            case Do.ASK_DIGEST:
+                self.tell_destination(m.DigestRequest())
+            case Do.RELEASE:
+                self.tell_destination(m.Release(self.source.state_bytes, self.source.state_digest))
+            case Do.HAND_OVER:
+                self.guarded = False
+                self.hand_over()
+            case Do.FINISH:
+                self.tell_destination(m.Goodbye())
+            case Do.ABANDON | Do.GIVE_UP:
+                if instruction is Do.ABANDON:
+                    self.put("source guest", self.let_source_go_on)
+                assert self.source.error is not None
+                self.tell_destination(m.Failure(describe_error(self.source.error)))
+
+    def pause(self) -> None:
+        if self.source.over:  # whoever gave the guest back did not wait for this
+            return
+        self.source_runs = False
+        self.feed("source", s.GuestPaused(self.now_ns))
+
+    def save(self) -> None:
+        for size_bytes, digest in STATE:
+            event = d.StateCame(size_bytes, digest)
+            # Bytes of the state channel that are lost or repeated are a stream that ends: TCP keeps their order.
+            if not (self.cut or self.hangs):
+                self.put(STATE_CHANNEL, lambda event=event: self.state_arrives(event))  # type: ignore[misc]
+        self.feed("source", s.StateSaved(*STATE[-1]))
+
+    def state_arrives(self, event: d.StateCame) -> None:
+        if self.destination.status in BEFORE_HAND_OVER:
+            self.feed("destination", event)
+
+    def hand_over(self) -> None:
+        if self.cut and self.random.random() < 0.5:  # the transport knows already, and can prove it
+            self.feed("source", s.HandOverNotSent(PeerLostError("not sent")))
+            return
+        self.hand_over_sent = True
+        self.tell_destination(m.HandOver(run=self.runs))
+
+    def tell_destination(self, message: m.ControlMessage) -> None:
+        self.send(TO_DESTINATION, lambda: self.feed("destination", d.Heard(message)))
+
+    def hear_destination(self, message: m.ControlMessage) -> None:
+        event: s.Event
+        match message:
+            case m.Digested(digest=digest):
+                event = s.PeerDigested(digest)
+            case m.Loaded(load_ns=load_ns):
+                event = s.PeerLoaded(load_ns)
+            case m.Resumed(since_ns=since_ns):
+                event = s.PeerResumed(since_ns)
+            case m.Failure(error=report) if report.type == PeerLostError.__name__:
+                event = s.Suspected(PeerLostError("the destination failed"))
+            case m.Failure():
+                event = s.Failed(PeerFailedError("the destination failed"))
+            case _:
+                event = s.Failed(ProtocolError("out of turn"))
+        self.feed("source", event)
+
+    # -- the destination -------------------------------------------------------------------------
+
+    def at_destination(self, instruction: d.Instruction) -> None:
+        if not self.alive["destination"]:
+            raise KilledError
+        match instruction:
+            case d.Say(message=message):
+                self.send(TO_SOURCE, lambda: self.hear_destination(message))
+            case Tell(worker=worker, instruction=told):
+                self.put_event("destination", f"destination worker {worker}", answer(worker, told))
+            case Act.ACCEPT:
+                self.put(TO_SOURCE, self.connect)
+            case Act.LOAD:
+                self.put_event("destination", "destination guest", d.StateLoaded())
+            case Act.TAKE_OVER:
+                self.hand_over_taken = True
+                assert self.hand_over_sent, "taken over without a hand-over"
+            case Act.RUN:
+                self.put("destination guest", self.run_here)
+            case Act.DISCARD | Act.LET_GO:
+                assert not self.hand_over_taken, "discarded after the hand-over"
+                self.discarded = True
+
+    def connect(self) -> None:
+        """The source was let in: its workers connect, and both sides hear of it."""
+        for worker in range(self.workers):
+            self.put_event("destination", f"destination worker {worker}", d.WorkerConnected(worker))
+        self.put_event("destination", "destination state", d.StateConnected())
+
+        def all_connected() -> None:
+            if self.destination.established or self.is_over("destination"):
+                self.feed("source", s.WorkersReady())
+            else:
+                self.put("source worker 0", all_connected)
+
+        self.put("source worker 0", all_connected)
+
+    def run_here(self) -> None:
+        assert not self.discarded
+        self.destination_runs = True
+        self.feed("destination", d.GuestRuns(self.now_ns))
+
+
+def answer(worker: int, told: Instruction) -> s.Event:
+    """What a worker answers."""
+    match told:
+        case ScanRegions():
+            return s.WorkerScanned(worker)
+        case SendRegions():
+            return s.WorkerIdle(worker)
+        case Fence():
+            return s.WorkerFenced(worker, WorkerCounters())
+        case CountDirty():
+            return s.WorkerCounted(worker, 0)
+        case DigestRegions(regions=regions):
+            return s.WorkerDigested(worker, {number: 7 * number for number in regions})
+    raise AssertionError(told)
