@@ -65,7 +65,7 @@ MAX_REGIONS = 1 << 20
 """Each costs both sides some bytes: 1 TiB is cut into 16,384."""
 
 MAX_TOLD = 20
-"""Mismatches that are told one by one."""
+"""Mismatches that are listed one by one."""
 
 
 def told(mismatches: Sequence[str]) -> str:

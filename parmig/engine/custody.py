@@ -73,7 +73,7 @@ class Custody:
     # -- in the loop's thread, or in the guest's -------------------------------------------------
 
     def disarm(self) -> None:
-        """Before the guest may run elsewhere, and once it goes on here: the guardian never touches it from now on."""
+        """Before the guest may run elsewhere, and once it runs here again: the guardian no longer touches it."""
         self._guardian.disarm()
 
     # -- the end --------------------------------------------------------------------------------

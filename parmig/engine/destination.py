@@ -49,7 +49,7 @@ class DestinationPlan(Plan[Instruction]):
         regions: all regions of all blocks.
         workers: how many receive workers.
         verify: whether the source announced that it asks for a digest.
-        switchover_ns: how long the source says that its pause may take.
+        switchover_ns: how long the source's pause may take.
         max_state_bytes: of device state; more is refused.
         now_ns: the time now.
 
@@ -98,7 +98,7 @@ class DestinationPlan(Plan[Instruction]):
 
     @property
     def over(self) -> bool:
-        """Whether the plan waits for nothing any more; every further event is ignored."""
+        """Whether the plan has ended; every further event is ignored."""
         return self.machine.ended and self.step is not Step.GOODBYE
 
     @property

@@ -99,7 +99,7 @@ class WorkerCounted(Event, frozen=True):
 
 
 class GuestPaused(Event, frozen=True):
-    """Nothing writes RAM any more; the virtual CPUs stopped at *stopped_ns*."""
+    """Nothing writes RAM from now on; the virtual CPUs stopped at *stopped_ns*."""
 
     stopped_ns: int
 

@@ -16,7 +16,7 @@ class Guard(Message, frozen=True):
 
 
 class Disarm(Message, frozen=True):
-    """Coordinator: the guest is handed over, or goes on; do nothing any more."""
+    """Coordinator: the guest is handed over, or runs again; do nothing from now on."""
 
 
 class TakeOver(Message, frozen=True):

@@ -43,7 +43,7 @@ class _Call(NamedTuple):
 
 
 class GuestThread:
-    """Runs calls one after the other; tells the loop by a descriptor when one is done.
+    """Runs calls one after the other; signals the loop by a descriptor when one is done.
 
     Attributes:
         wake_fd: an eventfd, readable when a call is done or :meth:`wake` was called.

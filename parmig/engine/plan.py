@@ -49,7 +49,7 @@ class Plan(ABC, Generic[Instruction]):
 
     @property
     def over(self) -> bool:
-        """Whether the plan waits for nothing any more; every further event is ignored."""
+        """Whether the plan has ended; every further event is ignored."""
         return self.machine.ended
 
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker processes of one side: started, watched, told, joined, killed."""
+"""The worker processes of one side: started, watched, instructed, joined, killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ it waits for credit; one that does not hangs, and waiting for it would hang this
 
 
 class WorkerSaid(NamedTuple):
-    """An event of one worker; its death is told as a WorkerFailed."""
+    """An event of one worker; its death is reported as a WorkerFailed."""
 
     worker: int
     event: WorkerEvent

@@ -67,7 +67,7 @@ class RoundReport(msgspec.Struct, kw_only=True):
 
 
 class RamReport(msgspec.Struct, kw_only=True):
-    """All RAM traffic: pages sent as data, told as zero, and never allocated at all."""
+    """All RAM traffic: pages sent as data, sent as zero pages, and never allocated."""
 
     total_bytes: int = 0
     wire_bytes: int = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the guardian does once it is needed: try until the guest is right, ever more slowly, and write it down.
 
-Knows nothing of how it was told to begin; see ``workers.guardian``.
+Does not know what started it; see ``workers.guardian``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the coordinator says to send and receive workers, and they to it, over a pipe on one host."""
+"""The messages between the coordinator and its workers, over a pipe on one host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LOG_TEXT = 1000
 
 
 class MemorySetup(Message, frozen=True, kw_only=True):
-    """What every worker is told of the guest's memory, once; the descriptors come beside it.
+    """What every worker needs to know of the guest's memory, sent once; the descriptors come beside it.
 
     Attributes:
         workers: how many there are on this side.
