@@ -58,6 +58,18 @@ class Custody:
         """Have a guardian, before anything of the guest is changed."""
         self._guardian.arm(self._guest.rescue())
 
+    def settle(self, *, stops: bool) -> None:
+        """Let the guest settle.
+
+        Args:
+            stops: it stands still meanwhile, so the guardian must know that it is to run again.
+        """
+        if stops:
+            self._guardian.guard(self._guest.rescue(settling=True))
+        self._guest.settle()
+        if stops:
+            self._guardian.guard(self._guest.rescue())
+
     def pause(self, sink: StateSink) -> int:
         """Pause the guest; returns when it stopped."""
         self.ran = self._guest.is_running()

@@ -27,6 +27,7 @@ from parmig.engine.source_steps import Step
 from parmig.errors import ProtocolError
 from parmig.guests.guest import DirtyLog, Guest, StateSink
 from parmig.ram.blocks import BlockMemory
+from parmig.ram.dirty_log import SETTLED_BY_STOP
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.registry import log_area_bytes
 from parmig.status import MigrationStatus
@@ -119,7 +120,7 @@ class SourceRun(Driver[Instruction]):
     def may_stand_still(self) -> bool:
         """Whether the guest may be paused because of us: by its pause, or by a settling that stops it meanwhile."""
         marks = self.plan.record.marks
-        stopped = self.plan.step is Step.SETTLING and self._report.settle == "stop"
+        stopped = self.plan.step is Step.SETTLING and self._report.settle == SETTLED_BY_STOP
         return stopped or ("pausing" in marks and "resumed" not in marks)
 
     def abort_state(self) -> None:
@@ -214,7 +215,7 @@ class SourceRun(Driver[Instruction]):
     def _settle(self) -> int:
         """Let the guest settle; returns how long that took."""
         began_ns = time.monotonic_ns()
-        self._guest.settle()
+        self._custody.settle(stops=self._report.settle == SETTLED_BY_STOP)
         return time.monotonic_ns() - began_ns
 
     def _save_state(self) -> None:

@@ -179,12 +179,15 @@ class Guest(ABC):
             the VMM does not report it; the return of the call counts then.
         """
 
-    def rescue(self) -> Rescue | None:
+    def rescue(self, *, settling: bool = False) -> Rescue | None:
         """What has to be done to go on here if this very process is killed before hand-over.
 
         Asked before start_dirty_log(), when nothing was changed yet, and again after pause(), when it is known
-        whether the guest ran; then it must take no time. None, the default: nothing of the guest's state depends
-        on this process living on.
+        whether the guest ran; then it must take no time. Where settling stops the guest for a moment, it is asked
+        before and after that too. None, the default: nothing of the guest's state depends on this process living on.
+
+        Args:
+            settling: the guest is about to be stopped to settle.
         """
         return None
 

@@ -14,6 +14,10 @@ class Segment(msgspec.Struct, frozen=True):
     address: int
 
 
+SETTLED_BY_STOP = "stop"
+"""The way of settling that stops the guest for a moment."""
+
+
 class DirtyLog(msgspec.Struct, frozen=True):
     """How workers read the dirty log that a guest started. Serialised to the workers.
 

@@ -170,3 +170,28 @@ def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(
         assert source.ask("query-status")["running"]
         source.wait_for_checks(1)
         assert sum(source.checks()) == 0
+
+
+def test_a_guest_that_was_stopped_to_settle_runs_again_though_the_sender_is_killed(
+    reading: tuple[SlowDisk, Path], tmp_path: Path
+) -> None:
+    disk, initrd = reading
+    with (
+        ReadingMachine(initrd, disk, iothread=False) as source,
+        ReadingMachine(initrd, disk, iothread=False, incoming=True) as destination,
+        Command("receive", "--listen", LISTEN, "--guest", f"qemu:{destination.socket}", "--json") as there,
+    ):
+        source.wait_for_serial("PASS 1")
+        source.wait_for_requests()
+        try:
+            arguments = ("send", there.uri(), "--guest", f"qemu:{source.socket},settle=stop", "--json")
+            with Command(*arguments) as here:
+                wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, 30, "the dirty log")
+                disk.limit(HANGING_BYTES_PER_S)
+                here.wait_for("waiting for the guest's disk requests in flight")
+                here.process.kill()
+        finally:
+            disk.limit(DISK_BYTES_PER_S)
+        wait_until(lambda: source.ask("query-status")["running"], 60, "the guest to run again")
+        source.wait_for_checks(1)
+        there.process.terminate()

@@ -193,8 +193,11 @@ class QemuGuest(Guest):
         self._rescue = None
         return ran_ns
 
-    def rescue(self) -> Rescue:
+    def rescue(self, *, settling: bool = False) -> Rescue:
         """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket.
+
+        Args:
+            settling: the guest is about to be stopped for a moment, so one that does not run is to be resumed.
 
         Raises:
             GuestError: QEMU is gone.
@@ -214,6 +217,9 @@ class QemuGuest(Guest):
         elif self._outgoing.started:
             ran = self._outgoing.ran_until_pause()
             self._rescue = msgspec.structs.replace(self._rescue, running=ran, paused=True)
+        else:
+            running = self.is_running() if settling else self._rescue.running
+            self._rescue = msgspec.structs.replace(self._rescue, running=running, paused=settling)
         return Rescue("parmig.guests.qemu.rescue:set_right", msgspec.msgpack.encode(self._rescue))
 
     def abort(self) -> None:

@@ -18,9 +18,10 @@ import time
 from parmig.errors import GuestError
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.running import run
+from parmig.ram.dirty_log import SETTLED_BY_STOP
 from parmig.units import NS_PER_MS
 
-TRANSACTION, STOP = "transaction", "stop"
+TRANSACTION, STOP = "transaction", SETTLED_BY_STOP
 WAYS = (TRANSACTION, STOP)
 
 PROBE_DISK = "parmig-probe"
