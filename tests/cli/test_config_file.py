@@ -140,12 +140,12 @@ def test_a_file_without_the_table_of_the_command_changes_nothing(commands: Comma
     ],
 )
 def test_a_file_with_a_mistake_is_bad_usage_that_names_it(
-    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, words: str
+    commands: Commands, tmp_path: Path, toml: str, words: str
 ) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "300")
     result = commands("send", toml)
     assert (result.exit_code, result.stdout, commands.got) == (2, "", [])
-    assert words in words_of(result).replace(str(tmp_path / "parmig.toml"), "FILE")
+    unwrapped = "".join(words_of(result).split())  # a long path is broken where the line ends
+    assert "".join(words.split()) in unwrapped.replace(str(tmp_path / "parmig.toml"), "FILE")
 
 
 def test_a_file_that_is_not_there_is_bad_usage(commands: Commands) -> None:

@@ -205,7 +205,7 @@ def test_more_state_than_is_taken_ends_as_it_arrives(ends: Ends, early: bool) ->
     assert "--max-state" in str(refuses(ends))
     assert ends.receiver.size_bytes == 3 * MIB
     check_size(3 * MIB, 3 * MIB)
-    with pytest.raises(StateError, match=r"8 EiB.*takes 3 MiB"):
+    with pytest.raises(StateError, match=r"8 EiB.*at most 3 MiB"):
         check_size(1 << 63, 3 * MIB)
     ends.receiver.close()
 

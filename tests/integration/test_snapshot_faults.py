@@ -244,7 +244,7 @@ def test_what_is_no_snapshot_is_refused(tmp_path: Path) -> None:
 def test_a_full_memory_file_fails_and_the_guest_never_runs(tmp_path: Path, snapshot: bytes) -> None:
     (tmp_path / "s").write_bytes(snapshot)
     with small_disk(tmp_path / "disk", "2M") as disk, HeldGuest(SHAPE, incoming=True, directory=disk) as copy:
-        failed(restore(copy, tmp_path / "s"), "MemoryFullError", "make room")
+        failed(restore(copy, tmp_path / "s"), "MemoryFullError", "free space on its file system")
         never_ran(copy)
 
 
@@ -252,7 +252,7 @@ def test_a_state_that_the_guest_does_not_take_fails_and_it_never_runs(tmp_path: 
     (tmp_path / "s").write_bytes(snapshot)
     with HeldGuest(SHAPE, incoming=True) as copy:
         copy._state_limit_bytes = 100
-        failed(restore(copy, tmp_path / "s"), "StateError", "at most 100 bytes")
+        failed(restore(copy, tmp_path / "s"), "StateError", "at most 100")
         never_ran(copy)
 
 
