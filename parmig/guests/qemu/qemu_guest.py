@@ -194,14 +194,7 @@ class QemuGuest(Guest):
         return ran_ns
 
     def rescue(self, *, settling: bool = False) -> Rescue:
-        """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket.
-
-        Args:
-            settling: the guest is about to be stopped for a moment, so one that does not run is to be resumed.
-
-        Raises:
-            GuestError: QEMU is gone.
-        """
+        """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket."""
         if self._rescue is None:
             capabilities, parameters = self._settings.foresee(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
             self._rescue = QemuRescue(
