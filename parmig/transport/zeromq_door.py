@@ -24,7 +24,7 @@ from parmig.linux import sockets
 from parmig.units import KIB, NS_PER_MS
 
 HANDSHAKE_MS = 2000
-MAX_STRANGERS = 32
+MAX_STRANGERS = 12
 HANDSHAKE_BYTES = 1 * KIB
 """What a stranger may say, besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would take a
 command of the size of a message for it."""
