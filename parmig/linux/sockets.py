@@ -36,12 +36,43 @@ def received_bytes(connection: socket.socket) -> int:
     return int(_BYTES_RECEIVED.unpack(info)[0])
 
 
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _SOCK_FPROG = struct.Struct("@HP")  # struct sock_fprog of linux/filter.h: number of instructions, where they are
-_BPF_KEEP_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of the packet
+_BPF_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, steps if true, steps if false, constant
+_BPF_LOAD_LENGTH = 0x80  # BPF_LD | BPF_W | BPF_LEN
+_BPF_IF_GREATER = 0x25  # BPF_JMP | BPF_JGT | BPF_K
+_BPF_KEEP = 0x06  # BPF_RET | BPF_K: keep so many bytes of the packet
+_TCP_HEADER_MAX_BYTES = 60
 
 
 def drop_all_packets(sock: socket.socket) -> None:
     """Have the kernel drop whatever arrives at *sock*. On a listener: no new connections; existing ones continue."""
-    program = ctypes.create_string_buffer(_BPF_KEEP_NOTHING)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _SOCK_FPROG.pack(1, ctypes.addressof(program)))
+    _attach(sock, [(_BPF_KEEP, 0, 0, 0)])
+
+
+def drop_large_packets(sock: socket.socket, max_bytes: int) -> None:
+    """Have the kernel drop TCP segments with more than *max_bytes* of data, before they take memory.
+
+    On a listener: at the connections that it accepts from now on too, which inherit the filter (sk_clone_lock in
+    net/core/sock.c).
+    """
+    _attach(
+        sock,
+        [
+            (_BPF_LOAD_LENGTH, 0, 0, 0),
+            (_BPF_IF_GREATER, 0, 1, max_bytes + _TCP_HEADER_MAX_BYTES),
+            (_BPF_KEEP, 0, 0, 0),
+            (_BPF_KEEP, 0, 0, 0xFFFF_FFFF),
+        ],
+    )
+
+
+def drop_no_packets(sock: socket.socket) -> None:
+    """Take the filter off *sock*; it must have one."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def _attach(sock: socket.socket, instructions: list[tuple[int, int, int, int]]) -> None:
+    program = ctypes.create_string_buffer(b"".join(_BPF_INSTRUCTION.pack(*one) for one in instructions))
+    pointer = _SOCK_FPROG.pack(len(instructions), ctypes.addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)

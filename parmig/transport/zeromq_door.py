@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
@@ -24,10 +24,11 @@ from parmig.linux import sockets
 from parmig.units import KIB, NS_PER_MS
 
 HANDSHAKE_MS = 2000
-MAX_STRANGERS = 12
+MAX_STRANGERS = 32
 HANDSHAKE_BYTES = 1 * KIB
 """What a stranger may say, besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would take a
-command of the size of a message for it."""
+command of the size of a message for it. The kernel drops larger segments: between two looks of a busy process libzmq
+would take in tens of MiB."""
 
 LOOK_EVERY_MS = 10
 """How often strangers are looked at: libzmq takes in what they say meanwhile, with one thread."""
@@ -100,6 +101,8 @@ class Door:
         """Take note of an *event* of the socket's monitor."""
         if event == zmq.EVENT_LISTENING:
             self._listener = fd
+            with _connection(fd) as listener:
+                sockets.drop_large_packets(listener, self._max_bytes)
         elif event == zmq.EVENT_ACCEPTED:
             self._strangers[fd] = _other_end(fd)
             if self._shut:  # it was let in while the door was being shut
@@ -128,6 +131,8 @@ class Door:
         self._shut = True
         with _connection(self._listener) as listener:
             sockets.drop_all_packets(listener)
+        with suppress(OSError), _connection(peer_fd) as peer:  # it has ended meanwhile, or came before the filter
+            sockets.drop_no_packets(peer)
         self._strangers.pop(peer_fd, None)
         self.thin_out()
 
