@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -24,7 +25,18 @@ PATIENCE_S = 5.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _lasting_helpers() -> None:
+def _no_signal_is_ignored() -> None:
+    """Tests send these to processes that they start. nohup, and a shell that runs pytest in the background, ignore
+    some of them, and what is started would inherit that."""
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lasting_helpers(_no_signal_is_ignored: None) -> None:
     """What lives as long as the interpreter is there from the start: fork server, resource tracker, pyzmq's thread
     that lets go of frames which were sent without a copy."""
     with _fork_server():

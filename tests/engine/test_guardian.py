@@ -24,9 +24,7 @@ from tests.support import wait_until
 HERE = "tests.engine.test_guardian"
 
 COORDINATOR = f"""
-import signal, sys, time
-for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_DFL)  # nohup ignores some of them, and so would this process
+import sys, time
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.guardian import Guardian
 from parmig.guests.guest import Rescue
