@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,9 @@ def test_what_the_disk_stores_during_a_snapshot_is_in_it(
         assert sum(source.checks()) == 0, source.checks()
 
 
-def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(
-    reading: tuple[SlowDisk, Path], tmp_path: Path
-) -> None:
+@contextmanager
+def reading_pair(reading: tuple[SlowDisk, Path]) -> Iterator[tuple[ReadingMachine, Command]]:
+    """A guest that reads the disk, and a receiver that waits for it."""
     disk, initrd = reading
     with (
         ReadingMachine(initrd, disk, iothread=False) as source,
@@ -149,22 +149,33 @@ def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(
         Command("receive", "--listen", LISTEN, "--guest", f"qemu:{destination.socket}", "--json") as there,
     ):
         source.wait_for_serial("PASS 1")
+        yield source, there
+
+
+@contextmanager
+def settling_beside_a_disk_that_hangs(disk: SlowDisk, source: ReadingMachine, uri: str, way: str) -> Iterator[Command]:
+    """A sender that waits for a disk, which hangs until the end of the block."""
+    source.wait_for_requests()
+    try:
+        with Command("send", uri, "--guest", f"qemu:{source.socket},settle={way}", "--json") as here:
+            wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, 30, "the dirty log")
+            disk.limit(HANGING_BYTES_PER_S)
+            here.wait_for("waiting for the guest's disk requests in flight")
+            yield here
+    finally:
+        disk.limit(DISK_BYTES_PER_S)
+
+
+def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(reading: tuple[SlowDisk, Path]) -> None:
+    with reading_pair(reading) as (source, there):
         settings = source.settings()
-        source.wait_for_requests()
-        try:
-            arguments = ("send", there.uri(), "--guest", f"qemu:{source.socket},settle=transaction", "--json")
-            with Command(*arguments) as here:
-                wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, 30, "the dirty log")
-                disk.limit(HANGING_BYTES_PER_S)
-                here.wait_for("waiting for the guest's disk requests in flight")
-                asked = time.monotonic()
-                here.process.send_signal(signal.SIGINT)
-                code, report = here.end()
+        with settling_beside_a_disk_that_hangs(reading[0], source, there.uri(), "transaction") as here:
+            asked = time.monotonic()
+            here.process.send_signal(signal.SIGINT)
+            code, report = here.end()
             assert (code, report["status"]) == (130, "cancelled"), report["error"]
             assert time.monotonic() - asked < 20  # of it 5 s for QEMU, whose main loop waits for the disk
             assert source.tracked_mappings() == 0
-        finally:
-            disk.limit(DISK_BYTES_PER_S)
         there.end()
         wait_until(lambda: source.settings() == settings, 30, "the settings to be as before")
         assert source.ask("query-status")["running"]
@@ -173,25 +184,11 @@ def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(
 
 
 def test_a_guest_that_was_stopped_to_settle_runs_again_though_the_sender_is_killed(
-    reading: tuple[SlowDisk, Path], tmp_path: Path
+    reading: tuple[SlowDisk, Path],
 ) -> None:
-    disk, initrd = reading
-    with (
-        ReadingMachine(initrd, disk, iothread=False) as source,
-        ReadingMachine(initrd, disk, iothread=False, incoming=True) as destination,
-        Command("receive", "--listen", LISTEN, "--guest", f"qemu:{destination.socket}", "--json") as there,
-    ):
-        source.wait_for_serial("PASS 1")
-        source.wait_for_requests()
-        try:
-            arguments = ("send", there.uri(), "--guest", f"qemu:{source.socket},settle=stop", "--json")
-            with Command(*arguments) as here:
-                wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, 30, "the dirty log")
-                disk.limit(HANGING_BYTES_PER_S)
-                here.wait_for("waiting for the guest's disk requests in flight")
-                here.process.kill()
-        finally:
-            disk.limit(DISK_BYTES_PER_S)
+    with reading_pair(reading) as (source, there):
+        with settling_beside_a_disk_that_hangs(reading[0], source, there.uri(), "stop") as here:
+            here.process.kill()
         wait_until(lambda: source.ask("query-status")["running"], 60, "the guest to run again")
         source.wait_for_checks(1)
         there.process.terminate()
