@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -130,8 +130,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         """The values that are allowed; empty: any value of the unit."""
         choices = self.declared.choices
         if isinstance(choices, str):
-            module, _, function = choices.partition(":")
-            return tuple(getattr(import_module(module), function)())
+            return tuple(resolve_name(choices)())
         return choices
 
     @property

@@ -18,7 +18,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator, Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import multiprocess
@@ -64,8 +64,7 @@ def _run(program: str, name: str, connection: Connection, setup: bytes, fds: Seq
         pass  # sent to the group a moment before this process left it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
     process.name_process(name)
-    module, _, function = program.partition(":")
-    getattr(import_module(module), function)(connection, setup, fds)
+    resolve_name(program)(connection, setup, fds)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
 from multiprocess.connection import Connection
 
 from parmig.engine import guardian_messages
 from parmig.engine.guardian_messages import Armed, Disarm, Guard, TakeOver
 from parmig.engine.message import encode
-from parmig.engine.rescuing import Log, load, rescue
+from parmig.engine.rescuing import Log, rescue
 
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
@@ -85,6 +86,6 @@ def _serve(connection: Connection, log: Log) -> None:
 def _prepare(guard: Guard) -> None:
     """Import what will be called now: later the package may be gone, or the coordinator dead and the guest waiting."""
     try:
-        load(guard.program)
+        resolve_name(guard.program)
     except Exception:
         pass  # the guardian retries, and its log shows it

@@ -10,8 +10,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
@@ -59,13 +59,6 @@ def waits() -> Iterator[float]:
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def load(program: str) -> Callable[[bytes], bool]:
-    """The function that ``module:function`` names."""
-    module, _, function = program.partition(":")
-    found: Callable[[bytes], bool] = getattr(import_module(module), function)
-    return found
-
-
 def rescue(program: str, setup: bytes, log: Log, sleep: Callable[[float], None] = time.sleep) -> None:
     """Call *program* with *setup* until it says that all is done or that nothing is left to set right.
 
@@ -76,7 +69,7 @@ def rescue(program: str, setup: bytes, log: Log, sleep: Callable[[float], None] 
     for wait_s in waits():
         attempts += 1
         try:
-            done = load(program)(setup)
+            done = resolve_name(program)(setup)
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
             if words != said:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
+from pkgutil import resolve_name
 
 from parmig.errors import UsageError
 from parmig.guests.guest import Guest
@@ -41,6 +41,5 @@ def open_guest(text: str, *, incoming: bool) -> Guest:
     scheme, _, options = text.partition(":")
     if scheme not in _SCHEMES:
         raise UsageError(f"unknown guest scheme {scheme!r} in {text!r}; choose {', '.join(schemes())}")
-    module, _, function = _SCHEMES[scheme].partition(":")
-    opener: Callable[..., Guest] = getattr(import_module(module), function)
+    opener: Callable[..., Guest] = resolve_name(_SCHEMES[scheme])
     return opener(options, incoming=incoming)

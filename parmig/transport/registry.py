@@ -6,8 +6,8 @@ The transports are imported when they are first opened: the command line reads t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, NamedTuple, cast
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
 from parmig.errors import UsageError
 from parmig.transport.tcp import TcpTransport
@@ -68,8 +68,8 @@ def open_transport(endpoint: Endpoint, name: str, **options: Any) -> MigrationTr
         UsageError: the scheme is not known.
     """
     _check_scheme(endpoint)
-    module, _, factory = TRANSPORTS[endpoint.scheme].factory.partition(":")
-    return cast(MigrationTransport, getattr(import_module(module), factory)(name, **options))
+    transport: MigrationTransport = resolve_name(TRANSPORTS[endpoint.scheme].factory)(name, **options)
+    return transport
 
 
 def open_control(endpoint: Endpoint, name: str, **options: Any) -> TcpTransport:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from parmig.errors import UsageError
@@ -42,6 +42,5 @@ def codec(name: str) -> PageCodec:
 
 @functools.cache
 def _load(where: str) -> PageCodec:
-    module, _, name = where.partition(":")
-    made: PageCodec = getattr(import_module(module), name)()
+    made: PageCodec = resolve_name(where)()
     return made
