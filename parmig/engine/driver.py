@@ -112,7 +112,7 @@ class Driver(ABC, Generic[Instruction]):
 
     def _watch(self, *items: int | None) -> None:
         """Wake the loop for *items* and the guest's thread, and for nothing else any more."""
-        self._poller = Poller(self._thread.wake_fd, *(item for item in items if item is not None))
+        self._poller = Poller(self._thread.wake_fd, *items)
 
     def _forget(self, items: Iterable[int]) -> None:
         """Watch *items* no more: what has ended stays readable, and would wake the loop without end."""

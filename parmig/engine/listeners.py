@@ -19,7 +19,7 @@ from parmig.engine.report import RamReport
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_messages import ReceiveSetup
 from parmig.guests.guest import GuestInfo
-from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.blocks import BlockMemory, check_mappable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
@@ -76,8 +76,7 @@ class Listeners:
             raise
 
     def _start(self) -> None:
-        for one in self._memory:
-            BlockMapping(one).close()  # what cannot be mapped is refused before the source is let in
+        check_mappable(self._memory)  # before the source is let in
         wish = self.wish
         for worker in range(wish.workers):
             setup = ReceiveSetup(

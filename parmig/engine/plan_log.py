@@ -64,6 +64,8 @@ class PlanLog:
 
     def note_rounds(self, record: Record) -> None:
         """Write the counts of each round of *record* that has ended since the last call."""
+        if not _logger.isEnabledFor(logging.INFO):
+            return
         for number in range(self._rounds, len(record.facts)):
             facts = record.facts[number]
             _logger.info(

@@ -123,10 +123,8 @@ class MigrationReceiver:
             ParmigError: this side cannot receive from any source.
         """
         waiting_since_ns = time.monotonic_ns()
-        poller = Poller(*self._admission.pollables(), self._thread.wake_fd)
         watch_fd = self._guest.watch_fd()
-        if watch_fd is not None:
-            poller.watch(watch_fd)
+        poller = Poller(*self._admission.pollables(), self._thread.wake_fd, watch_fd)
         while True:
             self._nobody_came(time.monotonic_ns() - waiting_since_ns)
             ready = poller.poll(POLL_MS)

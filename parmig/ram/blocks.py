@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -132,3 +133,13 @@ def _check_page_size(memory: BlockMemory) -> None:
             f"{memory.file_offset_bytes} of its file on, expected pages of {found} bytes as in the file; "
             "give the block that page size, and let it begin and end on page borders"
         )
+
+
+def check_mappable(memory: Iterable[BlockMemory]) -> None:
+    """Map each block of *memory* once, so that one that cannot be mapped is refused here, by its name.
+
+    Raises:
+        GuestRefusedError: as of :class:`BlockMapping`.
+    """
+    for one in memory:
+        BlockMapping(one).close()

@@ -13,7 +13,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.worker_messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
-from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.blocks import BlockMemory, check_mappable
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
@@ -65,17 +65,13 @@ class Readers:
         self._regions = len(cut(self._blocks, self._region_pages))
         self._shared = SharedArea(-1, workers=workers, blocks=self._blocks, regions=self._regions)
         self._pool = WorkerPool(SNAPSHOT_PROGRAMS[1], "load worker")
-        self._poller = Poller()
+        self._poller = Poller(wake_fd, watch_fd)
         self._watch_fd = watch_fd
-        for fd in (wake_fd, watch_fd):
-            if fd is not None:
-                self._poller.watch(fd)
         self.counters: list[WorkerCounters] = []
 
     def start(self) -> None:
         """Start the workers."""
-        for one in self._memory:  # what cannot be mapped is refused here, by its name
-            BlockMapping(one).close()
+        check_mappable(self._memory)
         places = {entry.name: entry.mapped for entry in self._snapshot.blocks}
         mapped = [place for block in self._blocks if (place := places[block.name]) is not None]
         for worker in range(self._workers):

@@ -28,19 +28,20 @@ class Poller:
 
     Args:
         items: descriptors and transports; a transport must be open and is watched until this object is dropped.
+            None is nothing to watch.
     """
 
-    def __init__(self, *items: int | Pollable) -> None:
+    def __init__(self, *items: int | Pollable | None) -> None:
         self._poll = select.poll()
         self._sources: list[Pollable] = []
         self.watch(*items)
 
-    def watch(self, *items: int | Pollable) -> None:
+    def watch(self, *items: int | Pollable | None) -> None:
         """Watch *items*, too."""
         for item in items:
             if isinstance(item, int):
                 self._poll.register(item, select.POLLIN)
-            else:
+            elif item is not None:
                 self._sources.append(item)
                 self.watch(*item.pollables())
 
