@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, UsageError
+from parmig.transport import tcp
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
-from parmig.transport.tcp_framing import GREETING
+from parmig.transport.tcp_framing import GREETING, encode
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport, parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
@@ -112,6 +113,7 @@ PEER = """
 from parmig.transport.transport import parse_uri
 import sys, zmq
 from parmig.transport.transport import parse_uri
+from parmig.transport import tcp
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
 from tests.contract import wrapped
@@ -528,6 +530,22 @@ def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:
             wait_until(lambda one=one: ended(one, listener), "the end of the stranger's connection")
         connector.write([b"data"])
         assert next_message(listener) == [b"data"]
+
+
+def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "TIME_TO_SPEAK_NS", tcp.FIRST_MESSAGE_NS)
+    with ExitStack() as stack:
+        listener, endpoint = Loop("tcp", stack).listen()
+        address = (endpoint.host, endpoint.port)
+        right = stack.enter_context(socket.create_connection(address, timeout=10))
+        right.sendall(GREETING)
+        assert listener.read(20) is None
+        assert right.recv(len(GREETING)) == GREETING
+        for _ in range(2 * tcp.MAX_STRANGERS):
+            stack.enter_context(socket.create_connection(address, timeout=10))
+            assert listener.read() is None
+        right.sendall(encode([b"hello"]))
+        assert next_message(listener) == [b"hello"]
 
 
 def test_a_message_beyond_the_limit_ends_its_senders_connection_only(loop: Loop) -> None:
