@@ -153,7 +153,9 @@ def lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
 
 def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:
     """Whether the file systems of the memory files can take what the source has allocated."""
-    fds = {(os.fstat(one.fd).st_dev, os.fstat(one.fd).st_ino): one.fd for one in memory}
+    if any(item.pid for item in memory):
+        return []  # private memory has no limit that can be known
+    fds = {(os.fstat(item.fd).st_dev, os.fstat(item.fd).st_ino): item.fd for item in memory}
     allocated = sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
     needed = min(wish.allocated_bytes, sum(block.size_bytes for block in wish.blocks)) - allocated
     found = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
@@ -21,7 +20,7 @@ from parmig.engine.report import DigestReport, Progress, Report
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup
+from parmig.engine.worker_messages import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     GuestRefusedError,
@@ -36,6 +35,7 @@ from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import credit_bytes
+from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
@@ -124,12 +124,12 @@ class MigrationSender(SourceSide):
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
+        places, descriptors = memory_for_workers(memory)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint)):
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
-                blocks=blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
+                memory=places,
                 uri=uri,
                 local=local,
                 session=accept.session,
@@ -139,7 +139,7 @@ class MigrationSender(SourceSide):
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *(one.fd for one in memory)])
+            self._pool.start(setup, [shared.fd, *descriptors])
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -162,7 +162,7 @@ class MigrationSender(SourceSide):
             kind=info.kind,
             machine=info.machine,
             blocks=tuple(one.block for one in memory),
-            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {one.fd for one in memory}),
+            allocated_bytes=allocated_bytes(memory),
             workers=config.workers,
             transport=config.transport,
             codec=config.compress,
