@@ -12,9 +12,10 @@ from parmig import logs
 from parmig.config import ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
-from parmig.engine.agreement import check_configure, told
+from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
@@ -136,6 +137,9 @@ class MigrationReceiver:
             wish = self._admission.hear()
             if wish is None:
                 continue
+            if wish.check:
+                self._admission.answer_check(self._mismatches(wish))
+                continue
             self._began_ns = time.monotonic_ns()
             try:
                 return self.apply_config(wish)
@@ -168,11 +172,9 @@ class MigrationReceiver:
         """
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
-        mismatches = check_configure(wish, info, [one.block for one in memory])
-        if not mismatches:
-            mismatches = lack_of_space(memory, wish) + lack_of_ports(self._config.data_ports, wish.workers)
+        mismatches = self._mismatches(wish)
         if mismatches:
-            raise PeerRefusedError(told(mismatches))
+            raise PeerRefusedError(joined(mismatches))
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
@@ -194,6 +196,17 @@ class MigrationReceiver:
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
+
+    def _mismatches(self, wish: Configure) -> list[Mismatch]:
+        """Everything that keeps the source of *wish* out."""
+        info = self._thread.call(self._guest.info)
+        memory = list(self._thread.call(self._guest.memory))
+        traits = self._thread.call(self._guest.traits)
+        return [
+            *check_configure(wish, info, [one.block for one in memory], traits),
+            *lack_of_space(memory, wish),
+            *lack_of_ports(self._config.data_ports, wish.workers),
+        ]
 
     # -- with a source --------------------------------------------------------------------------
 
