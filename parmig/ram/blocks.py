@@ -58,19 +58,32 @@ class RamBlock(msgspec.Struct, frozen=True):
         return self.page_size_bytes // PAGE_BYTES
 
 
+class Segment(msgspec.Struct, frozen=True):
+    """A run of a block's pages in a process: page *first_page* of the block is at *address*, the rest follows."""
+
+    first_page: int
+    pages: int
+    address: int
+
+
 class BlockMemory(msgspec.Struct, frozen=True):
-    """A block together with the file that holds its bytes, for the process that owns the descriptor.
+    """A block together with what holds its bytes: a shared memory file, or the memory of a process.
 
     Attributes:
         block: which block.
-        fd: descriptor of the shared memory file, readable and writable; the guest object owns it
-            and closes it, others duplicate it.
+        fd: (pid is 0) descriptor of the shared memory file, readable and writable; (pid is not 0) descriptor of the
+            file that the process maps privately, readable: pages that the process never wrote have its content; -1:
+            no file, such pages are zero. The guest object owns it and closes it, others duplicate it.
         file_offset_bytes: where the block begins in that file.
+        pid: the process that has the memory; 0: the file has it.
+        segments: (pid is not 0) where the process maps the block, by page number, without gaps.
     """
 
     block: RamBlock
-    fd: int
+    fd: int = -1
     file_offset_bytes: int = 0
+    pid: int = 0
+    segments: tuple[Segment, ...] = ()
 
 
 class BlockMapping:

@@ -5,14 +5,9 @@ from __future__ import annotations
 
 import msgspec
 
+from parmig.ram.blocks import Segment
 
-class Segment(msgspec.Struct, frozen=True):
-    """A run of a block's pages as the owner of a dirty log addresses it: page *first_page* is at *address*."""
-
-    first_page: int
-    pages: int
-    address: int
-
+__all__ = ["SETTLED_BY_STOP", "DirtyLog", "Segment"]
 
 SETTLED_BY_STOP = "stop"
 """The way of settling that stops the guest for a moment."""
