@@ -68,7 +68,7 @@ class Guardian:
             self._tell(Guard(rescue.program, rescue.setup))
 
     def disarm(self) -> None:
-        """Make the guardian end without touching the guest: nobody may resume it from now on."""
+        """Make the guardian leave the guest alone: nobody may resume it from now on."""
         self._tell(Disarm())
 
     def take_over(self) -> bool:
