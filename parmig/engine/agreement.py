@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both sides must agree on before anything is touched: comparing configurations. Pure.
+"""Compares the configurations of both sides before anything is touched. Pure.
 
-Each function returns every mismatch, so that a user mends them in one go.
+Each function returns every mismatch, so that the user can mend them all at once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from parmig.transport.registry import data_scheme, data_transports
 from parmig.units import format_size
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
-"""What this version does and the other side must do too."""
+"""What this version does, and the other side must do too."""
 
 ENDPOINT_SCHEMES = "endpoint-schemes"
 """Feature: the destination names the scheme of each endpoint in Accept."""
 
 FEATURES = (ENDPOINT_SCHEMES,)
-"""What this version does where the other side names it too."""
+"""What this version does only if the other side names it too."""
 
 
 def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int:
@@ -33,20 +33,20 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
 
     Args:
         capabilities: that the source names.
-        first: the version that it began with; alone the only one of a source from before version 3.
+        first: the version of the source's first message. A source from before version 3 names no other.
 
     Raises:
         ProtocolError: there is none.
     """
-    theirs = {first, *(version for version in VERSIONS if f"protocol-{version}" in capabilities)}
-    common = theirs.intersection(VERSIONS)
+    spoken = {first, *(version for version in VERSIONS if f"protocol-{version}" in capabilities)}
+    common = spoken.intersection(VERSIONS)
     if not common:
         raise ProtocolError(other_version(first))
     return max(common)
 
 
 def offer() -> tuple[str, ...]:
-    """What a side names among its capabilities: what it does, its newest protocol version, the codecs that it knows."""
+    """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows."""
     codec_features = (_codec_feature(name) for name in codecs.names())
     return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features)
 
@@ -81,34 +81,34 @@ def guest_mismatches(source: tuple[str, str], destination: tuple[str, str]) -> l
 def block_mismatches(source: Sequence[RamBlock], destination: Sequence[RamBlock]) -> list[Mismatch]:
     """How the RAM blocks differ; their order does not matter."""
     there, here = {block.name: block for block in source}, {block.name: block for block in destination}
-    found = []
+    mismatches = []
     if (len(source), len(destination)) != (len(there), len(here)):
         counts = [f"{len(names)} for {len(blocks)} blocks" for names, blocks in ((there, source), (here, destination))]
-        found.append(Mismatch("RAM block names", counts[0], counts[1], "each block needs a name of its own"))
+        mismatches.append(Mismatch("RAM block names", counts[0], counts[1], "each block needs a name of its own"))
     for name in sorted(here.keys() | there.keys()):
         a, b = there.get(name), here.get(name)
         if a is None or b is None:
             sizes = ["" if side is None else format_size(side.size_bytes) for side in (a, b)]
-            found.append(Mismatch(f"RAM block {name!r}", sizes[0], sizes[1], "backend ids must match"))
+            mismatches.append(Mismatch(f"RAM block {name!r}", sizes[0], sizes[1], "backend ids must match"))
         else:
-            found += _size_mismatches(a, b)
-    return found
+            mismatches += _size_mismatches(a, b)
+    return mismatches
 
 
 def _size_mismatches(source: RamBlock, destination: RamBlock) -> list[Mismatch]:
     """How two blocks of the same name differ."""
-    label, found = f"RAM block {source.name!r}", []
+    label, mismatches = f"RAM block {source.name!r}", []
     if source.size_bytes != destination.size_bytes:
         sizes = [format_size(side.size_bytes) for side in (source, destination)]
-        found.append(Mismatch(f"{label}: memory size", sizes[0], sizes[1], "start both with the same -m"))
+        mismatches.append(Mismatch(f"{label}: memory size", sizes[0], sizes[1], "start both with the same -m"))
     elif source.ranges != destination.ranges:
         places = [", ".join(f"{part.gpa:#x}" for part in side.ranges) for side in (source, destination)]
         advice = "start both with the same -machine and -m"
-        found.append(Mismatch(f"{label}: guest physical addresses", places[0], places[1], advice))
+        mismatches.append(Mismatch(f"{label}: guest physical addresses", places[0], places[1], advice))
     if source.page_size_bytes != destination.page_size_bytes:
         sizes = [format_size(side.page_size_bytes) for side in (source, destination)]
-        found.append(Mismatch(f"{label}: page size", sizes[0], sizes[1], "give both pages of the same size"))
-    return found
+        mismatches.append(Mismatch(f"{label}: page size", sizes[0], sizes[1], "give both pages of the same size"))
+    return mismatches
 
 
 def capability_mismatches(theirs: Sequence[str], side: str) -> list[Mismatch]:
@@ -127,41 +127,41 @@ def check_configure(
         message: the wishes.
         info, blocks, traits: of the guest here.
     """
-    found = guest_mismatches((message.kind, message.machine), (info.kind, info.machine))
-    found += block_mismatches(message.blocks, blocks)
-    found += capability_mismatches(message.capabilities, "source")
+    mismatches = guest_mismatches((message.kind, message.machine), (info.kind, info.machine))
+    mismatches += block_mismatches(message.blocks, blocks)
+    mismatches += capability_mismatches(message.capabilities, "source")
     if message.kind == info.kind:
-        found += trait_mismatches(message.traits, traits)
+        mismatches += trait_mismatches(message.traits, traits)
     for what, name, known in (
         ("compression", message.codec, codecs.names()),
         ("transport", message.transport, data_transports()),
     ):
         if name not in known:
-            found.append(Mismatch(what, repr(name), f"only {', '.join(known)}", _SAME_PARMIG))
+            mismatches.append(Mismatch(what, repr(name), f"only {', '.join(known)}", _SAME_PARMIG))
     if message.credit_bytes < message.batch_bytes:
         credit, batch = f"{message.credit_bytes} bytes", f"at least one batch of {message.batch_bytes} bytes"
-        found.append(Mismatch("credit", credit, batch, _SAME_PARMIG))
+        mismatches.append(Mismatch("credit", credit, batch, _SAME_PARMIG))
     for block in message.blocks:
         if block.size_bytes <= 0 or block.size_bytes % PAGE_BYTES:
             what = f"RAM block {block.name!r}: memory size"
-            found.append(Mismatch(what, f"{block.size_bytes} bytes", "whole pages only", "give it whole pages"))
+            mismatches.append(Mismatch(what, f"{block.size_bytes} bytes", "whole pages only", "give it whole pages"))
     regions = sum(-(-block.size_bytes // PAGE_BYTES) for block in message.blocks) // message.region_pages
     if regions > MAX_REGIONS:
         size = f"{regions} of {message.region_pages} pages"
-        found.append(Mismatch("regions", size, f"at most {MAX_REGIONS}", _SAME_PARMIG))
-    return found
+        mismatches.append(Mismatch("regions", size, f"at most {MAX_REGIONS}", _SAME_PARMIG))
+    return mismatches
 
 
 def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mismatch]:
     """(source) Everything in the destination's answer that does not match."""
-    found = guest_mismatches((info.kind, info.machine), (message.kind, message.machine))
-    found += block_mismatches(wish.blocks, message.blocks)
-    found += capability_mismatches(message.capabilities, "destination")
+    mismatches = guest_mismatches((info.kind, info.machine), (message.kind, message.machine))
+    mismatches += block_mismatches(wish.blocks, message.blocks)
+    mismatches += capability_mismatches(message.capabilities, "destination")
     if message.codec != wish.codec:
-        found.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))
+        mismatches.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))
     if len(message.data) != wish.workers:
-        found.append(Mismatch("workers", str(wish.workers), str(len(message.data)), _SAME_PARMIG))
+        mismatches.append(Mismatch("workers", str(wish.workers), str(len(message.data)), _SAME_PARMIG))
     scheme = data_scheme(wish.transport)
     for other in sorted({data.scheme for data in message.data} - {"", scheme}):
-        found.append(Mismatch("transport", scheme, other, _SAME_PARMIG))
-    return found
+        mismatches.append(Mismatch("transport", scheme, other, _SAME_PARMIG))
+    return mismatches

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source's first message: what its guest is and what it wishes, and the destination's answer to that."""
+"""Introduces a source to the destination: its first message, and the answer."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from parmig.version import __version__
 _logger = logging.getLogger(__name__)
 
 CONFIGURE_LIMIT_NS = 20 * NS_PER_S
-"""For the destination to check the configuration and start its workers."""
+"""How long the destination may take to check the configuration and start its workers."""
 
 LINGER_MS = 500
-"""For the last message to leave."""
+"""How long the last message may take to leave."""
 
 
 class Introduction:
@@ -72,13 +72,13 @@ class Introduction:
             GuestError: the guest did not answer.
         """
         config = self._config
-        blocks = tuple(one.block for one in memory)
+        blocks = tuple(part.block for part in memory)
         return Configure(
             parmig=__version__,
             kind=info.kind,
             machine=info.machine,
             blocks=blocks,
-            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {one.fd for one in memory}),
+            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {part.fd for part in memory}),
             workers=config.workers,
             transport=config.transport,
             codec=config.compress,

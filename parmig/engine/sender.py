@@ -64,7 +64,7 @@ class MigrationSender(SourceSide):
     Args:
         guest: opened by the caller, who also closes it.
         uri: of the receiver's control channel.
-        config: how.
+        config: how to migrate.
         progress: called now and then, in the thread that called :meth:`start`.
     """
 
@@ -93,7 +93,7 @@ class MigrationSender(SourceSide):
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
-        blocks = tuple(one.block for one in memory)
+        blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         endpoint = parse_uri(self._uri)
@@ -111,7 +111,7 @@ class MigrationSender(SourceSide):
                 worker=worker,
                 workers=self._config.workers,
                 blocks=blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
+                file_offsets_bytes=tuple(part.file_offset_bytes for part in memory),
                 uri=uri,
                 local=local,
                 session=accept.session,
@@ -121,7 +121,7 @@ class MigrationSender(SourceSide):
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *(one.fd for one in memory)])
+            self._pool.start(setup, [shared.fd, *(part.fd for part in memory)])
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),

@@ -15,7 +15,7 @@ import msgspec
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink
-from parmig.guests.qemu import layout
+from parmig.guests.qemu import ram_list
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
 from parmig.guests.qemu.hardware import Hardware
@@ -73,7 +73,7 @@ class QemuGuest(Guest):
         try:
             (check_destination if incoming else check_source)(qmp)
             self._pidfd = open_pidfd(pid, qmp.path)
-            self._blocks = open_memory(qmp, pid)
+            self._blocks = open_memory(qmp, pid, "migrate")
             machine = str(qmp.execute("qom-get", path="/machine", property="type")).removesuffix("-machine")
         except BaseException:
             self.close()
@@ -96,7 +96,7 @@ class QemuGuest(Guest):
             GuestError: QEMU is gone.
         """
         own = {one.memory.block.name for one in self._blocks}
-        found = layout.block_sizes(self._qmp.monitor("info ramblock"))
+        found = ram_list.block_sizes(self._qmp.monitor("info ramblock"))
         return {name: size_bytes for name, size_bytes in found.items() if size_bytes and name not in own}
 
     def is_running(self) -> bool:
