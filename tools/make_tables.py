@@ -17,7 +17,7 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import demo, receive, restore, save, send
+from parmig.cli import demo, qemu_args, receive, restore, save, send
 from parmig.cli import inspect as inspect_command
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
@@ -27,7 +27,15 @@ from tools import room_diagram
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMANDS = (demo.demo, receive.receive, send.send, save.save, restore.restore, inspect_command.inspect)
+COMMANDS = (
+    demo.demo,
+    receive.receive,
+    send.send,
+    save.save,
+    restore.restore,
+    inspect_command.inspect,
+    qemu_args.qemu_args,
+)
 
 GUESTS: dict[str, type[msgspec.Struct]] = {"qemu": QemuOptions, "synthetic": SyntheticOptions, "kvm": KvmOptions}
 
@@ -40,6 +48,11 @@ EXIT_CODES = {
     5: "failed or cancelled, and the source guest could not be resumed: it is paused",
     130: "cancelled; the source guest continues",
 }
+
+
+def command_name(command: Callable[..., None]) -> str:
+    """What a user types to run *command*."""
+    return command.__name__.replace("_", "-")
 
 
 def error_classes() -> list[type[errors.ParmigError]]:
@@ -106,7 +119,7 @@ def status_diagram() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {
-        **{f"options-{one.__name__}": partial(option_table, one) for one in COMMANDS},
+        **{f"options-{command_name(one)}": partial(option_table, one) for one in COMMANDS},
         **{f"guest-{name}": partial(guest_table, struct) for name, struct in GUESTS.items()},
         "exit-codes": exit_code_table,
         "errors": error_table,
