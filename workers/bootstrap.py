@@ -42,7 +42,7 @@ each time. As much as the credit of a channel."""
 
 
 class StopRequestedError(BaseException):
-    """The coordinator said stop, or is gone. Not an Exception: nothing on the way may swallow it."""
+    """The coordinator sent Stop, or is gone. It is no Exception, so that no handler swallows it."""
 
 
 class Inbox:
@@ -72,7 +72,7 @@ class Inbox:
         """Read what is there.
 
         Raises:
-            StopRequestedError: the coordinator said stop, or its end of the pipe closed.
+            StopRequestedError: the coordinator sent Stop, or its end of the pipe closed.
         """
         while self._poll.poll(0):
             try:
@@ -86,7 +86,7 @@ class Inbox:
             self._pending.append(instruction)
 
     def wait(self, timeout_ms: int | None = None) -> None:
-        """Wait until there is something to read, so long at most, and read it; raises as :meth:`check`."""
+        """Wait until there is something to read, for *timeout_ms* at most, and read it; raises as :meth:`check`."""
         self._poll.poll(timeout_ms)
         self.check()
 
@@ -113,7 +113,7 @@ class Inbox:
 
 
 class Memory(NamedTuple):
-    """The guest's memory as a worker has it: its blocks, its regions by number, what the workers share."""
+    """The guest's memory in a worker: its blocks, its regions by number, the shared area."""
 
     blocks: list[Reach]
     regions: list[Region]
@@ -135,7 +135,7 @@ S = TypeVar("S", bound=MemorySetup)
 def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callable[[S, Inbox], None]) -> None:
     """Run *work* with the decoded *setup*; report any error; end the process without lingering.
 
-    Signals: the terminal's Ctrl-C goes to the whole group, but only the coordinator decides.
+    It ignores the terminal's Ctrl-C, which reaches the whole process group: only the coordinator decides.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -158,6 +158,6 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
             pass
     sys.stdout.flush()
     sys.stderr.flush()
-    # Frames may still point into mappings; the kernel takes it all back at once.
+    # Frames may still point into mappings, so nothing is unmapped here; the kernel frees everything at once.
     connection.close()
     os._exit(status)

@@ -47,9 +47,9 @@ def print_json(value: object) -> None:
 
 
 def exit_code(report: Report) -> int:
-    """The exit code of *report*: 0 only if it completed and a comparison, if any, found no difference."""
+    """The exit code of *report*: 0 only if it completed, or was only to check, and no comparison found a difference."""
     code = report.exit_code
-    if code == 0 and (report.status != "completed" or report.verified is False):
+    if code == 0 and (report.status not in ("completed", "checked") or report.verified is False):
         return ParmigError.exit_code
     return code
 
@@ -103,7 +103,7 @@ def run(body: Callable[[], Report], *, side: str, guest: str, output: Output) ->
 
 
 def _logged(body: Callable[[], Report], side: str, guest: str) -> Report:
-    """The report of *body*, or of its failure; the log has its first and its last line from here."""
+    """Run *body* and return its report, or one of its failure. Writes the first and the last line of the log."""
     logs.begin_side(side)
     _logger.info("parmig %s begins, process %d, guest %s", __version__, os.getpid(), guest)
     report = _done(body, side, guest)

@@ -21,8 +21,8 @@ class ControlChannel:
 
     Args:
         transport: connected or accepted; owned.
-        version: of the protocol, for what is written. A source begins with the oldest and goes on with that of the
-            destination's answer.
+        version: protocol version of the messages that are written. A source begins with the oldest, and goes on with
+            the version of the destination's answer.
 
     Attributes:
         version: see above.
@@ -50,7 +50,7 @@ class ControlChannel:
 
         Raises:
             PeerLostError: the connection is gone.
-            ProtocolError: malformed, or of another version.
+            ProtocolError: the message is malformed, or of another version.
         """
         frames = self.transport.read(timeout_ms)
         if frames is None:
@@ -85,12 +85,14 @@ class ControlChannel:
 
 
 def _log(what: str, message: ControlMessage) -> None:
-    """Write what a message says; not all of it, because a session's token is a secret and lists of blocks are long."""
+    """Log a message, but not all of it: a session's token is a secret, and lists of blocks are long."""
     match message:
         case peer_messages.Progressed(status=status, round=round_):
             _logger.debug("%s Progressed: %s, round %d", what, status, round_)
         case peer_messages.Failure(error=error):
             _logger.info("%s Failure: %s in phase %r: %s", what, error.type, error.phase, error.message)
+        case peer_messages.Checked(mismatches=mismatches):
+            _logger.info("%s Checked: %d mismatches", what, len(mismatches))
         case peer_messages.Refuse(reason=reason):
             _logger.info("%s Refuse: %s", what, reason)
         case peer_messages.Configure() | peer_messages.Accept():

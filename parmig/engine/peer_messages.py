@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sender and receiver say over the control channel.
+"""The messages between sender and receiver over the control channel.
 
 The first message is preceded by a fixed header, so that any two versions can at least refuse each other by name.
 """
@@ -15,14 +15,16 @@ from msgspec import Meta
 from parmig.config import MAX_WORKERS
 from parmig.engine.error_reports import MAX_NAME, peer_text
 from parmig.engine.message import Message, encode
+from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
+from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import RamBlock
 from parmig.status import MigrationStatus
 
 PROTOCOL_VERSION = 3
-"""Raised with every change of any message or batch format, unless a feature that both sides name decides on it.
-Version 3 has such features, and sources that begin with the version before theirs."""
+"""Raised with every change of a message or batch format, except a change that depends on a feature which
+both sides name. Such features came with version 3, whose sources begin with the version before their own."""
 
 VERSIONS = range(PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1)
 """The versions that are spoken here: this one and the one before it.
@@ -35,8 +37,10 @@ _PREAMBLE = struct.Struct(">8sI")
 
 MAX_CONTROL_BYTES = 1 << 20
 MAX_CONFIGURE_BYTES = 256 << 10
-"""Of the first message, which anybody may send."""
+"""The limit of the first message, which anybody may send."""
 MAX_STATE_CHUNK_BYTES = 1 << 20
+MAX_MISMATCHES = 256
+"""That one answer lists."""
 
 _Count = Annotated[int, Meta(ge=0)]
 _Name = Annotated[str, Meta(max_length=MAX_NAME)]
@@ -46,15 +50,23 @@ _Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 _Status = Annotated[str, Meta(pattern=rf"\A({'|'.join(status.value for status in MigrationStatus)})\Z")]
 
 
-class Configure(Message, frozen=True):
+_Traits = Annotated[dict[_Name, Annotated[tuple[_Name, ...], Meta(max_length=MAX_VALUES)]], Meta(max_length=MAX_TRAITS)]
+
+
+class Configure(Message, frozen=True, omit_defaults=True):
     """Source: who I am, what the guest is, what I would like. Nothing was touched yet.
 
+    A field that was added later has a default and is left out where it has that. An older destination refuses the
+    others as unknown; the source then asks it again without them (introduction.py).
+
     Attributes:
-        allocated_bytes: of the guest's memory files, so that the destination can check its space.
+        allocated_bytes: storage of the guest's memory files, so that the destination can check its space.
         region_pages: size of a region; both sides cut alike.
-        credit_bytes: what a channel may have unacknowledged.
+        credit_bytes: how much a channel may have unacknowledged.
         running: whether the guest runs now; HandOver says what it did at its pause.
         switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
+        traits: what the guest depends on, by name, for the destination to compare.
+        check: only compare, and answer with Checked instead of Accept.
     """
 
     parmig: _Name
@@ -72,6 +84,8 @@ class Configure(Message, frozen=True):
     verify: bool
     switchover_timeout_ns: Annotated[int, Meta(ge=1)]
     capabilities: _Names = ()
+    traits: _Traits = {}
+    check: bool = False
 
 
 class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -106,6 +120,12 @@ class Refuse(Message, frozen=True):
     reason: str
 
 
+class Checked(Message, frozen=True):
+    """Destination: all that does not match; nothing was touched, and I wait on."""
+
+    mismatches: Annotated[tuple[Mismatch, ...], Meta(max_length=MAX_MISMATCHES)]
+
+
 class Digested(Message, frozen=True):
     """Destination: the digest of all RAM, as asked."""
 
@@ -113,7 +133,7 @@ class Digested(Message, frozen=True):
 
 
 class DigestRequest(Message, frozen=True):
-    """Source: all of RAM has arrived and both guests are paused; tell me its digest."""
+    """Source: all of RAM has arrived and both guests are paused; send me its digest."""
 
 
 class Release(Message, frozen=True):
@@ -145,7 +165,7 @@ class Resumed(Message, frozen=True):
 
     Attributes:
         resume_ns: from hand-over until it ran.
-        since_ns: how long it had run when this was sent; the source takes that off its own clock's time.
+        since_ns: how long it had run when this was sent. The source subtracts it from the time on its own clock.
     """
 
     resume_ns: _Count
@@ -153,7 +173,7 @@ class Resumed(Message, frozen=True):
 
 
 class Progressed(Message, frozen=True):
-    """Source: where we are, said every few seconds: for the destination's display, and as a sign of life."""
+    """Source: how far I am. Sent every few seconds, for the destination's display and as a sign of life."""
 
     status: _Status
     round: _Count
@@ -173,6 +193,7 @@ ControlMessage = (
     Configure
     | Accept
     | Refuse
+    | Checked
     | DigestRequest
     | Digested
     | Release
@@ -212,10 +233,10 @@ def decode_control(frame: memoryview, *, first: bool = False) -> ControlMessage:
     """The control message in *frame*.
 
     Args:
-        first: it is the first one of a source, which may speak a newer version than that of the message.
+        first: it is the first message of a source, which may also speak a newer version than that of the message.
 
     Raises:
-        ProtocolError: not one, or of another protocol version.
+        ProtocolError: *frame* is no control message, or one of another protocol version.
     """
     version = peer_version(frame)
     if version is None:
@@ -234,12 +255,18 @@ def _checked(message: ControlMessage) -> ControlMessage:
     """*message* with all its text fit to be shown.
 
     Raises:
-        ProtocolError: a name that is too long.
+        ProtocolError: a name is too long.
     """
     match message:
+        case Checked(mismatches=mismatches):
+            return Checked(
+                tuple(Mismatch(*map(peer_text, msgspec.structs.astuple(mismatch))) for mismatch in mismatches)
+            )
         case Configure() | Accept():
             if any(len(block.name) > MAX_NAME for block in message.blocks):
                 raise ProtocolError(f"malformed control message: a RAM block's name has over {MAX_NAME} characters")
+            if isinstance(message, Configure) and message.traits:
+                return msgspec.structs.replace(message, traits=_shown_traits(message.traits))
         case Refuse(reason=reason):
             return Refuse(peer_text(reason))
         case Failure(error=error):
@@ -248,3 +275,7 @@ def _checked(message: ControlMessage) -> ControlMessage:
                 ErrorReport(type=peer_text(error.type, MAX_NAME), message=peer_text(error.message), phase=phase)
             )
     return message
+
+
+def _shown_traits(traits: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {peer_text(key): tuple(map(peer_text, values)) for key, values in traits.items()}
