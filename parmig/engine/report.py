@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from parmig.engine.mismatch import Mismatch
 from parmig.errors import ParmigError, by_name
 
 
@@ -146,6 +147,7 @@ class Report(msgspec.Struct, kw_only=True):
     verified: bool | None = None
     digest: DigestReport = msgspec.field(default_factory=DigestReport)
     snapshot: SnapshotReport | None = None
+    mismatches: list[Mismatch] = []
 
     @property
     def exit_code(self) -> int:
