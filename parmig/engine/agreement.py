@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from parmig.engine.block_pairs import block_mismatches
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
 from parmig.engine.traits import trait_mismatches
@@ -16,7 +17,6 @@ from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs
 from parmig.transport.registry import data_scheme, data_transports
-from parmig.units import format_size
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does, and the other side must do too."""
@@ -76,39 +76,6 @@ def guest_mismatches(source: tuple[str, str], destination: tuple[str, str]) -> l
     if source[1] != destination[1]:
         return [Mismatch("machine type", repr(source[1]), repr(destination[1]), "start both with the same -machine")]
     return []
-
-
-def block_mismatches(source: Sequence[RamBlock], destination: Sequence[RamBlock]) -> list[Mismatch]:
-    """How the RAM blocks differ; their order does not matter."""
-    there, here = {block.name: block for block in source}, {block.name: block for block in destination}
-    mismatches = []
-    if (len(source), len(destination)) != (len(there), len(here)):
-        counts = [f"{len(names)} for {len(blocks)} blocks" for names, blocks in ((there, source), (here, destination))]
-        mismatches.append(Mismatch("RAM block names", counts[0], counts[1], "each block needs a name of its own"))
-    for name in sorted(here.keys() | there.keys()):
-        a, b = there.get(name), here.get(name)
-        if a is None or b is None:
-            sizes = ["" if side is None else format_size(side.size_bytes) for side in (a, b)]
-            mismatches.append(Mismatch(f"RAM block {name!r}", sizes[0], sizes[1], "backend ids must match"))
-        else:
-            mismatches += _size_mismatches(a, b)
-    return mismatches
-
-
-def _size_mismatches(source: RamBlock, destination: RamBlock) -> list[Mismatch]:
-    """How two blocks of the same name differ."""
-    label, mismatches = f"RAM block {source.name!r}", []
-    if source.size_bytes != destination.size_bytes:
-        sizes = [format_size(side.size_bytes) for side in (source, destination)]
-        mismatches.append(Mismatch(f"{label}: memory size", sizes[0], sizes[1], "start both with the same -m"))
-    elif source.ranges != destination.ranges:
-        places = [", ".join(f"{part.gpa:#x}" for part in side.ranges) for side in (source, destination)]
-        advice = "start both with the same -machine and -m"
-        mismatches.append(Mismatch(f"{label}: guest physical addresses", places[0], places[1], advice))
-    if source.page_size_bytes != destination.page_size_bytes:
-        sizes = [format_size(side.page_size_bytes) for side in (source, destination)]
-        mismatches.append(Mismatch(f"{label}: page size", sizes[0], sizes[1], "give both pages of the same size"))
-    return mismatches
 
 
 def capability_mismatches(theirs: Sequence[str], side: str) -> list[Mismatch]:

@@ -84,6 +84,7 @@ class Listeners:
             setup = ReceiveSetup(
                 worker=worker,
                 workers=wish.workers,
+                blocks=wish.blocks,
                 memory=memory,
                 uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
                 session=self.token,

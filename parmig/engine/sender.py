@@ -111,6 +111,7 @@ class MigrationSender(SourceSide):
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
+                blocks=blocks,
                 memory=places,
                 uri=uri,
                 local=local,

@@ -26,20 +26,17 @@ class MemorySetup(Message, frozen=True, kw_only=True):
 
     Attributes:
         workers: how many there are on this side.
-        memory: each block and what holds its bytes; ``fd`` is the place in the list of descriptors, or -1.
+        blocks: as the source has them; regions are cut from these.
+        memory: each block on this side and what holds its bytes; ``fd`` is the place in the list of descriptors, or -1.
         log_level: the lowest level of log lines to send.
     """
 
     worker: int
     workers: int
+    blocks: tuple[RamBlock, ...]
     memory: tuple[BlockMemory, ...]
     region_pages: int
     log_level: int = msgspec.field(default_factory=logs.level)
-
-    @property
-    def blocks(self) -> tuple[RamBlock, ...]:
-        """The blocks alone."""
-        return tuple(item.block for item in self.memory)
 
 
 def memory_for_workers(memory: Iterable[BlockMemory]) -> tuple[tuple[BlockMemory, ...], list[int]]:

@@ -88,6 +88,7 @@ class Readers:
             setup = RestoreSetup(
                 worker=worker,
                 workers=self._workers,
+                blocks=self._blocks,
                 memory=memory,
                 region_pages=self._region_pages,
                 file=self._snapshot.name,

@@ -89,6 +89,7 @@ class SnapshotSaver(SourceSide):
             setup = SaveSetup(
                 worker=worker,
                 workers=config.workers,
+                blocks=blocks,
                 memory=places,
                 region_pages=region_pages,
                 batch_bytes=DEFAULT_BATCH_BYTES,

@@ -10,11 +10,11 @@ from parmig.engine.agreement import (
     CAPABILITIES,
     agreed_codecs,
     agreed_version,
-    block_mismatches,
     check_accept,
     check_configure,
     offer,
 )
+from parmig.engine.block_pairs import block_mismatches, pair_blocks
 from parmig.engine.mismatch import MAX_LISTED, Mismatch, joined
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.errors import ProtocolError
@@ -62,12 +62,6 @@ GUESTS: list[tuple[dict[str, object], str, str, str]] = [
         "RAM block 'vga.vram': guest physical addresses",
         "0x1000",
         "0x0",
-    ),
-    (
-        {"blocks": (BLOCKS[0], block("vga.vram", 16, page_size_bytes=2 << 20))},
-        "RAM block 'vga.vram': page size",
-        "2 MiB",
-        "4 KiB",
     ),
     ({"blocks": (*BLOCKS, BLOCKS[1])}, "RAM block names", "2 for 3 blocks", "2 for 2 blocks"),
     *(
@@ -197,9 +191,27 @@ def test_all_mismatches_are_told_together() -> None:
     assert len(found) == 1 + 1 + len(CAPABILITIES) + 3
 
 
-def test_both_the_size_and_the_page_size_of_a_block_are_told() -> None:
-    found = block_mismatches([block("a")], [block("a", 2, page_size_bytes=2 << 20)])
-    assert len(found) == 2
+def test_pages_of_another_size_are_no_mismatch() -> None:
+    assert (
+        check_configure(
+            WISH, INFO, [block(one.name, one.size_bytes >> 20, page_size_bytes=2 << 20) for one in BLOCKS], {}
+        )
+        == []
+    )
+
+
+def test_blocks_of_other_names_match_where_the_guest_sees_them() -> None:
+    here = [block("pc.ram", 64), block("vga.vram", 16, ranges=()), block("pc.bios", 1, ranges=())]
+    there = [block("vga.vram", 16, ranges=()), block("ram0", 64), block("pc.bios", 1, ranges=())]
+    assert pair_blocks(here, there, by_place=True) == [(here[0], there[1]), (here[1], there[0]), (here[2], there[2])]
+    assert block_mismatches(here, there, by_place=True) == []
+    assert [found.what for found in block_mismatches(here, there)] == ["RAM block 'pc.ram'", "RAM block 'ram0'"]
+
+
+def test_blocks_that_the_guest_does_not_see_match_by_name_only() -> None:
+    here, there = [block("rom", 1, ranges=())], [block("other", 1, ranges=())]
+    assert pair_blocks(here, there, by_place=True) == [(here[0], None), (None, there[0])]
+    assert len(block_mismatches(here, there, by_place=True)) == 2
 
 
 def test_very_many_mismatches_are_told_in_few_words() -> None:

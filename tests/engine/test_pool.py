@@ -52,6 +52,7 @@ def receive_setup(mapping: BlockMapping, **fields: object) -> ReceiveSetup:
     values = {
         "worker": 0,
         "workers": 1,
+        "blocks": (mapping.block,),
         "memory": (BlockMemory(mapping.block, 0),),
         "uri": "zmq+tcp://127.0.0.1:0",
         "session": bytes(16),
@@ -68,6 +69,7 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
     return SendSetup(
         worker=0,
         workers=1,
+        blocks=(mapping.block,),
         memory=(BlockMemory(mapping.block, 0),),
         uri=uri,
         local="",
