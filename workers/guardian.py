@@ -19,7 +19,7 @@ from pkgutil import resolve_name
 from multiprocess.connection import Connection
 
 from parmig.engine import guardian_messages
-from parmig.engine.guardian_messages import Armed, Disarm, Guard, TakeOver
+from parmig.engine.guardian_messages import Armed, Disarm, Guard, Leave, TakeOver
 from parmig.engine.message import encode
 from parmig.engine.rescuing import Log, rescue
 
@@ -68,6 +68,9 @@ def _serve(connection: Connection, log: Log) -> None:
         except (EOFError, OSError):
             break
         if isinstance(message, Disarm):
+            guard = None
+            continue
+        if isinstance(message, Leave):
             guard = None
             break
         if isinstance(message, TakeOver):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.engine import guardian_messages
-from parmig.engine.guardian_messages import Disarm, Guard, TakeOver
+from parmig.engine.guardian_messages import Disarm, Guard, Leave, TakeOver
 from parmig.engine.message import encode
 from parmig.errors import HostRefusedError
 from parmig.guests.guest import Rescue
@@ -77,7 +77,7 @@ class Guardian:
         self._drop()
         return told
 
-    def _tell(self, message: Guard | Disarm | TakeOver) -> bool:
+    def _tell(self, message: Guard | Disarm | Leave | TakeOver) -> bool:
         if self._connection is None:
             return False
         try:
@@ -92,8 +92,8 @@ class Guardian:
             self._connection = None
 
     def close(self) -> None:
-        """Disarm it, unless it took over, and wait until it has ended. Calling it twice is fine."""
-        if self._tell(Disarm()):
+        """End it, unless it took over, and wait until it has ended. Calling it twice is fine."""
+        if self._tell(Leave()):
             with contextlib.suppress(OSError):
                 self._connection.poll(END_PATIENCE_S)  # it says nothing more: its end of the pipe closes
         self._drop()

@@ -16,7 +16,14 @@ class Guard(Message, frozen=True):
 
 
 class Disarm(Message, frozen=True):
-    """Coordinator: the guest is handed over, or runs again; do nothing from now on."""
+    """Coordinator: the guest is handed over, or runs again; do nothing from now on.
+
+    The guardian lives on: the end of a process takes milliseconds of a processor, and this is sent in the pause.
+    """
+
+
+class Leave(Message, frozen=True):
+    """Coordinator: nothing needs you any more; end."""
 
 
 class TakeOver(Message, frozen=True):
@@ -35,5 +42,5 @@ class Armed(Message, frozen=True):
     log: str
 
 
-guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm | TakeOver)
+guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm | Leave | TakeOver)
 armed_decoder = msgspec.msgpack.Decoder(Armed)
