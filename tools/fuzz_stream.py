@@ -5,7 +5,8 @@ usage: python -m tools.fuzz_stream [TARGET ...] [--seconds 60] [--plain] [--seed
 
 Targets: sections, devices, ram, data_file, vmdescription, xbzrle; all of them, one after the other, where none is
 named. With atheris (the extra ``fuzz``) inputs are led by coverage, each target in a process of its own; with --plain,
-or without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, exit code 1.
+or without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, exit
+code 1.
 """
 
 from __future__ import annotations

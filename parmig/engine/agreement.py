@@ -26,6 +26,14 @@ FEATURES = (ENDPOINT_SCHEMES,)
 """What this version does where the other side names it too."""
 
 
+STATE_PREFIX = "state-"
+"""Before the way of device state among capabilities. Not a field of Configure, since messages of version 2 refuse
+fields that they do not know."""
+
+USUAL_STATES = ("", "migrate")
+"""How device state of a guest is taken whose side names nothing, as all sides did in version 2."""
+
+
 def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int:
     """(destination) The newest protocol version that the source speaks, too.
 
@@ -43,10 +51,27 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
     return max(common)
 
 
-def offer() -> tuple[str, ...]:
-    """What a side names among its capabilities: what it does, its newest protocol version, the codecs that it knows."""
+def offer(state: str) -> tuple[str, ...]:
+    """What a side names among its capabilities: what it does, its newest protocol version, the codecs that it knows.
+
+    Args:
+        state: how device state of its guest is taken; the usual way is not named.
+    """
     codec_features = (_codec_feature(name) for name in codecs.names())
-    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features)
+    state_features = [f"{STATE_PREFIX}{state}"] if state not in USUAL_STATES else []
+    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features, *state_features)
+
+
+def state_mismatches(ours: GuestInfo, theirs: Sequence[str]) -> list[str]:
+    """Whether the peer, with capabilities *theirs*, takes device state in another way."""
+    here = ours.state or USUAL_STATES[-1]
+    names = (name.removeprefix(STATE_PREFIX) for name in theirs if name.startswith(STATE_PREFIX))
+    there = next(names, USUAL_STATES[-1])
+    if here == there:
+        return []
+    return [
+        f"device state: {there!r} there, {here!r} here (give both guests the same: ,state={here} or ,state={there})"
+    ]
 
 
 def agreed_codecs(wish: Configure) -> tuple[str, ...]:
@@ -113,6 +138,8 @@ def capability_mismatches(theirs: Sequence[str]) -> list[str]:
 def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlock]) -> list[str]:
     """(destination) Everything in the source's wishes that cannot be met."""
     found = guest_mismatches(info, message.kind, message.machine)
+    if message.kind == info.kind:
+        found += state_mismatches(info, message.capabilities)
     found += block_mismatches(blocks, message.blocks)
     found += capability_mismatches(message.capabilities)
     if message.codec not in codecs.names():
@@ -133,6 +160,8 @@ def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlo
 def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[str]:
     """(source) Everything in the destination's answer that does not match."""
     found = guest_mismatches(info, message.kind, message.machine)
+    if message.kind == info.kind:
+        found += state_mismatches(info, message.capabilities)
     found += block_mismatches(wish.blocks, message.blocks)
     found += capability_mismatches(message.capabilities)
     if message.codec != wish.codec:

@@ -124,7 +124,7 @@ class Listeners:
             session=self.token,
             state=DataEndpoint(told_host(self._state_endpoint.host), self._state_endpoint.port),
             data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w], scheme) for w in range(wish.workers)),
-            capabilities=offer(),
+            capabilities=offer(info.state),
         )
 
     def pollables(self) -> list[Any]:
