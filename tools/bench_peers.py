@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.guests.qemu.layout import parse_maps
+from parmig.guests.qemu.maps import parse_maps
 from tools.bench_lab import MIB, QemuMachine, describe_host, median, migrate, qemu_migrate, to_json
 
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where RAM lies, from answers that real QEMUs gave (7.2.22 and 10.0.13, Debian)."""
+"""Memory backends and what the guest sees of them, from answers that real QEMUs gave (7.2.22 and 10.0.13, Debian)."""
 
 from __future__ import annotations
 
 import pytest
 
 from parmig.errors import GuestRefusedError
-from parmig.guests.guest import Segment
 from parmig.guests.qemu import layout
-from parmig.guests.qemu.layout import Backend, Extent, Piece, Vma
+from parmig.guests.qemu.layout import Backend, Piece
 from parmig.ram.blocks import GuestRange
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -51,20 +50,6 @@ FlatView #0
   000000000f000000-000000000fffffff (prio 1, i/o): tseg-blackhole
 """
 
-RAMBLOCK_72 = """\
-              Block Name    PSize              Offset               Used              Total
-                    ram0    4 KiB  0x0000000000000000 0x0000000140000000 0x0000000140000000
-           /objects/ram1    2 MiB  0x0000000000000000 0x0000000140000000 0x0000000140000000
-   0000:00:02.0/vga.vram    4 KiB  0x0000000140080000 0x0000000001000000 0x0000000001000000
-                            4 KiB  0x00000001410c0000 0x0000000000020000 0x0000000000200000
-"""
-
-MAPS = """\
-55d0c0a00000-55d0c0b00000 r-xp 00000000 fe:01 1234                       /usr/bin/qemu-system-x86_64
-7f902bfff000-7f916bfff000 rw-s 00000000 00:1b 5                          /dev/shm/a guest (deleted)
-7fc3fbfff000-7fc3fc000000 rw-p 00000000 00:00 0
-"""
-
 
 def test_pieces_come_from_the_guests_memory_only() -> None:
     assert layout.parse_mtree(MTREE_5G)["ram0"] == [
@@ -83,20 +68,6 @@ def test_shadow_ram_and_smram_do_not_change_the_ranges() -> None:
     pieces = layout.parse_mtree(MTREE_BOOTED_NUMA)
     assert layout.guest_ranges(pieces["m0"], 128 * MIB) == (GuestRange(0, 0, 128 * MIB),)
     assert layout.guest_ranges(pieces["m1"], 128 * MIB) == (GuestRange(128 * MIB, 0, 128 * MIB),)
-
-
-def test_block_names_are_found_by_backend() -> None:
-    names = layout.ram_names(RAMBLOCK_72)
-    assert names == {
-        "ram0": "ram0",
-        "ram1": "/objects/ram1",
-        "0000:00:02.0/vga.vram": "0000:00:02.0/vga.vram",
-    }
-
-
-def test_the_blocks_of_the_stream_are_those_with_a_name_in_the_size_they_have_now() -> None:
-    sizes = {"ram0": 0x140000000, "/objects/ram1": 0x140000000, "0000:00:02.0/vga.vram": 0x1000000}
-    assert layout.block_sizes(RAMBLOCK_72) == sizes
 
 
 def test_backends_join_two_answers() -> None:
@@ -143,41 +114,16 @@ def test_host_addresses_are_read() -> None:
     assert layout.parse_host_address("Memory at address 0xa0000 is not RAM\r\n") is None
 
 
-def test_maps_are_read() -> None:
-    vmas = layout.parse_maps(MAPS)
-    assert vmas[1] == Vma(0x7F902BFFF000, 0x7F916BFFF000, True, 0, (0, 0x1B), 5, "/dev/shm/a guest (deleted)")
-    assert layout.find_extent(vmas, 0x7F902BFFF000 + 4096) == Extent((0, 0x1B), 5, 4096)
-    assert layout.find_extent(vmas, 0x7FC3FBFFF000) is None
-    assert layout.find_extent(vmas, 0x1000) is None
+def test_memory_that_can_be_moved_is_not_refused() -> None:
+    layout.check_moved("", [{"type": "dimm", "data": {"id": "d0"}}, {"type": "nvdimm", "data": {}}])
 
 
-def vma(start: int, pages: int, offset_pages: int, inode: int = 5) -> Vma:
-    return Vma(start, start + pages * 4096, True, offset_pages * 4096, (0, 1), inode, "x")
+@pytest.mark.parametrize("kind", ["virtio-mem", "hv-balloon", "sgx-epc"])
+def test_memory_devices_that_change_by_themselves_are_refused_by_name(kind: str) -> None:
+    with pytest.raises(GuestRefusedError, match=f"{kind} 'vm0'.*remove it"):
+        layout.check_moved("", [{"type": "dimm", "data": {"id": "d0"}}, {"type": kind, "data": {"id": "vm0"}}])
 
 
-EXTENT = Extent((0, 1), 5, 4096)
-
-
-def test_neighbouring_mappings_are_joined() -> None:
-    vmas = [vma(0x10000, 3, 0), vma(0x13000, 6, 3), vma(0x50000, 9, 0, inode=6)]
-    assert layout.find_segments(vmas, EXTENT, 8 * 4096) == (Segment(0, 8, 0x11000),)
-
-
-def test_scattered_mappings_are_several_segments() -> None:
-    vmas = [vma(0x10000, 3, 6), vma(0x50000, 6, 0)]
-    assert layout.find_segments(vmas, EXTENT, 8 * 4096) == (Segment(0, 5, 0x51000), Segment(5, 3, 0x10000))
-
-
-@pytest.mark.parametrize(
-    "vmas",
-    [
-        pytest.param([], id="nothing"),
-        pytest.param([vma(0x10000, 8, 0)], id="end missing"),
-        pytest.param([vma(0x10000, 7, 2)], id="start missing"),
-        pytest.param([vma(0x10000, 3, 0), vma(0x50000, 5, 4)], id="hole"),
-        pytest.param([vma(0x10000, 9, 0), vma(0x50000, 2, 4)], id="twice"),
-    ],
-)
-def test_a_block_that_is_not_mapped_once_is_refused(vmas: list[Vma]) -> None:
-    with pytest.raises(GuestRefusedError):
-        layout.find_segments(vmas, EXTENT, 8 * 4096)
+def test_a_confidential_guest_is_refused_by_name() -> None:
+    with pytest.raises(GuestRefusedError, match=r"confidential \(/objects/sev0\)"):
+        layout.check_moved("/objects/sev0", [])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from parmig.guests.qemu import layout
+from parmig.guests.qemu import ram_list
 
 _DEVICE_LINE = re.compile(r' *dev: (?P<type>[^,]+), id "(?P<id>[^"]*)"')
 """One device of ``info qtree``, as system/qdev-monitor.c (qdev_print) prints it."""
@@ -58,7 +58,7 @@ def inventory(qtree: str, ramblocks: str) -> Inventory:
     """The devices and RAM blocks that HMP ``info qtree`` and ``info ramblock`` printed."""
     found = (_DEVICE_LINE.match(line) for line in qtree.splitlines())
     return Inventory(
-        tuple(Device(match["type"], match["id"]) for match in found if match), tuple(layout.block_sizes(ramblocks))
+        tuple(Device(match["type"], match["id"]) for match in found if match), tuple(ram_list.block_sizes(ramblocks))
     )
 
 

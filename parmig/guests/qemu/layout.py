@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where QEMU's RAM is: what the monitor and /proc say, turned into blocks. Pure functions, no I/O."""
+"""QEMU's memory backends, and where the guest sees them, by what the monitor says. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from parmig.errors import GuestRefusedError
-from parmig.guests.guest import Segment
-from parmig.ram.blocks import PAGE_BYTES, GuestRange
+from parmig.ram.blocks import GuestRange
 
 SHARED_MEMORY_HINT = (
     "start QEMU with -object memory-backend-file,id=ram0,size=SIZE,mem-path=/dev/shm/NAME,share=on "
@@ -19,6 +18,12 @@ SHARED_MEMORY_HINT = (
 
 NAMED_FILES_ONLY = (8, 1)
 """From this QEMU on, x-ignore-shared leaves out only RAM in named files (migration/ram.c)."""
+
+_UNMOVED_DEVICES = {
+    "virtio-mem": "whose plugged parts parmig does not follow",
+    "hv-balloon": "whose plugged parts parmig does not follow",
+    "sgx-epc": "whose memory the processor encrypts",
+}
 
 
 class Backend(NamedTuple):
@@ -45,26 +50,6 @@ class Piece(NamedTuple):
     size_bytes: int
 
 
-class Vma(NamedTuple):
-    """A mapping of a process: one line of /proc/PID/maps."""
-
-    start: int
-    end: int
-    shared: bool
-    offset_bytes: int
-    device: tuple[int, int]
-    inode: int
-    path: str
-
-
-class Extent(NamedTuple):
-    """A block's place in the file behind it."""
-
-    device: tuple[int, int]
-    inode: int
-    offset_bytes: int
-
-
 def backends(memdevs: Iterable[Mapping[str, Any]], objects: Iterable[Mapping[str, str]]) -> list[Backend]:
     """The memory backends, by name.
 
@@ -81,29 +66,34 @@ def backends(memdevs: Iterable[Mapping[str, Any]], objects: Iterable[Mapping[str
     return sorted(found)
 
 
-def ram_names(ramblocks: str) -> dict[str, str]:
-    """Backend name to block name, for the blocks that ``info ramblock`` lists.
+def check_moved(protection: str, memory_devices: Iterable[Mapping[str, Any]]) -> None:
+    """See whether the guest has memory that nobody can move from outside.
 
-    Machine types up to 4.0 call a backend's block by its QOM path, ``/objects/NAME`` (hw/core/machine.c,
-    x-use-canonical-path-for-ramblock-id); backends that no device uses are not listed by their name.
+    Args:
+        protection: the machine's property ``confidential-guest-support``; empty where there is none.
+        memory_devices: the answer of ``query-memory-devices``.
+
+    Raises:
+        GuestRefusedError: it has; the message names it.
     """
-    return {name.removeprefix("/objects/"): name for name in block_sizes(ramblocks)}
-
-
-def block_sizes(ramblocks: str) -> dict[str, int]:
-    """Name and size in bytes of the blocks that ``info ramblock`` lists: those with a name are in QEMU's stream.
-
-    The size is what the guest uses of a block now; ROMs may have room for more.
-    """
-    rows = (re.match(r" *(\S.*?) +\d+ [KMGT]iB +0x[0-9a-f]+ +0x([0-9a-f]+) ", line) for line in ramblocks.splitlines())
-    return {row[1]: int(row[2], 16) for row in rows if row}
+    if protection:
+        raise GuestRefusedError(
+            f"the guest's memory is confidential ({protection}), expected memory that the host can read; "
+            "such a guest cannot be migrated by parmig, so start it without confidential-guest-support"
+        )
+    for device in memory_devices:
+        if reason := _UNMOVED_DEVICES.get(device["type"]):
+            raise GuestRefusedError(
+                f"the guest has the memory device {device['type']} {device['data'].get('id', '')!r}, {reason}; "
+                "remove it, and give the guest that memory by pc-dimm or -m"
+            )
 
 
 def check_backends(found: Sequence[Backend], version: tuple[int, int, int]) -> None:
-    """See whether every one can be moved from outside.
+    """See whether QEMU's own migration leaves out every one, so that parmig can move it.
 
     Raises:
-        GuestRefusedError: one cannot; the message has the options that help.
+        GuestRefusedError: it does not; the message has the options that help.
     """
     if not found:
         raise GuestRefusedError(f"QEMU has no memory backend; {SHARED_MEMORY_HINT}")
@@ -175,62 +165,3 @@ def parse_host_address(answer: str) -> int | None:
     """The address in QEMU's process that HMP ``gpa2hva`` returned, or None if it reported none."""
     match = re.search(r"Host virtual address for \S+ \(.*\) is (0x[0-9a-f]+)", answer)
     return int(match[1], 16) if match else None
-
-
-def parse_maps(text: str) -> list[Vma]:
-    """The mappings in the text of /proc/PID/maps, by address (Documentation/filesystems/proc.rst)."""
-    found = []
-    for line in text.splitlines():
-        fields = line.split(maxsplit=5)
-        start, end = (int(number, 16) for number in fields[0].split("-"))
-        major, minor = (int(number, 16) for number in fields[3].split(":"))
-        path = fields[5] if len(fields) > 5 else ""
-        found.append(
-            Vma(start, end, fields[1][3] == "s", int(fields[2], 16), (major, minor), int(fields[4]), path),
-        )
-    return found
-
-
-def find_extent(maps: Iterable[Vma], address: int) -> Extent | None:
-    """The file that is mapped at *address* of the process, and where in it; None when there is none."""
-    for vma in maps:
-        if vma.start <= address < vma.end and vma.shared and vma.inode:
-            return Extent(vma.device, vma.inode, vma.offset_bytes + address - vma.start)
-    return None
-
-
-def find_segments(maps: Iterable[Vma], extent: Extent, size_bytes: int) -> tuple[Segment, ...]:
-    """Where the process maps a block: runs of pages, by page number; neighbours are joined.
-
-    Raises:
-        GuestRefusedError: it does not map all of it, or a part of it twice: writes through the second
-            mapping would be seen nowhere in the first.
-    """
-    found: list[Segment] = []
-    for vma in maps:
-        if (vma.device, vma.inode) != (extent.device, extent.inode) or not vma.shared:
-            continue
-        low = max(vma.offset_bytes, extent.offset_bytes)
-        high = min(vma.offset_bytes + vma.end - vma.start, extent.offset_bytes + size_bytes)
-        if low < high:
-            first_page = (low - extent.offset_bytes) // PAGE_BYTES
-            found.append(Segment(first_page, (high - low) // PAGE_BYTES, vma.start + low - vma.offset_bytes))
-    joined: list[Segment] = []
-    for segment in sorted(found, key=lambda item: item.first_page):
-        expected = joined[-1].first_page + joined[-1].pages if joined else 0
-        if segment.first_page != expected:
-            raise GuestRefusedError(
-                f"QEMU maps page {min(expected, segment.first_page)} of a RAM block "
-                f"{'twice' if segment.first_page < expected else 'nowhere'}, expected once; "
-                "give each backend its own file"
-            )
-        last = joined[-1] if joined else None
-        if last and last.address + last.pages * PAGE_BYTES == segment.address:
-            joined[-1] = Segment(last.first_page, last.pages + segment.pages, last.address)
-        else:
-            joined.append(segment)
-    if sum(segment.pages for segment in joined) * PAGE_BYTES != size_bytes:
-        raise GuestRefusedError(
-            "QEMU does not map the whole of a RAM block, expected a plain memory-backend-file; " + SHARED_MEMORY_HINT
-        )
-    return tuple(joined)

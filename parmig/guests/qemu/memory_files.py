@@ -1,46 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks up the RAM of a running QEMU and opens the files behind it. The rules are in ``layout``."""
+"""Looks up the RAM of a running QEMU, and opens what is needed to reach it.
+
+The rules are in ``layout``, ``ram_list``, ``ram_structs`` and ``maps``. How a block is reached:
+
+================================== ====================================================
+what QEMU maps                     what the ``BlockMemory`` has
+================================== ====================================================
+a file, shared                     the file; QEMU's process has no part in it
+a file, private                    the process, and the file for pages it never wrote
+anonymous memory, private          the process
+================================== ====================================================
+
+A shared file that cannot be opened is refused: pages that QEMU has not touched since it mapped the file may
+have data, and the process's page tables do not say which.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.guest import Segment
-from parmig.guests.qemu import layout
-from parmig.guests.qemu.layout import Backend, Extent, Piece
+from parmig.guests.qemu import layout, ram_structs
+from parmig.guests.qemu.layout import Piece
+from parmig.guests.qemu.maps import Extent, Place, Vma, find_place, find_segments, parse_maps
 from parmig.guests.qemu.qmp import Qmp
-from parmig.linux import files
-from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.guests.qemu.ram_list import RamEntry, backend_name, parse_ram_list
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock, Segment
 from parmig.units import format_size
 
 
 class MappedBlock(NamedTuple):
-    """A block, its descriptor, and where QEMU maps it."""
+    """A block, how it is reached, and where QEMU maps it."""
 
     memory: BlockMemory
     segments: tuple[Segment, ...]
 
 
-def open_memory(qmp: Qmp, pid: int) -> list[MappedBlock]:
-    """All RAM blocks of QEMU, by name. The caller closes the descriptors.
+def open_memory(qmp: Qmp, pid: int, state: str) -> list[MappedBlock]:
+    """The RAM blocks of QEMU that parmig moves, by name. The caller closes the descriptors.
+
+    Args:
+        qmp: a session with QEMU.
+        pid: QEMU's process.
+        state: ``devices``: all blocks that have a name, with video memory and ROMs; ``migrate``: the shared memory
+            backends, since QEMU's own migration moves the rest.
 
     Raises:
         GuestRefusedError: RAM cannot be reached from outside; the message names the QEMU option that helps.
         GuestError: QEMU failed meanwhile.
     """
-    names = layout.ram_names(qmp.monitor("info ramblock"))
-    found = layout.backends(qmp.execute("query-memdev"), qmp.execute("qom-list", path="/objects"))
-    used = [backend for backend in found if backend.name in names]
-    layout.check_backends(used, qmp.version)
+    protection = qmp.execute("qom-get", path="/machine", property="confidential-guest-support")
+    layout.check_moved(str(protection), qmp.execute("query-memory-devices"))
+    entries = parse_ram_list(qmp.monitor("info ramblock"))
+    backends = layout.backends(qmp.execute("query-memdev"), qmp.execute("qom-list", path="/objects"))
+    names = {entry.name for entry in entries if entry.name}
+    used = [backend for backend in backends if backend.name in map(backend_name, names)]
+    of_backends = {name for name in names if backend_name(name) in {backend.name for backend in used}}
+    if state == "migrate":
+        layout.check_backends(used, qmp.version)
+        names = of_backends
     pieces = layout.parse_mtree(qmp.monitor("info mtree -f"))
+    pieces = {name: pieces[name] for name in of_backends if name in pieces}
+    if state == "migrate" and (hidden := sorted(of_backends - set(pieces))):
+        raise GuestRefusedError(
+            f"RAM block {hidden[0]!r} is not in the guest's memory, expected every shared backend to be the "
+            f"guest's RAM; {layout.SHARED_MEMORY_HINT}"
+        )
+    maps = parse_maps(_proc_text(pid, "maps"))
+    addresses = _addresses(qmp, pid, entries, names, pieces, maps)
     blocks: list[MappedBlock] = []
     try:
-        for backend in used:
-            blocks.append(_open_block(qmp, pid, backend, names[backend.name], pieces.get(names[backend.name], [])))
+        for entry in sorted(entry for entry in entries if entry.name in names and entry.used_bytes):
+            place = find_place(maps, addresses[entry.name], entry.total_bytes)
+            if place is None or (state == "migrate" and not place.shared):
+                raise _not_there(qmp, pid, entry.name)
+            blocks.append(_open_block(pid, entry, addresses[entry.name], place, maps, pieces.get(entry.name, [])))
     except BaseException:
         close_memory(blocks)
         raise
@@ -50,37 +88,83 @@ def open_memory(qmp: Qmp, pid: int) -> list[MappedBlock]:
 def close_memory(blocks: list[MappedBlock]) -> None:
     """Close the descriptors of *blocks* and empty the list."""
     while blocks:
-        with contextlib.suppress(OSError):
-            os.close(blocks.pop().memory.fd)
+        fd = blocks.pop().memory.fd
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
-def _open_block(qmp: Qmp, pid: int, backend: Backend, name: str, pieces: list[Piece]) -> MappedBlock:
-    if backend.size_bytes % PAGE_BYTES or not pieces:
+def _addresses(
+    qmp: Qmp,
+    pid: int,
+    entries: Sequence[RamEntry],
+    names: set[str],
+    pieces: Mapping[str, Sequence[Piece]],
+    maps: Sequence[Vma],
+) -> dict[str, int]:
+    """Where each block of *names* begins in QEMU's process.
+
+    QEMU translates addresses that the guest sees. What it says of guest RAM is the check of what it lists from
+    8.0 on, and of what is read from its memory before.
+    """
+    seen: dict[str, int] = {}
+    for name in names & set(pieces):
+        first = pieces[name][0]
+        # QEMU reports the address of its mapping, so neither a chroot nor an unlinked file hides the file.
+        address = layout.parse_host_address(qmp.monitor(f"gpa2hva {first.gpa:#x}"))
+        if address is None:
+            raise _not_there(qmp, pid, name)
+        seen[name] = address - first.offset_bytes
+    listed = {entry.name: entry.address for entry in entries if entry.name in names and entry.address is not None}
+    if not listed and names - set(seen):
+        with _open_process(pid) as fd:
+            found = ram_structs.find_addresses(entries, maps, lambda address, size: _read(fd, address, size))
+        listed = {entry.name: address for entry, address in zip(entries, found, strict=True) if entry.name in names}
+    addresses = {**seen, **listed}
+    for name, address in seen.items():
+        if addresses[name] != address:
+            raise GuestRefusedError(
+                f"RAM block {name!r} is at {addresses[name]:#x} of QEMU by its list and at {address:#x} by the "
+                "guest's address, expected the same; try again when nothing is plugged in or out"
+            )
+    return addresses
+
+
+def _not_there(qmp: Qmp, pid: int, name: str) -> GuestRefusedError:
+    return GuestRefusedError(
+        f"RAM block {name!r} is not in memory that process {pid}, which listens at {qmp.path}, may write; expected "
+        "QEMU's memory, and backends without readonly=on; if that process is not QEMU itself (libvirt opens sockets "
+        "for it), add ,pid=NUMBER to the guest's name"
+    )
+
+
+def _open_block(
+    pid: int, entry: RamEntry, address: int, place: Place, maps: Sequence[Vma], pieces: Sequence[Piece]
+) -> MappedBlock:
+    if entry.used_bytes % max(entry.page_size_bytes, PAGE_BYTES):
         raise GuestRefusedError(
-            f"RAM block {name!r} ({backend.size_bytes} bytes) is not in the guest's memory, or is not whole "
-            f"pages; expected every shared backend to be the guest's RAM; {layout.SHARED_MEMORY_HINT}"
+            f"RAM block {entry.name!r} has {entry.used_bytes} bytes, expected whole pages of "
+            f"{format_size(entry.page_size_bytes)}; give its backend a size that is"
         )
-    maps = layout.parse_maps(_proc_text(pid, "maps"))
-    # QEMU reports the address of its mapping, so neither a chroot nor an unlinked file hides the file.
-    address = layout.parse_host_address(qmp.monitor(f"gpa2hva {pieces[0].gpa:#x}"))
-    extent = None if address is None else layout.find_extent(maps, address)
-    if extent is None:
-        raise GuestRefusedError(
-            f"RAM block {name!r} is not in the memory of process {pid}, which listens at {qmp.path}; if that is not "
-            "QEMU itself (libvirt opens sockets for it), add ,pid=NUMBER to the guest's name"
-        )
-    extent = extent._replace(offset_bytes=extent.offset_bytes - pieces[0].offset_bytes)
-    segments = layout.find_segments(maps, extent, backend.size_bytes)
-    fd = _open_file(pid, extent, segments[0].address, name)
+    block = RamBlock(
+        name=entry.name,
+        size_bytes=entry.used_bytes,
+        page_size_bytes=entry.page_size_bytes,
+        # Where the guest sees video memory and ROMs changes as it boots, so that only RAM has ranges.
+        ranges=layout.guest_ranges(pieces, entry.used_bytes) if pieces else (),
+    )
+    own = (Segment(0, block.pages, address),)
+    if place.extent is None:
+        return MappedBlock(BlockMemory(block, pid=pid, segments=own), own)
+    segments = find_segments(maps, place.extent, entry.used_bytes) if place.shared else own
+    fd = _open_file(pid, place.extent, address, entry.name, os.O_RDWR if place.shared else os.O_RDONLY)
     try:
-        _check_size(fd, extent.offset_bytes + backend.size_bytes, name)
-        page_size = os.fstatvfs(fd).f_bsize if files.is_hugetlbfs(fd) else PAGE_BYTES
+        _check_size(fd, place.extent.offset_bytes + entry.used_bytes, entry.name)
     except BaseException:
         os.close(fd)
         raise
-    ranges = layout.guest_ranges(pieces, backend.size_bytes)
-    block = RamBlock(name=name, size_bytes=backend.size_bytes, page_size_bytes=page_size, ranges=ranges)
-    return MappedBlock(BlockMemory(block, fd, extent.offset_bytes), segments)
+    memory = BlockMemory(block, fd, place.extent.offset_bytes)
+    return MappedBlock(memory if place.shared else BlockMemory(block, fd, memory.file_offset_bytes, pid, own), segments)
 
 
 def _check_size(fd: int, needed_bytes: int, name: str) -> None:
@@ -92,8 +176,8 @@ def _check_size(fd: int, needed_bytes: int, name: str) -> None:
         )
 
 
-def _open_file(pid: int, extent: Extent, address: int, name: str) -> int:
-    """A descriptor, readable and writable, of the file behind a block: by way of one that QEMU has open."""
+def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -> int:
+    """A descriptor of the file behind a block: by way of one that QEMU has open."""
     candidates = [f"/proc/{pid}/fd/{number}" for number in _proc_names(pid, "fd")]
     # QEMU keeps the file open (RAMBlock.fd), but need not; these links need CAP_CHECKPOINT_RESTORE.
     start = f"{address:x}-"
@@ -104,18 +188,43 @@ def _open_file(pid: int, extent: Extent, address: int, name: str) -> int:
             found = os.stat(path)
             if (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) != (*extent.device, extent.inode):
                 continue
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(path, access | os.O_CLOEXEC)
         except OSError as error:
             refusal = error.strerror or str(error)
+    wanted = "reading and writing" if access == os.O_RDWR else "reading"
     raise GuestRefusedError(
-        f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for reading and writing: {refusal}; "
+        f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for {wanted}: {refusal}; "
         "run parmig as root or as QEMU's own user"
     )
 
 
-def _proc_text(pid: int, name: str) -> str:
+@contextlib.contextmanager
+def _open_process(pid: int) -> Iterator[int]:
+    """A descriptor that reads QEMU's memory."""
+    with _proc_errors(pid, "mem"):
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, address: int, size_bytes: int) -> bytes:
+    try:
+        return os.pread(fd, size_bytes, address)
+    except (OSError, OverflowError):  # nothing is mapped there, or it is no address at all
+        return b""
+
+
+def _proc_text(pid: int, name: str) -> str:
+    with _proc_errors(pid, name):
         return Path(f"/proc/{pid}/{name}").read_text()
+
+
+@contextlib.contextmanager
+def _proc_errors(pid: int, name: str) -> Iterator[None]:
+    try:
+        yield
     except PermissionError as error:
         raise GuestRefusedError(
             f"/proc/{pid}/{name} may not be read; run parmig as root or as QEMU's own user"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink
-from parmig.guests.qemu import layout
+from parmig.guests.qemu import ram_list
 from parmig.guests.qemu.announce import announce
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
@@ -67,7 +67,7 @@ class QemuGuest(Guest):
             if state == DEVICES and not incoming:
                 check_devices(qmp)
             self._pidfd = open_pidfd(pid, qmp.path)
-            self._blocks = open_memory(qmp, pid)
+            self._blocks = open_memory(qmp, pid, state)
             machine = machine_type(qmp)
         except BaseException:
             self.close()
@@ -80,17 +80,17 @@ class QemuGuest(Guest):
         return self._info
 
     def memory(self) -> Sequence[BlockMemory]:
-        """The shared memory backends, in order of their ids."""
+        """In order of their names: all blocks, or with ``state=migrate`` the shared memory backends."""
         return [block.memory for block in self._blocks]
 
     def state_blocks(self) -> Mapping[str, int]:
-        """Video memory, ROMs and the like, which QEMU moves itself.
+        """Video memory, ROMs and the like, which QEMU moves itself with ``state=migrate``.
 
         Raises:
             GuestError: QEMU is gone.
         """
         own = {one.memory.block.name for one in self._blocks}
-        found = layout.block_sizes(self._qmp.monitor("info ramblock"))
+        found = ram_list.block_sizes(self._qmp.monitor("info ramblock"))
         return {name: size_bytes for name, size_bytes in found.items() if size_bytes and name not in own}
 
     def is_running(self) -> bool:

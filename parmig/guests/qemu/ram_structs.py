@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the RAM blocks of a QEMU before 8.0 are, which has no command that says it: its own list of them is read.
+
+QEMU keeps a ``struct RAMBlock`` for each block on its heap (include/exec/ramblock.h) and a list of all
+(include/exec/ramlist.h), which ``info ramblock`` prints in the same order. The three numbers of the first line lie side
+by side in the first struct. From there on the pointers of the list lead to the others. A place is accepted
+only if every struct of the list has the name and numbers of its line, and every pointer back leads to where it should.
+
+This module does no I/O: the caller passes the function that reads QEMU's memory.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from parmig.errors import GuestRefusedError
+from parmig.guests.qemu.maps import Vma
+from parmig.guests.qemu.ram_list import RamEntry
+
+Read = Callable[[int, int], bytes]
+"""Reads so many bytes at an address of QEMU's process; fewer or none where it has no memory."""
+
+HEAP_LIMIT_BYTES = 64 << 20
+"""The largest mapping that is searched, besides ``[heap]``: a heap of another thread is no larger (glibc)."""
+
+_BLOCK = struct.Struct("=24x Q 8x 3Q 12x 256s 4x 2Q")
+"""Of a ``struct RAMBlock``: host, offset, used_length, max_length, idstr, and the list's next and previous pointer.
+
+On hosts of 64 bits: rcu_head 16, mr 8, host 8, colo_cache 8, offset 8, used_length 8,
+max_length 8, resized 8, flags 4, idstr 256, 4 unused, next 16. QEMU 7.2 and 10.0 have the same.
+"""
+
+_NUMBERS = struct.Struct("=3Q")
+_NUMBERS_OFFSET = 40
+_NEXT_OFFSET = 336
+_POINTER = struct.Struct("=Q")
+
+_HINT = (
+    "use QEMU 8.0 or newer, or give its RAM a memory-backend-file with share=on, and add ,state=migrate to the "
+    "guest's name; if this process is not QEMU itself (libvirt opens sockets for it), add ,pid=NUMBER"
+)
+
+
+def find_addresses(entries: Sequence[RamEntry], maps: Iterable[Vma], read: Read) -> list[int]:
+    """The address of each block in QEMU's process, in the order of *entries*.
+
+    Args:
+        entries: all lines of ``info ramblock``.
+        maps: all mappings of QEMU's process.
+        read: reads its memory.
+
+    Raises:
+        GuestRefusedError: QEMU's list is not found, or more than one that fits.
+    """
+    found: set[tuple[int, ...]] = set()
+    for vma in _heaps(maps):
+        for first in _search(_numbers(entries[0]), vma, read):
+            if addresses := _walk(entries, first - _NUMBERS_OFFSET, read):
+                found.add(addresses)
+        if found:
+            break
+    if len(found) != 1:
+        raise GuestRefusedError(
+            f"the addresses of QEMU's {len(entries)} RAM blocks were looked for in its heap and found {len(found)} "
+            f"times, expected once; {_HINT}"
+        )
+    return list(found.pop())
+
+
+def _heaps(maps: Iterable[Vma]) -> list[Vma]:
+    """Where structs may be, the likeliest first: the main heap, which the guest cannot write."""
+    private = [vma for vma in maps if vma.writable and not vma.shared and not vma.inode]
+    main = [vma for vma in private if vma.path == "[heap]"]
+    return main + [vma for vma in private if not vma.path and vma.end - vma.start <= HEAP_LIMIT_BYTES]
+
+
+def _search(pattern: bytes, vma: Vma, read: Read) -> Iterator[int]:
+    """The addresses at which *pattern* lies in a mapping."""
+    content = read(vma.start, vma.end - vma.start)
+    at = content.find(pattern)
+    while at >= 0:
+        yield vma.start + at
+        at = content.find(pattern, at + 1)
+
+
+def _walk(entries: Sequence[RamEntry], first: int, read: Read) -> tuple[int, ...]:
+    """The blocks' addresses by the list that begins with the struct at *first*; empty if it is not that list."""
+    addresses = []
+    address = first
+    back = None
+    for entry in entries:
+        data = read(address, _BLOCK.size)
+        if len(data) != _BLOCK.size:
+            return ()
+        host, *numbers, name, following, previous = _BLOCK.unpack(data)
+        if (_NUMBERS.pack(*numbers), name.split(b"\0", 1)[0]) != (_numbers(entry), entry.name.encode()):
+            return ()
+        # A struct that QEMU has freed still looks like one, but no struct before it points to it.
+        if read(previous, _POINTER.size) != _POINTER.pack(address) or back not in (None, previous):
+            return ()
+        addresses.append(host)
+        address, back = following, address + _NEXT_OFFSET
+    return () if address else tuple(addresses)
+
+
+def _numbers(entry: RamEntry) -> bytes:
+    return _NUMBERS.pack(entry.offset, entry.used_bytes, entry.total_bytes)
