@@ -45,19 +45,19 @@ def bench_disk(runs: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="parmig-bench-") as directory:
         image = build_disk_initrd(Path(directory), INIT)
         for _ in range(runs):
-            for busy, (_, found) in enumerate(reports.items()):
+            for busy, same_disk in enumerate(reports.values()):
                 how: dict[str, Any] = {"memory_bytes": 512 * MIB, "rate": 20, "files": busy, "extra": DISK}
                 with QemuMachine(image, **how) as source, QemuMachine(image, incoming=True, **how) as destination:
                     source.wait_for_serial("TICK 8 ")
-                    found.append(migrate(source, destination, SendConfig(workers=workers)))
-    return {name: _figures(found) for name, found in reports.items()}
+                    same_disk.append(migrate(source, destination, SendConfig(workers=workers)))
+    return {name: _figures(same_disk) for name, same_disk in reports.items()}
 
 
 def _figures(reports: list[Report]) -> dict[str, Any]:
     downtimes = [report.downtime_ms or 0.0 for report in reports]
-    settled = [one.settle_ms for report in reports for one in report.rounds if not one.paused]
+    settled = [round_.settle_ms for report in reports for round_ in report.rounds if not round_.paused]
     return {
-        "downtime_ms": {"median": round(median(downtimes), 2), "runs": [round(one, 2) for one in downtimes]},
+        "downtime_ms": {"median": round(median(downtimes), 2), "runs": [round(downtime, 2) for downtime in downtimes]},
         "settle_median_ms": round(median(settled), 2),
         "phases_median_ms": phases_median([report.downtime_phases_ms for report in reports]),
     }

@@ -59,8 +59,8 @@ def initrd() -> Iterator[Path]:
 def touch_memory(size_bytes: int) -> None:
     """Take *size_bytes* of memory and give it back.
 
-    In a virtual machine the first touch of memory that the host has taken back costs four times as much as the
-    guest kernel's own part; whoever runs first would pay for all. The host takes free memory back within seconds, so
+    In a virtual machine the first touch of memory that the host has taken back costs four times as much as the guest
+    kernel's own part, and the first run would pay for all of it. The host takes free memory back within seconds, so
     this belongs right before the start: with a second in between, single runs were 25 % slower than others.
     """
     fd = os.memfd_create("bench-touch")
@@ -77,7 +77,9 @@ def median(values: Sequence[float]) -> float:
 
 def phases_median(phases: Sequence[DowntimePhases]) -> dict[str, float]:
     """The median of each phase, in milliseconds."""
-    return {name: round(median([getattr(one, name) for one in phases]), 2) for name in DowntimePhases.__struct_fields__}
+    return {
+        name: round(median([getattr(pause, name) for pause in phases]), 2) for name in DowntimePhases.__struct_fields__
+    }
 
 
 def describe_host() -> dict[str, Any]:
@@ -96,7 +98,7 @@ def describe_host() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load_average": [round(one, 2) for one in os.getloadavg()],
+        "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
 
@@ -135,8 +137,8 @@ def migrate_by_commands(source: str, destination: str, config: SendConfig, *, to
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         touch_memory(touch_bytes)
         send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet"]
-        told = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
-        report = msgspec.json.decode(told, type=Report)
+        output = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
+        report = msgspec.json.decode(output, type=Report)
         if report.error is not None:
             receiver.terminate()  # it would wait for the next sender
         receiver.communicate(timeout=LIMIT_S)
@@ -151,7 +153,7 @@ def qemu_migrate(source: Any, destination: Any, channels: int, *, touch_bytes: i
 
     Returns:
         the source's ``query-migrate``, with ``wall_ms`` from the command until the destination has loaded everything:
-        the source says "completed" while megabytes are still in its sockets.
+        the source reports "completed" while megabytes are still in its sockets.
     """
     capabilities = [{"capability": "multifd", "state": channels > 0}, {"capability": "events", "state": True}]
     parameters: dict[str, Any] = {"max-bandwidth": 1 << 40, "downtime-limit": 300}
@@ -165,28 +167,28 @@ def qemu_migrate(source: Any, destination: Any, channels: int, *, touch_bytes: i
     touch_memory(touch_bytes)
     began = time.monotonic()
     source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
-    found = await_migration(source)
+    migration = await_migration(source)
     while destination.ask("query-status")["status"] == "inmigrate":
         time.sleep(0.002)
-    return {**found, "wall_ms": (time.monotonic() - began) * 1000}
+    return {**migration, "wall_ms": (time.monotonic() - began) * 1000}
 
 
 def await_migration(machine: Any) -> dict[str, Any]:
     """Wait until QEMU has migrated, saved or loaded by itself; its last ``query-migrate``."""
     began = time.monotonic()
-    while (found := machine.ask("query-migrate")).get("status") != "completed":
-        if found.get("status") == "failed" or time.monotonic() - began > LIMIT_S:
-            raise RuntimeError(f"QEMU's own migration or snapshot: {found}")
+    while (migration := machine.ask("query-migrate")).get("status") != "completed":
+        if migration.get("status") == "failed" or time.monotonic() - began > LIMIT_S:
+            raise RuntimeError(f"QEMU's own migration or snapshot: {migration}")
         time.sleep(0.002)
-    return dict(found)
+    return dict(migration)
 
 
 def run_benches(description: str | None, benches: Mapping[str, Callable[..., dict[str, Any]]], **options: int) -> None:
-    """The command line of a file of benchmarks: run what was chosen and print it.
+    """The command line of a file of benchmarks: run the chosen ones and print their results.
 
     Args:
         benches: by name; each takes the values of *options* in their order.
-        options: whole numbers with their defaults, ``--runs`` for one.
+        options: whole numbers with their defaults, such as ``--runs``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", nargs="?", default="all", choices=[*benches, "all"])
@@ -199,7 +201,7 @@ def run_benches(description: str | None, benches: Mapping[str, Callable[..., dic
         results[name] = benches[name](*(getattr(chosen, option) for option in options))
         if not chosen.json:
             print(f"{name}: {to_json(results[name])}", flush=True)
-    results["load_average_after"] = [round(one, 2) for one in os.getloadavg()]
+    results["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
     print(to_json(results if chosen.json else {key: results[key] for key in ("host", "load_average_after")}))
 
 

@@ -48,8 +48,8 @@ from tools.bench_lab import (
 
 def bench_pause(runs: int, workers: int) -> dict[str, Any]:
     """Downtimes of a Linux guest that writes 20 MiB/s, moved by parmig and by QEMU in turns."""
-    ours: list[float] = []
-    theirs: list[float] = []
+    parmig_ms: list[float] = []
+    qemu_ms: list[float] = []
     phases: list[DowntimePhases] = []
     how: dict[str, Any] = {"memory_bytes": 512 * MIB, "rate": 20}
     with initrd() as image:
@@ -58,14 +58,14 @@ def bench_pause(runs: int, workers: int) -> dict[str, Any]:
                 source.wait_for_serial("TICK 3")
                 report = migrate(source, destination, SendConfig(workers=workers))
                 destination.wait_for_ticks(1)
-                ours.append(report.downtime_ms or 0.0)
+                parmig_ms.append(report.downtime_ms or 0.0)
                 phases.append(report.downtime_phases_ms)
             with QemuMachine(image, **how) as source, QemuMachine(image, incoming=True, **how) as destination:
                 source.wait_for_serial("TICK 3")
-                theirs.append(float(qemu_migrate(source, destination, 0)["downtime"]))
+                qemu_ms.append(float(qemu_migrate(source, destination, 0)["downtime"]))
     return {
-        "parmig_downtime_ms": {"median": median(ours), "runs": ours},
-        "qemu_downtime_ms": {"median": median(theirs), "runs": theirs},
+        "parmig_downtime_ms": {"median": median(parmig_ms), "runs": parmig_ms},
+        "qemu_downtime_ms": {"median": median(qemu_ms), "runs": qemu_ms},
         "parmig_phases_median_ms": phases_median(phases),
     }
 
@@ -77,9 +77,11 @@ def bench_kvm(runs: int, workers: int) -> dict[str, Any]:
     reports = [migrate_by_commands(source, guest, SendConfig(workers=workers)) for _ in range(max(7, runs))]
     downtimes = [report.downtime_ms or 0.0 for report in reports]
     return {
-        "downtime_ms": {"median": round(median(downtimes), 2), "runs": [round(one, 2) for one in downtimes]},
+        "downtime_ms": {"median": round(median(downtimes), 2), "runs": [round(downtime, 2) for downtime in downtimes]},
         "phases_median_ms": phases_median([report.downtime_phases_ms for report in reports]),
-        "pages_in_the_pause": [sum(one.sent_pages for one in report.rounds if one.paused) for report in reports],
+        "pages_in_the_pause": [
+            sum(round_.sent_pages for round_ in report.rounds if round_.paused) for report in reports
+        ],
         "total_time_ms": round(median([report.total_time_ms for report in reports]), 1),
     }
 
@@ -162,8 +164,8 @@ def bench_scan(runs: int, _workers: int) -> dict[str, Any]:
     shared = SharedArea(-1, workers=1, blocks=[block], regions=len(regions))
     scanner = DirtyScanner(regions, [mapping], PagemapTracker(log, [block]), shared)
     everything = list(range(len(regions)))
-    for found in scanner.find(everything, first_pass=True):
-        assert found.num_dirty_pages
+    for scanned in scanner.find(everything, first_pass=True):
+        assert scanned.num_dirty_pages
     times = [_timed(lambda: list(scanner.find(everything, first_pass=False))) for _ in range(20 * runs)]
     mapping.words[np.random.default_rng(1).choice(block.pages, block.pages // 100, replace=False), 1] = 7
     dirty = _timed(lambda: list(scanner.find(everything, first_pass=False)))

@@ -22,8 +22,8 @@ from tools.bench_lab import MIB, QemuMachine, describe_host, median, migrate, qe
 def fill_random(machine: Any, memory_bytes: int) -> None:
     """Fill the guest's memory with random data, different in every page.
 
-    Through QEMU's own mapping, as a guest that runs would: memory filled from outside is in no page table of QEMU's,
-    and whoever looks there for what exists has to ask the file.
+    It writes through QEMU's own mapping, as a running guest would. Memory that is filled from outside is in no page
+    table of QEMU's, and a scan of the page tables would have to ask the file what exists.
     """
     block = bytearray(os.urandom(16 * MIB))
     address = next(vma.start for vma in parse_maps(machine.maps()) if vma.path.endswith("/ram"))
@@ -39,8 +39,8 @@ def contend(name: str, count: int, memory_bytes: int, source: Any) -> dict[str, 
     touch_bytes = memory_bytes + 512 * MIB
     with QemuMachine(memory_bytes=memory_bytes, incoming=True) as destination:
         if name == "qemu":
-            found = qemu_migrate(source, destination, count, touch_bytes=touch_bytes)
-            seconds = setup = found["wall_ms"] / 1000
+            migration = qemu_migrate(source, destination, count, touch_bytes=touch_bytes)
+            seconds = setup = migration["wall_ms"] / 1000
         else:
             report = migrate(source, destination, SendConfig(workers=count), touch_bytes=touch_bytes)
             setup = report.total_time_ms / 1000
@@ -86,7 +86,7 @@ def main() -> None:
         "best_parmig": best["parmig"][1],
         "ratio": round(best["parmig"][0] / best["qemu"][0], 2),
         "ratio_with_setup": round(with_setup / best["qemu"][0], 2),
-        "load_average_after": [round(one, 2) for one in os.getloadavg()],
+        "load_average_after": [round(load, 2) for load in os.getloadavg()],
     }
     if options.json:
         print(to_json(summary))

@@ -73,7 +73,7 @@ def runs_of_both_kinds(pages: int, seed: int = 1) -> list[tuple[int, int, bool]]
 
 
 def write_stream(fd: int, memory: Pages, runs: list[tuple[int, int, bool]]) -> None:
-    """A stream of RAM alone, as one process writes it; *runs* as of :func:`runs_of_both_kinds`."""
+    """Write a stream of RAM alone in one process; *runs* are those of :func:`runs_of_both_kinds`."""
     data = MigrationDataFile(FileStream(fd, "bench"), "bench")
     writer = SectionWriter(data)
     writer.header()
@@ -103,7 +103,7 @@ def write_stream(fd: int, memory: Pages, runs: list[tuple[int, int, bool]]) -> N
 
 
 def parse_stream(fd: int, memory: Pages | None = None) -> tuple[int, int]:
-    """Parse such a stream, placing its pages in *memory* if given; data pages and zero pages."""
+    """Parse such a stream, and place its pages in *memory* if given; returns how many have data and are zero."""
     data = MigrationDataFile(FileStream(fd, "bench"), "bench")
     reader = SectionReader(data)
     reader.read_header()
@@ -180,16 +180,16 @@ def bench_restore(runs: int) -> dict[str, Any]:
     """The same guest out of a file on tmpfs, into a new QEMU each time: seconds until it could run."""
     seconds: dict[str, list[float]] = {}
     with _scratch() as directory:
-        ours, theirs = directory / "parmig", directory / "qemu"
-        _saved(parmig_save, ours)
-        _saved(qemu_save, theirs)
+        parmig_file, qemu_file = directory / "parmig", directory / "qemu"
+        _saved(parmig_save, parmig_file)
+        _saved(qemu_save, qemu_file)
         for _ in range(runs):
-            for name, restore, file in (("parmig", parmig_restore, ours), ("qemu", qemu_restore, theirs)):
+            for name, restore, file in (("parmig", parmig_restore, parmig_file), ("qemu", qemu_restore, qemu_file)):
                 touch_memory(GUEST_BYTES + 512 * MIB)
                 with QemuMachine(memory_bytes=GUEST_BYTES, incoming=True) as destination:
                     _note(seconds, name, restore(destination, file))
             touch_memory(GUEST_BYTES + 512 * MIB)
-            _note(seconds, "dd", dd_file(ours, directory / "copy"))
+            _note(seconds, "dd", dd_file(parmig_file, directory / "copy"))
             (directory / "copy").unlink()
     return _compared(seconds)
 
@@ -210,7 +210,7 @@ def bench_pause(runs: int) -> dict[str, Any]:
 
 
 def _saved(save: Callable[[QemuMachine, Path], dict[str, float]], file: Path) -> dict[str, float]:
-    """Save a new guest: QEMU does not let one be saved again that is paused after a migration."""
+    """Save a new guest each time: QEMU does not save a guest again that is paused after a migration."""
     with QemuMachine(memory_bytes=GUEST_BYTES) as source:
         fill_random(source, GUEST_BYTES)
         touch_memory(GUEST_BYTES + 512 * MIB)
@@ -223,8 +223,8 @@ def _scratch() -> Iterator[Path]:
         yield Path(directory)
 
 
-def _note(seconds: dict[str, list[float]], name: str, found: dict[str, float]) -> None:
-    for kind, value in found.items():
+def _note(seconds: dict[str, list[float]], name: str, times: dict[str, float]) -> None:
+    for kind, value in times.items():
         seconds.setdefault(f"{name} {kind}".strip(), []).append(value)
 
 
@@ -233,7 +233,7 @@ def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "guest_bytes": GUEST_BYTES,
         "workers": WORKERS,
-        "seconds": {name: [round(one, 3) for one in values] for name, values in seconds.items()},
+        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
         "mib_per_s": {name: round(GUEST_BYTES / MIB / value) for name, value in medians.items()},
         "parmig_over_qemu": round(medians["qemu"] / medians["parmig"], 2),
         "parmig_with_set_up_over_qemu": round(medians["qemu"] / medians["parmig with set-up"], 2),
@@ -242,10 +242,10 @@ def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def parmig_report(*arguments: str) -> Report:
-    """Run a parmig command and return its report; raises what went wrong."""
+    """Run a parmig command and return its report; raises the error in it."""
     command = [sys.executable, "-m", "parmig", *arguments, "--workers", str(WORKERS), "--json", "--quiet"]
-    told = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
-    report = msgspec.json.decode(told, type=Report)
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
+    report = msgspec.json.decode(output, type=Report)
     report.raise_for_status()
     return report
 

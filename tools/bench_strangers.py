@@ -42,7 +42,7 @@ while True:
 
 @contextmanager
 def running(command: list[str]) -> Iterator[None]:
-    """A process that says when it is there, until the end of the block."""
+    """Run a process, which prints a line once it is ready, until the end of the block."""
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -54,14 +54,14 @@ def running(command: list[str]) -> Iterator[None]:
 
 @contextmanager
 def crowd(kind: str, connections: int, ports: range) -> Iterator[None]:
-    """So many strangers over these ports, until the end of the block."""
+    """Run *connections* strangers, spread over *ports*, until the end of the block."""
     with running([sys.executable, "-m", "tools.strangers", kind, str(connections // len(ports)), *map(str, ports)]):
         yield
 
 
 @contextmanager
 def around(scene: str, kind: str, connections: int, ports: range) -> Iterator[None]:
-    """What happens beside the migration."""
+    """Run what *scene* has beside the migration."""
     if scene == ALONE:
         yield
     elif scene == HERE:

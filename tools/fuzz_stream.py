@@ -3,10 +3,10 @@
 
 usage: python -m tools.fuzz_stream [TARGET ...] [--seconds 60] [--plain] [--seed N] [--findings DIR]
 
-Targets: sections, devices, ram, data_file, vmdescription, xbzrle; all of them, one after the other, where none is
-named. With atheris (the extra ``fuzz``) inputs are led by coverage, each target in a process of its own; with --plain,
-or without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, exit
-code 1.
+Targets: sections, devices, ram, data_file, vmdescription, xbzrle; all of them, one after the other, if none is named.
+With atheris (the extra ``fuzz``) coverage guides the inputs, and each target has a process of its own. With --plain,
+or without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, and
+the exit code is 1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FindingError(Exception):
 
 
 def pieces(content: bytes) -> MigrationDataFile:
-    """All of *content* but its first byte, which tells the length of the pieces that it arrives in."""
+    """All of *content* but its first byte, which sets the length of the pieces that it arrives in."""
     step = (content[0] if content else 0) * 16 + 1
     return reading(content[1:], *range(step, min(len(content), 64 * step), step))
 
@@ -121,7 +121,7 @@ def data_file(content: bytes) -> None:
 
 
 def vmdescription(content: bytes) -> None:
-    """JSON behind two bytes of length and so many bytes of a device, which every device in it must decode."""
+    """Two bytes of length, that many bytes of a device, then JSON; every device in the JSON must decode the bytes."""
     size = int.from_bytes(content[:2], "big")
     body, tail = content[2 : 2 + size], content[2 + size :]
     where = vmd.find(tail)
@@ -158,13 +158,13 @@ def seeds(target: str) -> list[bytes]:
     """Valid inputs."""
     stream = whole_stream()
     json = vmd.build(DESCRIPTION)
-    blocks = [replace(one, gpa=0) for one in BLOCKS]
+    blocks = [replace(block, gpa=0) for block in BLOCKS]
     words = put(lambda data: write_block_list(data, blocks)) + encode_zero_words("mem0", np.arange(8, 20))
     words += bytes(encode_page_words(bytearray(8300), "mem0", np.arange(2), np.ones((2, 4096), np.uint8)))
     words += (3 << 12 | 0x60).to_bytes(8, "big") + b"\1\0\3\0\1x"
     packed = zlib.compress(bytes(4096))
     words += (4 << 12 | 0x120).to_bytes(8, "big") + len(packed).to_bytes(4, "big") + packed
-    found = {
+    by_target = {
         "sections": [b"\xff" + stream, b"\3" + stream],
         "devices": [saved_devices(("clock", DEVICE_BYTES), ("cpu", b"~\0\0\0\1\4" * 9))],
         "ram": [bytes((how,)) + words + (0x10).to_bytes(8, "big") for how in (1, 0xFD)],
@@ -175,7 +175,7 @@ def seeds(target: str) -> list[bytes]:
         ],
         "xbzrle": [b"x" + (xbzrle.encode(bytes(4096), b"\1" * 100 + bytes(3996)) or b""), b"z" + packed],
     }
-    return found[target]
+    return by_target[target]
 
 
 def check(target: str, content: bytes) -> None:
@@ -196,35 +196,35 @@ def peak_bytes() -> int:
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
     """*content* with a few bytes changed, taken out, put in or doubled, or cut off."""
-    found = bytearray(content)
+    changed = bytearray(content)
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
-        at = chance.randrange(len(found) + 1)
+        at = chance.randrange(len(changed) + 1)
         width = chance.choice((1, 1, 2, 4, 8, 300))
         match chance.randrange(6):
             case 0:
-                found[at : at + width] = chance.randbytes(width)
+                changed[at : at + width] = chance.randbytes(width)
             case 1:
-                found[at : at + width] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * width
-            case 2 if found:
-                found[min(at, len(found) - 1)] ^= 1 << chance.randrange(8)
+                changed[at : at + width] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * width
+            case 2 if changed:
+                changed[min(at, len(changed) - 1)] ^= 1 << chance.randrange(8)
             case 3:
-                del found[at : at + width]
+                del changed[at : at + width]
             case 4:
-                found[at:at] = found[at : at + width]
+                changed[at:at] = changed[at : at + width]
             case _ if not chance.randrange(4):
-                del found[at:]
-    return bytes(found)
+                del changed[at:]
+    return bytes(changed)
 
 
 def fuzz_plain(target: str, seconds: float, seed: int, findings: Path) -> str:
-    """Damage valid inputs at random for some time; what to tell of it.
+    """Damage valid inputs at random for some time; returns a line about it.
 
     Raises:
         FindingError: memory grew too much; other exceptions as the reader raised them. The input is in *findings*.
     """
     chance, pool = random.Random(seed), seeds(target)
-    for one in pool:
-        TARGETS[target](one)  # a seed that fails would test nothing
+    for seed_input in pool:
+        TARGETS[target](seed_input)  # a seed that fails would test nothing
     before = peak_bytes()
     until, executions = time.monotonic() + seconds, 0
     while time.monotonic() < until:
@@ -248,8 +248,8 @@ def fuzz_atheris(target: str, seconds: float, seed: int, findings: Path) -> None
     atheris.instrument_all()
     corpus = findings / f"corpus-{target}"
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, one in enumerate(seeds(target)):
-        (corpus / f"seed-{number}").write_bytes(one)
+    for number, seed_input in enumerate(seeds(target)):
+        (corpus / f"seed-{number}").write_bytes(seed_input)
     options = [
         f"-max_total_time={seconds:g}",
         f"-seed={seed}",

@@ -54,10 +54,10 @@ DEVICE_BYTES = bytes((0, 0, 0, 0, 0, 0, 0, 99, 0, 1, 0, 2)) + b"\5\x0bclock/alar
 
 
 def pages(*numbers: int) -> Pages:
-    """Pages that tell their number in every byte but the first."""
-    found = np.repeat(np.array(numbers, dtype=np.uint8), TARGET_PAGE_BYTES).reshape(-1, TARGET_PAGE_BYTES)
-    found[:, 0] = 0xFF
-    return found
+    """Pages that hold their number in every byte but the first."""
+    content = np.repeat(np.array(numbers, dtype=np.uint8), TARGET_PAGE_BYTES).reshape(-1, TARGET_PAGE_BYTES)
+    content[:, 0] = 0xFF
+    return content
 
 
 def _begin(writer: SectionWriter, capability: str) -> None:
@@ -86,7 +86,9 @@ def sequential(data: MigrationDataFile) -> None:
     """A stream with x-ignore-shared and one PART."""
     writer = SectionWriter(data)
     _begin(writer, "x-ignore-shared")
-    write_block_list(data, [BlockEntry(one.name, one.size_bytes, gpa=0x1000 * at) for at, one in enumerate(BLOCKS)])
+    write_block_list(
+        data, [BlockEntry(block.name, block.size_bytes, gpa=0x1000 * at) for at, block in enumerate(BLOCKS)]
+    )
     _end_ram(data, writer)
     writer.command(MigrationCommand.PING, b"\0\0\0\1")
     words = encode_page_words(bytearray(page_words_bytes("mem0", 2)), "mem0", np.array([3, 7]), pages(3, 7))
@@ -97,7 +99,7 @@ def sequential(data: MigrationDataFile) -> None:
 
 
 def mapped(data: MigrationDataFile) -> None:
-    """The same with mapped-ram; bitmaps and pages are not the stream's, so there are none."""
+    """The same with mapped-ram; bitmaps and pages are no part of the stream, so there are none."""
     writer = SectionWriter(data)
     _begin(writer, "mapped-ram")
     write_block_list(data, BLOCKS, mapped_ram=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write ``tests/golden/state.qevm``: a stream of devices that use every kind of field.
 
-The file guards the format: parmig must go on to write these bytes, and to read them. Make it anew only for a change of
-the format that is meant::
+The file guards the format: parmig must go on to write these bytes, and to read them. Write it again only for an
+intended change of the format::
 
     python -m tools.make_golden_state
 """
@@ -101,11 +101,11 @@ def devices() -> list[Timer | Net]:
     return [net, Timer(7, True, period_ns=1000, deadline_ns=2**40), Timer(8)]
 
 
-def registry_of(found: list[Timer | Net]) -> StateRegistry:
-    """*found* registered, each kind numbered from 0 on."""
+def registry_of(members: list[Timer | Net]) -> StateRegistry:
+    """*members* registered, each kind numbered from 0 on."""
     registry = StateRegistry()
-    for index, device in enumerate(found):
-        registry.register(state_of(device, sum(isinstance(one, type(device)) for one in found[:index])))
+    for index, device in enumerate(members):
+        registry.register(state_of(device, sum(isinstance(other, type(device)) for other in members[:index])))
     return registry
 
 

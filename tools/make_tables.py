@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the tables of the documentation that follow from the code: ``python -m tools.make_tables [--check]``.
 
-A table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; whatever is there is replaced.
+A table is between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. Everything between the two is replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import demo, receive, restore, save, send
+from parmig.cli import demo, qemu_args, receive, restore, save, send
 from parmig.cli import inspect as inspect_command
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
@@ -27,7 +27,15 @@ from tools import room_diagram
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMANDS = (demo.demo, receive.receive, send.send, save.save, restore.restore, inspect_command.inspect)
+COMMANDS = (
+    demo.demo,
+    receive.receive,
+    send.send,
+    save.save,
+    restore.restore,
+    inspect_command.inspect,
+    qemu_args.qemu_args,
+)
 
 GUESTS: dict[str, type[msgspec.Struct]] = {"qemu": QemuOptions, "synthetic": SyntheticOptions, "kvm": KvmOptions}
 
@@ -42,6 +50,11 @@ EXIT_CODES = {
 }
 
 
+def command_name(command: Callable[..., None]) -> str:
+    """What a user types to run *command*."""
+    return command.__name__.replace("_", "-")
+
+
 def error_classes() -> list[type[errors.ParmigError]]:
     """Every error class that parmig defines, in the order of the source."""
     return [
@@ -52,10 +65,10 @@ def error_classes() -> list[type[errors.ParmigError]]:
 
 
 def exit_code_table() -> str:
-    """Exit codes with what they mean and the error classes behind each."""
+    """Exit codes, what they mean, and the error classes of each."""
     lines = ["| exit code | meaning | error classes |", "|---|---|---|"]
     for code, meaning in EXIT_CODES.items():
-        names = [f"`{one.__name__}`" for one in error_classes() if code and one.exit_code == code]
+        names = [f"`{error.__name__}`" for error in error_classes() if code and error.exit_code == code]
         lines.append(f"| {code} | {meaning} | {', '.join(names)} |")
     return "\n".join(lines)
 
@@ -63,20 +76,20 @@ def exit_code_table() -> str:
 def error_table() -> str:
     """Error classes with their exit code and what they say."""
     lines = ["| error | exit code | when |", "|---|---|---|"]
-    for one in error_classes():
-        first = (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ")
-        lines.append(f"| `{one.__name__}` | {one.exit_code} | {first} |")
+    for error in error_classes():
+        first = (inspect.getdoc(error) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{error.__name__}` | {error.exit_code} | {first} |")
     return "\n".join(lines)
 
 
 def option_table(command: Callable[..., None]) -> str:
     """Arguments and options of *command* with their defaults and help texts."""
     lines = ["| option | default | meaning |", "|---|---|---|"]
-    for one in inspect.signature(command).parameters.values():
-        kind, described = get_args(one.annotation)[0], get_args(one.annotation)[1]
+    for parameter in inspect.signature(command).parameters.values():
+        kind, described = get_args(parameter.annotation)[0], get_args(parameter.annotation)[1]
         words = [described.default if isinstance(described, OptionInfo) else "", described.metavar or ""]
-        default = str(one.default)
-        if one.default is inspect.Parameter.empty:
+        default = str(parameter.default)
+        if parameter.default is inspect.Parameter.empty:
             default = "required"
         elif isinstance(described.show_default, str):
             default = described.show_default
@@ -89,9 +102,9 @@ def option_table(command: Callable[..., None]) -> str:
 def guest_table(struct: type[msgspec.Struct]) -> str:
     """The options of a guest with their defaults and help texts."""
     lines = ["| option | default | meaning |", "|---|---|---|"]
-    for name, one in options_of(struct).items():
-        shown = {"on": "yes", "off": "no"}[one.shown] if one.is_flag else one.shown
-        lines.append(_row(f"`{name}={one.metavar}`", shown, one.help))
+    for name, option in options_of(struct).items():
+        shown = {"on": "yes", "off": "no"}[option.shown] if option.is_flag else option.shown
+        lines.append(_row(f"`{name}={option.metavar}`", shown, option.help))
     return "\n".join(lines)
 
 
@@ -106,7 +119,7 @@ def status_diagram() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {
-        **{f"options-{one.__name__}": partial(option_table, one) for one in COMMANDS},
+        **{f"options-{command_name(command)}": partial(option_table, command) for command in COMMANDS},
         **{f"guest-{name}": partial(guest_table, struct) for name, struct in GUESTS.items()},
         "exit-codes": exit_code_table,
         "errors": error_table,
@@ -117,7 +130,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def fill(text: str, tables: dict[str, Callable[[], str]]) -> str:
-    """*text* with what stands between the markers of each of *tables* replaced.
+    """*text* with everything between the markers of each of *tables* replaced.
 
     Raises:
         ValueError: a table has no markers in *text*.

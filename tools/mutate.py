@@ -3,11 +3,11 @@
 
 mutmut changes one thing of a function at a time and runs the tests that reach it. Each module is done in a temporary
 copy of the tree, with its own tests, one process and a time limit. Mutants that survive are printed as a difference;
-those that change nothing that matters stand in ``harmless.toml`` with the reason.
+those that change nothing that matters are listed in ``harmless.toml`` with the reason.
 
 Survivors that change only the wording of a message ("XX...XX" around it, or its case) are counted apart: tests look for
-the words that matter, not for every letter. A wording is a string with a blank in it, so names, keys and formats are
-none. The sum is printed with them and without them; the second counts.
+the words that matter, not for every letter. A string with a blank in it counts as wording, so names, keys and
+formats do not. The sum is printed with them and without them; the second counts.
 
 Exit code 1: fewer than 95 % were killed, or one survived that is neither explained nor wording. Needs
 ``pip install -e '.[test,mutation]'``.
@@ -51,7 +51,7 @@ STATE_TESTS = {
     "state_saver": ("test_registry", "test_structs", "test_live"),
     "structs": ("test_structs", "test_declare"),
 }
-"""For each module of ``parmig/state`` the tests that are about it; those of all would take five times as long."""
+"""For each module of ``parmig/state`` the tests that are about it; all tests would take five times as long."""
 
 TESTS = {
     "parmig/engine/policy.py": ("tests/property/test_policy.py",),
@@ -87,7 +87,7 @@ settings.load_profile("mutants")
 
 
 def pytest_configure():
-    for name in [one for one in sys.modules if one.startswith("tests.") and one != __name__]:
+    for name in [name for name in sys.modules if name.startswith("tests.") and name != __name__]:
         del sys.modules[name]
 
 
@@ -103,7 +103,7 @@ survive the import of the tests: they are imported again, and an error there cou
 """
 
 _STRING = re.compile(r"""(\w*)("[^"]*"|'[^']*')""")
-"""A string and its prefix; every one is found, so that what is between two is not taken for one."""
+"""A string and its prefix. It must match every string, so that text between two strings is not taken for a string."""
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -121,7 +121,7 @@ class Mutant(msgspec.Struct, frozen=True):
         """Whether only the text of a message differs; f-strings are left alone by mutmut."""
 
         def blanked(text: str) -> str:
-            return _STRING.sub(lambda found: '""' if " " in found[2] and not found[1] else found[0], text)
+            return _STRING.sub(lambda match: '""' if " " in match[2] and not match[1] else match[0], text)
 
         return blanked(self.old) == blanked(self.new)
 
@@ -148,7 +148,7 @@ def copied_tree() -> Iterator[Path]:
 
 
 def mutate(module: str, limit_s: float, only: Sequence[str] = (), jobs: int = 1) -> Outcome:
-    """Run mutmut on *module* for so long at most; of its mutants on those whose names *only* matches, if given."""
+    """Run mutmut on *module* for *limit_s* at most; if *only* is given, on mutants whose names it matches."""
     with copied_tree() as tree:
         with (tree / "pyproject.toml").open("a") as file:
             # forkserver: a fork of a process that ran our fixtures fails every test, and so "kills" every mutant.
@@ -186,8 +186,8 @@ def _mutant(module: str, difference: str) -> Mutant:
     """What ``mutmut show`` printed."""
 
     def lines(sign: str) -> str:
-        found = re.findall(rf"^\{sign}(?!\{sign}\{sign})(.*)$", difference, re.M)
-        return "\n".join(line.strip() for line in found)
+        changed = re.findall(rf"^\{sign}(?!\{sign}\{sign})(.*)$", difference, re.M)
+        return "\n".join(line.strip() for line in changed)
 
     return Mutant(module, lines("-"), lines("+"))
 
@@ -195,7 +195,7 @@ def _mutant(module: str, difference: str) -> Mutant:
 def explained() -> dict[Mutant, str]:
     """The mutants that may survive, each with the reason."""
     entries = tomllib.loads(HARMLESS.read_text()).get("mutant", [])
-    return {Mutant(one["module"], one["old"], one["new"]): one["why"] for one in entries}
+    return {Mutant(entry["module"], entry["old"], entry["new"]): entry["why"] for entry in entries}
 
 
 def main() -> int:
@@ -217,8 +217,8 @@ def main() -> int:
     for module in arguments.modules or TESTS:
         outcome = mutate(module, arguments.minutes * 60, arguments.only, arguments.jobs)
         total += outcome.counts
-        told = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items()))
-        print(f"{module}: {told}", flush=True)
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items()))
+        print(f"{module}: {counts}", flush=True)
         for mutant in outcome.survivors:
             why = "wording" if mutant.is_wording else "NOT EXPLAINED"
             print(f"{mutant}\n  {harmless.get(mutant, why)}", flush=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Would the tests notice? Mutations by hand of the page path and the processes: ``python -m tools.mutations``.
 
-Each of ``mutations.toml`` replaces a piece of one file, in a temporary copy of the tree, and its tests must then fail;
-without it they must pass. Prints a line for each. Exit code 1: one was not noticed, no longer applies (its text is not
-there exactly once: write it anew), or its tests are gone or fail anyway.
+Each mutation in ``mutations.toml`` replaces a piece of one file, in a temporary copy of the tree. Its tests must then
+fail; without it they must pass. The tool prints a line for each. Exit code 1: a mutation was not noticed, no longer
+applies (its text is not there exactly once: update it), or its tests are gone or fail anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tools.mutate import copied_tree
 
 LIST = Path(__file__).with_name("mutations.toml")
 LIMIT_S = 600.0
-"""For the tests of one mutation; a test that hangs has noticed something."""
+"""Time limit of the tests of one mutation. A test that hangs has noticed something."""
 
 PASSED, FAILED = 0, 1
 """Exit codes of pytest. Others: interrupted, wrong usage, no such test."""
@@ -37,7 +37,7 @@ class Mutation(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def outcome(mutation: Mutation, tree: Path, passing: dict[tuple[str, ...], int]) -> str:
-    """What became of *mutation*; *tree* is as it was afterwards."""
+    """What became of *mutation*; *tree* is unchanged afterwards."""
     path = tree / mutation.file
     text = path.read_text() if path.exists() else ""
     if text.count(mutation.old) != 1:
@@ -70,17 +70,17 @@ def main() -> int:
     mutations = msgspec.convert(tomllib.loads(LIST.read_text())["mutation"], list[Mutation])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of them; all without any")
-    wanted = parser.parse_args().names or [one.name for one in mutations]
-    unknown = set(wanted) - {one.name for one in mutations}
+    wanted = parser.parse_args().names or [mutation.name for mutation in mutations]
+    unknown = set(wanted) - {mutation.name for mutation in mutations}
     if unknown:
         parser.error(f"there is no mutation {', '.join(sorted(unknown))}")
     passing: dict[tuple[str, ...], int] = {}
     unnoticed = 0
     with copied_tree() as tree:
-        for mutation in (one for one in mutations if one.name in wanted):
-            told = outcome(mutation, tree, passing)
-            unnoticed += told != "noticed"
-            print(f"{told:<24} {mutation.name:<40} {mutation.file}", flush=True)
+        for mutation in (mutation for mutation in mutations if mutation.name in wanted):
+            result = outcome(mutation, tree, passing)
+            unnoticed += result != "noticed"
+            print(f"{result:<24} {mutation.name:<40} {mutation.file}", flush=True)
     print(f"{len(wanted) - unnoticed} of {len(wanted)} noticed")
     return int(unnoticed > 0)
 

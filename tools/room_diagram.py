@@ -26,12 +26,12 @@ def rooms() -> list[str]:
 def imports() -> dict[str, set[str]]:
     """Room to the rooms that it imports, wherever in a file the import is."""
     known = rooms()
-    found: dict[str, set[str]] = {room: set() for room in known}
+    edges: dict[str, set[str]] = {room: set() for room in known}
     for room in known:
         for path in _files(room):
             targets = {_room_of(name) for name in _imported(ast.parse(path.read_text(encoding="utf-8")))}
-            found[room] |= (targets & set(known)) - {room}
-    return found
+            edges[room] |= (targets & set(known)) - {room}
+    return edges
 
 
 def mermaid() -> str:
@@ -69,9 +69,9 @@ def _direct(edges: Mapping[str, set[str]], room: str) -> set[str]:
 
 
 def _reachable(edges: Mapping[str, set[str]], room: str) -> set[str]:
-    found: set[str] = set()
+    reached: set[str] = set()
     new = set(edges[room])
     while new:
-        found |= new
-        new = set().union(*(edges[one] for one in new)) - found
-    return found
+        reached |= new
+        new = set().union(*(edges[target] for target in new)) - reached
+    return reached

@@ -3,10 +3,10 @@
 
 usage: python -m tools.soak_kvm [COUNT] [--options OPTIONS] [--workers 2] [--tracker auto] [--cancel-every N]
 
-Each time the source, paused at hand-over, and the destination, paused once it went on, have the guest's program
-compare memory with registers; lines of the serial port must follow each other without a gap, with ticks and
-interrupts that only grow; and this process must have as many descriptors, children, threads and mappings of guest
-memory as before.
+Each time the source, paused at hand-over, and the destination, paused once it went on, let the guest's program
+compare memory with registers. Lines of the serial port must follow each other without a gap, and their ticks and
+interrupts must only grow. This process must have as many descriptors, children, threads and mappings of guest memory
+as before.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ LIMIT_S = 30.0
 
 
 class Discard:
-    """A sink for state that nobody wants."""
+    """A sink that drops the state."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Forget *data*."""
+        """Drop *data*."""
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -54,13 +54,13 @@ def beats(text: str) -> list[Beat]:
     Raises:
         ValueError: a line is no such line.
     """
-    found = []
+    lines = []
     for line in text[: text.rfind("\n") + 1].splitlines():
         word, *numbers = line.split(" ")
         if word != "beat" or len(numbers) != 3:
             raise ValueError(f"expected a line 'beat NUMBER TICKS INTERRUPTS', found {line!r}")
-        found.append(Beat(*(int(number, 16) for number in numbers)))
-    return found
+        lines.append(Beat(*(int(number, 16) for number in numbers)))
+    return lines
 
 
 class Witness:
@@ -73,7 +73,7 @@ class Witness:
         """Take the lines that came since.
 
         Raises:
-            AssertionError: one is missing or goes back.
+            AssertionError: a line is missing or goes back.
         """
         for beat in beats(guest.serial_text()):
             if beat.number <= self.last.number:
@@ -121,7 +121,7 @@ def move(source: KvmGuest, options: str, config: SendConfig, *, cancel: bool = F
     """Move *source* once.
 
     Returns:
-        where the guest runs now; the other one is checked and closed. And the report, None when it was cancelled.
+        the guest where it runs now (the other one is checked and closed), and the report; None: it was cancelled.
     """
     with ExitStack() as stack:
         destination = open_kvm(options, incoming=True)
@@ -177,7 +177,7 @@ def soak(count: int, options: str, config: SendConfig, cancel_every: int = 0) ->
 
 
 def _check_running(guest: KvmGuest, witness: Witness) -> None:
-    """Let it go on, stop it for a moment, and have it compare memory with registers."""
+    """Let the guest run on, pause it for a moment, and let it compare memory with registers."""
     witness.wait(guest, 1)
     guest.pause(Discard())
     guest.check()
@@ -188,9 +188,9 @@ def _check_running(guest: KvmGuest, witness: Witness) -> None:
 def _compare(expected: dict[str, int], what: str) -> None:
     """Fail unless this process has what it had; pyzmq and the kernel may take a moment to let go."""
     until = time.monotonic() + LIMIT_S
-    while (found := belongings()) != expected:
+    while (present := belongings()) != expected:
         if time.monotonic() > until:
-            raise AssertionError(f"{what} left something behind: expected {expected}, found {found}")
+            raise AssertionError(f"{what} left something behind: expected {expected}, found {present}")
         time.sleep(0.01)
 
 
@@ -200,7 +200,7 @@ def _summary(reports: list[Report], cancelled: int, witness: Witness) -> dict[st
         "migrations": len(reports),
         "cancelled": cancelled,
         "dirty_log": sorted({f"{report.tracker}: {report.tracker_reason}" for report in reports}),
-        "pages_sent_after_round_1": sum(one.sent_pages for report in reports for one in report.rounds[1:]),
+        "pages_sent_after_round_1": sum(round_.sent_pages for report in reports for round_ in report.rounds[1:]),
         "downtime_ms": {
             "median": round(median(downtimes), 2),
             "highest": round(downtimes[-1], 2) if downtimes else 0.0,
@@ -213,7 +213,7 @@ def _summary(reports: list[Report], cancelled: int, witness: Witness) -> dict[st
 
 
 def main() -> None:
-    """Run as often as asked for and print what came of it."""
+    """Move the guest as often as asked for, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=200)
     parser.add_argument("--options", default=OPTIONS, help="of the guest, as in kvm:OPTIONS")

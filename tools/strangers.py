@@ -2,7 +2,7 @@
 """Connections that nobody asked for, to be run beside a receiver: ``python -m tools.strangers KIND COUNT PORT...``.
 
 Holds COUNT connections to each port on loopback, and makes new ones where they are closed, until it is killed. KIND is
-what they say: ``idle`` nothing; ``garbage`` random bytes; ``frames`` the beginning of a message, and never its end;
+what they send: ``idle`` nothing; ``garbage`` random bytes; ``frames`` the beginning of a message, and never its end;
 ``endless`` keep-alives without end; ``names`` well-formed messages of parmig that make no sense; ``zmtp`` ZeroMQ's
 greeting and empty messages, then they close; ``command`` ZeroMQ's greeting and the beginning of a long command.
 """
@@ -34,12 +34,12 @@ WORDS = {
 
 
 class Stranger:
-    """One connection, again and again.
+    """One connection, which is made again each time it is closed.
 
     Args:
         port: on loopback.
-        words: what it says.
-        ends: whether it closes as soon as it has said it.
+        words: what it sends.
+        ends: whether it closes as soon as it has sent that.
     """
 
     def __init__(self, port: int, words: bytes, *, ends: bool) -> None:
@@ -75,7 +75,7 @@ class Stranger:
 
 
 def main(kind: str, count: str, *ports: str) -> None:
-    """Be all of them."""
+    """Run all strangers in turns."""
     strangers = [Stranger(int(port), WORDS[kind], ends=kind == "zmtp") for port in ports for _ in range(int(count))]
     for stranger in strangers:
         stranger.step()

@@ -41,7 +41,7 @@ each time. As much as the credit of a channel."""
 
 
 class StopRequestedError(BaseException):
-    """The coordinator said stop, or is gone. Not an Exception: nothing on the way may swallow it."""
+    """The coordinator sent Stop, or is gone. It is no Exception, so that no handler swallows it."""
 
 
 class Inbox:
@@ -71,7 +71,7 @@ class Inbox:
         """Read what is there.
 
         Raises:
-            StopRequestedError: the coordinator said stop, or its end of the pipe closed.
+            StopRequestedError: the coordinator sent Stop, or its end of the pipe closed.
         """
         while self._poll.poll(0):
             try:
@@ -85,7 +85,7 @@ class Inbox:
             self._pending.append(instruction)
 
     def wait(self, timeout_ms: int | None = None) -> None:
-        """Wait until there is something to read, so long at most, and read it; raises as :meth:`check`."""
+        """Wait until there is something to read, for *timeout_ms* at most, and read it; raises as :meth:`check`."""
         self._poll.poll(timeout_ms)
         self.check()
 
@@ -112,7 +112,7 @@ class Inbox:
 
 
 class Memory(NamedTuple):
-    """The guest's memory as a worker has it: mappings of its blocks, its regions by number, what the workers share."""
+    """The guest's memory in a worker: mappings of its blocks, its regions by number, the shared area."""
 
     blocks: list[BlockMapping]
     regions: list[Region]
@@ -121,8 +121,8 @@ class Memory(NamedTuple):
 
 def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) -> Memory:
     """Map the shared area and every block into this process."""
-    found = zip(setup.blocks, block_fds, setup.file_offsets_bytes, strict=True)
-    blocks = [BlockMapping(BlockMemory(block, fd, offset)) for block, fd, offset in found]
+    parts = zip(setup.blocks, block_fds, setup.file_offsets_bytes, strict=True)
+    blocks = [BlockMapping(BlockMemory(block, fd, offset)) for block, fd, offset in parts]
     regions = cut(setup.blocks, setup.region_pages)
     shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
     return Memory(blocks, regions, shared)
@@ -134,7 +134,7 @@ S = TypeVar("S", bound=MemorySetup)
 def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callable[[S, Inbox], None]) -> None:
     """Run *work* with the decoded *setup*; report any error; end the process without lingering.
 
-    Signals: the terminal's Ctrl-C goes to the whole group, but only the coordinator decides.
+    It ignores the terminal's Ctrl-C, which reaches the whole process group: only the coordinator decides.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -157,6 +157,6 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
             pass
     sys.stdout.flush()
     sys.stderr.flush()
-    # Frames may still point into mappings; the kernel takes it all back at once.
+    # Frames may still point into mappings, so nothing is unmapped here; the kernel frees everything at once.
     connection.close()
     os._exit(status)

@@ -27,7 +27,7 @@ IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def main(connection: Connection, setup: bytes, _fds: Sequence[int]) -> None:
-    """Entry point: leave a process behind that reads the coordinator's messages, and end.
+    """Entry point: fork the guardian, which reads the coordinator's messages, and end.
 
     Args:
         connection: to the coordinator.
@@ -48,7 +48,7 @@ def _detach(pipe: int) -> None:
     os.setsid()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    # Among what was inherited are the fork server's life line and the coordinator's standard output.
+    # The inherited descriptors include the fork server's life line and the coordinator's standard output.
     os.closerange(3, pipe)
     os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
     null = os.open(os.devnull, os.O_RDWR)
@@ -87,7 +87,7 @@ def _serve(connection: Connection, log: Log) -> None:
 
 
 def _prepare(guard: Guard) -> None:
-    """Import what will be called now: later the package may be gone, or the coordinator dead and the guest waiting."""
+    """Import now what will be called: later the package may be gone, or the guest may be waiting."""
     try:
         resolve_name(guard.program)
     except Exception:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both workers of snapshots do: digest pieces of the file."""
+"""Digests pieces of a snapshot file, for the workers that write it and those that read it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def digest_file(
     if not numbers:
         return {}
     digester = FileDigester(fd, file, body_bytes)
-    found = {}
+    digests = {}
     for number in numbers:
         done()
-        found[number] = digester.digest(number)
+        digests[number] = digester.digest(number)
     digester.close()
-    return found
+    return digests

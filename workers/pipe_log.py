@@ -14,7 +14,7 @@ BURST_LINES = 50
 
 
 class PipeLog(logging.Handler):
-    """Sends lines to the coordinator; drops what is too much, and says how many lines that was.
+    """Sends lines to the coordinator; drops lines above the limit, and reports how many it dropped.
 
     Args:
         send: sends a line if the pipe has room for it now; returns whether it had.

@@ -29,8 +29,8 @@ _HEADER_ROOM_BYTES = 1 << 20
 """Besides its pages a message has a header with a table of at most 512 KiB."""
 
 _GROWTH_BYTES = 32 * MIB
-"""What a worker may grow by besides its credit, where no whole message comes. libzmq keeps 64 bytes for each frame of a
-message that never ends, however short it is; what a true peer sends takes a few MiB."""
+"""How much a worker may grow beyond its credit while no whole message comes. libzmq keeps 64 bytes for each frame of a
+message that never ends, however short the frame is; the messages of a true peer take a few MiB."""
 
 
 def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 _logger.info("its send worker connected")
                 inbox.tell(WorkerConnected())  # before the source can continue
                 transport.write([welcome(setup.credit_bytes)])
-            del incoming  # frees the frames, and with them ZeroMQ's memory, before the next is taken
+            del incoming  # frees the frames, and with them ZeroMQ's memory, before the next message is taken
             inbox.check()
         # After the last check, everything that was read is answered before the next wait.
         inbox.check()

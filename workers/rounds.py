@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every worker on the source does between its start and its end, whatever it passes pages on to."""
+"""What every worker on the source does between its start and its end, whether it sends pages or writes a file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def serve_rounds(
 
     Args:
         idle: waits until there may be an instruction.
-        answer: what is said to instructions that are not about rounds.
+        answer: answers instructions that are not about rounds.
     """
     while True:
         match _next(inbox, idle):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from parmig import logs
-from parmig.cli import demo, doctor, inspect, receive, restore, save, send
+from parmig.cli import demo, doctor, inspect, qemu_args, receive, restore, save, send
 from parmig.version import __version__
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(send.send)
 app.command()(save.save)
 app.command()(restore.restore)
 app.command()(inspect.inspect)
+app.command()(qemu_args.qemu_args)
 app.command()(doctor.doctor)
 
 

@@ -36,15 +36,15 @@ def read_table(path: Path, table: str, known: Mapping[str, Any]) -> dict[str, An
     for name, content in tables.items():
         if name not in TABLES or not isinstance(content, dict):
             raise UsageError(f"{path} has no table for a command named {name!r}; known tables: {_in_brackets(TABLES)}")
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, value in tables.get(table, {}).items():
         name = key.lstrip("-").replace("_", "-")
         if name not in known:
             raise UsageError(f"unknown option {key!r} in table [{table}] of {path}; {nearest(name, known)}")
-        if name in found:
+        if name in options:
             raise UsageError(f"option {name!r} appears twice in table [{table}] of {path}; keep one of them")
-        found[name] = _value(value, known[name], f"option {key!r} in table [{table}] of {path}")
-    return found
+        options[name] = _value(value, known[name], f"option {key!r} in table [{table}] of {path}")
+    return options
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
@@ -54,7 +54,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
             raise UsageError(f"{where} is {value!r}; expected true or false")
         return value
     if kind == list[str] and isinstance(value, list):
-        return [_value(one, str, where) for one in value]
+        return [_value(item, str, where) for item in value]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UsageError(f"{where} is {value!r}; write the value as on the command line, in quotes")
     return [str(value)] if kind == list[str] else str(value)

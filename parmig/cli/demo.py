@@ -15,7 +15,7 @@ from parmig.config import DemoConfig, SendConfig
 from parmig.engine.report import Report
 
 SENDING = o.Only(("workers", "transport", "compress", "tracker", "auto-converge"))
-"""What the demonstration lets a user say about the migration itself."""
+"""The options of the migration itself that the demonstration has."""
 
 
 @o.command()

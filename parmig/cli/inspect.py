@@ -49,64 +49,66 @@ def inspect(
     from parmig.inspection import inspect_file
 
     try:
-        found = inspect_file(file)
-        shown = _chosen(found, options.device) if options.device else found.devices if options.fields else []
+        inspection = inspect_file(file)
+        shown = _chosen(inspection, options.device) if options.device else inspection.devices if options.fields else []
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
     if output.json:
-        print_json(found)
+        print_json(inspection)
     else:
-        _print(found, shown)
-    if found.error is not None:
-        typer.echo(f"parmig: {printable(found.error.message)}", err=True)
-    raise typer.Exit(0 if found.complete else 1)
+        _print(inspection, shown)
+    if inspection.error is not None:
+        typer.echo(f"parmig: {printable(inspection.error.message)}", err=True)
+    raise typer.Exit(0 if inspection.complete else 1)
 
 
-def _chosen(found: Inspection, name: str) -> list[DeviceInspection]:
-    chosen = [one for one in found.devices if name in (one.idstr, f"{one.idstr}/{one.instance_id}")]
+def _chosen(inspection: Inspection, name: str) -> list[DeviceInspection]:
+    chosen = [device for device in inspection.devices if name in (device.idstr, f"{device.idstr}/{device.instance_id}")]
     if not chosen:
-        known = ", ".join(dict.fromkeys(one.idstr for one in found.devices))
-        raise UsageError(f"{found.file} has no device {name!r}; its devices: {known or 'none'}")
+        known = ", ".join(dict.fromkeys(device.idstr for device in inspection.devices))
+        raise UsageError(f"{inspection.file} has no device {name!r}; its devices: {known or 'none'}")
     return chosen
 
 
-def _print(found: Inspection, shown: list[DeviceInspection]) -> None:
+def _print(inspection: Inspection, shown: list[DeviceInspection]) -> None:
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
-    for name, value in _headline(found):
+    for name, value in _headline(inspection):
         console.print(f"{name:<12} {printable(value)}", soft_wrap=True)
-    if found.blocks:
-        console.print(_blocks_table(found.blocks))
-    if found.devices:
-        console.print(_devices_table(found))
-    for one in shown:
-        console.print(printable(f"{one.idstr}/{one.instance_id}"), style="bold")
-        for path, value in _lines(one.fields):
+    if inspection.blocks:
+        console.print(_blocks_table(inspection.blocks))
+    if inspection.devices:
+        console.print(_devices_table(inspection))
+    for device in shown:
+        console.print(printable(f"{device.idstr}/{device.instance_id}"), style="bold")
+        for path, value in _lines(device.fields):
             console.print(printable(f"  {path} = {value}"), soft_wrap=True)
-    for note in found.notes:
-        if found.error is None or note != found.error.message:  # that one goes to standard error
+    for note in inspection.notes:
+        if inspection.error is None or note != inspection.error.message:  # the error itself goes to standard error
             console.print(f"{'note':<12} {printable(note)}", soft_wrap=True)
 
 
-def _headline(found: Inspection) -> list[tuple[str, str]]:
+def _headline(inspection: Inspection) -> list[tuple[str, str]]:
     """Name and value of each line above the tables. Unknown values have no line."""
-    kind = f"{found.format}, version {found.version}" if found.format else "not a stream"
-    lines = [("file", found.file), ("format", f"{kind}, {'complete' if found.complete else 'NOT COMPLETE'}")]
-    if found.machine is not None:
-        lines.append(("machine", found.machine))
-    if found.uuid:
-        lines.append(("uuid", found.uuid))
-    if found.capabilities:
-        lines.append(("capabilities", ", ".join(found.capabilities)))
-    lines.append(("size", format_size(found.total_bytes)))
-    if found.blocks:
-        total_bytes = sum(block.bytes for block in found.blocks)
-        lines.append(("memory", f"{format_size(total_bytes)} in {len(found.blocks)} blocks"))
-    if found.devices:
-        known = found.devices[-1].bytes is not None
-        lines.append(("devices", f"{len(found.devices) if known else '?'}, {format_size(found.device_state_bytes)}"))
-    if found.commands:
-        lines.append(("commands", ", ".join(f"{name} ({count})" for name, count in found.commands.items())))
+    kind = f"{inspection.format}, version {inspection.version}" if inspection.format else "not a stream"
+    lines = [("file", inspection.file), ("format", f"{kind}, {'complete' if inspection.complete else 'NOT COMPLETE'}")]
+    if inspection.machine is not None:
+        lines.append(("machine", inspection.machine))
+    if inspection.uuid:
+        lines.append(("uuid", inspection.uuid))
+    if inspection.capabilities:
+        lines.append(("capabilities", ", ".join(inspection.capabilities)))
+    lines.append(("size", format_size(inspection.total_bytes)))
+    if inspection.blocks:
+        total_bytes = sum(block.bytes for block in inspection.blocks)
+        lines.append(("memory", f"{format_size(total_bytes)} in {len(inspection.blocks)} blocks"))
+    if inspection.devices:
+        known = inspection.devices[-1].bytes is not None
+        lines.append(
+            ("devices", f"{len(inspection.devices) if known else '?'}, {format_size(inspection.device_state_bytes)}")
+        )
+    if inspection.commands:
+        lines.append(("commands", ", ".join(f"{name} ({count})" for name, count in inspection.commands.items())))
     return lines
 
 
@@ -127,27 +129,27 @@ def _blocks_table(blocks: list[BlockInspection]) -> Table:
     return table
 
 
-def _devices_table(found: Inspection) -> Table:
+def _devices_table(inspection: Inspection) -> Table:
     """A row for each device."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("device", overflow="fold")
     for column in ("instance", "version", "bytes", "fields"):
         table.add_column(column, justify="right")
-    for one in found.devices:
-        size = "?" if one.bytes is None else str(one.bytes)
-        fields = "?" if one.fields is None else str(len(one.fields))
-        table.add_row(printable(one.idstr), str(one.instance_id), str(one.version), size, fields)
+    for device in inspection.devices:
+        size = "?" if device.bytes is None else str(device.bytes)
+        fields = "?" if device.fields is None else str(len(device.fields))
+        table.add_row(printable(device.idstr), str(device.instance_id), str(device.version), size, fields)
     return table
 
 
 def _lines(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Path and value of each plain value in *value*. A list of plain values counts as one."""
     if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _lines(one, f"{path}.{name}" if path else name)
-    elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
-        for place, one in enumerate(value):
-            yield from _lines(one, f"{path}[{place}]")
+        for name, item in value.items():
+            yield from _lines(item, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for place, item in enumerate(value):
+            yield from _lines(item, f"{path}[{place}]")
     else:
         text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
         more = f"... ({len(text)} characters)" if len(text) > LONGEST_VALUE else ""

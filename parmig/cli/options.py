@@ -29,13 +29,13 @@ GuestOption = Annotated[
 
 
 class JsonOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What every command is asked about its output."""
+    """The options for the output that every command has."""
 
     json: Annotated[bool, option("Print one JSON object on standard output.")] = False
 
 
 class Output(JsonOutput, frozen=True, kw_only=True):
-    """What a command that moves a guest is asked about its output."""
+    """The options for the output of a command that moves a guest."""
 
     quiet: Annotated[bool, option("Show no progress.")] = False
     verbose: Annotated[
@@ -77,14 +77,14 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
 
         @functools.wraps(function)
         def run(**values: Any) -> None:
-            values.pop(_CONFIG_FILE.name, None)  # its callback has done all there is to do
+            values.pop(_CONFIG_FILE.name, None)  # its callback has read the file
             made = {
-                name: struct(**dict(given for one in options if (given := _value(one, values))))
+                name: struct(**dict(given for declared in options if (given := _value(declared, values))))
                 for name, (struct, options) in structures.items()
             }
             function(**values, **made)
 
-        parameters.sort(key=lambda one: one.default is not inspect.Parameter.empty)
+        parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 
@@ -92,67 +92,76 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
 
 
 def _declared(hint: Any) -> tuple[type[msgspec.Struct] | None, list[Option]]:
-    """The structure that *hint* names and its options, or None where it is anything else."""
+    """The structure that *hint* names, and its options; None: *hint* is something else."""
     base, *metadata = get_args(hint) or (hint,)
     if not (isinstance(base, type) and issubclass(base, msgspec.Struct)):
         return None, []
     options = options_of(base)
-    only = next((one.names for one in metadata if isinstance(one, Only)), tuple(options))
+    only = next((mark.names for mark in metadata if isinstance(mark, Only)), tuple(options))
     return base, [options[name] for name in only]
 
 
-def _parameter(one: Option) -> inspect.Parameter:
-    """The parameter that typer makes an option of."""
-    if one.is_counted:
-        described = typer.Option(f"--{one.name}", f"-{one.name[0]}", help=one.help, count=True, show_default=False)
-        return inspect.Parameter(
-            one.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[int, described], default=one.default
+def _parameter(declared: Option) -> inspect.Parameter:
+    """The parameter from which typer makes the option."""
+    if declared.is_counted:
+        described = typer.Option(
+            f"--{declared.name}", f"-{declared.name[0]}", help=declared.help, count=True, show_default=False
         )
-    kind: Any = bool if one.is_flag else list[str] if one.is_repeated else str
-    default: Any = one.default if one.is_flag or str(one.default) == one.shown else None
+        return inspect.Parameter(
+            declared.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[int, described],
+            default=declared.default,
+        )
+    kind: Any = bool if declared.is_flag else list[str] if declared.is_repeated else str
+    default: Any = declared.default if declared.is_flag or str(declared.default) == declared.shown else None
     described = typer.Option(
-        f"--{one.name}",
-        help=one.help,
-        metavar=None if one.is_flag else one.metavar,
-        parser=None if one.is_flag else _reader(one),
-        show_default=False if one.required or one.is_flag else True if default is not None else one.shown,
+        f"--{declared.name}",
+        help=declared.help,
+        metavar=None if declared.is_flag else declared.metavar,
+        parser=None if declared.is_flag else _reader(declared),
+        show_default=False
+        if declared.required or declared.is_flag
+        else True
+        if default is not None
+        else declared.shown,
     )
     return inspect.Parameter(
-        one.name.replace("-", "_"),
+        declared.name.replace("-", "_"),
         inspect.Parameter.KEYWORD_ONLY,
         annotation=Annotated[kind, described],
-        default=inspect.Parameter.empty if one.required else default,
+        default=inspect.Parameter.empty if declared.required else default,
     )
 
 
-def _reader(one: Option) -> Callable[[Any], Any]:
+def _reader(declared: Option) -> Callable[[Any], Any]:
     """What typer calls with the text of a value; a UsageError becomes a message that names the option."""
 
     def read(text: Any) -> Any:
         try:
-            return one.read(text) if isinstance(text, str) else text  # else: the default
+            return declared.read(text) if isinstance(text, str) else text  # else: the default
         except UsageError as error:
             raise typer.BadParameter(str(error)) from error
 
     return read
 
 
-def _value(one: Option, values: dict[str, Any]) -> tuple[str, Any] | None:
+def _value(declared: Option, values: dict[str, Any]) -> tuple[str, Any] | None:
     """Field and value of an option that was given, taken out of *values*."""
-    value = values.pop(one.name.replace("-", "_"))
+    value = values.pop(declared.name.replace("-", "_"))
     if value is None or value == []:
         return None
-    return one.field, tuple(value) if one.is_repeated else value
+    return declared.field, tuple(value) if declared.is_repeated else value
 
 
 def _load_config_file(context: typer.Context, path: Path | None) -> None:
-    """Let the values in the file at *path* be what options are that the command line does not give."""
+    """Use the values in the file at *path* for options that the command line does not give."""
     if path is None or context.command.callback is None:
         return
     known = {
-        one.name.replace("_", "-"): get_args(one.annotation)[0]
-        for one in inspect.signature(context.command.callback).parameters.values()
-        if isinstance(get_args(one.annotation)[1], OptionInfo) and one.name != _CONFIG_FILE.name
+        parameter.name.replace("_", "-"): get_args(parameter.annotation)[0]
+        for parameter in inspect.signature(context.command.callback).parameters.values()
+        if isinstance(get_args(parameter.annotation)[1], OptionInfo) and parameter.name != _CONFIG_FILE.name
     }
     try:
         table = read_table(path, str(context.info_name), known)

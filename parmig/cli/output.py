@@ -103,7 +103,7 @@ def run(body: Callable[[], Report], *, side: str, guest: str, output: Output) ->
 
 
 def _logged(body: Callable[[], Report], side: str, guest: str) -> Report:
-    """The report of *body*, or of its failure; the log has its first and its last line from here."""
+    """Run *body* and return its report, or one of its failure. Writes the first and the last line of the log."""
     logs.begin_side(side)
     _logger.info("parmig %s begins, process %d, guest %s", __version__, os.getpid(), guest)
     report = _done(body, side, guest)

@@ -57,7 +57,7 @@ def showing_progress(*, quiet: bool, plain: bool = False) -> Iterator[ProgressCa
 
 def printable(text: str) -> str:
     """*text* without control characters, which a terminal would obey: some text comes from the peer."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_line(line: str) -> None:

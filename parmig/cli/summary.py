@@ -15,7 +15,7 @@ from parmig.engine.report import DowntimePhases, Report, SnapshotReport
 from parmig.units import MIB, format_ms, format_rate, format_size
 
 PIPE_COLUMNS = 120
-"""Width where there is no terminal to ask; wide enough that no table wraps."""
+"""Width if there is no terminal to ask; wide enough that no table wraps."""
 
 
 PHASES_COLUMNS = 80
@@ -104,14 +104,14 @@ def rounds_table(report: Report) -> Table:
     columns = ["round", "dirty pages", "sent", "zero", "skipped", "wire", "scan", "duration"]
     for column in columns + ["throttle"] * throttled:
         table.add_column(column, justify="right")
-    for one in report.rounds:
+    for round_ in report.rounds:
         table.add_row(
-            f"{one.round}{' (paused)' if one.paused else ''}",
-            *(str(pages) for pages in (one.dirty_pages, one.sent_pages, one.zero_pages, one.skipped_pages)),
-            format_size(one.wire_bytes),
-            format_ms(one.scan_ms),
-            format_ms(one.duration_ms),
-            *[f"{one.throttle_percent} %"] * throttled,
+            f"{round_.round}{' (paused)' if round_.paused else ''}",
+            *(str(pages) for pages in (round_.dirty_pages, round_.sent_pages, round_.zero_pages, round_.skipped_pages)),
+            format_size(round_.wire_bytes),
+            format_ms(round_.scan_ms),
+            format_ms(round_.duration_ms),
+            *[f"{round_.throttle_percent} %"] * throttled,
         )
     return table
 
@@ -121,14 +121,14 @@ def workers_table(report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("worker", "path", "sent pages", "wire", "busy", "waiting", "regions taken over"):
         table.add_column(column, justify="left" if column == "path" else "right")
-    for one in report.per_worker:
+    for worker in report.per_worker:
         table.add_row(
-            str(one.worker),
-            one.path,
-            str(one.sent_pages),
-            format_size(one.wire_bytes),
-            format_ms(one.busy_ms),
-            format_ms(one.waiting_ms),
-            str(one.stolen_regions),
+            str(worker.worker),
+            worker.path,
+            str(worker.sent_pages),
+            format_size(worker.wire_bytes),
+            format_ms(worker.busy_ms),
+            format_ms(worker.waiting_ms),
+            str(worker.stolen_regions),
         )
     return table

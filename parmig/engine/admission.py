@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which source is admitted at the control port, and what must hold before: nothing here touches a guest.
+"""Decides which source is admitted at the control port. Nothing here touches a guest.
 
-A stranger can neither end, hold nor starve a receiver that waits: what is no message is dropped, a source that does
-not fit gets the reason and is turned away, and the port keeps listening.
+A stranger can neither end nor block nor starve a receiver that waits. What is not a message is dropped. A source that
+does not fit is refused with the reason. The port keeps listening.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from parmig.units import NS_PER_S, format_size
 _logger = logging.getLogger(__name__)
 
 SHOW_EVERY_NS = NS_PER_S
-"""Refusals are shown at most so often: whoever reaches the port can cause them."""
+"""At most one refusal is shown in this time, because anyone who reaches the port can cause them."""
 
 
 class Admission:
-    """The control port until a source was let in.
+    """The control port, until a source is admitted.
 
     Args:
         endpoint: where to listen; port 0 takes a free one.
@@ -41,7 +41,7 @@ class Admission:
 
     Attributes:
         endpoint: where it listens, with the actual port.
-        refused: why a source was refused last; empty if none was.
+        refused: why the last refused source was refused; empty: none was.
     """
 
     def __init__(self, endpoint: Endpoint, show: Callable[[str], None]) -> None:
@@ -73,12 +73,12 @@ class Admission:
         return self._transport.pollables() if self._transport is not None else []
 
     def hear(self) -> Configure | None:
-        """The wishes of a source, if one has come; it is answered by :meth:`refuse` or :meth:`admit`."""
+        """The wishes of a source, or None if none has come. Answer them by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
         frames = self._transport.read()
         version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
         if frames is None or version is None:
-            return None  # nobody, or a stranger, who is forgotten by the next read
+            return None  # nobody, or a stranger, whom the next read drops
         self._version = version if version in peer_messages.VERSIONS else peer_messages.PROTOCOL_VERSION
         try:
             message = peer_messages.decode_control(frames[0], first=True)
@@ -120,8 +120,10 @@ class Admission:
             self._transport = None
 
 
-def told_host(host: str) -> str:
-    """The host of a listening address as the source gets it: empty for a wildcard, since it knows how it reached us."""
+def announced_host(host: str) -> str:
+    """The host of a listening address, as Accept names it. Empty for a wildcard: the source uses the host that it
+    reached.
+    """
     return "" if host in ("*", "0.0.0.0", "[::]") else host
 
 
@@ -142,7 +144,7 @@ def check_exposure(host: str, *, insecure: bool) -> None:
 
 
 def lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
-    """Whether the configured data ports do for so many workers."""
+    """The mismatch if *ports* are too few for *workers* workers; else no mismatch."""
     first, last = ports
     if not first or last - first + 1 > workers:
         return []
@@ -152,17 +154,16 @@ def lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
 
 
 def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:
-    """Whether the file systems of the memory files can take what the source has allocated."""
-    fds = {(os.fstat(one.fd).st_dev, os.fstat(one.fd).st_ino): one.fd for one in memory}
+    """The mismatch if the file systems of the memory files cannot hold what the source has allocated; else none."""
+    fds = {(os.fstat(part.fd).st_dev, os.fstat(part.fd).st_ino): part.fd for part in memory}
     allocated = sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
     needed = min(wish.allocated_bytes, sum(block.size_bytes for block in wish.blocks)) - allocated
-    found = []
     by_device: dict[int, Any] = {os.fstat(fd).st_dev: os.fstatvfs(fd) for fd in fds.values()}
     if all(space.f_blocks for space in by_device.values()):  # memfd has no limit of its own
         free = sum(space.f_bavail * space.f_frsize for space in by_device.values())
         if needed > free:
-            found.append(
+            return [
                 f"no space at the destination: the guest needs {format_size(needed)} more in its memory files, "
                 f"their file system has {format_size(free)} free"
-            )
-    return found
+            ]
+    return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that can check its own memory does so after it arrived."""
+"""Checks the memory of a guest that has arrived, if the guest can do that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_arrived(guest: Guest, report: Report) -> bool:
     """Have *guest* check itself if *report* has no error; a failed check becomes the error of *report*.
 
     Returns:
-        whether the guest checked its memory and found it right.
+        whether the guest checked its memory, and it was right.
     """
     if report.error is not None:
         return False

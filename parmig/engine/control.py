@@ -21,8 +21,8 @@ class ControlChannel:
 
     Args:
         transport: connected or accepted; owned.
-        version: of the protocol, for what is written. A source begins with the oldest and goes on with that of the
-            destination's answer.
+        version: protocol version of the messages that are written. A source begins with the oldest, and goes on with
+            the version of the destination's answer.
 
     Attributes:
         version: see above.
@@ -50,7 +50,7 @@ class ControlChannel:
 
         Raises:
             PeerLostError: the connection is gone.
-            ProtocolError: malformed, or of another version.
+            ProtocolError: the message is malformed, or of another version.
         """
         frames = self.transport.read(timeout_ms)
         if frames is None:
@@ -85,7 +85,7 @@ class ControlChannel:
 
 
 def _log(what: str, message: ControlMessage) -> None:
-    """Write what a message says; not all of it, because a session's token is a secret and lists of blocks are long."""
+    """Log a message, but not all of it: a session's token is a secret, and lists of blocks are long."""
     match message:
         case peer_messages.Progressed(status=status, round=round_):
             _logger.debug("%s Progressed: %s, round %d", what, status, round_)

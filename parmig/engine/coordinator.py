@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source's plan as a pure state machine: events in, instructions out, no I/O, no clock of its own.
 
-The steps of a migration, in order; each waits for everything the one before it started::
+The steps of a migration, in order. Each begins when everything that the one before has started is done::
 
     start the log ─ round 1 ─ count ─ (round n ─ count)* ─ pause ─ final round ─ save state
       ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) done
@@ -9,8 +9,8 @@ The steps of a migration, in order; each waits for everything the one before it 
 Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round
 hands out regions until none is left and ends with a fence on every channel.
 
-Where devices may store into a page after a scan has reported it (direct I/O), a round of the running guest has
-two steps before that: all workers scan and re-arm their regions, then the guest settles. A write that was in flight
+If devices may store into a page after a scan has reported it (direct I/O), a round of the running guest begins with
+two more steps: all workers scan and re-arm their regions, then the guest settles. A write that was in flight
 at the scan has landed before its page is read; one that begins later faults, and the next scan reports it. The paused
 guest needs neither step: pausing waits for all device writes.
 """
@@ -34,8 +34,8 @@ from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent
 
 WHOLE_PAGES = 2048
-"""With at most so many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once:
-twenty bundles, each with its answer, took 10 ms of a pause, the pages themselves 2."""
+"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once.
+Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
 
 
 class Coordinator(Plan[Instruction]):
@@ -115,7 +115,7 @@ class Coordinator(Plan[Instruction]):
                 self.machine.move(StatusEvent.PAUSED)
                 self.record.mark("stopped", min(stopped_ns, now_ns))
                 self.record.mark("paused", now_ns)
-                lifted = self._throttle(0)  # not before: it would write at full speed until it is paused
+                lifted = self._throttle(0)  # not earlier: until its pause it would write at full speed
                 return self._sync_then(Step.SYNCING_FINAL, Step.FINAL, now_ns) + lifted
             case Step.SYNCING_FINAL, events.LogSynced():
                 return self._begin_round(Step.FINAL, now_ns)
@@ -133,9 +133,9 @@ class Coordinator(Plan[Instruction]):
                 self._peer_digest = digest
                 return self._compare(now_ns)
             case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self._peer_digest:
-                return []  # the same once more does no harm
+                return []  # the same digest once more does no harm
             case Step.LOADING, events.PeerLoaded() if self.suspected is not None:
-                return self._fail(self.suspected)  # never hand over with something amiss
+                return self._fail(self.suspected)  # never hand over while a failure is suspected
             case Step.LOADING, events.PeerLoaded(load_ns=load_ns):
                 self.record.load_ns = load_ns
                 self.record.mark("loaded", now_ns)
@@ -196,7 +196,7 @@ class Coordinator(Plan[Instruction]):
             return [Tell(worker, SendRegions(self.round, regions, self.round == 1, holes, scanned))]
         if worker in self._fencing:
             return []
-        # Nothing is left to hand out to anyone, so the fence may follow what this worker still has.
+        # No regions are left for any worker, so the fence may follow what this worker still has.
         self._fencing.add(worker)
         return [Tell(worker, Fence(self.round))]
 
@@ -288,7 +288,7 @@ class Coordinator(Plan[Instruction]):
         if "pausing" in marks:
             handed_over = self.status is MigrationStatus.HAND_OVER
             began_ns = marks["loaded" if handed_over else "pausing"]
-            limited = limits.switchover_ns and self.status is not MigrationStatus.FINISHING  # it goes on already
+            limited = limits.switchover_ns and self.status is not MigrationStatus.FINISHING  # the guest runs already
             if limited and now_ns - began_ns >= limits.switchover_ns:
                 return self._fail(pause_took_too_long(self.step, limits, handed_over=handed_over))
             return []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes sure that the source guest runs before hand-over: this process does while it lives, else the guardian.
+"""Lets the source guest run again if it was not handed over: by this process while it lives, else by the guardian.
 
-Knows of the guest only whether it ran, whether it runs, and how to let it; nothing of rounds and peers.
+It knows whether the guest ran, whether it runs, and how to resume it. It knows nothing of rounds and peers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from parmig.transport.polling import Poller
 _logger = logging.getLogger(__name__)
 
 LEAST_RESUME_LIMIT_S = 5.0
-"""For a guest to go on, however short a pause was wanted; it takes some 10 ms."""
+"""A guest gets at least this long to resume, however short the limit of a pause is. It takes some 10 ms."""
 
 LOOK_LIMIT_S = 2.0
-"""For calls that only look, and for all that follow one that hangs."""
+"""The limit of calls that only look, and of all calls after the guest could not be given back."""
 
 DEATH_MS = 500
 """A monitor's connection ends a moment before its process does."""
 
 
 class Custody:
-    """Holds the guest's fate on the source, from before anything is changed to the end.
+    """Sees to it that the source guest runs again, from before anything of it is changed until the end.
 
     Args:
         guest: not owned.
@@ -38,8 +38,8 @@ class Custody:
     Attributes:
         ran: whether the guest ran until its pause; None: it was not paused yet.
         problem: what went wrong when it was given back; empty: nothing.
-        where: what the guest does, once it was given back or looked at: ``running``, ``paused``, or ``unknown`` where
-            nobody can tell.
+        where: what the guest does, once it was given back or looked at: ``running``, ``paused``, or ``unknown`` if it
+            does not answer.
     """
 
     def __init__(self, guest: Guest, thread: GuestThread, guardian: str) -> None:
@@ -55,14 +55,14 @@ class Custody:
     # -- in the guest's thread ------------------------------------------------------------------
 
     def arm(self) -> None:
-        """Have a guardian, before anything of the guest is changed."""
+        """Start the guardian. Call this before anything of the guest is changed."""
         self._guardian.arm(self._guest.rescue())
 
     def settle(self, *, stops: bool) -> None:
         """Let the guest settle.
 
         Args:
-            stops: it stands still meanwhile, so the guardian must know that it is to run again.
+            stops: settling stops the guest, so the guardian must know that it has to resume it.
         """
         if stops:
             self._guardian.guard(self._guest.rescue(settling=True))
@@ -77,29 +77,29 @@ class Custody:
         return self._guest.pause(sink)
 
     def note_pause(self) -> None:
-        """What is known now that it stands still: whether it ran. For hand-over, and for the guardian."""
-        told = self._guest.ran_until_pause()
-        if told is not None:
-            self.ran = told
+        """Note, now that the guest is paused, whether it ran until then: for the hand-over, and for the guardian."""
+        ran = self._guest.ran_until_pause()
+        if ran is not None:
+            self.ran = ran
         self._guardian.guard(self._guest.rescue())
 
     # -- in the loop's thread, or in the guest's -------------------------------------------------
 
     def disarm(self) -> None:
-        """Before the guest may run elsewhere, and once it runs here again: the guardian no longer touches it."""
+        """End the guardian's duty. Call this before the guest may run elsewhere, and once it runs here again."""
         self._guardian.disarm()
 
     # -- the end --------------------------------------------------------------------------------
 
     def give_back(self, limit_s: float, *, paused: bool) -> bool:
-        """Let the guest go on here, whatever hangs.
+        """Let the guest run here again, whatever hangs.
 
         Args:
-            limit_s: how long that may take; past it the guardian keeps trying.
+            limit_s: how long that may take; after it the guardian retries.
             paused: whether its pause has begun.
 
         Returns:
-            False when a guest that ran until its pause cannot be shown to run again: it is paused.
+            False: the guest ran until its pause, and cannot be shown to run again.
         """
         self._guest.abort()
         try:
@@ -112,23 +112,23 @@ class Custody:
             return True
         _logger.error("the guest could not be given back: %s", self.problem, extra=logs.REPORTED)
         if self._is_gone():
-            return True  # there is no guest to be paused
+            return True  # without its monitor no guest is paused
         if not self._hangs:
             self.look()
-        stands = paused and self.ran is not False and self.where != "running"
-        if stands:
+        stays_paused = paused and self.ran is not False and self.where != "running"
+        if stays_paused:
             self.where = "paused"
         self._entrusted = self._guardian.take_over()
-        self._guest.abort()  # whoever waits for the monitor lets go of it
-        return not stands
+        self._guest.abort()  # make calls return that still wait for the monitor
+        return not stays_paused
 
     @property
     def call_limit_s(self) -> float | None:
-        """For all further calls of the guest."""
+        """The limit of every further call of the guest; None: the usual one."""
         return LOOK_LIMIT_S if self.problem else None
 
     def look(self) -> None:
-        """Ask what the guest does, for ``where``."""
+        """Ask the guest whether it runs, and note the answer in ``where``."""
         try:
             self.where = "running" if self._thread.call(self._guest.is_running, limit_s=LOOK_LIMIT_S) else "paused"
         except Exception:
@@ -153,7 +153,7 @@ class Custody:
         return error
 
     def close(self) -> None:
-        """Nothing more is needed of the guardian, unless it took over: then the monitor is left to it alone."""
+        """End the guardian, unless it took over. If it did, leave the monitor to it alone."""
         if self._entrusted:
             self._guest.close()
         self._guardian.close()

@@ -22,10 +22,10 @@ from parmig.guests.registry import open_guest
 from parmig.units import NS_PER_S, format_size
 
 LISTEN_LIMIT_S = 20.0
-"""For the receiver to prepare its guest and accept; a QEMU under emulation needs a few seconds of it."""
+"""How long the receiver may take to prepare its guest and listen. A QEMU under emulation needs a few seconds."""
 
 RECEIVER_END_LIMIT_S = 30.0
-"""For the receiver to end after the sender did; it ends at once unless its own limits run out first."""
+"""How long the receiver may take to end after the sender. It ends at once, unless it waits for a limit of its own."""
 
 
 class Demo:
@@ -64,7 +64,7 @@ class Demo:
 
         Raises:
             UsageError: the configuration makes no sense.
-            HostRefusedError: this host has not what the demo needs.
+            HostRefusedError: this host lacks what the demo needs.
             GuestError: a guest could not be started.
             CancelledError: cancelled before the migration began.
         """
@@ -200,7 +200,7 @@ def require_memory(memory_bytes: int) -> None:
 
 
 def _merge(report: Report, arrived: Report) -> None:
-    """Put what only the destination knows to be wrong into the source's *report*."""
+    """Add to the source's *report* a failure that only the destination knows of."""
     if report.error is None and arrived.error is not None:
         report.status, report.error = arrived.status, arrived.error
     if report.error is None and report.verified is not True:

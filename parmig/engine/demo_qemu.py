@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two QEMUs for the demonstration: one that runs, one that waits for it. Nothing here gives them orders."""
+"""Starts two QEMUs for the demonstration: one that runs, and one that waits for it. Nothing here controls them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from parmig.units import format_size
 QEMU = "qemu-system-x86_64"
 
 START_LIMIT_S = 20.0
-"""For QEMU to offer its QMP socket; it takes well under a second on a quiet host."""
+"""How long QEMU may take to offer its QMP socket. It takes well under a second on a quiet host."""
 
 ANSWER_LIMIT_S = 1.0
 END_LIMIT_S = 5.0
@@ -46,7 +46,7 @@ def qemu_pair(memory_bytes: int, *, kernel: str, initrd: str) -> Iterator[tuple[
 
     Raises:
         HostRefusedError: QEMU is not installed, or there is no room for their memory.
-        GuestError: QEMU ended at once; the message has its words.
+        GuestError: QEMU ended at once; the message quotes its output.
     """
     if shutil.which(QEMU) is None:
         raise HostRefusedError(f"{QEMU} is not installed; on Debian and Ubuntu the package is qemu-system-x86")
@@ -73,15 +73,15 @@ def qemu_pair(memory_bytes: int, *, kernel: str, initrd: str) -> Iterator[tuple[
 
 def _memory_directory(needed_bytes: int) -> str:
     """Where both memories fit: shared memory if it has room, else the directory for temporary files."""
-    found = []
+    free_space = []
     for directory in ("/dev/shm", tempfile.gettempdir()):
         if os.path.isdir(directory):
             free = shutil.disk_usage(directory).free
             if free >= needed_bytes:
                 return directory
-            found.append(f"{directory} has {format_size(free)}")
+            free_space.append(f"{directory} has {format_size(free)}")
     raise HostRefusedError(
-        f"the memory of both sides takes {format_size(needed_bytes)} of files, and {', '.join(found)}; "
+        f"the memory of both sides takes {format_size(needed_bytes)} of files, and {', '.join(free_space)}; "
         "give a smaller --memory, or set TMPDIR to a directory with more space"
     )
 
@@ -108,7 +108,7 @@ def _start(line: list[str], home: Path) -> subprocess.Popen[bytes]:
 
 
 def _answers(qmp: Path) -> bool:
-    """Whether QEMU has started: it answers only then, while it greets before it has looked at its files."""
+    """Whether QEMU has started. It greets before it has opened its files, but answers a command only after that."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(ANSWER_LIMIT_S)
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The destination's plan as a pure state machine: events in, instructions out, no I/O, no clock of its own.
 
-It begins when a source was found to fit, and its workers start. The steps, in order::
+It begins when a source was admitted and the workers start. The steps, in order::
 
     start workers ─ accept ─ channels connect ─ receive memory [digest] ─ (release) wait for all state
       ─ load ─ (hand over) run ─ (goodbye) done
@@ -9,8 +9,8 @@ It begins when a source was found to fit, and its workers start. The steps, in o
 What it guarantees:
 
 - The guest runs only after a hand-over, and a hand-over counts only after the plan sent *loaded*.
-- The state is loaded once, after the source's release, and only if all of it came, and came undamaged.
-- After a hand-over nothing but a failure to run the guest changes the outcome.
+- The state is loaded once, after the source's release, and only if all of it arrived undamaged.
+- After a hand-over only a failure to run the guest changes the outcome.
 - Every wait has a limit.
 """
 
@@ -39,7 +39,7 @@ from parmig.ram.regions import Region
 from parmig.status import MigrationStatus, StatusEvent
 
 THE_SOURCES_FAULT = (PeerLostError, PeerFailedError, PeerRefusedError, ProtocolError)
-"""What a source can cause: until all its channels are connected, such an error ends its session only."""
+"""Errors that a source can cause. Until all its channels are connected, such an error ends only its session."""
 
 
 class DestinationPlan(Plan[Instruction]):
@@ -50,7 +50,7 @@ class DestinationPlan(Plan[Instruction]):
         workers: how many receive workers.
         verify: whether the source announced that it asks for a digest.
         switchover_ns: how long the source's pause may take.
-        max_state_bytes: of device state; more is refused.
+        max_state_bytes: the most device state that is taken.
         now_ns: the time now.
 
     Attributes:
@@ -103,7 +103,7 @@ class DestinationPlan(Plan[Instruction]):
 
     @property
     def handed_over(self) -> bool:
-        """Whether the guest is this side's."""
+        """Whether the guest belongs to this side."""
         return self.step in (Step.RESUMING, Step.GOODBYE, Step.DONE)
 
     @property
@@ -163,7 +163,7 @@ class DestinationPlan(Plan[Instruction]):
     # -- before hand-over -----------------------------------------------------------------------
 
     def _hear(self, message: object, now_ns: int) -> list[Instruction]:
-        """What the source may send depends on what it has sent, and each message comes once."""
+        """Take a message. Which ones the source may send depends on the step, and it sends each only once."""
         if self.step is Step.RECEIVING:
             self._since_ns = now_ns
         match self.step, message:

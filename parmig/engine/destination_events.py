@@ -12,7 +12,7 @@ from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import PeerLostError, ProtocolError
 
 __all__ = ["CancelAsked", "Event", "Failed", "Suspected", "Tell", "Tick", "WorkerDigested"]
-"""Of ``events``, what the destination takes too."""
+"""Exported from ``events`` too: both plans use these."""
 
 # -- events -------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ class Heard(Event, frozen=True):
 
 
 class Garbled(Event, frozen=True):
-    """What the source sent on the control channel is not a message."""
+    """The source sent something on the control channel that is not a message."""
 
     error: ProtocolError
 
@@ -69,7 +69,7 @@ class StateLoaded(Event, frozen=True):
 
 
 class GuestRuns(Event, frozen=True):
-    """The guest runs since *ran_ns*."""
+    """The guest has been running since *ran_ns*."""
 
     ran_ns: int
 

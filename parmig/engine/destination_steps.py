@@ -9,22 +9,22 @@ from parmig.errors import LimitExceededError, ParmigError, PeerLostError
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 
 WORKERS_LIMIT_NS = 15 * NS_PER_S
-"""For the receive workers to start and listen."""
+"""How long the receive workers may take to start and listen."""
 
 CONNECT_LIMIT_NS = 15 * NS_PER_S
-"""For the source to connect everything after it was accepted; then the next source gets its chance."""
+"""How long an accepted source may take to connect all its channels. After that the next source may come."""
 
 SILENCE_LIMIT_NS = 60 * NS_PER_S
-"""For a source to report its progress, which it does every few seconds."""
+"""How long a source may be silent. It reports its progress every few seconds."""
 
 MAX_SWITCHOVER_NS = 3600 * NS_PER_S
 """Whatever limit a source announces for its pause, the destination waits at most twice this long."""
 
 RESUME_LIMIT_NS = 60 * NS_PER_S
-"""For the guest to run after the hand-over: longer than any guest's own limit."""
+"""How long the guest may take to run after the hand-over. This is longer than any guest's own limit."""
 
 GOODBYE_LIMIT_NS = 3 * NS_PER_S
-"""For the source's goodbye after the guest was resumed here; its absence changes nothing."""
+"""How long to wait for the source's goodbye after the guest was resumed here. The outcome is the same without it."""
 
 
 class Step(enum.Enum):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drives a plan on either side: wait for events, feed the plan, carry out what it decides.
+"""Drives a plan on either side: waits for events, feeds the plan, carries out what it decides.
 
-A driver owns no decision. It calls the guest in the guest's thread, reads the workers, and passes on what it learns;
-the subclass adds what its side has besides: the source its dirty log and rounds, the destination its channels.
+A driver decides nothing. It calls the guest in the guest's thread, reads the workers, and passes on what it learns. A
+subclass adds what only its side has: the source its dirty log and rounds, the destination its channels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLL_MS = 200
 """How often the loop wakes without any event: for time limits and for progress."""
 
 MESSAGES_A_TURN = 16
-"""Control messages that one turn reads before it looks at the clock and the user: in a whole migration either side
+"""The most control messages that one turn reads before it checks the clock and the user. In a whole migration a side
 sends a few, and one every few seconds."""
 
 
@@ -67,7 +67,7 @@ class Driver(ABC, Generic[Instruction]):
         self._log = PlanLog()
 
     def run(self) -> None:
-        """Turn until the plan is over. An exception, ours or the caller's, is a failure to the plan."""
+        """Run turns until the plan is over. Any exception, also of a callback, is fed to the plan as a failure."""
         try:
             while not self.turn():
                 pass
@@ -75,7 +75,7 @@ class Driver(ABC, Generic[Instruction]):
             self._feed(events.Failed(as_our_error(caught)))
 
     def cancel(self) -> None:
-        """Ask for the end; it comes too late after hand-over. Safe from a signal handler."""
+        """Cancel the migration; has no effect after hand-over. Safe from a signal handler."""
         self._cancelled = True
         self._thread.wake()
 
@@ -103,7 +103,7 @@ class Driver(ABC, Generic[Instruction]):
 
     @abstractmethod
     def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
-        """The event that a worker's message is to the plan; None: nothing that matters alone."""
+        """The event for the plan that a worker's message is; None: the plan needs no event."""
 
     def _listen(self) -> None:
         """Take in what the other end has sent, once a turn."""
@@ -111,13 +111,13 @@ class Driver(ABC, Generic[Instruction]):
     # -- polling --------------------------------------------------------------------------------
 
     def _watch(self, *items: int | None) -> None:
-        """Wake the loop for *items* and the guest's thread, and for nothing else any more."""
+        """Wake the loop for *items* and the guest's thread, and for nothing else from now on."""
         self._poller = Poller(self._thread.wake_fd, *items)
 
     def _forget(self, items: Iterable[int]) -> None:
-        """Watch *items* no more: what has ended stays readable, and would wake the loop without end."""
+        """Stop watching *items*. A descriptor that has ended stays readable, and would wake the loop for ever."""
         for item in items:
-            with contextlib.suppress(KeyError):  # not watched yet, or no more
+            with contextlib.suppress(KeyError):  # it is not watched
                 self._poller.unwatch(item)
 
     # -- events ---------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class Driver(ABC, Generic[Instruction]):
             self._carry_out(instruction)
 
     def _fail(self, error: ParmigError, *, symptom: bool = False) -> None:
-        """Report a failure to the plan; with *symptom*, or where a connection was lost, as one with another cause."""
+        """Feed a failure to the plan. A *symptom*, and a lost connection, is only suspected: its cause may follow."""
         suspected = symptom or isinstance(error, PeerLostError)
         self._feed(events.Suspected(error) if suspected else events.Failed(error))
 
@@ -143,11 +143,11 @@ class Driver(ABC, Generic[Instruction]):
             self._feed(event)
 
     def _messages(self, control: ControlChannel) -> Iterator[peer_messages.ControlMessage]:
-        """What the peer has sent, a bounded number of messages, while the plan is not over.
+        """Messages that the peer has sent, at most MESSAGES_A_TURN of them, until the plan is over.
 
         Raises:
             PeerLostError: the connection is gone.
-            ProtocolError: malformed, or of another version.
+            ProtocolError: a message is malformed, or of another version.
         """
         for _ in range(MESSAGES_A_TURN):
             if self._plan.over or (message := control.read()) is None:
@@ -175,7 +175,7 @@ class Driver(ABC, Generic[Instruction]):
 
 
 def as_our_error(caught: Exception) -> ParmigError:
-    """*caught* itself if it is ours; else it is logged, and is the cause of what is returned."""
+    """Return *caught* if it is a ParmigError; else log it, and return a ParmigError whose cause it is."""
     if isinstance(caught, ParmigError):
         return caught
     _logger.error("a fault in parmig or its caller", exc_info=caught)

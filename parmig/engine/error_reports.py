@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as they travel between processes: described, decoded and fit to be shown."""
+"""Errors as messages between processes. Text of the peer is cleaned, so that it is safe to show."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MAX_TEXT = 4000
 
 def peer_text(text: str, limit: int = MAX_TEXT) -> str:
     """Text from the peer as it may reach a terminal or a log: one line, without control characters, not too long."""
-    shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:limit])
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:limit])
     return shown if len(text) <= limit else f"{shown} [and {len(text) - limit} characters more]"
 
 
 def describe_error(error: BaseException, phase: str | None = None) -> ErrorReport:
-    """*error* as it travels and is reported."""
+    """The report of *error*, as it is sent and shown."""
     known = isinstance(error, ParmigError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     return ErrorReport(

@@ -128,13 +128,13 @@ class PeerLoaded(Event, frozen=True):
 
 
 class PeerResumed(Event, frozen=True):
-    """The guest runs at the destination, since *since_ns* before the destination reported it."""
+    """The guest runs at the destination, and had run for *since_ns* when the destination reported it."""
 
     since_ns: int = 0
 
 
 class WentOn(Event, frozen=True):
-    """(snapshot) The guest runs on here since *ran_ns*."""
+    """(snapshot) The guest has been running here again since *ran_ns*."""
 
     ran_ns: int
 
@@ -185,7 +185,7 @@ class Tell(msgspec.Struct, frozen=True):
 
 
 class Throttle(msgspec.Struct, frozen=True):
-    """Let the guest's virtual CPUs run only ``100 - percent`` % of the time. Nothing waits for it."""
+    """Let the guest's virtual CPUs run only ``100 - percent`` % of the time. No step waits for it."""
 
     percent: int
 

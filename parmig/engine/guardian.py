@@ -18,13 +18,13 @@ from parmig.guests.guest import Rescue
 from parmig.processes import end_process, start_process
 
 ARM_LIMIT_S = 10.0
-"""For the guardian to leave our reach and say so; it takes 10 ms."""
+"""How long the guardian may take to detach from this process and report that. It takes 10 ms."""
 
 END_PATIENCE_S = 1.0
 
 
 class Guardian:
-    """One process that outlives this one, if there is anything to do then.
+    """The process that outlives this one if the guest needs it.
 
     It is no child of this process: it has a session of its own and takes none of the signals that end a group.
 
@@ -33,7 +33,7 @@ class Guardian:
 
     Attributes:
         pid: its process, once armed; 0: there is none.
-        log: file that it writes what it does to; empty: it could not make one.
+        log: the file in which it records what it does; empty: it could not make one.
     """
 
     def __init__(self, program: str) -> None:
@@ -43,7 +43,7 @@ class Guardian:
         self.log = ""
 
     def arm(self, rescue: Rescue | None) -> None:
-        """Start it, unless nothing needs rescuing; on return it is there, whatever becomes of us.
+        """Start it, unless *rescue* is None. On return it runs, whatever becomes of this process.
 
         Raises:
             HostRefusedError: it cannot be started.
@@ -58,24 +58,24 @@ class Guardian:
         except (EOFError, OSError) as error:
             raise HostRefusedError("the guardian of the source guest ended while it started") from error
         finally:
-            end_process(process, patience_s=END_PATIENCE_S)  # what was started left a process of its own behind
+            end_process(process, patience_s=END_PATIENCE_S)  # its child is the guardian, and this process ends
         self.pid, self.log = armed.pid, armed.log
         self.guard(rescue)
 
     def guard(self, rescue: Rescue | None) -> None:
-        """From now on this is what sets the guest right."""
+        """Replace what the guardian calls to set the guest right; None changes nothing."""
         if rescue is not None:
             self._tell(Guard(rescue.program, rescue.setup))
 
     def disarm(self) -> None:
-        """From here on the source guest must not be resumed by anyone."""
+        """Make the guardian leave the guest alone: nobody may resume it from now on."""
         self._tell(Disarm())
 
     def take_over(self) -> bool:
-        """Have it begin, though we live. Returns whether there is one that will."""
-        told = self._tell(TakeOver())
+        """Make the guardian begin although this process lives. Returns whether there is a guardian."""
+        sent = self._tell(TakeOver())
         self._drop()
-        return told
+        return sent
 
     def _tell(self, message: Guard | Disarm | Leave | TakeOver) -> bool:
         if self._connection is None:
@@ -95,12 +95,12 @@ class Guardian:
         """End it, unless it took over, and wait until it has ended. Calling it twice is fine."""
         if self._tell(Leave()):
             with contextlib.suppress(OSError):
-                self._connection.poll(END_PATIENCE_S)  # it says nothing more: its end of the pipe closes
+                self._connection.poll(END_PATIENCE_S)  # readable once its end of the pipe is closed
         self._drop()
 
 
 def log_directory() -> str:
-    """Where guardians write what they do: a directory that only this user may touch; empty: none can be had."""
+    """The directory for the logs of guardians, in which only this user may write; empty: none could be made."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     parents = [runtime] if runtime else ["/run"] if os.geteuid() == 0 else []
     for path in (
@@ -109,7 +109,7 @@ def log_directory() -> str:
     ):
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o700, exist_ok=True)
-            found = path.lstat()
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+            entry = path.lstat()
+            if stat.S_ISDIR(entry.st_mode) and entry.st_uid == os.geteuid() and not entry.st_mode & 0o022:
                 return str(path)
     return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What coordinator and guardian say over their pipe: see :mod:`workers.guardian`."""
+"""The messages between coordinator and guardian over their pipe: see :mod:`workers.guardian`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from parmig.engine.message import Message
 
 
 class Guard(Message, frozen=True):
-    """Coordinator: if I end without another word, call *program* (``module:function``) with *setup*."""
+    """Coordinator: if I end without another message, call *program* (``module:function``) with *setup*."""
 
     program: str
     setup: bytes
@@ -35,7 +35,7 @@ class Armed(Message, frozen=True):
 
     Attributes:
         pid: of the guardian.
-        log: file that it writes what it does to; empty: it could not make one.
+        log: the file in which it records what it does; empty: it could not make one.
     """
 
     pid: int

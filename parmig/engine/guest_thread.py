@@ -32,7 +32,7 @@ _OFTEN = ("info", "memory", "is_running", "can_throttle", "write_state", "rescue
 """Calls that a log shows only with details."""
 
 CLOSE_LIMIT_S = 5.0
-"""For the call under way to return. One that hangs is left behind."""
+"""How long to wait for the call under way. A call that hangs is abandoned."""
 
 
 class _Call(NamedTuple):
@@ -73,7 +73,7 @@ class GuestThread:
                 call.future.set_result(result)
             call.context.run(_log_call, call.function.__name__, time.monotonic_ns() - began_ns, problem)
             del problem
-            del call  # else the guest would live on in here until the next one
+            del call  # else it would keep the guest alive until the next call
 
     def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         future: Future[T] = Future()
@@ -81,7 +81,7 @@ class GuestThread:
         return future
 
     def wake(self) -> None:
-        """Make ``wake_fd`` readable; safe from any thread and from a signal handler. Nothing after close()."""
+        """Make ``wake_fd`` readable; safe from any thread and from a signal handler. Does nothing after close()."""
         if self.wake_fd >= 0:
             os.eventfd_write(self.wake_fd, 1)
 
@@ -129,7 +129,10 @@ class GuestThread:
             then(done)
 
     def close(self, limit_s: float | None = None) -> bool:
-        """End: drop what has not begun, and wait for the call under way, CLOSE_LIMIT_S at most if not told otherwise.
+        """End the thread: drop calls that have not begun, and wait for the one under way.
+
+        Args:
+            limit_s: how long to wait; None: CLOSE_LIMIT_S.
 
         Returns:
             whether the thread has ended; if not, the call under way still uses what it was given.
@@ -138,7 +141,7 @@ class GuestThread:
         self._calls.put(None)
         self._thread.join(CLOSE_LIMIT_S if limit_s is None else limit_s)
         with self._lock:
-            fd, self.wake_fd = self.wake_fd, -1  # its number may be another's soon
+            fd, self.wake_fd = self.wake_fd, -1  # its number may soon be reused
         if fd >= 0:
             os.close(fd)
         return not self._thread.is_alive()

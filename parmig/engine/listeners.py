@@ -11,7 +11,7 @@ from typing import Any
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
-from parmig.engine.admission import told_host
+from parmig.engine.admission import announced_host
 from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
@@ -32,10 +32,10 @@ MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
 
 class Listeners:
-    """Workers that listen and a state channel that listens. A failing constructor leaves nothing.
+    """The receive workers and the state channel of one source, all listening. A failing constructor leaves nothing.
 
     Args:
-        wish: what the source wishes; it fits.
+        wish: the wishes of the source, already checked.
         memory: of the guest, in the source's numbering.
         config: where to listen.
         early: takes state that may be loaded at once.
@@ -83,7 +83,7 @@ class Listeners:
                 worker=worker,
                 workers=wish.workers,
                 blocks=wish.blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in self._memory),
+                file_offsets_bytes=tuple(part.file_offset_bytes for part in self._memory),
                 uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
                 session=self.token,
                 codecs=agreed_codecs(wish),
@@ -92,7 +92,7 @@ class Listeners:
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
             )
-            self.pool.start(setup, [self._shared.fd, *(one.fd for one in self._memory)])
+            self.pool.start(setup, [self._shared.fd, *(part.fd for part in self._memory)])
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
         _logger.info("state channel listens at %s", self._state_endpoint)
 
@@ -108,7 +108,7 @@ class Listeners:
     # -- once they listen ------------------------------------------------------------------------
 
     def note_port(self, worker: int, port: int) -> None:
-        """A worker listens there."""
+        """Note that *worker* listens at *port*."""
         self._ports[worker] = port
 
     def accept_message(self, info: GuestInfo) -> Accept:
@@ -119,11 +119,14 @@ class Listeners:
             parmig=__version__,
             kind=info.kind,
             machine=info.machine,
-            blocks=tuple(one.block for one in self._memory),
+            blocks=tuple(part.block for part in self._memory),
             codec=wish.codec,
             session=self.token,
-            state=DataEndpoint(told_host(self._state_endpoint.host), self._state_endpoint.port),
-            data=tuple(DataEndpoint(told_host(self._host(w)), self._ports[w], scheme) for w in range(wish.workers)),
+            state=DataEndpoint(announced_host(self._state_endpoint.host), self._state_endpoint.port),
+            data=tuple(
+                DataEndpoint(announced_host(self._host(worker)), self._ports[worker], scheme)
+                for worker in range(wish.workers)
+            ),
             capabilities=offer(info.state),
         )
 
@@ -136,9 +139,9 @@ class Listeners:
         counters = [self._shared.counters(worker) for worker in range(self.wish.workers)]
         return RamReport(
             total_bytes=sum(block.size_bytes for block in self.wish.blocks),
-            wire_bytes=sum(one.wire_bytes for one in counters),
-            sent_pages=sum(one.sent_pages for one in counters),
-            zero_pages=sum(one.zero_pages for one in counters),
+            wire_bytes=sum(worker.wire_bytes for worker in counters),
+            sent_pages=sum(worker.sent_pages for worker in counters),
+            zero_pages=sum(worker.zero_pages for worker in counters),
         )
 
     def close(self) -> None:

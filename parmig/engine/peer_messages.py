@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sender and receiver say over the control channel.
+"""The messages between sender and receiver over the control channel.
 
 The first message is preceded by a fixed header, so that any two versions can at least refuse each other by name.
 """
@@ -21,8 +21,8 @@ from parmig.ram.blocks import RamBlock
 from parmig.status import MigrationStatus
 
 PROTOCOL_VERSION = 3
-"""Raised with every change of any message or batch format, unless a feature that both sides name decides on it.
-Version 3 has such features, and sources that begin with the version before theirs."""
+"""Raised with every change of a message or batch format, except a change that depends on a feature which
+both sides name. Such features came with version 3, whose sources begin with the version before their own."""
 
 VERSIONS = range(PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1)
 """The versions that are spoken here: this one and the one before it.
@@ -35,7 +35,7 @@ _PREAMBLE = struct.Struct(">8sI")
 
 MAX_CONTROL_BYTES = 1 << 20
 MAX_CONFIGURE_BYTES = 256 << 10
-"""Of the first message, which anybody may send."""
+"""The limit of the first message, which anybody may send."""
 MAX_STATE_CHUNK_BYTES = 1 << 20
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -50,9 +50,9 @@ class Configure(Message, frozen=True):
     """Source: who I am, what the guest is, what I would like. Nothing was touched yet.
 
     Attributes:
-        allocated_bytes: of the guest's memory files, so that the destination can check its space.
+        allocated_bytes: storage of the guest's memory files, so that the destination can check its space.
         region_pages: size of a region; both sides cut alike.
-        credit_bytes: what a channel may have unacknowledged.
+        credit_bytes: how much a channel may have unacknowledged.
         running: whether the guest runs now; HandOver says what it did at its pause.
         switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
     """
@@ -113,7 +113,7 @@ class Digested(Message, frozen=True):
 
 
 class DigestRequest(Message, frozen=True):
-    """Source: all of RAM has arrived and both guests are paused; tell me its digest."""
+    """Source: all of RAM has arrived and both guests are paused; send me its digest."""
 
 
 class Release(Message, frozen=True):
@@ -145,7 +145,7 @@ class Resumed(Message, frozen=True):
 
     Attributes:
         resume_ns: from hand-over until it ran.
-        since_ns: how long it had run when this was sent; the source takes that off its own clock's time.
+        since_ns: how long it had run when this was sent. The source subtracts it from the time on its own clock.
     """
 
     resume_ns: _Count
@@ -153,7 +153,7 @@ class Resumed(Message, frozen=True):
 
 
 class Progressed(Message, frozen=True):
-    """Source: where we are, said every few seconds: for the destination's display, and as a sign of life."""
+    """Source: how far I am. Sent every few seconds, for the destination's display and as a sign of life."""
 
     status: _Status
     round: _Count
@@ -212,10 +212,10 @@ def decode_control(frame: memoryview, *, first: bool = False) -> ControlMessage:
     """The control message in *frame*.
 
     Args:
-        first: it is the first one of a source, which may speak a newer version than that of the message.
+        first: it is the first message of a source, which may also speak a newer version than that of the message.
 
     Raises:
-        ProtocolError: not one, or of another protocol version.
+        ProtocolError: *frame* is no control message, or one of another protocol version.
     """
     version = peer_version(frame)
     if version is None:
@@ -234,7 +234,7 @@ def _checked(message: ControlMessage) -> ControlMessage:
     """*message* with all its text fit to be shown.
 
     Raises:
-        ProtocolError: a name that is too long.
+        ProtocolError: a name is too long.
     """
     match message:
         case Configure() | Accept():

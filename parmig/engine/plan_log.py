@@ -59,8 +59,8 @@ class PlanLog:
         if plan.error is not None and plan.error is not self._error:
             self._error = plan.error
             self._log_error(plan.error)
-        for one in decided:
-            _logger.debug("decided %s", _words(one))
+        for instruction in decided:
+            _logger.debug("decided %s", _words(instruction))
 
     def note_rounds(self, record: Record) -> None:
         """Write the counts of each round of *record* that has ended since the last call."""
@@ -87,11 +87,11 @@ class PlanLog:
             cause = cause.__cause__
 
 
-def _words(one: object) -> str:
-    """An event or instruction without what it carries, which may be long."""
-    if isinstance(one, enum.Enum):
-        return one.name
-    inner = getattr(one, "instruction", None) or getattr(one, "message", None)
-    worker = getattr(one, "worker", None)
-    words = type(one).__name__ + (f" {type(inner).__name__}" if inner is not None else "")
+def _words(item: object) -> str:
+    """The name of an event or instruction, without what it carries, which may be long."""
+    if isinstance(item, enum.Enum):
+        return item.name
+    inner = getattr(item, "instruction", None) or getattr(item, "message", None)
+    worker = getattr(item, "worker", None)
+    words = type(item).__name__ + (f" {type(inner).__name__}" if inner is not None else "")
     return words + (f" (worker {worker})" if worker is not None else "")

@@ -12,18 +12,18 @@ from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
 
 SHRINK_WORTHWHILE = 0.75
-"""Within the downtime limit another round is worth it while it leaves under 3/4 of the pages of the
-one before: it costs little and shortens the pause."""
+"""Once the downtime limit is met, another round is worth it while each round leaves under 3/4 of the pages that the
+round before left: it costs little and shortens the pause."""
 
 FEW_PAGES = 64
-"""So few pages (256 KiB) are not worth another round: at 1 GiB/s they take a quarter of a millisecond, less than the
-round's fence. With 512 of them (2 MiB) the pause would be longer by the 2 ms that these take."""
+"""This many pages (256 KiB) are not worth another round: at 1 GiB/s they take a quarter of a millisecond, less than the
+round's fence. With 512 here (2 MiB) the pause would be longer by the 2 ms that these take."""
 
 EXTRA_ROUNDS = 4
-"""Rounds beyond the first that meets the downtime limit, at most."""
+"""At most this many rounds follow the first one that meets the downtime limit."""
 
 STALL_ROUNDS = 4
-"""Rounds without a new minimum of what remains, after which the guest is taken to outrun the network.
+"""After this many rounds without a new minimum of what remains, the guest is taken to outrun the network.
 Three can be bad luck with a bursting guest; KubeVirt's stall detection waits longer, by a timer."""
 
 STALL_IMPROVEMENT = 0.95
@@ -36,7 +36,7 @@ THROTTLE_TRIGGER = 0.5
 """A guest that dirtied more than half of what a round sent is throttled, or throttled more. QEMU's threshold."""
 
 THROTTLE_ROUNDS = 2
-"""So many such rounds in a row until throttling begins, as in QEMU: one may be a burst."""
+"""Throttling begins after this many such rounds in a row, as in QEMU: a single one may be a burst."""
 
 
 class RoundFacts(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class ThrottleSteps(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What was configured; zero means none for all but ``downtime_ns``; without ``throttle`` nothing is slowed down."""
+    """The configured limits. Zero is no limit, except for ``downtime_ns``. Without ``throttle`` nothing is slowed."""
 
     downtime_ns: int
     max_downtime_ns: int = 0

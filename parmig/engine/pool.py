@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker processes of one side: started, watched, instructed, joined, killed."""
+"""Starts, instructs, watches and ends the worker processes of one side."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ STOP_PATIENCE_S = 1.0
 
 
 PIPE_LIMIT_S = 1
-"""How long a worker may leave its pipe full, or a message unfinished. It reads between batches, at the latest while
-it waits for credit; one that does not hangs, and waiting for it would hang this side too."""
+"""How long a worker may leave its pipe full, or a message unfinished. A worker reads its pipe between
+batches, and while it waits for credit. One that does not is stuck, and waiting for it would block this side too."""
 
 
 class WorkerSaid(NamedTuple):
@@ -87,20 +87,20 @@ class WorkerPool:
             pass
 
     def _end_stuck(self, worker: int, what: str) -> None:
-        """Kill a worker whose pipe holds half a message: nothing can be said to it any more."""
+        """Kill a worker whose pipe holds half a message: nothing more can be sent to it."""
         self._stuck.setdefault(worker, f"; it {what} for {PIPE_LIMIT_S} s")
         self._processes[worker].kill()
 
     def pollables(self) -> list[int]:
-        """Descriptors that become readable when a worker has something to say or dies."""
+        """Descriptors that become readable when a worker has sent something or died."""
         return [fd for worker in range(len(self)) if worker not in self._gone for fd in self.descriptors(worker)]
 
     def descriptors(self, worker: int) -> tuple[int, int]:
-        """What :meth:`pollables` has of this worker; nobody needs to poll them once its failure was told."""
+        """The descriptors of *worker* among :meth:`pollables`. Stop polling them once its failure was reported."""
         return self._connections[worker].fileno(), self._processes[worker].sentinel
 
     def read(self) -> list[WorkerSaid]:
-        """Everything that was said since the last call, without waiting."""
+        """All events since the last call, without waiting."""
         said: list[WorkerSaid] = []
         for worker, connection in enumerate(self._connections):
             while worker not in self._gone and connection.poll(0):

@@ -14,7 +14,7 @@ from parmig.units import NS_PER_MS, NS_PER_S
 
 INTERVAL_NS = 200 * NS_PER_MS
 WINDOW = 6
-"""Looks that a rate is averaged over: 1.2 s."""
+"""The number of looks over which a rate is averaged: 1.2 s."""
 
 
 class ProgressMeter:
@@ -36,20 +36,20 @@ class ProgressMeter:
         if state == self._last and self._looks and now - self._looks[-1][0] < INTERVAL_NS:
             return None
         counters = [self._shared.counters(worker) for worker in range(self._workers)]
-        handled = sum(one.handled_pages for one in counters)
+        handled = sum(worker.handled_pages for worker in counters)
         if state[1] != self._last[1]:
             # Workers count every page of every region in every round, so a round begins at a known number.
             self._base_pages = (state[1] - 1) * self._plan.total_pages
-            self._base_sent_pages = sum(one.sent_pages + one.zero_pages for one in counters)
+            self._base_sent_pages = sum(worker.sent_pages + worker.zero_pages for worker in counters)
         self._last = state
-        self._looks.append((now, handled, [one.wire_bytes for one in counters]))
+        self._looks.append((now, handled, [worker.wire_bytes for worker in counters]))
         then, handled_then, wire_then = self._looks[0]
         seconds = max(1, now - then) / NS_PER_S
         rate = (handled - handled_then) * PAGE_BYTES / seconds
         in_round = max(0, min(handled - self._base_pages, self._plan.total_pages))
         facts = self._plan.record.facts
         if facts:
-            done = sum(one.sent_pages + one.zero_pages for one in counters) - self._base_sent_pages
+            done = sum(worker.sent_pages + worker.zero_pages for worker in counters) - self._base_sent_pages
             remaining = max(0, facts[-1].remaining_pages - done)
         else:
             remaining = self._plan.total_pages - in_round

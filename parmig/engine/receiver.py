@@ -12,7 +12,7 @@ from parmig import logs
 from parmig.config import ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
-from parmig.engine.agreement import check_configure, told
+from parmig.engine.agreement import check_configure, joined
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.peer_messages import Configure
@@ -143,7 +143,7 @@ class MigrationReceiver:
                 self._admission.refuse(str(error))
 
     def _nobody_came(self, waited_ns: int) -> None:
-        """Go on waiting for a source, unless the time is up; after a while show where to look."""
+        """Give up if the time is up; show where to look once nobody has come for NOBODY_CAME_NS."""
         if self._config.wait_ns and waited_ns >= self._config.wait_ns:
             raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
@@ -168,15 +168,15 @@ class MigrationReceiver:
         """
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
-        mismatches = check_configure(wish, info, [one.block for one in memory])
+        mismatches = check_configure(wish, info, [part.block for part in memory])
         if not mismatches:
             mismatches = lack_of_space(memory, wish) + lack_of_ports(self._config.data_ports, wish.workers)
         if mismatches:
-            raise PeerRefusedError(told(mismatches))
+            raise PeerRefusedError(joined(mismatches))
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
-        by_name = {one.block.name: one for one in memory}
+        by_name = {part.block.name: part for part in memory}
         control = self._admission.admit()
         try:
             return ReceiveSession(
@@ -198,7 +198,7 @@ class MigrationReceiver:
     # -- with a source --------------------------------------------------------------------------
 
     def _receive_from(self, session: ReceiveSession) -> bool:
-        """Receive from this source; returns whether the next may come, since this one did not get in."""
+        """Receive from this source. Returns whether it did not get in, so that the next may come."""
         self._session = session
         if self._cancelled:
             session.cancel()
@@ -215,7 +215,7 @@ class MigrationReceiver:
     # -- the end --------------------------------------------------------------------------------
 
     def _tear_down(self) -> None:
-        """On every way out: a copy that must not run is discarded, the rest is given back."""
+        """End, whatever the outcome: discard a copy that must not run, and give everything back."""
         # The source already knows about a failure: the plan sent it before, because the guest may be busy for long.
         # Without a hand-over it never runs here.
         session = self._session

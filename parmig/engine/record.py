@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of a migration while it runs, and the report made of it. Pure."""
+"""Keeps what is measured during a migration, and makes the figures of the report of it. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Record:
 
     Attributes:
         rounds: finished rounds.
-        facts: the same as policy sees them.
+        facts: the same rounds, as the policy sees them.
         marks: instants by name; see :meth:`phases` for those of the pause.
         throttle_percent: how far the guest is slowed down now.
-        max_throttle_percent: the same at its highest.
+        max_throttle_percent: the highest value of that so far.
     """
 
     def __init__(self, workers: int, total_pages: int) -> None:
@@ -42,26 +42,26 @@ class Record:
         self.marks[name] = now_ns
 
     def throttle(self, percent: int) -> None:
-        """The guest is slowed down so far from now on."""
+        """Note how far the guest is slowed down from now on."""
         self.throttle_percent = percent
         self.max_throttle_percent = max(self.max_throttle_percent, percent)
 
     def begin_round(self, now_ns: int) -> None:
-        """A round begins."""
+        """Note that a round begins."""
         self._round_began_ns = now_ns
         self._settle_ns = 0
         self._before = list(self._now)
 
     def settled(self, took_ns: int) -> None:
-        """The guest settled within the round."""
+        """Note how long the guest took to settle in this round."""
         self._settle_ns = took_ns
 
     def fenced(self, worker: int, counters: WorkerCounters) -> None:
-        """The totals of one worker at its fence."""
+        """Note the totals of one worker at its fence."""
         self._now[worker] = counters
 
     def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int]) -> RoundReport:
-        """All workers passed the fence."""
+        """Note that all workers passed the fence, and return the report of the round."""
         moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
         self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
         sent, zero = sum(m.sent_pages for m in moved), sum(m.zero_pages for m in moved)
@@ -83,7 +83,7 @@ class Record:
         return report
 
     def remaining(self, pages: int) -> None:
-        """What was dirty after the round that ended last."""
+        """Note how many pages were dirty after the last round."""
         last = self.rounds[-1]
         self.facts.append(
             RoundFacts(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guardian does once it is needed: try until the guest is right, ever more slowly, and write it down.
+"""What the guardian does once it is needed: it retries until the guest is set right, and keeps a log.
 
 Does not know what started it; see ``workers.guardian``.
 """
@@ -15,14 +15,14 @@ from pkgutil import resolve_name
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
-"""Between two attempts: 0.1 s, then twice as long each time, up to this."""
+"""The longest delay between two attempts. It begins with FIRST_WAIT_S and doubles each time."""
 
 
 class Log:
-    """A file of a few lines, made at once, so that its name can be told, and removed if nothing had to be done.
+    """A log file of a few lines. It is made early, so that its name can be reported, and removed if nothing was done.
 
     Args:
-        directory: only this user may touch it; empty: there is no file.
+        directory: only this user may write there; empty: there is no file.
 
     Attributes:
         path: of the file; empty: there is none.
@@ -46,7 +46,7 @@ class Log:
                 os.write(self._fd, f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {words}\n".encode(errors="replace"))
 
     def remove(self) -> None:
-        """There was nothing to write."""
+        """Remove the file: nothing had to be done."""
         with contextlib.suppress(OSError):
             os.unlink(self.path)
 
@@ -60,10 +60,10 @@ def waits() -> Iterator[float]:
 
 
 def rescue(program: str, setup: bytes, log: Log, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Call *program* with *setup* until it says that all is done or that nothing is left to set right.
+    """Call *program* with *setup* until it returns: True, the guest is set right; False, its monitor is gone.
 
     Args:
-        sleep: waits so many seconds.
+        sleep: waits for a number of seconds.
     """
     said, attempts = "", 0
     for wait_s in waits():

@@ -97,7 +97,7 @@ class SendRun(SourceRun):
                 self._watch(*self._control.pollables())  # nothing else matters from now on
                 self._say(peer_messages.HandOver(run=self._custody.ran is not False))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
-                pass  # the loop ends; tearing down does it
+                pass  # the loop ends, and the tear-down does it
 
     def _say(self, message: peer_messages.ControlMessage) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import check_accept, offer, told
+from parmig.engine.agreement import check_accept, joined, offer
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.peer_messages import Accept, Configure
@@ -47,10 +47,10 @@ from parmig.version import __version__
 _logger = logging.getLogger(__name__)
 
 CONFIGURE_LIMIT_NS = 20 * NS_PER_S
-"""For the destination to check the configuration and start its workers."""
+"""How long the destination may take to check the configuration and start its workers."""
 
 LINGER_MS = 500
-"""For the last message to leave."""
+"""How long the last message may take to leave."""
 
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
@@ -74,7 +74,7 @@ class MigrationSender(SourceSide):
     Args:
         guest: opened by the caller, who also closes it.
         uri: of the receiver's control channel.
-        config: how.
+        config: how to migrate.
         progress: called now and then, in the thread that called :meth:`start`.
     """
 
@@ -106,7 +106,7 @@ class MigrationSender(SourceSide):
                 f"a {info.kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
                 "and allow a longer pause with --max-downtime where it outruns the network"
             )
-        blocks = tuple(one.block for one in memory)
+        blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         endpoint = parse_uri(self._uri)
@@ -129,7 +129,7 @@ class MigrationSender(SourceSide):
                 worker=worker,
                 workers=self._config.workers,
                 blocks=blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
+                file_offsets_bytes=tuple(part.file_offset_bytes for part in memory),
                 uri=uri,
                 local=local,
                 session=accept.session,
@@ -139,7 +139,7 @@ class MigrationSender(SourceSide):
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *(one.fd for one in memory)])
+            self._pool.start(setup, [shared.fd, *(part.fd for part in memory)])
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -154,15 +154,15 @@ class MigrationSender(SourceSide):
         """Send the destination what is coming, wait for its answer, and check that as well.
 
         Raises:
-            PeerRefusedError: either side found something that does not match; every mismatch is named.
+            PeerRefusedError: something does not match; every mismatch is named.
         """
         config = self._config
         wish = Configure(
             parmig=__version__,
             kind=info.kind,
             machine=info.machine,
-            blocks=tuple(one.block for one in memory),
-            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {one.fd for one in memory}),
+            blocks=tuple(part.block for part in memory),
+            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {part.fd for part in memory}),
             workers=config.workers,
             transport=config.transport,
             codec=config.compress,
@@ -185,7 +185,7 @@ class MigrationSender(SourceSide):
             case Accept():
                 mismatches = check_accept(answer, wish, info)
                 if mismatches:
-                    raise PeerRefusedError("the destination does not match: " + told(mismatches))
+                    raise PeerRefusedError("the destination does not match: " + joined(mismatches))
                 logs.note_session(answer.session)
                 return answer
             case peer_messages.Refuse(reason=reason):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One source's session at the destination, from the moment when it was found to fit: carries out the plan."""
+"""One source's session at the destination, from its admission on: carries out the plan."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from parmig.ram.blocks import BlockMemory
 from parmig.status import BEFORE_HAND_OVER
 
 LINGER_MS = 500
-"""For the last message to leave."""
+"""How long the last message may take to leave."""
 
 
 class ReceiveSession(Driver[Instruction]):
-    """Receives the guest from one source. A failing constructor leaves nothing.
+    """Receives the guest from one source. A failing constructor leaves nothing open.
 
     Args:
-        wish: what the source wishes; it fits.
+        wish: the wishes of the source, already checked.
         info: of the guest here.
         memory: of the guest here, in the source's numbering.
         config: where to listen.
@@ -133,8 +133,8 @@ class ReceiveSession(Driver[Instruction]):
                 self._say(message)
             case Show(status=status, round=round_):
                 self._show(Progress(status=status, round=round_))
-            case Tell(worker=worker, instruction=told):
-                self._pool.tell(worker, told)
+            case Tell(worker=worker, instruction=worker_instruction):
+                self._pool.tell(worker, worker_instruction)
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
@@ -148,7 +148,7 @@ class ReceiveSession(Driver[Instruction]):
                 if self._announce:
                     self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
-                pass  # the loop ends, and whoever made this session does it
+                pass  # the loop ends, and the receiver does it
 
     def _say(self, message: peer_messages.ControlMessage) -> None:
         try:
@@ -164,7 +164,7 @@ class ReceiveSession(Driver[Instruction]):
     # -- the end --------------------------------------------------------------------------------
 
     def fill_in(self, report: Report) -> None:
-        """What this session adds to the report."""
+        """Add to *report* what this session knows."""
         wish = self.wish
         report.status = self.plan.status.value
         report.state_bytes = self.plan.state_bytes

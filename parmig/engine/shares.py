@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 
 BUNDLE_PART = 4
-"""A worker gets a quarter of what its owner has left at a time: few messages at first, small pieces at
-the end, so that all finish together (guided self-scheduling). 64 regions take about 12 bundles."""
+"""A bundle is a quarter of the regions that their owner has left: few messages at first, small pieces at the end, so
+that all workers finish together (guided self-scheduling). 64 regions take about 12 bundles."""
 
 
 def assign(weights: Sequence[int], workers: int) -> list[list[int]]:

@@ -36,7 +36,7 @@ class SourceSide(ABC):
         pool: of workers, not started; owned from here on.
         report: to be filled in.
         tracker: kind of dirty log to ask the guest for.
-        switchover_ns: how long a pause may take, and the guest to go on after a failure.
+        switchover_ns: the limit of a pause, and of resuming the guest after a failure.
         progress: called now and then, in the thread that called :meth:`start`.
     """
 
@@ -66,7 +66,7 @@ class SourceSide(ABC):
     # -- the caller's side ----------------------------------------------------------------------
 
     def start(self) -> Report:
-        """Do all of it. Returns the report, whatever the outcome; on failure the guest runs on here."""
+        """Move or save the guest. Returns the report, whatever the outcome; after a failure the guest runs on here."""
         logs.begin_side("source")
         began = time.monotonic_ns()
         error: ParmigError | None = None
@@ -87,7 +87,7 @@ class SourceSide(ABC):
         return self._run is None or self._run.turn()
 
     def cancel(self) -> None:
-        """Ask for the end; the guest goes on here unless hand-over has happened. Safe from a signal handler."""
+        """Cancel. The guest goes on here, unless hand-over has happened. Safe from a signal handler."""
         self._cancelled = True
         run = self._run
         if run is not None:
@@ -109,7 +109,7 @@ class SourceSide(ABC):
     def _prepare(self) -> SourceRun:
         """Check everything, make the plan, start the workers; the guest is not touched.
 
-        What has to be closed at the end goes to ``_opened`` at once, as any step may fail.
+        Register what has to be closed with ``_opened`` at once, because any step may fail.
         """
 
     def _last_steps(self, status: MigrationStatus) -> Sequence[Callable[[], None]]:
@@ -117,10 +117,10 @@ class SourceSide(ABC):
         return ()
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
-        """The guest is set right; the workers still live."""
+        """Send the other end the outcome. The guest is set right by now; the workers still live."""
 
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
-        """What the guest is and where its memory is, for the report too."""
+        """What the guest is, and where its memory is. Also fills in the guest in the report."""
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
         self._report.guest = GuestReport(
@@ -135,7 +135,7 @@ class SourceSide(ABC):
     # -- the end --------------------------------------------------------------------------------
 
     def _tear_down(self, error: ParmigError | None) -> ParmigError | None:
-        """On every way out: the guest first, then the other end, then everything of ours. Returns what went wrong."""
+        """End, whatever the outcome: the guest first, then the other end, then this side. Returns what went wrong."""
         run = self._run
         status = MigrationStatus.NONE
         if run is not None:
@@ -177,7 +177,7 @@ class SourceSide(ABC):
         custody.close()
         for words in problems:
             _logger.warning("while ending: %s", words, extra=logs.REPORTED)
-            with contextlib.suppress(Exception):  # of the caller's
+            with contextlib.suppress(Exception):  # the caller's function may raise anything
                 self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
         return error
 
@@ -188,7 +188,7 @@ class SourceSide(ABC):
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report, plan = self._report, self._plan
         marks = plan.record.marks if plan is not None else {}
-        # As in QEMU: to the end of the migration, not of our own cleaning up; set-up ends where round 1 begins.
+        # As in QEMU, the total ends with the migration, before this clean-up. The set-up ends where round 1 begins.
         report.total_time_ms = (marks.get("finished", ended_ns) - began_ns) / NS_PER_MS
         report.setup_time_ms = (marks.get("active", ended_ns) - began_ns) / NS_PER_MS
         if plan is not None:

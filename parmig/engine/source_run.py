@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The running source, from when all is prepared: carries out what the plan decides about the guest and the workers.
 
-What is at the other end, a receiver or a file, is the subclass's matter.
+A subclass knows what is at the other end: a receiver or a file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from parmig.status import MigrationStatus
 from parmig.units import NS_PER_S
 
 LONG_NS = NS_PER_S
-"""Waiting for the guest's disks is reported when it takes longer than this; it is done within milliseconds."""
+"""A wait for the guest's disks that takes longer than this is reported. It usually takes milliseconds."""
 
 
 class CountingSink(StateSink, Protocol):
@@ -118,7 +118,7 @@ class SourceRun(Driver[Instruction]):
 
     @property
     def may_stand_still(self) -> bool:
-        """Whether the guest may be paused because of us: by its pause, or by a settling that stops it meanwhile."""
+        """Whether parmig may have stopped the guest: by pausing it, or by settling that stops it meanwhile."""
         marks = self.plan.record.marks
         stopped = self.plan.step is Step.SETTLING and self._report.settle == SETTLED_BY_STOP
         return stopped or ("pausing" in marks and "resumed" not in marks)
@@ -128,7 +128,7 @@ class SourceRun(Driver[Instruction]):
         self._state.abort()
 
     def close(self) -> None:
-        """Give back what the run itself has taken; the guest and the workers have ended."""
+        """Close what this run has opened. Call it after the workers have ended."""
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
@@ -151,7 +151,7 @@ class SourceRun(Driver[Instruction]):
         before = self.plan.round
         super()._feed(event)
         self._log.note_rounds(self.plan.record)
-        if self.plan.round != before and self.plan.status is MigrationStatus.ACTIVE:  # not in the pause: it costs
+        if self.plan.round != before and self.plan.status is MigrationStatus.ACTIVE:  # in the pause it would cost time
             self._round_began()
 
     def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
@@ -175,8 +175,8 @@ class SourceRun(Driver[Instruction]):
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Tell(worker=worker, instruction=told):
-                self._pool.tell(worker, told)
+            case Tell(worker=worker, instruction=worker_instruction):
+                self._pool.tell(worker, worker_instruction)
             case Throttle(percent=percent):
                 self._begin(lambda _: events.Throttled(), self._guest.throttle, percent)
             case Do.START_LOG:
@@ -201,7 +201,7 @@ class SourceRun(Driver[Instruction]):
         return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
 
     def _log_started(self, started: tuple[DirtyLog, int]) -> Event:
-        """The guest records writes: the workers learn how to read it."""
+        """Send the workers the log that has started, and return the event for the plan."""
         log, fd = started
         self._report.tracker, self._report.tracker_reason, self._report.settle = log.kind, log.reason, log.settle
         area_bytes = log_area_bytes(log, [memory.block for memory in self._memory])

@@ -23,16 +23,16 @@ from parmig.transport.transport import MigrationTransport
 from parmig.units import MIB, NS_PER_S, format_size
 
 WINDOW_BYTES = 8 * MIB
-"""Unacknowledged state at most; bounds both sides' queues."""
+"""At most this much state is unacknowledged. It bounds the queues of both sides."""
 
 HELD_IN_MEMORY_BYTES = 16 * MIB
-"""State that the destination holds in memory until released; what is more goes to a temporary file."""
+"""The destination holds this much state in memory until it is released. More goes to a temporary file."""
 
 HELLO_BYTES = 64
 """A stranger may send no more than a hello."""
 
 MESSAGES_A_TURN = 16
-"""Taken by one call of :meth:`StateReceiver.receive`: 16 MiB, or so many strangers."""
+"""The most messages that one call of :meth:`StateReceiver.receive` takes: 16 MiB, or this many strangers."""
 
 NO_STATE = xxhash.xxh3_128_hexdigest(b"")
 """The digest of a state without a byte."""
@@ -64,11 +64,11 @@ class StateSender:
         return self._digest.hexdigest()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send *data*, copied; waits while the destination is behind.
+        """Send a copy of *data*; wait while too much is unacknowledged.
 
         Raises:
             PeerLostError: aborted, or the destination is gone.
-            LimitExceededError: it takes nothing any more.
+            LimitExceededError: the destination takes nothing any more.
         """
         view = memoryview(data).cast("B")
         self._digest.update(view)
@@ -90,7 +90,7 @@ class StateSender:
                 raise LimitExceededError("the destination no longer takes device state")
 
     def _take_answers(self, timeout_ms: int) -> bool:
-        """Read the destination's acknowledgements; whether there were any."""
+        """Read the destination's acknowledgements, and return whether there were any."""
         taken = self._taken_bytes
         while (message := self._transport.read(timeout_ms)) is not None:
             if len(message) != 1 or len(message[0]) != _TAKEN.size:
@@ -117,7 +117,7 @@ class StateReceiver:
         transport: listening; owned by the caller.
         session: what the hello must carry.
         early: called with bytes that may be loaded at once.
-        max_bytes: of all state; more fails.
+        max_bytes: the limit of all state.
 
     Attributes:
         connected: whether the source said hello.
@@ -151,12 +151,12 @@ class StateReceiver:
         return self._digest.hexdigest()
 
     def receive(self) -> None:
-        """Take what is there, a bounded part of it.
+        """Take messages that have arrived, at most MESSAGES_A_TURN of them.
 
         Raises:
             PeerLostError: the source is gone.
-            ProtocolError: not what may come here.
-            StateError: too much, or it cannot be kept.
+            ProtocolError: a message that may not come here.
+            StateError: the state is too large, or cannot be kept.
         """
         for _ in range(MESSAGES_A_TURN):
             message = self._transport.read()
@@ -167,7 +167,7 @@ class StateReceiver:
             elif len(message) == 1 and hmac.compare_digest(message[0], b"H" + self._session):
                 self._transport.accept()
                 self.connected = True
-            # anything else is a stranger
+            # anything else is from a stranger, and is dropped
 
     def _take(self, message: list[memoryview]) -> None:
         kind = bytes(message[0][:1])
@@ -200,7 +200,7 @@ class StateReceiver:
 
 
 def check_size(size_bytes: int, max_bytes: int) -> None:
-    """Raise StateError where *size_bytes* of device state are more than the destination takes."""
+    """Raise StateError if *size_bytes* of device state are more than *max_bytes*."""
     if size_bytes > max_bytes:
         raise StateError(
             f"the source has {format_size(size_bytes)} of device state or more, expected at most "

@@ -16,7 +16,7 @@ from parmig.ram.shared import WorkerCounters
 
 
 MAX_LOG_TEXT = 1000
-"""Characters of a log line of a worker."""
+"""The most characters of a worker's log line."""
 
 
 class MemorySetup(Message, frozen=True, kw_only=True):
@@ -79,8 +79,8 @@ class SendRegions(Message, frozen=True):
 
     Attributes:
         first_pass: these regions were never sent.
-        holes: look for pages that were given back, too; needless once the paused guest was looked through.
-        scanned: send what ScanRegions found in them; else scan them now.
+        holes: look for pages that were given back, too. Needless once the paused guest was scanned.
+        scanned: send what ScanRegions has found; else scan the regions now.
     """
 
     round: int
@@ -91,7 +91,7 @@ class SendRegions(Message, frozen=True):
 
 
 class ScanRegions(Message, frozen=True):
-    """Coordinator: scan and re-arm these regions, and keep what was found for SendRegions, which may go to others."""
+    """Coordinator: scan and re-arm these regions, and keep the result for SendRegions, which any worker may get."""
 
     regions: tuple[int, ...]
 
@@ -109,19 +109,19 @@ class CountDirty(Message, frozen=True):
 
 
 class DigestRegions(Message, frozen=True):
-    """Coordinator: the digests of these regions."""
+    """Coordinator: send the digests of these regions."""
 
     regions: tuple[int, ...]
 
 
 class PlaceRegions(Message, frozen=True):
-    """Coordinator: make these regions of memory what the snapshot has, page by page from their places."""
+    """Coordinator: make these regions of memory equal to the snapshot, in which each page has its own place."""
 
     regions: tuple[int, ...]
 
 
 class PlaceStream(Message, frozen=True):
-    """Coordinator: read all pages of the sequential snapshot and place them; only follow it with *check_only*."""
+    """Coordinator: read all pages of the sequential snapshot and place them. With *check_only*, only follow them."""
 
     check_only: bool
 
@@ -176,7 +176,7 @@ class RegionDigests(Message, frozen=True):
 
 
 class Placed(Message, frozen=True):
-    """Worker: the answer to PlaceRegions and PlaceStream; pages of the latter end at byte *end_bytes*."""
+    """Worker: the answer to PlaceRegions and PlaceStream. The pages of a stream end at byte *end_bytes*."""
 
     counters: WorkerCounters
     end_bytes: int = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Describes a stream or a snapshot without loading it: parmig's files and QEMU's own.
 
-Reads only, and asks no guest. Memory stays bounded for any input.
+It only reads, and needs no guest. Its memory is bounded for any input.
 """
 
 from __future__ import annotations

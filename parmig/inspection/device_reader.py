@@ -13,17 +13,18 @@ from parmig.stream.sections import SectionHead
 from parmig.units import MIB
 
 MAX_SECTION_BYTES = 1 << 40
-"""Of a device's state. More is no state, and positions in the stream must stay below 2^63."""
+"""The limit of one device's state. No device has more, and positions in the stream must stay below 2^63."""
 MAX_DECODED_BYTES = 16 * MIB
-"""State of all devices together up to which it is decoded; a guest with 255 CPUs has about 2 MiB."""
+"""At most this much state of all devices together is decoded; a guest with 255 CPUs has about 2 MiB."""
 MAX_DECODED_VALUES = 1 << 18
-"""Values of all devices together; a guest with 255 CPUs has about 110,000. Each takes some 100 bytes."""
+"""At most this many values of all devices together are decoded, some 100 bytes each; a guest with 255 CPUs has about
+110,000."""
 FAILURE_VALUES = MAX_DECODED_VALUES // 32
-"""What a device whose bytes are not as described takes of them, for the time that it took."""
+"""How many values a device counts for if its bytes are not as described: the attempt took time, too."""
 
 
 class DeviceReader:
-    """Sections of devices, by their description.
+    """Reads the sections of devices, by their description.
 
     Args:
         description: of the stream.
@@ -31,14 +32,14 @@ class DeviceReader:
     """
 
     def __init__(self, description: vmdescription.VmDescription, notes: list[str]) -> None:
-        self._described = {(one.name, one.instance_id): one for one in description.devices}
+        self._described = {(device.name, device.instance_id): device for device in description.devices}
         self._notes = notes
         self._left_bytes = MAX_DECODED_BYTES
         self._left_values = MAX_DECODED_VALUES
 
     @property
     def left(self) -> list[str]:
-        """Names of devices that are described and did not come."""
+        """Names of devices that are described but have not come."""
         return [name for name, _ in self._described]
 
     def read(self, data: MigrationDataFile, head: SectionHead) -> DeviceInspection:
@@ -85,7 +86,7 @@ class DeviceReader:
         if isinstance(value, bytes):
             return value.hex()
         if isinstance(value, dict):
-            return {name: self._plain(one) for name, one in value.items()}
+            return {name: self._plain(item) for name, item in value.items()}
         if isinstance(value, list):
-            return [self._plain(one) for one in value]
+            return [self._plain(item) for item in value]
         return value

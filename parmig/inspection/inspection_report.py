@@ -56,7 +56,7 @@ class DeviceInspection(msgspec.Struct, kw_only=True):
 
 
 class TrailerInspection(msgspec.Struct, kw_only=True):
-    """What parmig wrote behind a snapshot of its own."""
+    """The trailer of a snapshot that parmig wrote."""
 
     parmig: str
     guest: str
@@ -65,7 +65,7 @@ class TrailerInspection(msgspec.Struct, kw_only=True):
 
 
 class Inspection(msgspec.Struct, kw_only=True):
-    """The whole of it."""
+    """The whole description of a stream."""
 
     file: str
     format: str | None = None

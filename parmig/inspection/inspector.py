@@ -33,7 +33,7 @@ from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKin
 from parmig.units import KIB, MIB
 
 MOST_TRAILING_BYTES = 64 * KIB
-"""Looked at behind the end of the stream; parmig's own trailer, with what fills up the page before it, has less."""
+"""At most this much after the end of the stream is read; parmig's trailer, with the filling before it, is smaller."""
 SHOWN_BYTES = 80
 MOST_NAMED = 10
 EOF_TAIL_BYTES = 6
@@ -64,7 +64,7 @@ def inspect_file(path: str) -> Inspection:
 
 
 class _Walk:
-    """One way through *source*; what was found so far is in ``found``."""
+    """One walk through *source*. ``found`` describes what was read so far."""
 
     def __init__(self, source: Source) -> None:
         self.found = Inspection(file=source.name, allocated_bytes=source.allocated_bytes)
@@ -143,7 +143,7 @@ class _Walk:
         return True
 
     def _undescribed(self, head: SectionHead, tail: bytes) -> None:
-        """Without a description: the rest is the state of *head* and of devices that cannot be told apart."""
+        """Without a description, the rest is the state of *head* and of other devices, and cannot be split."""
         name, size_bytes = head.idstr, self._source.size_bytes() - head.offset_bytes
         self.found.devices.append(DeviceInspection(idstr=name, instance_id=head.instance_id, version=head.version_id))
         if self._memory.unfinished:
@@ -191,10 +191,10 @@ class _Walk:
         total_bytes = self._source.size_bytes()
         found.trailing_bytes = total_bytes - end_bytes
         offset_bytes = max(end_bytes, trailer.trailer_offset(total_bytes))
-        told = trailer.decode(bytes(content[offset_bytes - end_bytes :]), offset_bytes)
-        if told is not None:
+        end = trailer.decode(bytes(content[offset_bytes - end_bytes :]), offset_bytes)
+        if end is not None:
             found.trailer = TrailerInspection(
-                parmig=told.parmig, guest=told.guest, body_bytes=told.body_bytes, digest=told.digest
+                parmig=end.parmig, guest=end.guest, body_bytes=end.body_bytes, digest=end.digest
             )
             found.notes.append("a snapshot of parmig; its digest was not compared with its content")
         elif self._is_snapshot():
@@ -210,10 +210,10 @@ class _Walk:
         return any(section.section_id == trailer.MARKED_SECTION_ID for section in self.found.sections)
 
     def sum_up(self) -> None:
-        """What follows from all that was found."""
+        """Add what only the whole stream shows."""
         found = self.found
         found.total_bytes = self._source.size_bytes()
-        found.device_state_bytes += sum(one.bytes or 0 for one in found.sections if one.kind == "full")
+        found.device_state_bytes += sum(section.bytes or 0 for section in found.sections if section.kind == "full")
         found.notes += self._memory.sum_up()
         if found.format and found.allocated_bytes is not None and found.allocated_bytes + MIB < found.total_bytes:
             found.notes.append(

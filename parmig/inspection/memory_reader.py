@@ -19,7 +19,7 @@ from parmig.units import GIB
 
 
 class MemoryReader:
-    """The live sections of a stream, of which RAM alone can be read; what they hold goes into *found*."""
+    """Reads the live sections of a stream into *found*. Only those of RAM can be read."""
 
     def __init__(self, data: MigrationDataFile, source: Source, found: Inspection) -> None:
         self._data, self._source, self._found = data, source, found
@@ -91,9 +91,9 @@ class MemoryReader:
         return block
 
     def sum_up(self) -> Iterator[str]:
-        """Write what was counted into ``found``; gives a line for each thing that a reader may not expect."""
+        """Write what was counted into ``found``; yields a line for each thing that a reader may not expect."""
         for tally, block in self._tallies.values():
-            tally.tell(block)
+            tally.fill_in(block)
         blocks = self._found.blocks
         if self._found.complete and not blocks:
             yield "no memory"
@@ -109,10 +109,10 @@ class MemoryReader:
 
 
 class _PageSizes(Container[str]):
-    """Whether the entry of a block continues with a page size, which only the value itself shows.
+    """Whether a page size follows in the entry of a block. Only the value itself shows this.
 
-    There is one for a block in huge pages, with ``postcopy-ram``. Anything else that can stand there begins with the
-    length of a name, or is a word of RAM without an offset: neither is a number like this.
+    With ``postcopy-ram`` a page size follows for a block in huge pages. Otherwise the length of a name follows, or a
+    word of RAM without an offset. Neither can be a power of two in this range.
     """
 
     def __init__(self, data: MigrationDataFile) -> None:

@@ -17,7 +17,7 @@ from parmig.stream.ram_words import EncodedPage, Encoding, PageRun, ZeroRun
 from parmig.units import MIB
 
 MOST_MARKED_PAGES = 1 << 28
-"""Most pages of all blocks of a stream, 1 TiB, for which one bit a page, 32 MiB, records which came before."""
+"""Up to this many pages of a stream (1 TiB), one bit a page (32 MiB) records which pages came before."""
 
 _BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
@@ -26,7 +26,7 @@ class BlockTally:
     """Counts the words about one block.
 
     Args:
-        marked: find out how many of its pages are distinct.
+        marked: count its distinct pages, too.
     """
 
     def __init__(self, entry: BlockEntry, *, marked: bool) -> None:
@@ -50,7 +50,7 @@ class BlockTally:
         if marks is not None:
             np.bitwise_or.at(marks, run.index >> 3, _BITS[run.index & 7])
 
-    def tell(self, block: BlockInspection) -> None:
+    def fill_in(self, block: BlockInspection) -> None:
         """Write what was counted into *block*."""
         block.pages_normal, block.pages_zero = self._normal, self._zero
         block.pages_xbzrle, block.pages_compressed = self._xbzrle, self._compressed
@@ -79,7 +79,7 @@ def count_mapped(fd: int, entry: BlockEntry, block: BlockInspection) -> None:
 
 
 def _count_bits(fd: int, offset_bytes: int, end_bytes: int) -> int:
-    """Set bits in a range of a file. Holes are passed over: a false size must not cost hours."""
+    """Count the set bits in a range of a file. It skips holes, so that a false size does not cost hours."""
     count = 0
     while offset_bytes < end_bytes:
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a stream comes from: a file, which can be looked at anywhere, or a pipe, which is read once.
 
-A device's state can only be split with the description at the very end of the stream. A file is asked for its end; of
-a pipe the rest is kept in memory, within a limit, once the memory of the guest is behind.
+A device's state can only be split with the description at the very end of the stream. The end of a file is read
+first. Of a pipe, everything after the guest's memory is kept in memory, within a limit.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from parmig.units import MIB
 
 STANDARD_INPUT = "-"
 PIPE_SILENCE_S = 60.0
-"""A program in front of a pipe may need a while for its first byte; one that is silent for so long hangs."""
+"""A program in front of a pipe may need a while for its first byte; silence for this long means that it hangs."""
 LOOK_AHEAD_BYTES = 32 * MIB
-"""Device state and its description, of a guest with 255 CPUs, have about 8 MiB."""
+"""At most this much of a pipe is kept. Device state and its description, of a guest with 255 CPUs, have about 8 MiB."""
 
 
 class Source:
-    """A regular file or a block device; *fd* stays the caller's.
+    """A regular file or a block device; the caller owns *fd*.
 
     Attributes:
         name: for people.
         fd: to read anywhere from, or None for a pipe.
         transport: its bytes in their order.
-        allocated_bytes: what it takes on the disk, or None where that means nothing.
+        allocated_bytes: its storage on the disk, or None if it is no regular file.
     """
 
     def __init__(self, name: str, fd: int) -> None:
@@ -46,11 +46,11 @@ class Source:
         self.allocated_bytes = status.st_blocks * 512 if regular else None
 
     def size_bytes(self) -> int:
-        """All of it; of a pipe, what came so far."""
+        """Size of the stream; of a pipe, of what came so far."""
         return self._size_bytes
 
     def tail(self) -> bytes:
-        """The end of it, as much as a description and what may follow it can have.
+        """The end of the stream, long enough for a description and what may follow it.
 
         Raises:
             StreamTooLongError: too much comes from a pipe before its end.
@@ -96,7 +96,7 @@ class _Pipe(FileStream):
         return piece
 
     def look_ahead(self) -> None:
-        """Have all that still comes."""
+        """Read everything that still comes into ``ahead``."""
         while piece := self._receive():
             self.ahead += piece
             if len(self.ahead) > LOOK_AHEAD_BYTES:

@@ -23,12 +23,12 @@ libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_l
 
 
 def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
-    """Give the file's bytes ``[offset, offset + size_bytes)`` back; they read as zero from then on."""
+    """Free the storage of the file's bytes ``[offset, offset + size_bytes)``; they read as zero from then on."""
     check(libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size_bytes), "fallocate")
 
 
 def allocate(fd: int, offset: int, size_bytes: int) -> None:
-    """Have memory behind the file's bytes ``[offset, offset + size_bytes)``; what is there stays."""
+    """Allocate storage for the file's bytes ``[offset, offset + size_bytes)``; existing bytes stay."""
     check(libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size_bytes), "fallocate")
 
 
@@ -38,8 +38,9 @@ libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 def mincore(address: int, pages: int) -> npt.NDArray[np.bool_]:
     """Which of the *pages* 4 KiB pages mapped at *address* are in memory; one entry a page.
 
-    For a shared file mapping that means: in the page cache, whoever put it there. Pages in swap and pages that
-    do not exist are both "not". 5 ns a page that this process has mapped, about 100 ns others.
+    A page of a shared file mapping is in memory if it is in the page cache, whichever process put it there. Pages in
+    swap and pages that do not exist are not. This takes 5 ns a page that this process has mapped, and about 100 ns a
+    page that it has not.
     """
     vector = np.empty(pages, dtype=np.uint8)
     check(libc.mincore(address, pages * 4096, vector.ctypes.data), "mincore")
@@ -55,10 +56,11 @@ def is_hugetlbfs(fd: int) -> bool:
 
 
 def hugetlb_pages(fd: int, offset: int, page_bytes: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which of the *wanted* huge pages from *offset* of a hugetlbfs file on exist. Allocates none.
+    """Which of the *wanted* huge pages of a hugetlbfs file, counted from *offset* on, exist. Allocates none.
 
-    hugetlbfs says that all is data, and mincore(2) knows only what this process has mapped. UFFDIO_CONTINUE maps a page
-    that the file has, and refuses where it has none. It is asked in a mapping of its own, 1 µs a page.
+    lseek(2) reports all of such a file as data, and mincore(2) knows only what this process has mapped.
+    UFFDIO_CONTINUE maps a page that the file has, and fails if it has none. It is called on a new mapping and takes
+    1 µs a page.
 
     Raises:
         OSError: userfaultfd is not allowed here.

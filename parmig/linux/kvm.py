@@ -58,7 +58,7 @@ libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
 
 
 def open_device() -> int:
-    """A new descriptor of /dev/kvm; OSError also where its structures are others than those of this file."""
+    """A new descriptor of /dev/kvm; OSError also if its structures differ from those in this file."""
     if MACHINE != "x86_64":
         raise OSError(errno.ENOSYS, f"parmig knows KVM's structures on x86_64, not on {MACHINE}")
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -80,7 +80,7 @@ def create_vm(kvm: int) -> int:
 
 
 def set_fixed_pages(vm: int) -> None:
-    """Tell KVM where below 4 GiB four pages are free that it needs on some Intel processors."""
+    """Give KVM the four free pages below 4 GiB that it needs on some Intel processors."""
     if check_capability(vm, KVM_CAP_SET_IDENTITY_MAP_ADDR):
         fcntl.ioctl(vm, _KVM_SET_IDENTITY_MAP_ADDR, struct.pack("=Q", _KVM_IDENTITY_ADDRESS))
     if check_capability(vm, KVM_CAP_SET_TSS_ADDR):
@@ -142,14 +142,14 @@ def create_vcpu(vm: int, number: int) -> int:
 
 
 def map_run(kvm: int, vcpu: int) -> mmap.mmap:
-    """The struct kvm_run of *vcpu*, with the data of its exits behind it."""
+    """The struct kvm_run of *vcpu*, followed by the data of its exits."""
     return mmap.mmap(vcpu, fcntl.ioctl(kvm, _KVM_GET_VCPU_MMAP_SIZE))
 
 
 def run(vcpu: int) -> bool:
-    """Run *vcpu*, without the interpreter's lock, until an exit: True. False: interrupted, and nothing is pending.
+    """Run *vcpu* without the interpreter's lock. True: it exited. False: it was interrupted, and nothing is pending.
 
-    Not by fcntl.ioctl(), so that no version of Python calls again by itself after a signal.
+    This does not use fcntl.ioctl(), because some versions of Python call it again after a signal.
     """
     if libc.ioctl(vcpu, _KVM_RUN, 0) >= 0:
         return True
@@ -182,7 +182,7 @@ def tsc_khz(vcpu: int) -> int:
 
 
 def set_tsc_khz(vcpu: int, khz: int) -> None:
-    """Have the vCPU's time stamp counter run at *khz*; EINVAL where that is not the host's and cannot be scaled to."""
+    """Have the vCPU's time stamp counter run at *khz*; EINVAL: the host has another, and cannot scale it."""
     fcntl.ioctl(vcpu, _KVM_SET_TSC_KHZ, khz)
 
 

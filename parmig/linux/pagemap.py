@@ -20,7 +20,7 @@ PAGE_IS_SWAPPED = 1 << 4
 _PM_SCAN_ARG = struct.Struct("=12Q")
 
 PAGE_REGION_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
-"""struct page_region, 24 bytes: first and past-the-last address, what holds for all of its pages."""
+"""struct page_region, 24 bytes: first address, address after the last byte, categories of all its pages."""
 
 PageRegions = npt.NDArray[np.void]
 
@@ -37,10 +37,10 @@ def scan(
     anyof: int = 0,
     returned: int = 0,
 ) -> Iterator[PageRegions]:
-    """Walk the page tables behind *pagemap_fd* over addresses ``[start, end)``.
+    """Walk the page tables of a process over addresses ``[start, end)``.
 
     A page matches when ``((its categories ^ inverted) & mask) == mask`` and, with *anyof*, at least
-    one of those is set. With PM_SCAN_WP_MATCHING matching pages are write-protected in the same step.
+    one bit of that is set. With PM_SCAN_WP_MATCHING matching pages are write-protected in the same step.
 
     Args:
         pagemap_fd: an open ``/proc/PID/pagemap``.
@@ -51,8 +51,8 @@ def scan(
         views of *vector*, valid until the next step; addresses ascend.
 
     Raises:
-        OSError: EPERM when a range is not under asynchronous write protection; EINVAL when the kernel does not get
-            on, as it does not where only a part of a huge page is to be protected.
+        OSError: EPERM when a range is not under asynchronous write protection; EINVAL when the kernel makes no
+            progress, for example because only a part of a huge page is to be protected.
     """
     address, entries = (vector.ctypes.data, len(vector)) if vector is not None else (0, 0)
     while start < end:

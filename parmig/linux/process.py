@@ -33,6 +33,6 @@ def keep_freed_memory(size_bytes: int) -> None:
 
 
 def private_bytes() -> int:
-    """Resident memory of this process that no file is behind; memory files of a guest do not count."""
+    """Resident memory of this process that belongs to no file. A guest's memory files do not count."""
     _size, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * mmap.PAGESIZE

@@ -46,7 +46,7 @@ def _ptrace(request: int, thread: int, address: int, data: int, what: str) -> No
 
 
 def seize(thread: int) -> None:
-    """Become the tracer of *thread* without stopping it; ends with the calling thread at the latest."""
+    """Become the tracer of *thread* without stopping it. Tracing ends with the calling thread at the latest."""
     _ptrace(_PTRACE_SEIZE, thread, 0, 0, "SEIZE")
 
 
@@ -96,5 +96,5 @@ def set_signal_mask(thread: int, mask: int) -> None:
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:
-    """A copy, close-on-exec, of descriptor *number* of the process behind *pidfd*. Needs ptrace access."""
+    """A copy, close-on-exec, of descriptor *number* of the process that *pidfd* names. Needs ptrace access."""
     return syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)

@@ -13,25 +13,25 @@ _UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end of this Unix socket, as our namespaces number them (SO_PEERCRED).
+    """Process id and user id at the other end of this Unix socket, in our namespaces (SO_PEERCRED).
 
-    They are of the instant in which it called ``connect()``, or ``listen()`` where we connected.
+    The kernel took them when that process called ``connect()``, or ``listen()`` if this process connected.
     """
     pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
 
 
 def unacknowledged_bytes(connection: socket.socket) -> int:
-    """What was sent on this TCP connection and not acknowledged by the peer's kernel yet (TIOCOUTQ, tcp(7))."""
-    found: int = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
-    return found
+    """How many bytes sent on this TCP connection the peer's kernel has not acknowledged yet (TIOCOUTQ, tcp(7))."""
+    size_bytes: int = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
+    return size_bytes
 
 
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_received
 
 
 def received_bytes(connection: socket.socket) -> int:
-    """What has arrived on this TCP connection since it was made, read by a process or not (TCP_INFO, tcp(7))."""
+    """How many bytes arrived on this TCP connection since it was made, read or not (TCP_INFO, tcp(7))."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
     return int(_BYTES_RECEIVED.unpack(info)[0])
 
@@ -46,15 +46,14 @@ _TCP_HEADER_MAX_BYTES = 60
 
 
 def drop_all_packets(sock: socket.socket) -> None:
-    """Have the kernel drop whatever arrives at *sock*. On a listener: no new connections; existing ones continue."""
+    """Have the kernel drop whatever arrives at *sock*. A listener then gets no new connections; accepted ones go on."""
     _attach(sock, [(_BPF_KEEP, 0, 0, 0)])
 
 
 def drop_large_packets(sock: socket.socket, max_bytes: int) -> None:
     """Have the kernel drop TCP segments with more than *max_bytes* of data, before they take memory.
 
-    On a listener: at the connections that it accepts from now on too, which inherit the filter (sk_clone_lock in
-    net/core/sock.c).
+    On a listener, the connections that it accepts from now on inherit the filter (sk_clone_lock in net/core/sock.c).
     """
     _attach(
         sock,
@@ -68,11 +67,11 @@ def drop_large_packets(sock: socket.socket, max_bytes: int) -> None:
 
 
 def drop_no_packets(sock: socket.socket) -> None:
-    """Take the filter off *sock*; it must have one."""
+    """Remove the filter of *sock*, which must have one."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def _attach(sock: socket.socket, instructions: list[tuple[int, int, int, int]]) -> None:
-    program = ctypes.create_string_buffer(b"".join(_BPF_INSTRUCTION.pack(*one) for one in instructions))
+    program = ctypes.create_string_buffer(b"".join(_BPF_INSTRUCTION.pack(*instruction) for instruction in instructions))
     pointer = _SOCK_FPROG.pack(len(instructions), ctypes.addressof(program))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)

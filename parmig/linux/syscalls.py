@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C library as the modules of this package call it, and system calls by number.
+"""The C library, for the modules of this package, and system calls by number.
 
 A call that fails raises :class:`OSError` with the kernel's errno.
 """
@@ -17,7 +17,7 @@ MACHINE = platform.machine()
 
 
 def check(result: int, what: str) -> int:
-    """*result* of a C library call, unless it is negative: then the error *what* met."""
+    """Return *result* of the C library call *what*, or raise OSError if it is negative."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this host can do, found by trying it.
 
-Each probe looks at one thing, leaves nothing behind, and answers even where the thing cannot be looked
-at. Numbers of the kernel come from :mod:`parmig.linux`.
+Each probe tests one thing and leaves nothing behind. It answers even if the thing cannot be tested. Numbers of the
+kernel come from :mod:`parmig.linux`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def probe_host() -> list[Probe]:
 
 
 def migration_possible(probes: list[Probe]) -> bool:
-    """Whether a migration is possible at all on a host where *probes* was found."""
+    """Whether a migration is possible at all on a host with these *probes*."""
     return not any(probe.needed and probe.status == "missing" for probe in probes)
 
 
 def guarded(name: str, probe: Callable[[], Probe]) -> Probe:
-    """What *probe* found; a failure of the probe itself is a finding too, called *name*."""
+    """The result of *probe*. If the probe itself fails, the result reports that, as *name*."""
     try:
         return probe()
     except (OSError, ValueError, subprocess.SubprocessError) as error:

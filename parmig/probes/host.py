@@ -24,11 +24,11 @@ FEW_FILES = 4096
 
 
 def probe_system() -> Probe:
-    """Linux, and which; and Python."""
-    found = f"Linux {os.uname().release} on {syscalls.MACHINE}, Python {sys.version.split()[0]}"
+    """The versions of Linux and Python."""
+    versions = f"Linux {os.uname().release} on {syscalls.MACHINE}, Python {sys.version.split()[0]}"
     if not sys.platform.startswith("linux"):
         return Probe("system", "missing", sys.platform, "parmig needs Linux", needed=True)
-    return Probe("system", "ok", found, needed=True)
+    return Probe("system", "ok", versions, needed=True)
 
 
 def probe_libzmq() -> Probe:
@@ -37,11 +37,11 @@ def probe_libzmq() -> Probe:
         import zmq
     except ImportError as error:
         return Probe("libzmq", "missing", str(error), "pip install pyzmq", needed=True)
-    found = f"libzmq {zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}"
+    versions = f"libzmq {zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}"
     if zmq.has("curve"):
-        return Probe("libzmq", "ok", f"{found}, with CURVE", needed=True)
+        return Probe("libzmq", "ok", f"{versions}, with CURVE", needed=True)
     return Probe(
-        "libzmq", "limited", f"{found}, without CURVE", "install a pyzmq wheel to have encryption", needed=True
+        "libzmq", "limited", f"{versions}, without CURVE", "install a pyzmq wheel to have encryption", needed=True
     )
 
 
@@ -121,7 +121,7 @@ def probe_cpus() -> Probe:
 
 
 def probe_locked_memory() -> Probe:
-    """The limit of locked memory; parmig itself locks none today, zero-copy sending would."""
+    """The limit of locked memory. parmig locks none; zero-copy sending would."""
     soft, hard = (_limit(value) for value in resource.getrlimit(resource.RLIMIT_MEMLOCK))
     return Probe("locked memory", "ok", f"soft limit {soft}, hard limit {hard}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this host's KVM can do for guests of the kind ``kvm``: a virtual CPU is run, and what it wrote looked for."""
+"""What this host's KVM can do for guests of kind ``kvm``: runs a virtual CPU, and looks for what it wrote."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class _Trial:
         ring_bytes: of a dirty ring; 0: a dirty bitmap.
 
     Attributes:
-        lacking: names of _PARTS that this KVM has not got.
-        ring: the entries of the ring, as far as there is one.
+        lacking: names of _PARTS that this KVM lacks.
+        ring: the entries of the ring, if there is one.
     """
 
     def __init__(self, pages: int, ring_bytes: int = 0) -> None:
@@ -102,11 +102,11 @@ def probe_kvm_guest() -> Probe:
         with _Trial(1) as trial:
             trial.begin()
             trial.run()
-            found = trial.written()
+            dirty = trial.written()
     except OSError as error:
         return Probe("KVM guest", "limited", f"cannot be tried: {error.strerror or error}", "see the line KVM")
-    if found != [_FIRST_PAGE]:
-        return Probe("KVM guest", "limited", f"a vCPU wrote page {_FIRST_PAGE}, the dirty log shows {found}")
+    if dirty != [_FIRST_PAGE]:
+        return Probe("KVM guest", "limited", f"a vCPU wrote page {_FIRST_PAGE}, the dirty log shows {dirty}")
     detail = "a vCPU ran, and the dirty log shows what it wrote"
     if trial.lacking:
         return Probe(
@@ -133,8 +133,9 @@ def probe_kvm_dirty_log() -> Probe:
 def why_no_rings() -> str | None:
     """Why dirty rings cannot be used here, or None when they can.
 
-    KVM stops a vCPU well before its ring is full. One that emulates many instructions at a time, as where there is no
-    virtualisation in hardware, may look too late: then entries are overwritten, and writes are lost without a trace.
+    KVM stops a vCPU well before its ring is full. A vCPU that emulates many instructions at a time, as on a host
+    without virtualisation in hardware, may check too late. Then entries are overwritten, and writes are lost without
+    a trace.
 
     Raises:
         OSError: there is no KVM.
@@ -148,7 +149,7 @@ def why_no_rings() -> str | None:
 
 
 def _overruns() -> bool:
-    """Write more pages than a ring has entries, a few times over; a vCPU that stops must have left some free."""
+    """Whether a vCPU that writes more pages than its ring has entries stops too late, with no entry left free."""
     entries = _TRIAL_RING_BYTES // kvm_abi.KVM_DIRTY_GFN_DTYPE.itemsize
     with _Trial(2 * entries, _TRIAL_RING_BYTES) as trial:
         for _ in range(_TRIAL_ROUNDS):

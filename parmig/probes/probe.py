@@ -14,10 +14,10 @@ import numpy as np
 Status = Literal["ok", "limited", "missing"]
 
 TRIAL_BYTES = 64 * mmap.PAGESIZE
-"""Memory that things are tried on."""
+"""Size of the memory that probes use."""
 
 COMMAND_LIMIT_S = 10.0
-"""For a program that a probe starts."""
+"""How long a program that a probe starts may take."""
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How writes to a guest's memory can be noticed here: really tried on a small memory file of this process."""
+"""Which kinds of write tracking work here, tried on a small memory file of this process."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def _try_write_tracking() -> str | None:
             uffd.register_wp(tracking_fd, address, TRIAL_BYTES)
             _scan_written(pagemap_fd, address)
             memory[written_page * mmap.PAGESIZE] = 2
-            found = _scan_written(pagemap_fd, address)
+            written = _scan_written(pagemap_fd, address)
             uffd.unregister(tracking_fd, address, TRIAL_BYTES)
         finally:
             os.close(pagemap_fd)
             os.close(tracking_fd)
     start = address + written_page * mmap.PAGESIZE
     expected = [(start, start + mmap.PAGESIZE)]
-    return None if found == expected else f"one page was written and {len(found)} other ranges were found"
+    return None if written == expected else f"one page was written and {len(written)} other ranges were found"
 
 
 def _scan_written(pagemap_fd: int, address: int) -> list[tuple[int, int]]:
@@ -77,32 +77,32 @@ def _scan_written(pagemap_fd: int, address: int) -> list[tuple[int, int]]:
     written = pagemap.PAGE_IS_WRITTEN
     flags = pagemap.PM_SCAN_WP_MATCHING | pagemap.PM_SCAN_CHECK_WPASYNC
     scan = pagemap.scan(pagemap_fd, address, address + TRIAL_BYTES, vector, flags=flags, mask=written, returned=written)
-    return [(int(one["start"]), int(one["end"])) for regions in scan for one in regions]
+    return [(int(region["start"]), int(region["end"])) for regions in scan for region in regions]
 
 
 def probe_ptrace() -> Probe:
-    """Reaching into a QEMU that this process did not start, for the pagemap tracker; tried on a process.
+    """Whether the ``pagemap`` tracker could reach into a QEMU that this process did not start.
 
-    A root user tries it on a process of another user, which takes CAP_SYS_PTRACE; anyone else on one of
-    their own that is not a child, which takes a Yama scope of 0.
+    Root tries it on a process of another user, which needs CAP_SYS_PTRACE. Any other user tries it on a process of
+    their own that is no child of this one, which needs a Yama scope of 0.
     """
     uid = os.geteuid()
     try:
         yama = read("/proc/sys/kernel/yama/ptrace_scope")
     except OSError:
         yama = "none"
-    found = f"uid {uid}, Yama scope {yama}"
+    rights = f"uid {uid}, Yama scope {yama}"
     if uid == 0 and _can_reach(NOBODY):
-        return Probe("ptrace", "ok", f"{found}, CAP_SYS_PTRACE: processes of every user")
+        return Probe("ptrace", "ok", f"{rights}, CAP_SYS_PTRACE: processes of every user")
     if _can_reach(None):
         return Probe(
             "ptrace",
             "limited",
-            f"{found}: only processes of the same user",
+            f"{rights}: only processes of the same user",
             "run parmig as the user of QEMU, or as root",
         )
     advice = "run with CAP_SYS_PTRACE, or set kernel.yama.ptrace_scope to 0"
-    return Probe("ptrace", "missing", f"{found}: no process but children", f"{advice}; until then {_FALL_BACK}")
+    return Probe("ptrace", "missing", f"{rights}: no process but children", f"{advice}; until then {_FALL_BACK}")
 
 
 def _can_reach(user: int | None) -> bool:

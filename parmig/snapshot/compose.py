@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything in a snapshot file except the pages of the guest's shared memory: before them, and after them.
+"""Writes everything of a snapshot file except the pages of the guest's shared memory.
 
-The part before them is written first, so that the places of all pages are known; the rest once the guest runs
-again. ``docs/format.md`` specifies the file.
+The part before the pages is written first, so that the places of all pages are known. The part after them is written
+once the guest runs again. ``docs/format.md`` specifies the file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SnapshotWriter:
         name: of the file, for errors.
         machine: the guest's machine type.
         blocks: the guest's shared memory, whose pages workers write.
-        state_blocks: name and size in bytes of those that travel in its state, whose pages are written at the end.
+        state_blocks: blocks that travel in the guest's state, with their sizes in bytes; their pages are written last.
         mapped: whether pages have fixed places (``mapped-ram``); else the file is one sequential stream.
 
     Attributes:
@@ -74,10 +74,14 @@ class SnapshotWriter:
         self._capabilities = (MAPPED_RAM,) if mapped else ()
         listed = {block.name: block.size_bytes for block in blocks} | dict(state_blocks)
         data = self._open(0)
-        entries = put_head(data, machine, self._capabilities, [BlockEntry(*one) for one in listed.items()])
+        entries = put_head(
+            data, machine, self._capabilities, [BlockEntry(name, size_bytes) for name, size_bytes in listed.items()]
+        )
         data.flush_data()
         self._of_guest, self._of_state = entries[: len(blocks)], entries[len(blocks) :]
-        self.pages_offsets_bytes = [one.mapped.pages_offset_bytes for one in self._of_guest if one.mapped is not None]
+        self.pages_offsets_bytes = [
+            entry.mapped.pages_offset_bytes for entry in self._of_guest if entry.mapped is not None
+        ]
         self.parts_offset_bytes = data.position_bytes
 
     def finish(self, state: GuestState, shared: SharedArea) -> int:
@@ -85,7 +89,7 @@ class SnapshotWriter:
 
         Args:
             state: of the guest.
-            shared: of the workers: which pages are stored, and how far the file was written.
+            shared: the workers' area: which pages are stored, and how far the file was written.
 
         Raises:
             SnapshotError: the file system is full or failed, or the state has other blocks than expected.
@@ -109,9 +113,9 @@ class SnapshotWriter:
 
     def _check_blocks(self, state: GuestState) -> None:
         expected = {entry.name: entry.size_bytes for entry in self._of_state}
-        found = {entry.name: entry.size_bytes for entry in state.blocks}
-        if found != expected:
-            changed = sorted({name for name, _ in expected.items() ^ found.items()})
+        actual = {entry.name: entry.size_bytes for entry in state.blocks}
+        if actual != expected:
+            changed = sorted({name for name, _ in expected.items() ^ actual.items()})
             raise SnapshotError(f"the guest changed its blocks {', '.join(changed)} while it was saved; save it again")
 
     def _open(self, offset_bytes: int) -> MigrationDataFile:
@@ -134,7 +138,7 @@ class SnapshotWriter:
 def put_head(
     data: MigrationDataFile, machine: str, capabilities: Sequence[str], blocks: Sequence[BlockEntry]
 ) -> list[BlockEntry]:
-    """Everything before the first section with pages; returns the blocks, with their places in a mapped file."""
+    """Write everything before the first section with pages; returns the blocks, with their places in a mapped file."""
     sections = SectionWriter(data)
     sections.header()
     sections.configuration(machine, capabilities)
@@ -145,7 +149,7 @@ def put_head(
 
 
 def put_block(data: MigrationDataFile, entry: BlockEntry, mapping: BlockMapping, existing: Bits) -> None:
-    """All pages of a block as sections of a sequential stream: those with data, and the numbers of the others."""
+    """Write all pages of a block as sections of a sequential stream: those with data, and the numbers of the others."""
     index = data_pages(mapping, existing)
     out = bytearray(page_words_bytes(entry.name, _PIECE_PAGES))
     zero = np.setdiff1d(np.arange(entry.pages), index, assume_unique=True)
@@ -159,7 +163,7 @@ def put_block(data: MigrationDataFile, entry: BlockEntry, mapping: BlockMapping,
 def put_rest(
     data: MigrationDataFile, machine: str, capabilities: Sequence[str], state: GuestState, *, with_ram: bool
 ) -> None:
-    """Everything behind the last section with pages: devices, the end, the description. Flushed.
+    """Write everything after the last section with pages: devices, the end, the description. Flushes.
 
     Args:
         with_ram: whether there was a section of RAM that must be ended.
@@ -198,7 +202,7 @@ def _put_part(data: MigrationDataFile, words: Buffer) -> None:
 
 
 def _put_opaque(data: MigrationDataFile, sections: SectionWriter, state: GuestState) -> Description:
-    """The state of a guest that writes no stream, as one device; returns what describes it."""
+    """Write the state of a guest that writes no stream, as one device; returns its description."""
     size_bytes = len(state.devices)
     if size_bytes >= 1 << 32:
         raise SnapshotError(f"the device state has {size_bytes} bytes, expected at most 4 GiB for one device")
@@ -220,7 +224,7 @@ def _describe(description: Description, machine: str, capabilities: Sequence[str
     """The JSON: of the configuration as it is in this stream, and of the devices as their monitor described them."""
     configuration = msgspec.to_builtins(describe_configuration(machine, capabilities))
     content = msgspec.json.encode({"configuration": configuration} | description | {"configuration": configuration})
-    # analyze-migration.py looks for the first brace behind the last NUL: there must be none in the length before.
+    # analyze-migration.py takes the first brace after the last NUL, so the length before the JSON must have none.
     while b"{" in len(content).to_bytes(4, "big"):
         content += b" "
     return content

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest of a file, made piece by piece by many workers; that of memory, over a file's bytes."""
+"""The digest of a file, which many workers make piece by piece, as they digest memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FileDigester:
     Args:
         fd: readable; used, not owned.
         file: its name, for errors.
-        body_bytes: of it that are digested, whole pages.
+        body_bytes: how many bytes of it are digested: whole pages.
     """
 
     def __init__(self, fd: int, file: str, body_bytes: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a snapshot is of this guest: comparing what both say of themselves. Pure."""
+"""Compares a snapshot with the guest that is to be started from it. Pure."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ def mismatches(
     """
     if kind != info.kind:
         return [f"guest kind: {kind!r} in the file, {info.kind!r} here"]
-    found = []
+    differences = []
     if machine != info.machine:
-        found.append(f"machine type: {machine!r} in the file, {info.machine!r} here (start it with the same -machine)")
+        differences.append(
+            f"machine type: {machine!r} in the file, {info.machine!r} here (start it with the same -machine)"
+        )
     there = {entry.name: entry.size_bytes for entry in in_file}
     here = {block.name: block.size_bytes for block in memory}
     expected = here.keys() | set(state_blocks)
     for name in sorted(expected ^ there.keys()):
         where = "here" if name in expected else "in the file"
-        found.append(f"RAM block {name!r}: only {where} (same devices, and the same id of the memory backend)")
+        differences.append(f"RAM block {name!r}: only {where} (same devices, and the same id of the memory backend)")
     for name in sorted(here.keys() & there.keys()):
         if here[name] != there[name]:
-            found.append(
+            differences.append(
                 f"RAM block {name!r}: memory size {format_size(there[name])} in the file, "
                 f"{format_size(here[name])} here"
             )
-    return found
+    return differences

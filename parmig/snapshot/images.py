@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks that are no shared memory of the guest (video memory, ROMs): they travel in its state, and wait here."""
+"""Images: files for blocks that are no shared memory of the guest (video memory, ROMs) and travel in its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parmig.stream.ram_blocks import BlockEntry
 from parmig.units import GIB, format_size
 
 MAX_IMAGES_BYTES = 16 * GIB
-"""All of them together; screens and ROMs take some 20 MiB. Only pages that are not zero take memory."""
+"""The limit of all images together. Screens and ROMs take some 20 MiB, and only pages that are not zero take memory."""
 
 
 class BlockImages:
@@ -27,7 +27,7 @@ class BlockImages:
         mappings: the same, mapped.
 
     Raises:
-        StreamTooLongError: they would be larger than anything that travels in a guest's state.
+        StreamTooLongError: together they would be larger than MAX_IMAGES_BYTES.
     """
 
     def __init__(self, entries: Sequence[BlockEntry]) -> None:
@@ -48,8 +48,8 @@ class BlockImages:
         """Give the memory back. Calling it twice is fine."""
         for mapping in self.mappings:
             mapping.close()
-        for one in self.memory:
-            os.close(one.fd)
+        for part in self.memory:
+            os.close(part.fd)
         self.mappings, self.memory = [], []
 
     def __enter__(self) -> BlockImages:
@@ -62,5 +62,5 @@ class BlockImages:
 def data_pages(mapping: BlockMapping, existing: Bits) -> Index:
     """Pages of the block that hold anything but zero, among those that exist."""
     index = np.flatnonzero(mask_of_bits(existing, 0, mapping.block.pages))
-    found: Index = index[~zero_mask(mapping.words, index)]
-    return found
+    with_data: Index = index[~zero_mask(mapping.words, index)]
+    return with_data

@@ -46,12 +46,12 @@ class OpenSnapshot:
         except OSError as error:
             raise SnapshotRefusedError(f"{path} cannot be read: {error.strerror}") from error
         try:
-            found = os.fstat(self.fd)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
                 raise SnapshotRefusedError(
                     f"{path} is not a file, expected one, because pages are read from many places at once"
                 )
-            self.file_bytes = found.st_size
+            self.file_bytes = status.st_size
             self._understand()
         except StreamError as error:
             self.close()
@@ -98,24 +98,24 @@ class OpenSnapshot:
 
     @property
     def body_bytes(self) -> int:
-        """Of the file without its trailer."""
+        """Size of the file without its trailer."""
         return self.file_bytes if self.trailer is None else self.trailer.body_bytes
 
     @property
     def kind(self) -> str:
-        """Of the guest."""
+        """Kind of the guest."""
         return QEMU if self.trailer is None else self.trailer.guest
 
     @property
     def blocks(self) -> tuple[BlockEntry, ...]:
-        """All blocks of memory that have any."""
+        """All blocks of memory that are not empty."""
         return tuple(block for block in self.head.blocks if block.size_bytes)
 
     def note_devices(self, begin_bytes: int) -> None:
-        """What is behind the pages begins at *begin_bytes*; in a sequential file only its reader finds out.
+        """Note that the devices begin at *begin_bytes*. In a sequential file only the reader of its pages learns that.
 
         Raises:
-            SnapshotRefusedError: that is behind the end.
+            SnapshotRefusedError: they would begin after their end.
         """
         if begin_bytes > self._devices_end_bytes:
             raise SnapshotRefusedError(f"{self.name} is damaged: its devices begin after their end")

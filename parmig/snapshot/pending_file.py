@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file that has its name only once it is complete: whatever ends its writer, nothing half-written is ever there.
+"""A file that gets its name only once it is complete, so that nothing half-written ever has that name.
 
-It is made without any name (O_TMPFILE) and linked when all of it is on the disk. Where the file system cannot do
-that, it has a hidden name of its own meanwhile, which a writer that is killed leaves behind.
+It is made without any name (O_TMPFILE) and linked when all of it is on the disk. If the file system cannot
+do that, the file has a hidden name until then, and a writer that is killed leaves it behind.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PendingFile:
             raise HostRefusedError(f"{self.path} already exists; give another name, or --force to replace it")
 
     def _open_hidden(self, reason: OSError) -> int:
-        """For file systems without O_TMPFILE; what else was wrong shows here too."""
+        """Open a file with a hidden name, because O_TMPFILE failed with *reason*."""
         try:
             fd, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part")
         except OSError as error:
@@ -82,7 +82,7 @@ class PendingFile:
         """(after :meth:`sync`) Give it its name. After that it stays.
 
         Raises:
-            SnapshotError: the disk failed, or a file of that name has come up meanwhile.
+            SnapshotError: the disk failed, or a file of that name was created meanwhile.
         """
         try:
             self._name()
@@ -120,7 +120,7 @@ class PendingFile:
             os.close(directory)
 
     def close(self) -> None:
-        """Close it; if it has no name yet, it is gone. Never raises; calling it twice is fine."""
+        """Close it, and delete it unless it was committed. Never raises; calling it twice is fine."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot's pages into memory, in a worker: region by region out of their places, or one after the other."""
+"""Places a snapshot's pages into memory, in a worker: each page from its place, or in the order of the stream."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MappedPlacer:
         self.counters = WorkerCounters()
 
     def place(self, region: Region) -> None:
-        """Make the pages of *region* what the file has.
+        """Make the pages of *region* equal to those in the file.
 
         Raises:
             SnapshotError: the file cannot be read.
@@ -102,11 +102,11 @@ class MappedPlacer:
 
 
 _ANY_PAGE = bytes(PAGE_BYTES)
-"""Whether a page can be decoded does not depend on what it was before."""
+"""The previous content of a page that is only checked: whether it can be decoded does not depend on that."""
 
 
 class SequentialPlacer:
-    """Reads the file from its start to the end of its pages; arguments as of MappedPlacer."""
+    """Reads the file from its start to the end of its pages. Takes the arguments of MappedPlacer."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class SequentialPlacer:
         self.counters = WorkerCounters()
 
     def place_all(self, *, check_only: bool) -> int:
-        """Place all pages; returns where in the file what comes after them begins.
+        """Place all pages; returns where in the file the devices begin, in bytes.
 
         Args:
             check_only: follow the stream, and place nothing.

@@ -55,7 +55,7 @@ class SnapshotPlan(Coordinator):
                 self._pieces = pieces
                 self.step = Step.SUMMING
                 self._waiting = set(range(self._workers))
-                # Every so many-th piece: data and holes cluster, so that stretches would be unequal work.
+                # A worker takes every n-th piece: data and holes cluster, so contiguous pieces would be unequal work.
                 return [Tell(w, DigestRegions(tuple(range(w, pieces, self._workers)))) for w in self._waiting]
             case Step.SUMMING, WorkerDigested(worker=worker, digests=digests):
                 self._digests |= digests

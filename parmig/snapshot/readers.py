@@ -26,7 +26,7 @@ from parmig.units import NS_PER_S
 POLL_MS = 200
 
 STALL_LIMIT_NS = 60 * NS_PER_S
-"""No answer and no page for so long: the disk, or the server that has the file, hangs."""
+"""After this long without an answer or a page, the disk, or the server that has the file, is taken to hang."""
 
 E = TypeVar("E")
 
@@ -39,11 +39,11 @@ class Readers:
         memory: of all blocks in the file: where their pages go.
         workers: how many.
         watch_fd: readable when the guest's monitor died, or None.
-        wake_fd: to wake up for, besides the workers.
-        turn: called several times a second while waiting; raises to end that.
+        wake_fd: another descriptor that ends a wait for the workers.
+        turn: called several times a second during a wait; raises to end it.
 
     Attributes:
-        counters: of each worker, when it had placed everything.
+        counters: of each worker, once it has placed everything.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Readers:
         self._memory = memory
         self._workers = workers
         self._turn = turn
-        self._blocks = tuple(one.block for one in memory)
+        self._blocks = tuple(part.block for part in memory)
         self._region_pages = region_pages_for(self._blocks, workers)
         self._regions = len(cut(self._blocks, self._region_pages))
         self._shared = SharedArea(-1, workers=workers, blocks=self._blocks, regions=self._regions)
@@ -79,14 +79,14 @@ class Readers:
                 worker=worker,
                 workers=self._workers,
                 blocks=self._blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in self._memory),
+                file_offsets_bytes=tuple(part.file_offset_bytes for part in self._memory),
                 region_pages=self._region_pages,
                 file=self._snapshot.name,
                 body_bytes=self._snapshot.body_bytes,
                 bitmap_offsets_bytes=tuple(place.bitmap_offset_bytes for place in mapped),
                 pages_offsets_bytes=tuple(place.pages_offset_bytes for place in mapped),
             )
-            self._pool.start(setup, [self._shared.fd, self._snapshot.fd, *(one.fd for one in self._memory)])
+            self._pool.start(setup, [self._shared.fd, self._snapshot.fd, *(part.fd for part in self._memory)])
         self._poller.watch(*self._pool.pollables())
         self._gather(WorkerReady, self._workers)
 
@@ -108,14 +108,14 @@ class Readers:
         """Place all pages from their places in the file.
 
         Raises:
-            ParmigError: a worker failed; the memory is worth nothing.
+            ParmigError: a worker failed; the memory is not usable.
         """
         for worker in range(self._workers):
             self._pool.tell(worker, PlaceRegions(tuple(range(worker, self._regions, self._workers))))
         self.counters = [event.counters for event in self._gather(Placed, self._workers)]
 
     def place_sequential(self, *, check_only: bool) -> int:
-        """Have one worker read the file from its start; returns where its pages end.
+        """Let one worker read the file from its start; returns where its pages end.
 
         Args:
             check_only: place nothing.
@@ -139,10 +139,10 @@ class Readers:
         return self._shared.bits[block]
 
     def _gather(self, kind: type[E], count: int) -> list[E]:
-        """Wait for *count* events of that kind, by worker."""
-        found: dict[int, E] = {}
+        """Wait for one event of *kind* from each of *count* workers; returns them in the order of the workers."""
+        events: dict[int, E] = {}
         seen, since_ns = self.handled_pages, time.monotonic_ns()
-        while len(found) < count:
+        while len(events) < count:
             ready = self._poller.poll(POLL_MS)
             self._turn()
             if self._watch_fd in ready:
@@ -152,7 +152,7 @@ class Readers:
                     raise error_reports.restore_error(event.error)
                 if not isinstance(event, kind):
                     raise ProtocolError(f"load worker {worker} sent an unexpected {type(event).__name__}")
-                found[worker] = event
+                events[worker] = event
                 since_ns = time.monotonic_ns()
             if (handled := self.handled_pages) != seen:
                 seen, since_ns = handled, time.monotonic_ns()
@@ -160,7 +160,7 @@ class Readers:
                 raise LimitExceededError(
                     f"{self._snapshot.name}: nothing was read for {STALL_LIMIT_NS // NS_PER_S} s; check its disk"
                 )
-        return [found[worker] for worker in sorted(found)]
+        return [events[worker] for worker in sorted(events)]
 
     def close(self) -> None:
         """End the workers. Calling it twice is fine."""

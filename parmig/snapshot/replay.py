@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot's devices, and its small blocks, as the stream that a guest takes as its state."""
+"""Makes the stream that a guest loads as its state from a snapshot's devices and small blocks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def give_state(guest: Guest, snapshot: OpenSnapshot, images: BlockImages, existi
 
     Args:
         images: the blocks that travel in its state, with their pages.
-        existing: of each of them, which pages exist.
+        existing: for each of them, which pages exist.
 
     Returns:
         how many bytes it was given.
 
     Raises:
-        ParmigError: the guest does not take it.
+        ParmigError: the guest refuses it.
     """
     opaque = None if snapshot.trailer is None else find_opaque(snapshot.fd, snapshot.devices)
     if opaque is not None:
@@ -54,7 +54,7 @@ def _compose(fd: int, snapshot: OpenSnapshot, images: BlockImages, existing: Seq
     machine = snapshot.head.configuration.machine
     has_ram = bool(images.memory) or snapshot.kind == QEMU
     if has_ram:
-        entries = [BlockEntry(one.block.name, one.block.size_bytes) for one in images.memory]
+        entries = [BlockEntry(part.block.name, part.block.size_bytes) for part in images.memory]
         put_head(data, machine, (), entries)
         for entry, mapping, bits in zip(entries, images.mappings, existing, strict=True):
             put_block(data, entry, mapping, bits)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest out of a file: all is checked before the guest is touched; then pages, then its state."""
+"""Starts a guest from a file: checks everything before it touches the guest, places pages, then loads the state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SnapshotRestorer:
     Args:
         guest: opened by the caller with ``incoming=True``; the caller also closes it.
         path: of the file.
-        config: how.
+        config: how to restore.
         progress: called now and then, in the thread that called :meth:`start`.
     """
 
@@ -49,9 +49,13 @@ class SnapshotRestorer:
         self._touched = False
         self._status = "setup"
         self._readers: Readers | None = None
-        self._told = SnapshotReport(file=str(path))
+        self._snapshot_report = SnapshotReport(file=str(path))
         self._report = Report(
-            parmig=__version__, side="destination", transport="file", workers=config.workers, snapshot=self._told
+            parmig=__version__,
+            side="destination",
+            transport="file",
+            workers=config.workers,
+            snapshot=self._snapshot_report,
         )
 
     def start(self) -> Report:
@@ -117,49 +121,49 @@ class SnapshotRestorer:
             self._thread.call(self._guest.resume)
 
     def _describe(self, snapshot: OpenSnapshot) -> None:
-        self._told.format = "mapped-ram" if snapshot.head.mapped_ram else "stream"
-        self._told.file_bytes = snapshot.file_bytes
+        self._snapshot_report.format = "mapped-ram" if snapshot.head.mapped_ram else "stream"
+        self._snapshot_report.file_bytes = snapshot.file_bytes
         self._report.guest = GuestReport(
             kind=snapshot.kind,
             machine=snapshot.head.configuration.machine,
             memory_bytes=sum(block.size_bytes for block in snapshot.blocks),
         )
         if snapshot.trailer is None:
-            self._told.notes.append("QEMU wrote this file: it has no digest to check its content by")
+            self._snapshot_report.notes.append("QEMU wrote this file: it has no digest to check its content by")
 
     def _match(self, snapshot: OpenSnapshot, stack: ExitStack) -> tuple[list[BlockMemory], BlockImages]:
         """Where the pages of all blocks go: the guest's memory, and images for blocks that travel in its state.
 
         Raises:
-            SnapshotRefusedError: the guest is another; every mismatch is named.
+            SnapshotRefusedError: the guest does not match; every mismatch is named.
         """
         info = self._thread.call(self._guest.info)
-        memory = {one.block.name: one for one in self._thread.call(self._guest.memory)}
-        others = self._thread.call(self._guest.state_blocks)
+        memory = {part.block.name: part for part in self._thread.call(self._guest.memory)}
+        state_blocks = self._thread.call(self._guest.state_blocks)
         self._report.guest.monitor = info.monitor
-        self._report.guest.page_size_bytes = min(one.block.page_size_bytes for one in memory.values())
-        machine, blocks = snapshot.head.configuration.machine, [one.block for one in memory.values()]
-        found = mismatches(snapshot.kind, machine, snapshot.blocks, info, blocks, others)
-        if found:
-            raise SnapshotRefusedError(f"{self._path} is of another guest: {'; '.join(found)}")
-        images = stack.enter_context(BlockImages([one for one in snapshot.blocks if one.name not in memory]))
+        self._report.guest.page_size_bytes = min(part.block.page_size_bytes for part in memory.values())
+        machine, blocks = snapshot.head.configuration.machine, [part.block for part in memory.values()]
+        differences = mismatches(snapshot.kind, machine, snapshot.blocks, info, blocks, state_blocks)
+        if differences:
+            raise SnapshotRefusedError(f"{self._path} is of another guest: {'; '.join(differences)}")
+        images = stack.enter_context(BlockImages([block for block in snapshot.blocks if block.name not in memory]))
         return [*memory.values(), *images.memory], images
 
     def _check_content(self, snapshot: OpenSnapshot, readers: Readers) -> None:
-        """All that can be checked without touching the guest.
+        """Check the content of the file as far as possible, without touching the guest.
 
         Raises:
             SnapshotRefusedError: the content is damaged.
         """
         began_ns = time.monotonic_ns()
         if snapshot.trailer is not None:
-            found = readers.digest()
-            self._told.digest_ms = _ms_since(began_ns)
-            self._told.digest = snapshot.trailer.digest
-            self._report.verified = found == snapshot.trailer.digest
+            digest = readers.digest()
+            self._snapshot_report.digest_ms = _ms_since(began_ns)
+            self._snapshot_report.digest = snapshot.trailer.digest
+            self._report.verified = digest == snapshot.trailer.digest
             if not self._report.verified:
                 raise SnapshotRefusedError(
-                    f"{self._path} is damaged: its digest is {found}, expected {snapshot.trailer.digest}; "
+                    f"{self._path} is damaged: its digest is {digest}, expected {snapshot.trailer.digest}; "
                     "use another copy of it"
                 )
         elif not snapshot.head.mapped_ram:
@@ -178,18 +182,20 @@ class SnapshotRestorer:
             readers.place_mapped()
         else:
             self._read_sequential(snapshot, readers, check_only=False)
-        self._told.place_ms = _ms_since(began_ns)
+        self._snapshot_report.place_ms = _ms_since(began_ns)
         total_bytes = self._report.guest.memory_bytes
-        self._report.throughput_mib_per_s = total_bytes / MIB / (self._told.place_ms / 1000)
+        self._report.throughput_mib_per_s = total_bytes / MIB / (self._snapshot_report.place_ms / 1000)
         self._report.ram = RamReport(
             total_bytes=total_bytes,
-            wire_bytes=sum(one.wire_bytes for one in readers.counters),
-            sent_pages=sum(one.sent_pages for one in readers.counters),
-            zero_pages=sum(one.zero_pages for one in readers.counters),
+            wire_bytes=sum(counters.wire_bytes for counters in readers.counters),
+            sent_pages=sum(counters.sent_pages for counters in readers.counters),
+            zero_pages=sum(counters.zero_pages for counters in readers.counters),
         )
         self._report.per_worker = [
-            WorkerReport(worker=worker, path=str(self._path), sent_pages=one.sent_pages, wire_bytes=one.wire_bytes)
-            for worker, one in enumerate(readers.counters)
+            WorkerReport(
+                worker=worker, path=str(self._path), sent_pages=counters.sent_pages, wire_bytes=counters.wire_bytes
+            )
+            for worker, counters in enumerate(readers.counters)
         ]
 
     def _load(self, snapshot: OpenSnapshot, images: BlockImages, existing: list[Bits]) -> None:
@@ -198,7 +204,7 @@ class SnapshotRestorer:
         began_ns = time.monotonic_ns()
         self._report.state_bytes = self._thread.call(give_state, self._guest, snapshot, images, existing)
         self._thread.call(self._guest.finish_load)
-        self._told.load_ms = _ms_since(began_ns)
+        self._snapshot_report.load_ms = _ms_since(began_ns)
 
     # -- meanwhile ------------------------------------------------------------------------------
 
@@ -207,7 +213,7 @@ class SnapshotRestorer:
             raise CancelledError("cancelled; the guest was not started")
 
     def _turn(self) -> None:
-        """While workers are waited for."""
+        """Called several times a second during a wait for the workers."""
         self._thread.finished()
         self._check_cancelled()
         self._tell()
@@ -224,13 +230,13 @@ class SnapshotRestorer:
     # -- the end --------------------------------------------------------------------------------
 
     def _tear_down(self, *, loaded: bool) -> None:
-        """A guest that was touched and not finished must never run."""
+        """End: discard a guest that was touched but not loaded, so that it never runs."""
         self._readers = None
         if self._touched and not loaded:
             try:
                 self._thread.call(self._guest.discard)
             except ParmigError as error:
-                self._told.notes.append(f"while ending: {error}")
+                self._snapshot_report.notes.append(f"while ending: {error}")
         self._thread.close()
 
 

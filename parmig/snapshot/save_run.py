@@ -34,9 +34,9 @@ class SaveRun(SourceRun):
         shared: the workers' counters.
         state: takes the device state.
         disk: thread for what waits for the disk, which may take long; calls of the guest must not wait for it.
-        file: to be.
+        file: the snapshot, which has no name yet.
         writer: writes its parts.
-        told: report of the snapshot, to be filled in.
+        snapshot_report: to be filled in.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SaveRun(SourceRun):
         disk: GuestThread,
         file: PendingFile,
         writer: SnapshotWriter,
-        told: SnapshotReport,
+        snapshot_report: SnapshotReport,
     ) -> None:
         super().__init__(means, plan, memory, shared, state)
         self._snapshot_plan = plan
@@ -58,7 +58,7 @@ class SaveRun(SourceRun):
         self._disk = disk
         self._file = file
         self._writer = writer
-        self._told = told
+        self._snapshot_report = snapshot_report
         self._composed_ns = 0
         self._watch_all(disk.wake_fd)
 
@@ -73,7 +73,7 @@ class SaveRun(SourceRun):
                 self._begin(events.WentOn, self._go_on)
             case Do.COMPOSE:
                 if (watch_fd := self._guest.watch_fd()) is not None:
-                    self._forget([watch_fd])  # whatever becomes of it now, the file is as good
+                    self._forget([watch_fd])  # the file no longer depends on the guest
                 self._begin_on_disk(events.Composed, self._compose)
             case Do.COMMIT:
                 self._begin_on_disk(lambda _: events.Committed(), self._commit)
@@ -93,30 +93,30 @@ class SaveRun(SourceRun):
         return now_ns if ran_ns is None else ran_ns
 
     def _compose(self) -> int:
-        """Write all but the trailer; returns of how many pieces the file's digest is made."""
+        """Write all but the trailer; returns the number of pieces that the file's digest is made of."""
         began_ns = time.monotonic_ns()
         names = frozenset(memory.block.name for memory in self._memory)
         with take_apart(self._state_file, self._report.guest.machine, names) as state:
-            self._told.file_bytes = self._writer.finish(state, self._shared)
-        self._told.compose_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
+            self._snapshot_report.file_bytes = self._writer.finish(state, self._shared)
+        self._snapshot_report.compose_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
         self._composed_ns = time.monotonic_ns()
-        return len(digest_pieces(self._told.file, self._told.file_bytes))
+        return len(digest_pieces(self._snapshot_report.file, self._snapshot_report.file_bytes))
 
     def _commit(self) -> None:
         """Append the trailer, bring all of it to the disk, and give the file its name."""
         began_ns = time.monotonic_ns()
-        self._told.digest_ms = (began_ns - self._composed_ns) / NS_PER_MS
-        self._told.digest = self._snapshot_plan.file_digest
-        body_bytes = self._told.file_bytes
+        self._snapshot_report.digest_ms = (began_ns - self._composed_ns) / NS_PER_MS
+        self._snapshot_report.digest = self._snapshot_plan.file_digest
+        body_bytes = self._snapshot_report.file_bytes
         ran = self._custody.ran is not False
-        tail = trailer(self._report.guest.kind, body_bytes, self._told.digest, running=ran)
-        FileStream(self._file.fd, self._told.file, offset_bytes=body_bytes).write([tail])
+        tail = trailer(self._report.guest.kind, body_bytes, self._snapshot_report.digest, running=ran)
+        FileStream(self._file.fd, self._snapshot_report.file, offset_bytes=body_bytes).write([tail])
         self._file.sync()
-        if self.plan.machine.ended:  # cancelled, while the disk took its time
+        if self.plan.machine.ended:  # it was cancelled during the sync
             return
         self._file.commit()
-        self._told.file_bytes += len(tail)
-        self._told.sync_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
+        self._snapshot_report.file_bytes += len(tail)
+        self._snapshot_report.sync_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
 
 
 def trailer(kind: str, body_bytes: int, digest: str, *, running: bool) -> bytes:

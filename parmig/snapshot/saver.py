@@ -25,7 +25,7 @@ from parmig.snapshot.worker_setup import SaveSetup
 from parmig.version import __version__
 
 DISK_LIMIT_S = 60.0
-"""For what the disk is doing when all else has ended."""
+"""How long to wait for the disk once everything else has ended."""
 
 
 class SnapshotSaver(SourceSide):
@@ -33,8 +33,8 @@ class SnapshotSaver(SourceSide):
 
     Args:
         guest: opened by the caller, who also closes it.
-        path: name of the file, which is there only when all of it is.
-        config: how.
+        path: name of the file, which appears once it is complete.
+        config: how to save.
         progress: called now and then, in the thread that called :meth:`start`.
     """
 
@@ -51,8 +51,8 @@ class SnapshotSaver(SourceSide):
         )
         self._path = path
         self._config = config
-        self._told = SnapshotReport(file=str(path), format=config.format)
-        self._report.snapshot = self._told
+        self._snapshot_report = SnapshotReport(file=str(path), format=config.format)
+        self._report.snapshot = self._snapshot_report
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -61,13 +61,13 @@ class SnapshotSaver(SourceSide):
         config.check()
         warm_up()
         info, memory = self._look_at_guest()
-        trailer(info.kind, 0, "0" * 32, running=True)  # a kind of guest that cannot be written in it shows now
+        trailer(info.kind, 0, "0" * 32, running=True)  # raises now if a trailer cannot name this kind of guest
         self._tell_progress(Progress(status="setup", message=f"saving to {self._path}"))
         file = PendingFile(self._path, replace=config.replace)
         self._opened.callback(file.close)
         state = StateFile(file.path.parent)
         self._opened.callback(state.close)
-        blocks = tuple(one.block for one in memory)
+        blocks = tuple(part.block for part in memory)
         writer = SnapshotWriter(
             file.fd,
             str(self._path),
@@ -88,14 +88,14 @@ class SnapshotSaver(SourceSide):
                 worker=worker,
                 workers=config.workers,
                 blocks=blocks,
-                file_offsets_bytes=tuple(one.file_offset_bytes for one in memory),
+                file_offsets_bytes=tuple(part.file_offset_bytes for part in memory),
                 region_pages=region_pages,
                 batch_bytes=DEFAULT_BATCH_BYTES,
                 file=str(self._path),
                 mapped=bool(writer.pages_offsets_bytes),
                 pages_offsets_bytes=tuple(writer.pages_offsets_bytes),
             )
-            self._pool.start(setup, [shared.fd, file.fd, *(one.fd for one in memory)])
+            self._pool.start(setup, [shared.fd, file.fd, *(part.fd for part in memory)])
         limits = Limits(
             config.downtime_limit_ns,
             config.max_downtime_ns,
@@ -105,8 +105,8 @@ class SnapshotSaver(SourceSide):
         plan = SnapshotPlan(regions, config.workers, limits)
         disk = GuestThread()
         self._opened.callback(self._close_disk, disk)
-        return SaveRun(self._means, plan, memory, shared, state, disk, file, writer, self._told)
+        return SaveRun(self._means, plan, memory, shared, state, disk, file, writer, self._snapshot_report)
 
     def _close_disk(self, disk: GuestThread) -> None:
         if not disk.close(DISK_LIMIT_S):
-            self._opened.pop_all()  # it hangs with the files in its hands; they have no name, and end with this process
+            self._opened.pop_all()  # a call that hangs still uses the files; nameless, they end with this process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest wrote as its device state: kept while it is paused, taken apart afterwards.
+"""The device state that a guest writes: kept while the guest is paused, taken apart afterwards.
 
 QEMU writes a stream of its own format, with the pages of its small blocks in it; guests with a StateRegistry write
 one without RAM; any other guest's bytes are taken as they are.
@@ -33,7 +33,7 @@ class StateFile:
     """Keeps device state in a file without a name: the sink of a guest that is being saved.
 
     Args:
-        directory: where the snapshot will be, so that it is the same file system that may be full.
+        directory: the directory of the snapshot, so that both need space on the same file system.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,7 +43,7 @@ class StateFile:
 
     @property
     def fd(self) -> int:
-        """Of the file; valid until close()."""
+        """Descriptor of the file; valid until close()."""
         return self._file.fileno()
 
     @property
@@ -62,10 +62,10 @@ class StateFile:
         self.size_bytes += memoryview(data).nbytes
 
     def abort(self) -> None:
-        """Nothing waits here."""
+        """Does nothing: no write waits."""
 
     def close(self) -> None:
-        """Drop it. Calling it twice is fine."""
+        """Delete the file. Calling it twice is fine."""
         self._file.close()
 
 
@@ -77,7 +77,7 @@ class GuestState:
         fd: of the file that holds it; used, not owned.
         devices: the bytes of the file that hold the devices, without the mark of the end.
         is_stream: whether it is of QEMU's format; else *devices* is all of it, whatever that is.
-        description: the JSON behind the stream as a structure, or None.
+        description: the JSON after the stream as a structure, or None.
         blocks: those that travel in the state; their pages are in *images*.
         shared: its bits say which pages of *images* exist.
     """
@@ -91,12 +91,12 @@ class GuestState:
     shared: SharedArea | None = None
 
     def small_blocks(self) -> Iterator[tuple[BlockEntry, BlockMapping, Bits]]:
-        """Each of *blocks* with its image, and with which pages of that exist."""
+        """Each of *blocks*, its image, and which pages of the image exist."""
         if self.shared is not None:
             yield from zip(self.blocks, self.images.mappings, self.shared.bits, strict=True)
 
     def close(self) -> None:
-        """Give back the images. Calling it twice is fine."""
+        """Close the images. Calling it twice is fine."""
         self.images.close()
         if self.shared is not None:
             self.shared.close()
@@ -109,43 +109,45 @@ class GuestState:
         self.close()
 
 
-def take_apart(state: StateFile, machine: str, not_in_it: Collection[str]) -> GuestState:
-    """What *state* holds. The caller closes it.
+def take_apart(state: StateFile, machine: str, moved_blocks: Collection[str]) -> GuestState:
+    """The parts of *state*. The caller closes the result.
 
     Args:
         machine: the guest's machine type; a stream of another one is taken as bytes.
-        not_in_it: names of the blocks that parmig moves itself.
+        moved_blocks: names of the blocks whose pages parmig moves itself.
 
     Raises:
         SnapshotError: it is damaged, or holds what a snapshot cannot.
     """
-    found = GuestState(state.fd, range(state.size_bytes))
+    parts = GuestState(state.fd, range(state.size_bytes))
     try:
         if os.pread(state.fd, 4, 0) == MIGRATION_VM_FILE_MAGIC.to_bytes(4, "big"):
             walk = StreamWalk(MigrationDataFile(FileStream(state.fd, "device state"), "device state"))
             head = walk.head()
             if head.configuration.machine == machine:
-                _take_blocks(found, walk, head, not_in_it)
-                end, found.description, _ = find_end(state.fd, state.size_bytes)
-                found.is_stream, found.devices = True, range(walk.devices_offset_bytes, end)
+                _take_blocks(parts, walk, head, moved_blocks)
+                end, parts.description, _ = find_end(state.fd, state.size_bytes)
+                parts.is_stream, parts.devices = True, range(walk.devices_offset_bytes, end)
     except StreamError as error:
-        found.close()
+        parts.close()
         raise SnapshotError(f"the guest's device state cannot be put into a snapshot: {error}") from error
     except BaseException:
-        found.close()
+        parts.close()
         raise
-    return found
+    return parts
 
 
-def _take_blocks(found: GuestState, walk: StreamWalk, head: StreamHead, not_in_it: Collection[str]) -> None:
-    found.blocks = [
-        BlockEntry(one.name, one.size_bytes) for one in head.blocks if one.size_bytes and one.name not in not_in_it
+def _take_blocks(parts: GuestState, walk: StreamWalk, head: StreamHead, moved_blocks: Collection[str]) -> None:
+    parts.blocks = [
+        BlockEntry(block.name, block.size_bytes)
+        for block in head.blocks
+        if block.size_bytes and block.name not in moved_blocks
     ]
-    found.images = BlockImages(found.blocks)
-    blocks = [one.block for one in found.images.memory]
-    found.shared = SharedArea(-1, workers=1, blocks=blocks, regions=1)
-    placer = StreamPlacer(found.images.mappings, found.shared)
+    parts.images = BlockImages(parts.blocks)
+    blocks = [part.block for part in parts.images.memory]
+    parts.shared = SharedArea(-1, workers=1, blocks=blocks, regions=1)
+    placer = StreamPlacer(parts.images.mappings, parts.shared)
     for run in walk.pages():
-        if run.block in not_in_it:
+        if run.block in moved_blocks:
             raise StreamDataError(f"the monitor wrote pages of block {run.block!r}, which is shared memory")
         placer.place(run)

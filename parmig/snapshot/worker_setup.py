@@ -26,7 +26,7 @@ class RestoreSetup(MemorySetup, frozen=True):
 
     Attributes:
         file: name of the snapshot, for errors.
-        body_bytes: of it without parmig's trailer.
+        body_bytes: its size without parmig's trailer.
         bitmap_offsets_bytes: (mapped) where the bitmap of each block is in the file.
         pages_offsets_bytes: (mapped) where page 0 of each block is in the file.
     """

@@ -20,14 +20,14 @@ from parmig.stream.vmdescription import FieldDescription
 
 @dataclass(frozen=True)
 class MigrationStateArray(MigrationStateField):
-    """An array, ``field_type`` being that of one element.
+    """An array; ``field_type`` is the type of an element.
 
     Encodes sequences and one-dimensional numpy arrays. Numbers and bools decode to a numpy array of that type in the
     host's byte order, which owns its bytes and may be written; buffers decode to a list of bytes.
 
     Attributes:
         length: exact number of elements; None: it is counted.
-        limit: largest number of elements of one that is counted.
+        limit: largest number of elements if they are counted.
         length_from: name of an integer field before it that holds the number of elements.
         element_length: exact length of each BUFFER in bytes; None: each is counted.
         as_list: decode numbers and bools to a list too.
@@ -52,7 +52,7 @@ class MigrationStateArray(MigrationStateField):
 
     @property
     def is_integer(self) -> bool:
-        """No: it is many."""
+        """False: an array is not one integer."""
         return False
 
     @property
@@ -101,7 +101,7 @@ class MigrationStateArray(MigrationStateField):
         size_bytes = INTEGER_BYTES[self.field_type]
         expected = f"a flat array of integers of {8 * size_bytes} bits"
         try:
-            # Named for sequences: numpy would guess a float for an empty one, and for large and small ints mixed.
+            # A sequence gets its type here: numpy would guess float if it is empty, or mixes large and small integers.
             array = value if isinstance(value, np.ndarray) else np.array(list(map(operator.index, value)), np.uint64)
         except (TypeError, OverflowError) as error:
             raise self._mismatch(expected, value) from error
@@ -118,11 +118,11 @@ class MigrationStateArray(MigrationStateField):
         writer.add_objects(len(value))
         element = self._element()
         for index, item in enumerate(value):
-            for one in element.encode(item, {}, writer, 1):
-                one.index = index
-                if one.type != "buffer":
-                    one.name = f"{self.name}.length"  # ``.count`` is the array's
-                described.append(one)
+            for description in element.encode(item, {}, writer, 1):
+                description.index = index
+                if description.type != "buffer":
+                    description.name = f"{self.name}.length"  # ``.count`` is the array's
+                described.append(description)
         return described
 
     def _element(self) -> MigrationStateField:

@@ -11,8 +11,9 @@ from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MAX_NAME_BYTES, MIGRATION_VM_SUBSECTION
 
 OBJECTS_MAX = 1 << 16
-"""Structs and buffers in all arrays of one device. Each takes some 400 bytes once it is read, for perhaps one in the
-stream, so their number is bounded whatever the arrays' own limits are. Arrays of numbers take what they bring."""
+"""The most structs and buffers in all arrays of one device. Each takes some 400 bytes once it is read, for perhaps one
+byte in the stream, so their number is limited whatever the arrays' own limits are. Arrays of numbers take only their
+bytes."""
 
 _HEAD_BYTES = 2  # of a subsection, before its name: type, length of the name
 
@@ -31,13 +32,13 @@ def subsection_name(data: bytes | memoryview, parent: str) -> str | None:
 
 
 class _Objects:
-    """Counts what arrays of objects have, over a whole device."""
+    """Counts the objects in all arrays of a device."""
 
     def __init__(self) -> None:
         self._objects = 0
 
     def add_objects(self, count: int) -> None:
-        """Say that *count* more come.
+        """Count *count* more objects.
 
         Raises:
             StateError: those are too many.
@@ -123,7 +124,7 @@ class StateWriter(_Objects):
         self.put(bytes([MIGRATION_VM_SUBSECTION, len(name)]) + name.encode("ascii") + version.to_bytes(4, "big"))
 
     def end_struct(self, name: str) -> None:
-        """Say that the struct *name* is complete: no subsection of it may seem to follow."""
+        """Note that the struct *name* is complete: what follows must not look like a subsection of it."""
         self._struct_ends.append((self.size_bytes, name))
 
     def content(self) -> bytes:
@@ -136,9 +137,9 @@ class StateWriter(_Objects):
         content = b"".join(self._pieces)
         view = memoryview(content)
         for position, name in self._struct_ends:
-            found = subsection_name(view[position : position + _HEAD_BYTES + MAX_NAME_BYTES], name)
-            if found is not None:
+            subsection = subsection_name(view[position : position + _HEAD_BYTES + MAX_NAME_BYTES], name)
+            if subsection is not None:
                 raise StateError(
-                    f"the value after struct {name!r} looks like its subsection {found!r}, so it cannot be saved"
+                    f"the value after struct {name!r} looks like its subsection {subsection!r}, so it cannot be saved"
                 )
         return content

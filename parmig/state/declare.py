@@ -18,8 +18,8 @@
 
     registry.register(state_of(Timer()))
 
-To type checkers the attributes are int, bool, bytes and lists. Their defaults are what a record of an older version, or
-one without the subsection, sets them to. Methods ``pre_save(self)`` and ``post_load(self, version)`` are the hooks.
+To type checkers the attributes are int, bool, bytes and lists. A record of an older version, or one without the
+subsection, sets them to their defaults. Methods ``pre_save(self)`` and ``post_load(self, version)`` are the hooks.
 """
 
 from __future__ import annotations
@@ -103,21 +103,21 @@ def state_of(device: object, instance_id: int = 0) -> MigrationState:
     Raises:
         ValueError: its class is not declared; a declared class that it inherits from does not count.
     """
-    found: _Device | None = vars(type(device)).get(_DEVICE)
-    if found is None:
+    declared: _Device | None = vars(type(device)).get(_DEVICE)
+    if declared is None:
         raise ValueError(f"{type(device).__name__} is not a device; declare it with @migration_state")
-    pre_save, post_load = found.struct.pre_save, found.struct.post_load
+    pre_save, post_load = declared.struct.pre_save, declared.struct.post_load
     return MigrationState(
-        found.struct.name,
+        declared.struct.name,
         device,
-        found.struct.fields,
+        declared.struct.fields,
         instance_id,
-        found.version,
-        found.minimum_version,
-        found.priority,
+        declared.version,
+        declared.minimum_version,
+        declared.priority,
         pre_save=None if pre_save is None else lambda: pre_save(device),
         post_load=None if post_load is None else lambda version: post_load(device, version),
-        subsections=found.struct.subsections,
+        subsections=declared.struct.subsections,
     )
 
 
@@ -132,11 +132,11 @@ def _compile(cls: type, name: str) -> MigrationStateStruct:
             where = fields
             if Subsection in marks:
                 where = parts.setdefault(marks.pop(Subsection), [])
-            one = _field(attribute, base, marks, defaults.get(attribute, MISSING))
+            field = _field(attribute, base, marks, defaults.get(attribute, MISSING))
             if marks:
                 raise ValueError(f"{attribute!r} has a marker that does not apply: {next(iter(marks.values()))}")
-            if one is not None:
-                where.append(one)
+            if field is not None:
+                where.append(field)
         return MigrationStateStruct(
             name,
             fields,
@@ -150,7 +150,7 @@ def _compile(cls: type, name: str) -> MigrationStateStruct:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """The annotations of *cls* that are of attributes of its objects."""
+    """The annotations of *cls* for attributes of its objects."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except (NameError, TypeError) as error:
@@ -166,30 +166,30 @@ def _hints(cls: type) -> dict[str, Any]:
 def _defaults(cls: type) -> dict[str, object]:
     if dataclasses.is_dataclass(cls):
         made = {
-            one.name: one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-            for one in dataclasses.fields(cls)
+            field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            for field in dataclasses.fields(cls)
         }
         return {name: value for name, value in made.items() if value is not dataclasses.MISSING}
-    found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-    if any(isinstance(value, dataclasses.Field) for value in found.values()):
+    attributes = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+    if any(isinstance(value, dataclasses.Field) for value in attributes.values()):
         raise ValueError("@dataclass comes too late; put it below this decorator")
-    return {name: value for name, value in found.items() if not isinstance(value, types.MemberDescriptorType)}
+    return {name: value for name, value in attributes.items() if not isinstance(value, types.MemberDescriptorType)}
 
 
 def _split(hint: Any) -> tuple[Any, dict[type, Any]]:
-    """The type that *hint* is about, and our remarks on it."""
+    """The type in *hint*, and the markers on it, by their class."""
     if typing.get_origin(hint) is not Annotated:
         return hint, {}
     base, *remarks = typing.get_args(hint)
-    ours = [one for one in remarks if isinstance(one, _MARKERS)]
-    found = {type(one): one for one in ours}
-    if len(found) < len(ours):
-        raise ValueError(f"{ours} has two markers of one kind, expected one")
-    return base, found
+    markers = [remark for remark in remarks if isinstance(remark, _MARKERS)]
+    by_type = {type(marker): marker for marker in markers}
+    if len(by_type) < len(markers):
+        raise ValueError(f"{markers} has two markers of one kind, expected one")
+    return base, by_type
 
 
 def _field(name: str, base: Any, marks: dict[type, Any], default: object) -> StateField | None:
-    """The field that attribute *name* is; takes those *marks* that it understands. None: it is not migrated."""
+    """The field of attribute *name*; None: it is not migrated. Removes the *marks* that it uses."""
     if marks.pop(NotMigrated, None):
         return None
     versions: dict[str, Any] = {}
@@ -216,7 +216,7 @@ def _field(name: str, base: Any, marks: dict[type, Any], default: object) -> Sta
 
 
 def _list_field(name: str, hint: Any, elements: dict[str, Any], others: dict[str, Any]) -> StateField:
-    """The field that a list of *hint* is."""
+    """The field of a list of *hint*."""
     base, marks = _split(hint)
     if isinstance(base, type) and _STRUCT in vars(base) and not marks:
         return MigrationStateStructArray(name, vars(base)[_STRUCT], **elements, **others)
@@ -231,13 +231,13 @@ def _list_field(name: str, hint: Any, elements: dict[str, Any], others: dict[str
 
 def _elements(marks: dict[type, Any]) -> dict[str, Any]:
     """The arguments of a field that say how many elements it has."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if Length in marks:
         elements = marks.pop(Length).elements
-        found["length_from" if isinstance(elements, str) else "length"] = elements
+        arguments["length_from" if isinstance(elements, str) else "length"] = elements
     if Limit in marks:
-        found["limit"] = marks.pop(Limit).elements
-    return found
+        arguments["limit"] = marks.pop(Limit).elements
+    return arguments
 
 
 def _subsection(struct: str, part: Subsection, fields: list[StateField]) -> MigrationStateSubsection:

@@ -113,15 +113,15 @@ class MigrationState:
         """
         writer = StateWriter()
         with within(f"device {self.name}"):
-            found = self.struct.encode(self.target, writer, self.version)
+            body = self.struct.encode(self.target, writer, self.version)
             content = writer.content()
         described = DeviceDescription(
             name=self.idstr,
             instance_id=self.instance_id,
             vmsd_name=self.idstr,
             version=self.version,
-            fields=found.fields,
-            subsections=found.subsections,
+            fields=body.fields,
+            subsections=body.subsections,
         )
         return content, described
 
@@ -137,7 +137,7 @@ class MigrationState:
             return self.struct.decode(StateReader(data, f"device {self.name}"), version)
 
     def plan(self, decoded: Decoded) -> LoadPlan:
-        """What loading *decoded* is going to do; sets nothing.
+        """The plan to load *decoded*; sets nothing.
 
         Raises:
             StateError: an object that the device should hold is not there.

@@ -63,7 +63,7 @@ class MigrationStateField(CountedField):
         name: attribute of the device object that is saved and set.
         field_type: one of the FIELD_TYPE constants.
         length: exact length of a BUFFER in bytes; None: it is counted.
-        limit: largest length of one that is counted.
+        limit: largest length if it is counted.
         since_version: the device version that brought the field; records of older versions lack it.
         until_version: the last version that has it; None: it is still there. It is read from records of older
             versions, for ``post_load`` to convert, and no longer written.

@@ -42,16 +42,18 @@ def check_versions(name: str, version: int, minimum_version: int) -> None:
         )
 
 
-def refuse_version(found: int, version: int, minimum_version: int) -> None:
+def refuse_version(record_version: int, version: int, minimum_version: int) -> None:
     """Refuse a record whose version is not known here.
 
     Raises:
-        StateError: *found* is newer than *version* or older than *minimum_version*.
+        StateError: *record_version* is newer than *version* or older than *minimum_version*.
     """
-    if found > version:
+    if record_version > version:
         raise StateError(
-            f"version {found} is unknown, expected {minimum_version} to {version}; "
+            f"version {record_version} is unknown, expected {minimum_version} to {version}; "
             "use a destination that is at least as new as the source"
         )
-    if found < minimum_version:
-        raise StateError(f"version {found} is too old, expected {minimum_version} to {version}; use a newer source")
+    if record_version < minimum_version:
+        raise StateError(
+            f"version {record_version} is too old, expected {minimum_version} to {version}; use a newer source"
+        )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live components: RAM, and everything else that is too large to be saved while the guest is paused.
 
-A live component brings handlers that write and read its bytes themselves, a part at a time while the guest runs, in
-place of a declaration of fields. It registers like a device, and what it writes ends by rules of its own: a section
-has no length.
+Instead of declared fields, a live component has handlers that write and read its bytes, a part at a time while the
+guest runs. It is registered like a device. Its handlers must know where their bytes end, because a section has no
+length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from parmig.stream.sections import SectionKind
 
 
 class LiveHandlers(ABC):
-    """What a live component does. Any ParmigError ends the saving or loading; the caller frees what it holds."""
+    """The handlers of a live component. Any ParmigError ends the saving or loading; the caller frees what it holds."""
 
     @abstractmethod
     def save_setup(self, data: MigrationDataFile) -> None:
@@ -36,7 +36,7 @@ class LiveHandlers(ABC):
 
     @abstractmethod
     def load_setup(self) -> None:
-        """Make ready: a START comes next."""
+        """Prepare: a START comes next."""
 
     @abstractmethod
     def load(self, data: MigrationDataFile, kind: SectionKind, version: int) -> None:

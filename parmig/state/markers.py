@@ -27,7 +27,7 @@ from parmig.state.fields import (
 
 @dataclass(frozen=True)
 class ArrayOf:
-    """The attribute is a numpy array of this type; behind ``U16Array`` and the like."""
+    """The attribute is a numpy array of this type; used by ``U16Array`` and the like."""
 
     field_type: FieldType
 
@@ -37,7 +37,7 @@ class Length:
     """How many elements an array has, or bytes a Buffer; without it they are counted.
 
     Attributes:
-        elements: exactly so many, or the name of an integer attribute before it that holds the number.
+        elements: their exact number, or the name of an integer attribute before it that holds the number.
     """
 
     elements: int | str
@@ -45,7 +45,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Limit:
-    """How many elements, or bytes, at most."""
+    """The most elements, or bytes."""
 
     elements: int
 
@@ -66,7 +66,7 @@ class Until:
 
 @dataclass(frozen=True, eq=False)
 class Subsection:
-    """The attributes marked with this object are written together, and only where *needed*.
+    """The attributes marked with this object are written together, and only if *needed*.
 
     A destination that does not know the subsection refuses it, but loads everything that was saved without it.
 
@@ -92,7 +92,7 @@ class NotMigrated:
 
 
 NOT_MIGRATED = NotMigrated()
-"""The attribute belongs to this host: descriptors, mappings, caches. What is neither this nor a field is refused."""
+"""The attribute belongs to this host: descriptors, mappings, caches. All others must be fields."""
 
 Byte: TypeAlias = Annotated[int, FIELD_TYPE_BYTE]
 Bool: TypeAlias = Annotated[bool, FIELD_TYPE_BOOL]

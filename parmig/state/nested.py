@@ -70,16 +70,16 @@ class MigrationStateStructField(StateField):
 
 @dataclass(frozen=True)
 class MigrationStateStructArray(CountedField):
-    """An attribute that is a sequence of such objects.
+    """An attribute that is a sequence of objects with state of their own.
 
-    With a *length* they are loaded in place; otherwise a list of new ones, made by the struct's factory, takes the
-    attribute's place.
+    With a *length* the objects are loaded in place. Otherwise the struct's factory makes new ones, and a list of these
+    replaces the attribute.
 
     Attributes:
         name: attribute that holds the sequence.
         struct: what an element consists of.
         length: exact number of elements; None: it is counted.
-        limit: largest number of elements of one that is counted.
+        limit: largest number of elements if they are counted.
         since_version: the version that brought it.
         until_version: the last version that has it; None: it is still there.
         default: what a record that lacks the field sets the attribute to, as a copy; MISSING: it is left as it is.
@@ -101,7 +101,7 @@ class MigrationStateStructArray(CountedField):
         self._check_declaration()
         if self.length is None and self.struct.factory is None:
             raise ValueError(f"{self.what} has no length, so loading creates its elements; name a factory")
-        if not any(one.since_version == 1 and one.until_version is None for one in self.struct.fields):
+        if not any(part.since_version == 1 and part.until_version is None for part in self.struct.fields):
             raise ValueError(f"{self.what} may have empty elements; give the element a field that is in all versions")
 
     @property
@@ -128,22 +128,22 @@ class MigrationStateStructArray(CountedField):
         for index, item in enumerate(value):
             with within(f"{self.what}, element {index}"):
                 elements.append(_encode(self.name, self.struct, item, writer, version))
-        if elements and all(one == elements[0] for one in elements):
+        if elements and all(element == elements[0] for element in elements):
             elements[0].array_len = len(elements)
             return [*described, elements[0]]
-        for index, one in enumerate(elements):
-            one.index = index
+        for index, element in enumerate(elements):
+            element.index = index
         return described + elements
 
     def decode(self, reader: StateReader, siblings: Mapping[str, Any], version: int) -> list[Decoded]:
         """See :meth:`parmig.state.state_field.StateField.decode`."""
         count = self._get_count(reader, siblings)
         reader.add_objects(count)
-        found = []
+        elements = []
         for index in range(count):
             with within(f"{self.what}, element {index}"):
-                found.append(self.struct.decode(reader, version))
-        return found
+                elements.append(self.struct.decode(reader, version))
+        return elements
 
     def plan(self, target: object, value: list[Decoded], plan: LoadPlan) -> None:
         """See :meth:`parmig.state.state_field.StateField.plan`."""
@@ -166,10 +166,10 @@ class MigrationStateStructArray(CountedField):
 
     def _elements(self, target: object) -> Sequence[Any]:
         """The objects that a field with a length is loaded into."""
-        found = _read(target, self.name)
-        if not isinstance(found, Sequence) or len(found) != self.length:
-            raise self._mismatch(f"{self.length} objects to load into", found)
-        return found
+        elements = _read(target, self.name)
+        if not isinstance(elements, Sequence) or len(elements) != self.length:
+            raise self._mismatch(f"{self.length} objects to load into", elements)
+        return elements
 
 
 def _read(target: object, name: str) -> Any:

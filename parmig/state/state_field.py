@@ -2,7 +2,7 @@
 """What fields of every kind have: a name, versions, a default, and perhaps a number of elements.
 
 A counted field begins with its count of elements (u32), described as a field ``NAME.count`` of its own;
-a fixed one, or one whose length another field holds, has no count.
+a field of fixed length, or one whose length another field holds, has no count.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MISSING = Missing.MISSING
 
 
 class LoadPlan:
-    """What loading is going to do to objects: attributes to be set, then hooks to be called."""
+    """What loading will do: set attributes of objects, then call hooks."""
 
     def __init__(self) -> None:
         self.assignments: list[tuple[object, str, object]] = []
@@ -56,7 +56,7 @@ class LoadPlan:
 
 
 def guarded(what: str, function: Callable[..., Any], *args: object) -> Any:
-    """What *function*, which a device brought, returns.
+    """Call *function*, which belongs to a device, and return its result.
 
     Raises:
         StateError: whatever it raised.
@@ -71,7 +71,7 @@ def guarded(what: str, function: Callable[..., Any], *args: object) -> Any:
 
 @contextmanager
 def within(what: str) -> Iterator[None]:
-    """Say in a StateError from inside that it is about *what*."""
+    """Begin the message of a StateError from inside with *what*."""
     try:
         yield
     except StateError as error:
@@ -139,7 +139,7 @@ class StateField(ABC):
         return U32_MAX if self.until_version is None else self.until_version
 
     def plan(self, target: object, value: Any, plan: LoadPlan) -> None:
-        """Add to *plan* what brings *value*, as :meth:`decode` returned it, to *target*.
+        """Add to *plan* the steps that set *value*, which :meth:`decode` returned, in *target*.
 
         Raises:
             StateError: *target* cannot take it.
@@ -147,7 +147,7 @@ class StateField(ABC):
         plan.assignments.append((target, self.name, value))
 
     def plan_default(self, target: object, plan: LoadPlan) -> None:
-        """Add to *plan* what a record without the field means."""
+        """Add to *plan* the steps for a record without the field."""
         if self.default is not MISSING:
             plan.assignments.append((target, self.name, copy.deepcopy(self.default)))
 
@@ -178,8 +178,8 @@ class StateField(ABC):
             raise ValueError(f"{self.what} is in no version: since {self.since_version}, until {self.until_version}")
 
     def _mismatch(self, expected: str, value: object) -> StateError:
-        found = f"{type(value).__name__} {value!r}"
-        return StateError(f"{self.what} is {found[:80]}, expected {expected}")
+        shown = f"{type(value).__name__} {value!r}"
+        return StateError(f"{self.what} is {shown[:80]}, expected {expected}")
 
 
 class CountedField(StateField):
@@ -187,7 +187,7 @@ class CountedField(StateField):
 
     Attributes:
         length: exact number of elements; None: it is counted.
-        limit: largest number of elements where *length* does not say it.
+        limit: largest number of elements if *length* does not fix it.
         length_from: name of an integer field before it in the same struct that holds the number of elements.
     """
 
@@ -221,15 +221,15 @@ class CountedField(StateField):
                 f"{self.what} takes its length from {self.length_from!r}, expected a field of all its versions"
             )
 
-    def _put_count(self, found: int, siblings: Mapping[str, object], writer: StateWriter) -> list[FieldDescription]:
-        """Write the count of *found* elements where it is not known otherwise."""
+    def _put_count(self, count: int, siblings: Mapping[str, object], writer: StateWriter) -> list[FieldDescription]:
+        """Write *count*, the number of elements, unless the reader knows it otherwise."""
         known = self._known_length(siblings)
-        if known is not None and found != known:
-            raise StateError(f"{self.what} has {found} elements, expected {known}{self._source}")
-        self._check_limit(found)
+        if known is not None and count != known:
+            raise StateError(f"{self.what} has {count} elements, expected {known}{self._source}")
+        self._check_limit(count)
         if known is not None:
             return []
-        writer.put(found.to_bytes(_COUNT_BYTES, "big"))
+        writer.put(count.to_bytes(_COUNT_BYTES, "big"))
         return [FieldDescription(name=f"{self.name}.count", type="uint32", size=_COUNT_BYTES)]
 
     def _get_count(self, reader: StateReader, siblings: Mapping[str, Any]) -> int:

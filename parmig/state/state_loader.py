@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading: a stream into registered components, all devices or none."""
+"""Loads a stream into registered components: all devices or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKin
 
 
 class StateLoader:
-    """One loading from *data*: read(), then apply().
+    """Loads from *data* once: read(), then apply().
 
     Args:
         lookup: the component of an idstr and instance_id; StateError when there is none.
@@ -41,27 +41,27 @@ class StateLoader:
         self._plans: list[tuple[MigrationState, LoadPlan]] = []
 
     def read(self, machine: str | None, capabilities: Sequence[str]) -> None:
-        """Read the whole stream. Live components are loaded, of devices nothing is set.
+        """Read the whole stream. Live components are loaded; of devices nothing is set yet.
 
         Raises:
             StateError, StreamError: as :meth:`parmig.state.state_registry.StateRegistry.load`.
         """
         self._sections.read_header()
-        found = self._sections.next()
-        if not isinstance(found, Configuration):
+        configuration = self._sections.next()
+        if not isinstance(configuration, Configuration):
             raise StateError("the device state has no configuration at its start; check that parmig saved it")
-        _compare(found, machine, capabilities)
+        _compare(configuration, machine, capabilities)
         while not isinstance(item := self._sections.next(), EndOfStream):
             if not isinstance(item, SectionHead):
                 raise StateError(f"the device state contains {_describe(item)}, expected sections of devices")
             self._section(item)
             self._sections.footer(item)
         self._sections.vmdescription()
-        missing = [one.name for one in self._components if one.name not in self._complete]
+        missing = [component.name for component in self._components if component.name not in self._complete]
         if missing:
             raise StateError(f"the device state has no complete record of {', '.join(missing)}, expected one each")
-        devices = [one for one in self._components if isinstance(one, MigrationState)]
-        self._plans = [(one, one.plan(self._decoded[one.name])) for one in devices]
+        devices = [component for component in self._components if isinstance(component, MigrationState)]
+        self._plans = [(device, device.plan(self._decoded[device.name])) for device in devices]
 
     def apply(self) -> None:
         """(after :meth:`read`) Set the devices and call their hooks.
@@ -69,8 +69,8 @@ class StateLoader:
         Raises:
             StateError: an attribute cannot be set, or a ``post_load`` refused.
         """
-        for one, plan in self._plans:
-            one.apply(plan)
+        for device, plan in self._plans:
+            device.apply(plan)
 
     def _section(self, head: SectionHead) -> None:
         with within("device state"):
@@ -99,11 +99,11 @@ class StateLoader:
             self._complete.add(component.name)
 
 
-def _compare(found: Configuration, machine: str | None, capabilities: Sequence[str]) -> None:
-    if machine is not None and found.machine != machine:
-        raise StateError(f"the device state is of machine {found.machine!r}, expected {machine!r}")
-    if set(found.capabilities) != set(capabilities):
-        expected, seen = (", ".join(sorted(names)) or "none" for names in (capabilities, found.capabilities))
+def _compare(configuration: Configuration, machine: str | None, capabilities: Sequence[str]) -> None:
+    if machine is not None and configuration.machine != machine:
+        raise StateError(f"the device state is of machine {configuration.machine!r}, expected {machine!r}")
+    if set(configuration.capabilities) != set(capabilities):
+        expected, seen = (", ".join(sorted(names)) or "none" for names in (capabilities, configuration.capabilities))
         raise StateError(f"the device state has capabilities: {seen}, expected: {expected}")
 
 

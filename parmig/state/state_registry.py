@@ -50,23 +50,23 @@ class StateRegistry:
         Raises:
             StateError: there is none; names those that there are.
         """
-        found = self._components.get((idstr, instance_id))
-        if found is None:
-            known = ", ".join(one.name for one in self.components()) or "none"
+        component = self._components.get((idstr, instance_id))
+        if component is None:
+            known = ", ".join(other.name for other in self.components()) or "none"
             raise StateError(f"device {idstr}/{instance_id} is unknown, expected one of {known}")
-        return found
+        return component
 
     def components(self) -> list[MigrationState | LiveState]:
         """All of them, in order of priority."""
-        return sorted(self._components.values(), key=lambda one: -one.priority)
+        return sorted(self._components.values(), key=lambda component: -component.priority)
 
     def devices(self) -> list[MigrationState]:
         """The devices in the order in which they are saved and loaded."""
-        return [one for one in self.components() if isinstance(one, MigrationState)]
+        return [component for component in self.components() if isinstance(component, MigrationState)]
 
     def live(self) -> list[LiveState]:
         """The live components in the order in which they are saved."""
-        return [one for one in self.components() if isinstance(one, LiveState)]
+        return [component for component in self.components() if isinstance(component, LiveState)]
 
     def save_all(self, *, machine: str = MACHINE, capabilities: Sequence[str] = ()) -> bytes:
         """The stream of all components of a paused guest.
@@ -99,7 +99,7 @@ class StateRegistry:
         saver.complete()
 
     def saver(self, data: MigrationDataFile) -> StateSaver:
-        """A saving in steps, which can begin while the guest runs. What registers later is not in it."""
+        """An object that saves in steps and can begin while the guest runs. It leaves out what is registered later."""
         return StateSaver(self.live(), self.devices(), data)
 
     def load_all(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving: the stream of all components, in steps, so that it can begin while the guest runs."""
+"""Saves the stream of all components in steps, so that it can begin while the guest runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parmig.stream.vmdescription import DeviceDescription, FieldDescription, Str
 
 
 class StateSaver:
-    """One saving: setup(), iterate() as often as one likes, complete().
+    """Saves once: setup(), iterate() any number of times, complete().
 
     Every method also raises what the handlers and the transport of *data* raise; the stream has no end then.
 
@@ -40,17 +40,17 @@ class StateSaver:
         self._sections.header()
         self._sections.configuration(machine, capabilities)
         self._configuration = describe_configuration(machine, capabilities)
-        for number, one in self._live:
-            self._sections.start(number, one.idstr, one.instance_id, one.version)
-            one.handlers.save_setup(self._data)
+        for number, component in self._live:
+            self._sections.start(number, component.idstr, component.instance_id, component.version)
+            component.handlers.save_setup(self._data)
             self._sections.footer(number)
 
     def iterate(self) -> bool:
         """Write a PART of every live component and return whether none had more. The guest may run."""
         done = True
-        for number, one in self._live:
+        for number, component in self._live:
             self._sections.part(number)
-            done &= one.handlers.save_iterate(self._data)
+            done &= component.handlers.save_iterate(self._data)
             self._sections.footer(number)
         return done
 
@@ -60,16 +60,16 @@ class StateSaver:
         Raises:
             StateError: a device cannot be saved.
         """
-        for number, one in self._live:
+        for number, component in self._live:
             self._sections.end(number)
-            one.handlers.save_complete(self._data)
+            component.handlers.save_complete(self._data)
             self._sections.footer(number)
         described = [self._save_device(number, state) for number, state in self._devices]
         self._sections.eof()
         description = build(
             VmDescription(configuration=self._configuration, page_size=TARGET_PAGE_BYTES, devices=described)
         )
-        # It serves people, not the loading: a guest with more devices than fit is saved without it.
+        # Loading does not need the description, so a guest with too many devices for it is saved without it.
         if len(description) <= MAX_VMDESCRIPTION_BYTES:
             self._sections.vmdescription(description)
         self._data.flush_data()
@@ -83,8 +83,8 @@ class StateSaver:
 
 
 def describe_configuration(machine: str, capabilities: Sequence[str]) -> StructDescription:
-    """What describes the bytes of the configuration; the names are QEMU's, readers look for them."""
-    found = StructDescription(
+    """The description of the configuration's bytes. The names are QEMU's, because readers look for them."""
+    description = StructDescription(
         vmsd_name="configuration",
         version=1,
         fields=[
@@ -98,5 +98,7 @@ def describe_configuration(machine: str, capabilities: Sequence[str]) -> StructD
             for index, name in enumerate(capabilities)
         ]
         fields = [FieldDescription(name="caps_count", type="uint32", size=4), *names]
-        found.subsections.append(StructDescription(vmsd_name="configuration/capabilities", version=1, fields=fields))
-    return found
+        description.subsections.append(
+            StructDescription(vmsd_name="configuration/capabilities", version=1, fields=fields)
+        )
+    return description

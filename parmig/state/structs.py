@@ -61,10 +61,10 @@ class MigrationStateStruct:
     def __post_init__(self) -> None:
         """Refuse declarations that make no sense; a mistake of the programmer, hence ValueError."""
         check_name(self.name)
-        names = [one.name for one in self.all_fields()]
+        names = [field.name for field in self.all_fields()]
         if len(set(names)) != len(names):
             raise ValueError(f"{self.name} has two fields of one name: {names}")
-        subsections = [one.name for one in self.subsections]
+        subsections = [subsection.name for subsection in self.subsections]
         if len(set(subsections)) != len(subsections):
             raise ValueError(f"{self.name} has two subsections of one name: {subsections}")
         for name in subsections:
@@ -75,8 +75,8 @@ class MigrationStateStruct:
     def all_fields(self) -> Iterator[StateField]:
         """The fields of the struct and of all its subsections: all are attributes of one object."""
         yield from self.fields
-        for one in self.subsections:
-            yield from one.struct.all_fields()
+        for subsection in self.subsections:
+            yield from subsection.struct.all_fields()
 
     def check(self, version: int, minimum_version: int, enclosing: tuple[str, ...] = ()) -> None:
         """Refuse what cannot be written in these versions or in this place.
@@ -87,24 +87,24 @@ class MigrationStateStruct:
             enclosing: names of the structs that it is a part of, from the outside in.
 
         Raises:
-            ValueError: says what.
+            ValueError: the message names it.
         """
         for name in enclosing:
             if f"{name}/".startswith(f"{self.name}/"):
                 raise ValueError(
                     f"struct {self.name!r} is in {name!r}, so their subsections have the same names; rename the struct"
                 )
-        if enclosing and not any(one.exists(version) for one in self.fields):
+        if enclosing and not any(field.exists(version) for field in self.fields):
             raise ValueError(f"{self.name} has no fields in version {version}, expected at least one")
         earlier: dict[str, StateField] = {}
-        for one in self.fields:
-            one.check(earlier, version, minimum_version, (*enclosing, self.name))
-            earlier[one.name] = one
+        for field in self.fields:
+            field.check(earlier, version, minimum_version, (*enclosing, self.name))
+            earlier[field.name] = field
         for sub in self.subsections:
             sub.struct.check(sub.version, sub.minimum_version, (*enclosing, self.name))
 
     def encode(self, target: object, writer: StateWriter, version: int) -> StructDescription:
-        """Write the struct that *target* is, after its ``pre_save``, and describe what was written.
+        """Write *target* as this struct, after its ``pre_save``, and describe what was written.
 
         Raises:
             StateError: an attribute is missing or cannot be written as declared, or a hook failed.
@@ -113,10 +113,10 @@ class MigrationStateStruct:
             guarded("pre_save", self.pre_save, target)
         values: dict[str, object] = {}
         described: list[FieldDescription] = []
-        for one in self.fields:
-            if one.exists(version):
-                values[one.name] = guarded(f"reading {one.name!r}", getattr, target, one.name)
-                described += one.encode(values[one.name], values, writer, version)
+        for field in self.fields:
+            if field.exists(version):
+                values[field.name] = guarded(f"reading {field.name!r}", getattr, target, field.name)
+                described += field.encode(values[field.name], values, writer, version)
         needed = [sub for sub in self.subsections if guarded("needed", sub.needed, target)]
         subsections = [sub.encode(target, writer) for sub in needed]
         return StructDescription(vmsd_name=self.name, version=version, fields=described, subsections=subsections)
@@ -129,10 +129,10 @@ class MigrationStateStruct:
             StreamError: they are too few.
         """
         values: dict[str, Any] = {}
-        for one in self.fields:
-            if one.exists(version):
-                values[one.name] = one.decode(reader, values, version)
-        found: list[Decoded] = []
+        for field in self.fields:
+            if field.exists(version):
+                values[field.name] = field.decode(reader, values, version)
+        subsections: list[Decoded] = []
         left = {sub.name: sub for sub in self.subsections}
         while (head := reader.subsection(self.name)) is not None:
             sub = left.pop(head[0], None)
@@ -142,20 +142,20 @@ class MigrationStateStruct:
                     f"subsection {head[0]!r} is unknown or comes twice, expected one of: {expected}; "
                     "use a destination that is at least as new as the source"
                 )
-            found.append(sub.decode(reader, head[1]))
-        return Decoded(self, version, values, found)
+            subsections.append(sub.decode(reader, head[1]))
+        return Decoded(self, version, values, subsections)
 
     def plan(self, decoded: Decoded, target: object, plan: LoadPlan) -> None:
-        """Add to *plan* what brings *decoded* to *target*.
+        """Add to *plan* the steps that set *decoded* in *target*.
 
         Raises:
             StateError: *target* cannot take it.
         """
-        for one in self.fields:
-            if one.name in decoded.values:
-                one.plan(target, decoded.values[one.name], plan)
+        for field in self.fields:
+            if field.name in decoded.values:
+                field.plan(target, decoded.values[field.name], plan)
             else:
-                one.plan_default(target, plan)
+                field.plan_default(target, plan)
         arrived = {sub.struct.name: sub for sub in decoded.subsections}
         for sub in self.subsections:
             if sub.name in arrived:
@@ -166,9 +166,9 @@ class MigrationStateStruct:
             plan.hooks.append(partial(guarded, "post_load", self.post_load, target, decoded.version))
 
     def plan_defaults(self, target: object, plan: LoadPlan) -> None:
-        """Add to *plan* what a record without this struct means for *target*."""
-        for one in self.all_fields():
-            one.plan_default(target, plan)
+        """Add to *plan* the steps for a record without this struct."""
+        for field in self.all_fields():
+            field.plan_default(target, plan)
 
 
 @dataclass(frozen=True, eq=False)

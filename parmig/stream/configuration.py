@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CONFIGURATION section: the writer's description of the guest, before anything else.
 
-A machine type, then subsections, each at most once: what changes the format of what follows must be there.
+It has a machine type, then subsections, each at most once. One of these lists the capabilities that change the format
+of what follows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from parmig.stream.data_file import MigrationDataFile
 from parmig.stream.flags import MIGRATION_VM_CONFIGURATION, MIGRATION_VM_SUBSECTION, TARGET_PAGE_BITS
 
 MAX_MACHINE_BYTES = 255
-"""Of a machine type's name; QEMU's longest has about 30."""
+"""The longest name of a machine type; QEMU's longest has about 30."""
 MAX_CAPABILITIES = 64
 """QEMU has about 25, of which it writes two."""
 UUID_BYTES = 16
@@ -37,8 +38,8 @@ class Configuration:
     Attributes:
         machine: the machine type, which must be the reader's.
         capabilities: those that change the format: ``x-ignore-shared``, ``mapped-ram``.
-        uuid: of the guest, 16 bytes, where ``validate-uuid`` was on.
-        page_bits: of the guest's pages, where its kind of CPU leaves them open.
+        uuid: of the guest, 16 bytes, if ``validate-uuid`` was on.
+        page_bits: of the guest's pages, if its kind of CPU leaves their size open.
     """
 
     machine: str
@@ -48,7 +49,7 @@ class Configuration:
 
 
 def read_configuration(data: MigrationDataFile) -> Configuration:
-    """The configuration, from behind its type byte.
+    """Read the configuration. Its type byte was read before.
 
     Raises:
         StreamTooLongError: a name or a list over its limit.
@@ -63,17 +64,19 @@ def read_configuration(data: MigrationDataFile) -> Configuration:
     name = data.get_buffer(size_bytes)
     if not name.isascii():
         raise data.error(StreamDataError, f"the configuration has {name[:40]!r}, expected a machine type", offset_bytes)
-    found: dict[str, Any] = {}
+    subsections: dict[str, Any] = {}
     while not data.at_end() and data.peek_byte() == MIGRATION_VM_SUBSECTION:
-        _read_subsection(data, found)
-    return Configuration(name.decode(), found.get(_CAPABILITIES, ()), found.get(_UUID), found.get(_PAGE_BITS))
+        _read_subsection(data, subsections)
+    return Configuration(
+        name.decode(), subsections.get(_CAPABILITIES, ()), subsections.get(_UUID), subsections.get(_PAGE_BITS)
+    )
 
 
-def _read_subsection(data: MigrationDataFile, found: dict[str, Any]) -> None:
+def _read_subsection(data: MigrationDataFile, subsections: dict[str, Any]) -> None:
     offset_bytes = data.position_bytes
     data.get_byte()
     name, version = data.get_counted_string(), data.get_be32()
-    if name not in _SUBSECTIONS or name in found:
+    if name not in _SUBSECTIONS or name in subsections:
         known = ", ".join(_SUBSECTIONS)
         raise data.error(
             StreamSectionError, f"the configuration has {name!r}, expected one each of {known}", offset_bytes
@@ -82,7 +85,7 @@ def _read_subsection(data: MigrationDataFile, found: dict[str, Any]) -> None:
         raise data.error(
             StreamVersionError, f"{name} has version {version}, expected {SUBSECTION_VERSION}", offset_bytes
         )
-    found[name] = _SUBSECTIONS[name](data)
+    subsections[name] = _SUBSECTIONS[name](data)
 
 
 def _read_capabilities(data: MigrationDataFile) -> tuple[str, ...]:
@@ -115,7 +118,7 @@ _SUBSECTIONS: dict[str, Callable[[MigrationDataFile], Any]] = {
 
 
 def write_configuration(data: MigrationDataFile, configuration: Configuration) -> None:
-    """The whole section.
+    """Write the whole section.
 
     Raises:
         StreamTooLongError: a name or the list is over its limit.

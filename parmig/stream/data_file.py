@@ -20,7 +20,7 @@ from parmig.units import KIB, MIB
 BUFFER_BYTES = 32 * KIB
 """Small values wait here, as in QEMU's QEMUFile."""
 MAX_VECTORS = 64
-"""Pieces in one message at most, as in QEMU's QEMUFile."""
+"""The most pieces in one message, as in QEMU's QEMUFile."""
 BY_REFERENCE_BYTES = 4 * KIB
 """Buffers of a page or more are not copied; for shorter ones a vector of their own costs more than the copy."""
 GET_LIMIT_BYTES = MIB
@@ -30,12 +30,12 @@ _BE16, _BE32, _BE64 = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">
 
 
 class MigrationDataFile:
-    """Big-endian values over *transport*: put, or got; an object serves one direction.
+    """Puts big-endian values into *transport*, or gets them from it; an object does only one of the two.
 
-    Every method that gets raises StreamTruncatedError where the stream ends before the value does.
+    Every method that gets raises StreamTruncatedError if the stream ends before the value does.
 
     Args:
-        transport: the stream; it stays the caller's.
+        transport: the stream; the caller owns it.
         name: what errors call this stream.
         start_bytes: what ``position_bytes`` begins with: where in its file the stream starts.
     """
@@ -96,7 +96,7 @@ class MigrationDataFile:
     def put_buffer(self, content: Buffer) -> None:
         """Bytes as they are.
 
-        From 4 KiB on they are kept by reference: leave them as they are until ``flush_data``.
+        4 KiB and more are kept by reference: do not change them before ``flush_data``.
         """
         view = memoryview(content).cast("B")
         if view.nbytes < BY_REFERENCE_BYTES:
@@ -178,7 +178,7 @@ class MigrationDataFile:
             raise self.error(StreamDataError, f"expected a name, found {content[:40]!r}", offset_bytes) from error
 
     def get_buffer(self, size_bytes: int, limit_bytes: int = GET_LIMIT_BYTES) -> bytes:
-        """The next *size_bytes*. Memory is taken as the bytes arrive, not by the number.
+        """The next *size_bytes*. Memory grows as the bytes arrive, whatever the number is.
 
         Raises:
             StreamTooLongError: *size_bytes* is over *limit_bytes*.
@@ -220,7 +220,7 @@ class MigrationDataFile:
         return self._at == len(self._view) and not self._advance_piece()
 
     def peek_byte(self, ahead: int = 0) -> int:
-        """The byte *ahead* bytes behind the next one, without getting it."""
+        """The byte that is *ahead* bytes after the next one, without getting it."""
         self._need(ahead + 1)
         return self._view[self._at + ahead]
 
@@ -234,11 +234,11 @@ class MigrationDataFile:
         return self._view[self._at : self._at + maximum]
 
     def advance(self, size_bytes: int) -> None:
-        """Get, unseen, what ``peek_view`` showed."""
+        """Move on by *size_bytes*, which ``peek_view`` has shown."""
         self._at += size_bytes
 
     def skip(self, size_bytes: int) -> None:
-        """Pass over bytes; in a file without reading them, nor looking whether there are so many."""
+        """Skip bytes. In a file they are not read, and it may have fewer."""
         while size_bytes:
             if self._at == len(self._view):
                 if not self._waiting and (skipped := self._transport.skip(size_bytes)):
@@ -258,22 +258,24 @@ class MigrationDataFile:
         return self._view[self._at - size_bytes : self._at]
 
     def _need(self, size_bytes: int) -> None:
-        """Have the next *size_bytes*, few, lie together in the current piece."""
+        """Bring the next *size_bytes*, which are few, together in the current piece."""
         if len(self._view) - self._at >= size_bytes:
             return
         if self._at == len(self._view) and self._advance_piece() and len(self._view) >= size_bytes:
             return
         parts = [self._view[self._at :]]
-        found = len(parts[0])
-        while found < size_bytes:
+        gathered = len(parts[0])
+        while gathered < size_bytes:
             piece = self._next_piece()
             if piece is None:
                 self._waiting.extend(parts[1:])
-                raise self.error(StreamTruncatedError, f"expected {size_bytes} more bytes, found {found} and the end")
+                raise self.error(
+                    StreamTruncatedError, f"expected {size_bytes} more bytes, found {gathered} and the end"
+                )
             parts.append(piece)
-            found += len(piece)
-        if found > size_bytes:
-            keep = len(parts[-1]) - (found - size_bytes)
+            gathered += len(piece)
+        if gathered > size_bytes:
+            keep = len(parts[-1]) - (gathered - size_bytes)
             self._waiting.appendleft(parts[-1][keep:])
             parts[-1] = parts[-1][:keep]
         self._set_piece(memoryview(b"".join(parts)))
@@ -289,7 +291,7 @@ class MigrationDataFile:
         self._view, self._at = piece, 0
 
     def _next_piece(self) -> memoryview | None:
-        """The next bytes of the stream, never none of them; None at the end."""
+        """The next bytes of the stream, at least one; None at the end."""
         if self._waiting:
             return self._waiting.popleft()
         piece = None if self._ended else self._transport.read()

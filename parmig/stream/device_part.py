@@ -19,7 +19,7 @@ OPAQUE_IDSTR = "parmig/guest-state"
 """The device that holds the bytes of a guest whose state is no stream: be32 length, then the bytes."""
 
 FILLING = b"\n"
-"""Behind the description up to the next page of the file, where parmig's trailer begins."""
+"""Fills the file from the description to the next page, where parmig's trailer begins."""
 
 Description = dict[str, Any]
 """The JSON of a VMDESCRIPTION, as it is."""

@@ -46,11 +46,11 @@ class MappedRamHeader:
 
     @classmethod
     def decode(cls, content: bytes | memoryview, offset_bytes: int | None = None) -> MappedRamHeader:
-        """The header in the 28 bytes of *content*, which stood at *offset_bytes*.
+        """The header in the 28 bytes of *content*, which are at *offset_bytes* of the stream.
 
         Raises:
             StreamVersionError: of another version than 1.
-            StreamDataError: pages of another size than 4096, or page 0 on no page border.
+            StreamDataError: pages of another size than 4096, or page 0 is not on a page border.
         """
         header = cls(*_HEADER.unpack(content))
         if header.version != HEADER_VERSION:

@@ -2,7 +2,7 @@
 """The list of blocks that opens the RAM section: names, sizes and what capabilities add to them.
 
 Nothing in the list marks which optional values an entry has: that follows from the capabilities in the
-configuration. The list holds every block, those too whose pages are left out (``x-ignore-shared``).
+configuration. The list has every block, also those whose pages are left out (``x-ignore-shared``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RAM_VERSION = 4
 MAX_BLOCKS = 4096
 """A PC has about 12; every memory module, ROM and screen is one."""
 MAX_BLOCK_BYTES = 1 << 61
-"""So that every offset in a block, and in a file with all its pages, fits into 63 bits."""
+"""With this limit every offset in a block, and in a file with all its pages, fits into 63 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class BlockEntry:
 
     Attributes:
         size_bytes: what the guest uses of it now.
-        gpa: its guest physical address, where ``x-ignore-shared`` is on.
-        page_size_bytes: of its memory on the host, where ``postcopy-ram`` is on and it is not the usual one.
-        mapped: where its pages are in the file, where ``mapped-ram`` is on.
+        gpa: its guest physical address, if ``x-ignore-shared`` is on.
+        page_size_bytes: of its memory on the host, if ``postcopy-ram`` is on and the size is not the usual one.
+        mapped: where its pages are in the file, if ``mapped-ram`` is on.
     """
 
     name: str
@@ -54,11 +54,11 @@ def read_setup(
     mapped_ram: bool = False,
     with_page_size: Container[str] = (),
 ) -> list[BlockEntry]:
-    """The MEM_SIZE word that opens the body of RAM's START, and its list. What follows is a RamWordReader's.
+    """Read the MEM_SIZE word that opens the body of RAM's START, and the list. A RamWordReader reads what follows.
 
     Args:
         ignore_shared: ``x-ignore-shared`` is among the capabilities.
-        mapped_ram: ``mapped-ram`` is; *data* must count from the start of the file then.
+        mapped_ram: ``mapped-ram`` is among them; *data* must then count from the start of the file.
         with_page_size: names of blocks whose entries have a page size; nothing in the stream marks them.
 
     Raises:
@@ -73,7 +73,7 @@ def read_setup(
 def iter_setup(
     data: MigrationDataFile, *, ignore_shared: bool, mapped_ram: bool, with_page_size: Container[str] = ()
 ) -> Iterator[BlockEntry]:
-    """As :func:`read_setup`, entry by entry: of a list that is cut off one has those before the cut."""
+    """As :func:`read_setup`, entry by entry. If the list is cut off, the entries before the cut still come."""
     word = data.get_be64()
     if word & PAGE_MASK != MIGRATION_RAM_SAVE_FLAG_MEM_SIZE:
         raise data.error(
@@ -103,7 +103,7 @@ def iter_setup(
 
 
 def _read_mapped(data: MigrationDataFile, size_bytes: int) -> MappedRamHeader | None:
-    """The header of a block, passing over its bitmap and its pages; None for a block that has neither."""
+    """Read the header of a block, and skip its bitmap and its pages; None: the block has neither."""
     offset_bytes = data.position_bytes
     header = MappedRamHeader.decode(data.get_buffer(HEADER_BYTES), offset_bytes)
     if not header.bitmap_offset_bytes and not header.pages_offset_bytes:
@@ -129,10 +129,10 @@ def _read_mapped(data: MigrationDataFile, size_bytes: int) -> MappedRamHeader | 
 def write_block_list(
     data: MigrationDataFile, entries: Sequence[BlockEntry], *, mapped_ram: bool = False
 ) -> list[BlockEntry]:
-    """The MEM_SIZE word and the list, with those optional values that an entry has.
+    """Write the MEM_SIZE word and the list, with those optional values that an entry has.
 
     Args:
-        mapped_ram: lay out a bitmap and the pages behind each entry, and leave a hole for them; *data* must go to a
+        mapped_ram: lay out a bitmap and the pages after each entry, and leave a hole for them; *data* must go to a
             file and count from its start.
 
     Returns:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words of RAM, written: pieces of known length that a worker puts together without a stream of its own.
+"""Encodes words of RAM as pieces of known length, so that a worker needs no stream of its own.
 
-Each piece begins with a word that names its block, so pieces may be put one behind the other in any order.
+Each piece begins with a word that names its block, so pieces may follow each other in any order.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _words(index: Index, flags: int) -> npt.NDArray[np.uint8]:
 _PART_HEAD = struct.Struct(">BI")  # type u8, section u32
 _PART_TAIL = struct.Struct(">QBI")  # EOS u64, footer u8, section u32
 PART_OVERHEAD_BYTES = _PART_HEAD.size + _PART_TAIL.size
-"""Of a PART section of RAM, beyond its words."""
+"""Bytes of a PART section of RAM besides its words."""
 
 
 def part_section(section_id: int, pieces: Sequence[Buffer]) -> list[Buffer]:

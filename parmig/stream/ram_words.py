@@ -2,7 +2,7 @@
 """Pages of RAM in the single stream: words of eight bytes, each with an offset and what it is about.
 
 A word is the offset in its block with flags in the bits below a page. A word without CONTINUE is followed by the
-block's name; one with it is about the same block as the word before, be that in an earlier section. Runs of equal
+block's name. A word with it is about the same block as the word before it, even across sections. Runs of equal
 words are read and written by numpy, never page by page.
 """
 
@@ -46,8 +46,8 @@ from parmig.transport.transport import Buffer
 from parmig.units import KIB
 
 LEAST_RUN_PAGES, MOST_RUN_BYTES = 8, 512 * KIB
-"""How far the reader looks for the end of a run: from a few pages, doubled while runs are longer, to this many bytes.
-Looking further than a run goes costs a cache miss a page."""
+"""How far the reader looks for the end of a run: a few pages at first, doubled while runs are longer, up to this many
+bytes. Each page that it looks at after the end of a run costs a cache miss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class ZeroRun:
 
 
 class Encoding(IntEnum):
-    """How the bytes of an encoded page are to be taken; the numbers are the flags."""
+    """How a page is encoded; the numbers are the flags."""
 
     XBZRLE = MIGRATION_RAM_SAVE_FLAG_XBZRLE
     COMPRESS = MIGRATION_RAM_SAVE_FLAG_COMPRESS_PAGE
@@ -82,7 +82,7 @@ class Encoding(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPage:
-    """One page that is not there as it is.
+    """One page that the stream has in encoded form.
 
     Attributes:
         page: its number in the block.
@@ -96,7 +96,7 @@ class EncodedPage:
     offset_bytes: int
 
     def decode(self, old: Buffer) -> bytes:
-        """The 4096 bytes of the page, which were *old* before.
+        """The 4096 bytes of the page; *old* are those that it had before.
 
         Raises:
             StreamDataError: the payload is not what its encoder would write; the message names the fault.
@@ -107,7 +107,7 @@ class EncodedPage:
 
 
 class RamWordReader:
-    """The words of RAM's sections in *data*; one reader for all sections of a stream.
+    """Reads the words of RAM's sections in *data*. Use one reader for all sections of a stream.
 
     Args:
         blocks: the list that opened RAM.
@@ -197,7 +197,7 @@ class RamWordReader:
         data, look = self._data, self._look_pages[step_bytes]
         view = data.peek_view(body_bytes, look * step_bytes - WORD_BYTES)
         whole = (len(view) - body_bytes) // step_bytes
-        if not whole or view[body_bytes + WORD_BYTES - 1] != flags:  # a page alone: less than half the time
+        if not whole or view[body_bytes + WORD_BYTES - 1] != flags:  # a single page: this takes less than half the time
             data.advance(body_bytes)
             return np.array((first,), dtype=np.int64), view
         offset_bytes = data.position_bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections, written: the counterpart of :mod:`parmig.stream.sections`, without a check of their order."""
+"""Writes sections: the counterpart of :mod:`parmig.stream.sections`, without a check of their order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_VMDESCRIPTION_BYTES = 8 * MIB
 
 
 class SectionWriter:
-    """Sections, put into *data*; bodies are put by whoever knows them, between a head and its footer."""
+    """Puts sections into *data*. The caller puts each body, between its head and its footer."""
 
     def __init__(self, data: MigrationDataFile) -> None:
         self._data = data
@@ -54,12 +54,12 @@ class SectionWriter:
         self._put_head(MIGRATION_VM_SECTION_FULL, section_id, idstr, instance_id, version_id)
 
     def part(self, section_id: int) -> None:
-        """The head of more of a started section."""
+        """The head of a further part of a started section."""
         self._data.put_byte(MIGRATION_VM_SECTION_PART)
         self._data.put_be32(section_id)
 
     def end(self, section_id: int) -> None:
-        """The head of the last of a started section."""
+        """The head of the last part of a started section."""
         self._data.put_byte(MIGRATION_VM_SECTION_END)
         self._data.put_be32(section_id)
 

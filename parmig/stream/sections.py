@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sections: header, configuration, START, PART, END, FULL, footers, commands, EOF and VMDESCRIPTION.
 
-A section's body has no length; whoever knows its kind reads it, between :meth:`SectionReader.next` and
+A section's body has no length. The caller, who knows its kind, reads it between :meth:`SectionReader.next` and
 :meth:`SectionReader.footer`. This module knows what surrounds bodies and in which order, and does no I/O of its
 own.
 """
@@ -76,7 +76,7 @@ class SectionHead:
 class Command:
     """A COMMAND section, which is complete.
 
-    Of PACKAGED, the payload is only a length; the sections that it counts follow like any others.
+    The payload of PACKAGED is only a length; the sections that it counts follow like any others.
     """
 
     command: MigrationCommand
@@ -92,7 +92,7 @@ class EndOfStream:
 
 
 class SectionReader:
-    """The sections of *data*, one after the other.
+    """Reads the sections of *data*, one after the other.
 
     ::
 
@@ -104,7 +104,7 @@ class SectionReader:
                 reader.footer(item)
         description = reader.vmdescription()
 
-    Every method raises StreamTruncatedError where the stream ends early.
+    Every method raises StreamTruncatedError if the stream ends early.
     """
 
     def __init__(self, data: MigrationDataFile) -> None:
@@ -183,7 +183,7 @@ class SectionReader:
     def vmdescription(self) -> bytes | None:
         """(after EndOfStream) The JSON that describes the devices, or None when the stream ends without one.
 
-        What follows it, if anything, is left for others.
+        What follows it, if anything, is not read.
 
         Raises:
             StreamTooLongError: something else follows the end, or the JSON is over 8 MiB.

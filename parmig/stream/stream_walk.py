@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stream of QEMU's format up to its first device: its configuration, its blocks, its pages.
 
-What devices wrote has no length, so everything from the first of them to the end is passed on as it is.
+Device state has no length, so everything from the first device to the end is left as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from parmig.stream.ram_words import EncodedPage, PageRun, RamWordReader, ZeroRun
 from parmig.stream.sections import Command, EndOfStream, SectionHead, SectionKind, SectionReader
 
 PASSED_OVER = (MigrationCommand.SWITCHOVER_START,)
-"""Commands that say nothing about what is in the stream, and mean nothing to plain devices."""
+"""Commands that are skipped: they say nothing about what is in the stream, and mean nothing to plain devices."""
 
 Run = PageRun | ZeroRun | EncodedPage
 
@@ -28,8 +28,8 @@ class StreamHead:
     """The content of a stream before its first page.
 
     Attributes:
-        ram_section_id: None where there is no RAM in it.
-        blocks: in the order of the list; with their place in the file where that is ``mapped-ram``.
+        ram_section_id: None: the stream has no RAM.
+        blocks: in the order of the list; in a ``mapped-ram`` file with their places.
     """
 
     configuration: Configuration
@@ -45,7 +45,7 @@ class StreamHead:
 class StreamWalk:
     """Reads *data* from its start to the first device: :meth:`head`, then :meth:`pages`.
 
-    Both raise a StreamError where the stream is damaged, ends early, or holds what a snapshot cannot.
+    Both raise a StreamError if the stream is damaged, ends early, or holds what a snapshot cannot.
     """
 
     def __init__(self, data: MigrationDataFile) -> None:

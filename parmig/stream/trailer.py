@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trailer that parmig appends to its snapshots: which guest it is, and the digest of everything before it.
 
-Text behind the VMDESCRIPTION, on a page border (newlines fill up), without a NUL, without a brace, and shorter than a
-page. QEMU reads no further than the VMDESCRIPTION; analyze-migration.py looks for the last NUL of the file and the
-brace after it, and passes over this. See ``docs/format.md``.
+It is text after the VMDESCRIPTION. It begins on a page border (newlines fill the gap), has no NUL and no brace, and is
+shorter than a page. QEMU reads no further than the VMDESCRIPTION. analyze-migration.py looks for the last NUL of the
+file and the brace after it, and so never sees the trailer. See ``docs/format.md``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from parmig.stream.flags import TARGET_PAGE_BYTES
 VERSION = 1
 
 MARKED_SECTION_ID = 0x7061726D
-"""("parm") The number of RAM's section in a file that ends with a trailer: without one it was cut short. Any number
-will do for QEMU, whose own are small."""
+"""("parm") The number of RAM's section in a file that ends with a trailer. A file with this number but no trailer was
+cut short. QEMU accepts any number; its own are small."""
 
 DIGEST_PIECE_BYTES = 64 << 20
-"""The file is digested in pieces of so many bytes, each on its own, so that many processes can do it."""
+"""The file is digested in pieces of this size, each on its own, so that many processes can do it."""
 
 _MAGIC = b"parmig-snapshot "
 _LINES = re.compile(
@@ -79,27 +79,27 @@ def trailer_offset(file_bytes: int) -> int:
 
 
 def decode(content: bytes, offset_bytes: int) -> Trailer | None:
-    """The trailer that *content* is, all of the file from *offset_bytes* on; None when it is none.
+    """The trailer in *content*, which is all of the file from *offset_bytes* on; None: it is no trailer.
 
     Raises:
         StreamVersionError: of another version.
-        StreamDataError: it begins like one and is damaged.
+        StreamDataError: it begins like a trailer and is damaged.
     """
     if not content.startswith(_MAGIC):
         return None
     version = content[len(_MAGIC) :].partition(b"\n")[0]
     if version.isdigit() and len(version) < 5 and int(version) != VERSION:
         raise StreamVersionError(f"the trailer has version {int(version)}, expected {VERSION}", offset_bytes)
-    found = _LINES.fullmatch(content)
+    match = _LINES.fullmatch(content)
     check_at = content.rfind(b"check ")
-    if found is None or xxhash.xxh3_64_hexdigest(content[:check_at]).encode() != found["check"]:
+    if match is None or xxhash.xxh3_64_hexdigest(content[:check_at]).encode() != match["check"]:
         raise StreamDataError("the trailer, which holds the digest of the file, is damaged", offset_bytes)
     trailer = Trailer(
-        found["parmig"].decode(),
-        found["guest"].decode(),
-        int(found["body"]),
-        found["digest"].decode(),
-        running=found["running"] == b"yes",
+        match["parmig"].decode(),
+        match["guest"].decode(),
+        int(match["body"]),
+        match["digest"].decode(),
+        running=match["running"] == b"yes",
     )
     if trailer.body_bytes != offset_bytes:
         raise StreamDataError(

@@ -2,7 +2,8 @@
 """VMDESCRIPTION: the JSON after a stream that describes the bytes of its devices field by field.
 
 With it a device's bytes have a length and can be read without the code of the device. It describes one stream, not a
-format: optional fields and subsections are listed just where they are there, arrays with the length they have.
+format: it lists the optional fields and
+subsections that are there, and arrays with the length that they have.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from parmig.units import KIB, MIB
 
 MAX_PARSED_BYTES = 4 * MIB
 MAX_OBJECTS = 1 << 16
-"""Objects and lists in a description: a small guest has 2,000 in 100 KiB, each further CPU adds 100 in 6 KiB. Read,
-the worst of these limits take 25 MiB."""
+"""Objects and lists in a description: a small guest has 2,000 in 100 KiB, each further CPU adds 100 in 6 KiB. A
+description at these limits takes 25 MiB once it is read."""
 MAX_DEPTH = 32
-"""Of structs in structs; QEMU's own go to about 6."""
+"""The most structs inside each other; QEMU's own go to about 6."""
 MAX_VALUES = 1 << 17
-"""Of one device, once decoded: integers, structs, elements of arrays. Each takes about 100 bytes."""
+"""The most values of one device: integers, structs, elements of arrays. Decoded, each takes about 100 bytes."""
 MAX_DEVICE_BYTES = 4 * MIB
-"""What a reader should load of one device to decode it. The largest plain devices have some 100 KiB."""
+"""The most that a reader should load of one device to decode it. The largest plain devices have some 100 KiB."""
 TAIL_BYTES = 8 * MIB + 64 * KIB
-"""Where :func:`find` must be shown the end of a file: the longest description, and what may follow it."""
+"""How much of the end of a file :func:`find` needs: the longest description, and what may follow it."""
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 Version = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -51,8 +52,8 @@ class FieldDescription(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A field.
 
     Attributes:
-        array_len: elements, of an array whose elements are all described by this.
-        index: place in its array, of an element that is described by itself.
+        array_len: number of elements, if this describes all elements of an array.
+        index: place in its array, if this describes a single element.
         type: QEMU's name: ``uint8`` to ``uint64``, ``int8`` to ``int64``, ``bool``, ``buffer``, ``struct``, ...
         struct: what a ``struct`` has in it.
         size: in bytes, of one element.
@@ -72,7 +73,7 @@ class FieldDescription(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class DeviceDescription(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the FULL section of a device holds; ``size`` is there where no struct describes it."""
+    """What the FULL section of a device holds; ``size`` is there if no struct describes it."""
 
     name: str
     instance_id: int
@@ -84,7 +85,7 @@ class DeviceDescription(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class VmDescription(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The whole of it; ``configuration`` since QEMU 9.0."""
+    """The whole description; ``configuration`` since QEMU 9.0."""
 
     configuration: StructDescription | None = None
     page_size: int
@@ -150,7 +151,8 @@ def build(description: VmDescription) -> bytes:
 def find(tail: bytes) -> slice | None:
     """Where in *tail*, the end of a file, the JSON of a VMDESCRIPTION is; None when it is not there.
 
-    It is searched from the end: behind it there may be text without NUL. Its length, below 16 MiB, begins with a NUL.
+    The search begins at the end: text without a NUL may follow the JSON. The length before the JSON is below 16 MiB, so
+    it begins with a NUL.
     """
     nul = tail.rfind(b"\0")
     for start in range(nul + 1, nul + 5):
@@ -217,8 +219,8 @@ class _Decoder:
         return bytes(self.content[self.at - size_bytes : self.at])
 
     def count(self, values: int) -> None:
-        """Take *values* from what a device may have."""
-        self._left_values -= max(1, values)  # looking at nothing takes time too
+        """Count *values* towards MAX_VALUES."""
+        self._left_values -= max(1, values)  # looking at no value takes time too
         if self._left_values < 0:
             raise StreamTooLongError(f"device {self._owner} has more than {MAX_VALUES} values, expected no more")
 
@@ -242,9 +244,9 @@ class _Decoder:
     def subsection(self, description: StructDescription) -> dict[str, Value]:
         name = description.vmsd_name.encode()
         expected = bytes((MIGRATION_VM_SUBSECTION, len(name) & 0xFF)) + name + description.version.to_bytes(4, "big")
-        found = self.take(len(expected), f"head of subsection {description.vmsd_name!r}")
-        if found != expected:
-            raise self.error(f"the state has {found[:40]!r}, expected subsection {description.vmsd_name!r}")
+        head = self.take(len(expected), f"head of subsection {description.vmsd_name!r}")
+        if head != expected:
+            raise self.error(f"the state has {head[:40]!r}, expected subsection {description.vmsd_name!r}")
         self.count(1)
         return self.struct(description)
 
@@ -267,7 +269,7 @@ class _Decoder:
         return values
 
     def plain(self, field: FieldDescription) -> Value:
-        """A value without a struct in it, or an array of such."""
+        """A value without a struct in it, or an array of such values."""
         elements = 1 if field.array_len is None else field.array_len
         content = self.take(field.size * elements, f"{field.type} {field.name!r}")
         integer = _INTEGER.fullmatch(field.type)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages that do not travel as they are: XBZRLE, a difference from the page before, and COMPRESS, which is zlib.
 
-An XBZRLE payload is pairs of counts: so many bytes as they were, then so many new ones, which follow. A count has
-one or two bytes, seven bits each, low bits first. The first pair may keep nothing, no later one may; what the last
-pair does not reach is as it was.
+An XBZRLE payload consists of pairs of counts: the number of bytes that stay, then the number of new bytes, which follow
+the pair. A count has one or two bytes, seven bits each, low bits first. Only in the first pair the number of bytes that
+stay may be 0. All bytes after the last pair stay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_COMPRESSED_BYTES = 4110
 
 
 def encode(old: Buffer, new: Buffer) -> bytes | None:
-    """The page *new* as a difference from *old*: empty when they are equal, None when a page as it is is no longer."""
+    """The page *new* as a difference from *old*. Empty: they are equal. None: it would not be shorter than a page."""
     was, now = (np.frombuffer(page, dtype=np.uint8) for page in (old, new))
     changed = (was != now).view(np.int8)
     edges = np.flatnonzero(np.diff(changed, prepend=np.int8(0), append=np.int8(0))).tolist()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message channels between hosts, one file a scheme; orthogonal to what is sent over them."""
+"""Message channels between hosts, one file for each scheme. They know nothing of what is sent."""

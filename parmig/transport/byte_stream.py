@@ -10,7 +10,7 @@ from parmig.transport.transport import Buffer
 
 
 class ByteStream(ABC):
-    """Bytes in their order, written or read; an object serves one direction."""
+    """A sequence of bytes. An object either writes it or reads it, never both."""
 
     @abstractmethod
     def write(self, pieces: Sequence[Buffer]) -> None:
@@ -22,12 +22,12 @@ class ByteStream(ABC):
 
     @abstractmethod
     def read(self) -> memoryview | None:
-        """The next bytes, of any number but none, or None at the end. They stay valid while referenced.
+        """The next bytes, at least one, or None at the end. They stay valid while referenced.
 
         Raises:
             SnapshotError: the bytes cannot be read.
         """
 
     def skip(self, count_bytes: int) -> int:
-        """Go on so many bytes further, and return that; 0 where every byte must be read or written."""
+        """Skip *count_bytes* and return how many were skipped. 0: this stream must read or write every byte."""
         return 0

@@ -20,16 +20,17 @@ from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB
 
 READ_BYTES = 512 * KIB
-"""Read at once: half the time per byte of 64 KiB, and still within the L2 cache (measured on tmpfs, 2 MiB of L2)."""
+"""The size of one read. It needs half the time per byte of a read of 64 KiB, and still fits the L2 cache (measured on
+tmpfs, 2 MiB of L2)."""
 LAST_BYTE = 1 << 62
-"""No file goes so far; the kernel takes offsets of 63 bits."""
+"""No file is this long; the kernel takes offsets of 63 bits."""
 
 
 class FileStream(ByteStream):
-    """A file, written from some offset on or read from it.
+    """Writes or reads a file from an offset on.
 
     Args:
-        fd: of the file; it stays the caller's.
+        fd: descriptor of the file; the caller owns it.
         name: what errors call the file.
         offset_bytes: where in the file the stream begins.
     """
@@ -60,7 +61,7 @@ class FileStream(ByteStream):
         return buffer[:count] if count else None
 
     def skip(self, count_bytes: int) -> int:
-        """Go on *count_bytes* further; the file need not have them."""
+        """Skip *count_bytes*, if need be past the end of the file."""
         self._position_bytes = min(self._position_bytes + count_bytes, LAST_BYTE)
         return count_bytes
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes in memory as a stream: for what is saved to bytes, or loaded from them, within one process."""
+"""A stream of bytes in memory, to save to and to load from within one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class MemoryStream(ByteStream):
     """Reads *data* from its beginning, or keeps what is written.
 
     Args:
-        data: to be read in place, without a copy.
+        data: what is read. It is not copied.
 
     Attributes:
         written: copies of all that was written.

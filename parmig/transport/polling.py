@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waits for descriptors and transports together, whatever library is behind a transport."""
+"""Waits for descriptors and transports together, whatever library a transport uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Pollable(Protocol):
     """Something that can be waited for, such as a transport.
 
     Attributes:
-        attend_ms: it wants to be read so often, whatever its descriptors show; None: only then.
+        attend_ms: read it at least this often, even if its descriptors show nothing. None: only when they do.
     """
 
     attend_ms: int | None
@@ -28,7 +28,7 @@ class Poller:
 
     Args:
         items: descriptors and transports; a transport must be open and is watched until this object is dropped.
-            None is nothing to watch.
+            None is ignored.
     """
 
     def __init__(self, *items: int | Pollable | None) -> None:
@@ -37,7 +37,7 @@ class Poller:
         self.watch(*items)
 
     def watch(self, *items: int | Pollable | None) -> None:
-        """Watch *items*, too."""
+        """Watch *items* as well."""
         for item in items:
             if isinstance(item, int):
                 self._poll.register(item, select.POLLIN)
@@ -46,7 +46,7 @@ class Poller:
                 self.watch(*item.pollables())
 
     def unwatch(self, fd: int) -> None:
-        """Watch the descriptor *fd* no more.
+        """Stop watching the descriptor *fd*.
 
         Raises:
             KeyError: it was not watched.
@@ -54,7 +54,7 @@ class Poller:
         self._poll.unregister(fd)
 
     def poll(self, timeout_ms: float | None = None) -> set[int]:
-        """Wait, without a timeout for ever. Transports that want to be read more often make it shorter.
+        """Wait until an item can be read, or for *timeout_ms* (None: for ever). ``attend_ms`` may end the wait earlier.
 
         Returns:
             The descriptors that are readable or broken, and all of a transport that is ready. Empty after the timeout.

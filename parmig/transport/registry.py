@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transports by URI scheme. A new transport is a file and a line of the table here.
 
-The transports are imported when they are first opened: the command line reads the table and needs none of them.
+A transport for pages is imported when it is first opened. The command line only reads the table.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, MigrationTransport
 
 CONTROL_SCHEME = "tcp"
-"""Of the control channel and of the channel for device state, whatever carries the pages."""
+"""The scheme of the control channel and the state channel, whatever transport carries the pages."""
 
 
 class TransportKind(NamedTuple):
     """One line of the table.
 
     Attributes:
-        scheme: in URIs.
-        name: in ``--transport`` and in what the two sides agree on.
+        scheme: its name in URIs.
+        name: its name in ``--transport``, and when the two sides agree on a transport.
         factory: ``module:class``; its constructor takes the arguments of :func:`open_transport`.
     """
 
@@ -76,9 +76,9 @@ def open_control(endpoint: Endpoint, name: str, **options: Any) -> TcpTransport:
     """A channel for control or device state. It is plain TCP, also at an address of another scheme.
 
     Args:
-        endpoint: as of :func:`open_transport`.
+        endpoint: as in :func:`open_transport`.
         name: what errors call the channel.
-        options: as of :func:`open_transport`.
+        options: as in :func:`open_transport`.
 
     Raises:
         UsageError: the scheme is not known.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``tcp://``: one TCP connection a channel, with framing and bounds of our own. For control, device state, or pages.
 
-A listening channel takes the first message of any connection, and nothing more. At most :data:`MAX_STRANGERS`
-connections wait to send it, each for :data:`FIRST_MESSAGE_NS` and within a few bytes. The oldest makes room for the
-next, but each has :data:`TIME_TO_SPEAK_NS`: a flood cannot push out a sender before its message can be here. Meanwhile
-the next ones wait in the kernel. Each call does a bounded amount of work, whoever floods the port. ``accept`` closes
-the port: from then on the kernel refuses strangers, and they cost nothing.
+A listening channel reads the first message of any connection, and nothing more. At most :data:`MAX_STRANGERS`
+connections wait to send it, each for :data:`FIRST_MESSAGE_NS` and within a few bytes. The oldest is dropped to make
+room for the next, but not within :data:`TIME_TO_SPEAK_NS`: a flood cannot push out a sender before its message can
+arrive. Until then the next ones wait in the kernel. Each call does a bounded amount of work, whoever floods the port.
+``accept`` closes the port: from then on the kernel refuses strangers, and they cost nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SCHEME = "tcp"
 MAX_STRANGERS = 64
 FIRST_MESSAGE_NS = 2 * NS_PER_S
 TIME_TO_SPEAK_NS = 200 * NS_PER_MS
-"""A round trip between continents, or a turn of a busy host. 64 strangers who hold on to it let 320 others in each
-second: behind 400 connections that come again and again a sender waits 1.3 s."""
+"""Enough for a round trip between continents, or for a busy host to get its turn. If 64 strangers use all of it, 320
+others get in each second: among 400 connections that are made again and again, a sender waits 1.3 s."""
 
 ACCEPTS_A_TURN = 16
 BACKLOG = 4096
-"""Connections that wait in the kernel, which may allow fewer (``net.core.somaxconn``). When they are too many, it drops
-a sender's attempts, however often these are made: with 256, one sender of three found no place among 400 in 10 s."""
+"""Connections that may wait in the kernel, which may allow fewer (``net.core.somaxconn``). If more come, the kernel
+drops a sender's attempts, however often it retries: with 256, one sender of three got no place among 400 in 10 s."""
 
 NO_DESCRIPTORS_NS = 100 * NS_PER_MS
 """How long nobody is let in after descriptors ran out."""
@@ -47,8 +47,8 @@ M = TypeVar("M")
 
 
 class TcpTransport(MigrationTransport):
-    """One channel over TCP. With ``heartbeat``, keep-alives go both ways: a stopped process and a vanished host are
-    noticed.
+    """One channel over TCP. With ``heartbeat`` each side sends keep-alives, so the other notices a stopped process or a
+    vanished host.
 
     ``token`` has no meaning here: the first message of any connection is read, and its reader checks the content.
     """
@@ -91,7 +91,7 @@ class TcpTransport(MigrationTransport):
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
         sock = connect_and_greet(self._name, endpoint, local, timeout_ns)
         self._peer = Connection(sock, self._inbox(MAX_FRAMES * self._max_message_bytes))
-        self._peer.inbox.feed(GREETING)  # heard above
+        self._peer.inbox.feed(GREETING)  # connect_and_greet() has read it
         self._peer.settle(beats=self._heartbeat)
         self._epoll = select.epoll()
         self._epoll.register(self._peer, select.EPOLLIN)
@@ -119,13 +119,13 @@ class TcpTransport(MigrationTransport):
         return self._next(Connection.receive, Incoming, timeout_ms)
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
-        """A whole message, without waiting for what is missing of it: of control and device state."""
+        """The next message, once all of it has arrived: for control and device state."""
         return self._next(Connection.read, lambda frames: frames, timeout_ms)
 
     def _next(
         self, hear: Callable[[Connection], M | None], of_stranger: Callable[[list[memoryview]], M], timeout_ms: int
     ) -> M | None:
-        """The next message: of the peer by *hear*, or else the first of a stranger, which is read whole."""
+        """The next message of the peer, read by *hear*; before a peer is accepted, the first message of a stranger."""
         epoll = self._open_epoll()
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
@@ -158,7 +158,7 @@ class TcpTransport(MigrationTransport):
     # -- strangers ------------------------------------------------------------------------------
 
     def _hear_strangers(self, epoll: select.epoll) -> list[memoryview] | None:
-        """The first message of some connection; one round over those that are ready."""
+        """The first message of any stranger; each connection that is ready is read once."""
         if self._last is not None:
             self._drop(self._last)  # it was not accepted
             self._last = None
@@ -185,7 +185,7 @@ class TcpTransport(MigrationTransport):
                 return message
             if connection.ended:
                 self._drop(connection)
-        # Those who have spoken were heard; only now others may push them out.
+        # Every stranger that has sent something was read. Only now may new ones push them out.
         if self._listener is not None and self._listener.fileno() in ready:
             self._let_in(epoll)
         return None
@@ -219,7 +219,7 @@ class TcpTransport(MigrationTransport):
                 self._drop(connection)
 
     def _leave_in_kernel(self, epoll: select.epoll, until_ns: int) -> None:
-        """Let nobody in until then: the port would be ready all the time."""
+        """Let nobody in until *until_ns*. The port is not polled meanwhile: it would be ready all the time."""
         assert self._listener is not None
         epoll.unregister(self._listener)
         self._shut_until_ns = until_ns
@@ -235,7 +235,7 @@ class TcpTransport(MigrationTransport):
                 self._drop(connection)
 
     def turn_away(self, frames: Sequence[Buffer]) -> None:
-        """(listening side) Answer the sender of the message read last, and be done with it."""
+        """(listening side) Answer the sender of the message read last, and end its connection."""
         connection, self._last = self._last, None
         if connection is None:
             return

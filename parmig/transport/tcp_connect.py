@@ -35,7 +35,7 @@ def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int
             why = None
         except (OSError, UnicodeError) as error:
             why = error
-        # Refused: the receiver may be starting. Ended without a word: it had too many strangers at once.
+        # Refused: the receiver may be starting. Closed without a greeting: it had too many strangers at once.
         again = isinstance(why, (ConnectionRefusedError, ConnectionResetError)) or (answered and why is None)
         if not again or time.monotonic() + _RETRY_S > deadline:
             if answered:
@@ -48,10 +48,10 @@ def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int
 
 
 def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
-    """Greet and wait for the greeting; False when the other end closed without one.
+    """Send the greeting and wait for the peer's. False: the peer closed the connection without one.
 
     Raises:
-        OSError: it did not come in time, or is another; the socket is closed.
+        OSError: no greeting came in time, or it is not parmig's; *sock* is closed.
     """
     heard = b""
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One TCP connection that carries messages: what arrives is bounded, what leaves never blocks the caller.
 
-A thread of the connection's own sends what the kernel does not take at once, and keep-alives. So they leave also while
-the caller is busy, and a peer whose threads are all stopped (a stopped process) is distinguished from a busy one. It is
-started when it is first needed: never for strangers.
+Each connection has a thread that sends keep-alives, and what the kernel does not take at once. It sends while the
+caller is busy, so the peer can tell a busy process from a stopped one. The thread starts when it is first needed, and
+never for a stranger.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
 
 BEAT_S = 0.2
-"""A keep-alive goes out when nothing else did for so long."""
+"""A keep-alive is sent when nothing else was sent for this long."""
 
 SILENCE_LIMIT_NS = 3 * NS_PER_S
-"""A peer that sends keep-alives and then nothing for so long is lost: its process is stopped. Of a process that is
-killed or a host that vanished TCP itself knows sooner."""
+"""A peer that sends keep-alives and then nothing for this long is lost: its process is stopped. TCP itself notices a
+killed process or a vanished host sooner."""
 
 VANISHED_MS, PATIENT_MS = 800, 10_000
-"""TCP gives up on data that nobody acknowledged for so long: on channels with keep-alives, where something is always
-under way and small; and on others, whose receiver may be too busy to make room."""
+"""TCP gives up on data that was not acknowledged for this long. The first is for channels with keep-alives, where
+something small is always under way. The second is for the others, whose receiver may be too busy to make room."""
 
 MAX_QUEUED_BYTES = 32 * MIB
-"""More than this is not kept for a peer that does not read. The credit of a data channel is less."""
+"""A peer that does not read is lost once more than this is queued for it. The credit of a data channel is less."""
 
 TURN_BYTES = 4 * MIB
-"""Taken in at most by one call; a whole message of device state and more."""
+"""One call reads at most this much. A whole message of device state is smaller."""
 
 _CHUNK_BYTES = 256 * KIB
 
 PAYLOAD_SILENCE_S = 10.0
-"""A peer that sends nothing for so long in the middle of a message is lost."""
+"""A peer that sends nothing for this long in the middle of a message is lost."""
 
 T = TypeVar("T")
 
 
 class Connection:
-    """A connected socket, from here on its own.
+    """One connection. It owns its socket.
 
     Args:
-        sock: connected; owned.
-        inbox: for what arrives.
+        sock: connected; this object closes it.
+        inbox: takes what arrives.
 
     Attributes:
-        ended: why nothing more will arrive; empty while it may.
+        ended: why nothing more will arrive; empty while more may.
     """
 
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
@@ -85,7 +85,7 @@ class Connection:
         return self._sock.fileno()
 
     def settle(self, *, beats: bool) -> None:
-        """The peer is the right one: watch the connection, with keep-alives if *beats*."""
+        """Watch the connection, now that the peer is known to be the right one; with keep-alives if *beats*."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
             self._sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
@@ -98,29 +98,29 @@ class Connection:
     # -- what arrives ---------------------------------------------------------------------------
 
     def read(self) -> list[memoryview] | None:
-        """The next whole message; takes in a bounded number of bytes. None: none is there now, or ``ended``."""
+        """The next message. None: not all of it has arrived, or ``ended``. Reads at most TURN_BYTES."""
         return self._take(self.inbox.take, _CHUNK_BYTES)
 
     def receive(self) -> StreamedMessage | None:
-        """The next message as soon as its head is there; otherwise as :meth:`read`.
+        """The next message as soon as its head has arrived; otherwise as :meth:`read`.
 
-        What was not taken of the payload of the message before is dropped.
+        First drops what is left of the payload of the previous message.
 
         Raises:
-            PeerLostError: that payload did not come.
+            PeerLostError: the rest of that payload did not come.
         """
         if self._message is not None:
             self._message.drop()
-        found = self._take(self.inbox.take_head, HEAD_CHUNK_BYTES)
-        self._message = None if found is None else StreamedMessage(*found, self.fill, self.scratch)
+        head = self._take(self.inbox.take_head, HEAD_CHUNK_BYTES)
+        self._message = None if head is None else StreamedMessage(*head, self.fill, self.scratch)
         return self._message
 
     def _take(self, take: Callable[[], T | None], chunk_bytes: int) -> T | None:
-        """What *take* finds in the inbox, with as much more in it as that needs."""
+        """Read into the inbox until *take* returns something, which is returned; None: nothing more is there now."""
         taken = 0
         try:
             limit = min(TURN_BYTES, self.inbox.max_message_bytes + KIB)
-            while (found := take()) is None and not self.ended and taken < limit:
+            while (item := take()) is None and not self.ended and taken < limit:
                 data = self._receive(chunk_bytes)
                 if not data:
                     return None
@@ -130,10 +130,10 @@ class Connection:
         except ProtocolError as error:
             self.ended = str(error)
             return None
-        return found
+        return item
 
     def fill(self, targets: Sequence[memoryview]) -> None:
-        """Put the next bytes, payload, into *targets*, as they come.
+        """Fill *targets* with the next bytes, which are payload; wait for them.
 
         Raises:
             PeerLostError: they do not come.
@@ -158,13 +158,13 @@ class Connection:
         self._heard_ns = time.monotonic_ns()
 
     def scratch(self, size_bytes: int) -> memoryview:
-        """Memory for a payload, the same each time."""
+        """Memory for a payload. Every call returns the same memory."""
         if len(self._scratch) < size_bytes:
             self._scratch = memoryview(bytearray(size_bytes))
         return self._scratch[:size_bytes]
 
     def _receive(self, chunk_bytes: int = _CHUNK_BYTES) -> bytes:
-        """Some bytes; none where there are none now, or no more."""
+        """The bytes that are there. Empty: there are none now, or ``ended``."""
         try:
             data = self._sock.recv(min(chunk_bytes, self.inbox.max_message_bytes + KIB))
         except BlockingIOError:
@@ -180,7 +180,7 @@ class Connection:
         return data
 
     def drop_input(self) -> None:
-        """Forget what has arrived, a bounded number of bytes; notes the end."""
+        """Read and drop what has arrived, at most TURN_BYTES. Sets ``ended`` if the peer has closed."""
         taken = 0
         while not self.ended and taken < TURN_BYTES and (data := self._receive()):
             taken += len(data)
@@ -188,11 +188,11 @@ class Connection:
     # -- what leaves ----------------------------------------------------------------------------
 
     def greet(self) -> None:
-        """Say that here is parmig; the first thing that is sent."""
+        """Send the greeting, which must come before anything else."""
         self.write(GREETING)
 
     def write(self, *pieces: Buffer) -> None:
-        """Send *pieces*, of bytes and none empty, or keep references to them until there is room.
+        """Send *pieces*, none of them empty. What the kernel does not take now is kept by reference and sent later.
 
         Raises:
             PeerLostError: the connection is gone, or the peer no longer reads.
@@ -212,7 +212,7 @@ class Connection:
         self._wake.set()
 
     def _flush(self) -> None:
-        """Send what the kernel takes now. With the lock."""
+        """Send what the kernel takes now. The caller holds the lock."""
         try:
             while self._out:
                 sent = self._sock.sendmsg(self._out[:MAX_VECTORS])
@@ -232,7 +232,7 @@ class Connection:
             self._thread.start()
 
     def _push(self) -> None:
-        """In the thread: send what waits, and keep-alives."""
+        """Run in the thread: send what is queued, and keep-alives."""
         room = select.poll()
         room.register(self._sock, select.POLLOUT)
         while not self._closing and self._broken is None:
@@ -250,7 +250,7 @@ class Connection:
     # -- the end --------------------------------------------------------------------------------
 
     def say_no_more(self) -> None:
-        """Nothing more will be sent; what was sent still arrives."""
+        """End the sending direction. What was sent before still arrives."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -276,7 +276,7 @@ class Connection:
         self._sock.close()
 
     def _under_way(self) -> bool:
-        """Whether something was not acknowledged by the peer's kernel yet."""
+        """Whether the peer's kernel has not acknowledged everything yet."""
         if self._broken is not None or self.ended:
             return False
         return bool(self._out) or sockets.unacknowledged_bytes(self._sock) > 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages on a TCP connection: their bytes, and taking them apart within limits. No I/O.
+"""Messages on a TCP connection: encodes them, and decodes them within limits. No I/O.
 
-Each side begins with a greeting of eight bytes. A message is then, all integers big-endian::
+Each side first sends a greeting of eight bytes. Then come messages; integers are big-endian::
 
     u32 frames (0: a keep-alive, nothing follows)    frames x u32 length    the frames
 
@@ -17,7 +17,7 @@ from parmig.errors import ProtocolError
 from parmig.transport.transport import Buffer
 
 GREETING = b"parmig2\n"
-"""Of this framing, whatever version of the protocol the messages have."""
+"""Names this framing. The messages name the version of the protocol themselves."""
 
 MAX_FRAMES = 8
 
@@ -26,14 +26,14 @@ KEEP_ALIVE = _NUMBER.pack(0)
 
 
 def vectors(frames: Sequence[Buffer]) -> list[memoryview]:
-    """The bytes of one message, of 1 to 8 frames: its numbers, and the frames where they lie."""
+    """One message of 1 to 8 frames, as buffers: its numbers, and the frames, which are not copied."""
     views = [memoryview(frame).cast("B") for frame in frames]
     numbers = struct.pack(f">{1 + len(views)}I", len(views), *map(len, views))
     return [memoryview(numbers), *(view for view in views if len(view))]
 
 
 def encode(frames: Sequence[Buffer]) -> bytes:
-    """The bytes of one message, of 1 to 8 frames, in one piece."""
+    """One message of 1 to 8 frames, as one piece of bytes."""
     return b"".join(vectors(frames))
 
 
@@ -41,8 +41,8 @@ class Inbox:
     """What has arrived on one connection.
 
     Args:
-        max_frame_bytes: of one frame.
-        max_message_bytes: of all frames of a message; may be changed between messages.
+        max_frame_bytes: limit of one frame.
+        max_message_bytes: limit of all frames of a message together; may be changed between messages.
     """
 
     def __init__(self, max_frame_bytes: int, max_message_bytes: int) -> None:
@@ -56,10 +56,10 @@ class Inbox:
         self._data += data
 
     def take(self) -> list[memoryview] | None:
-        """The next whole message, if it is there; its frames are the caller's.
+        """The next message; None until all of it has arrived. The caller owns its frames.
 
         Raises:
-            ProtocolError: the bytes are no message within the limits. Nothing more can be read here.
+            ProtocolError: the bytes are no message within the limits. The connection cannot be read any further.
         """
         lengths = self._lengths()
         if lengths is None:
@@ -68,9 +68,10 @@ class Inbox:
         return None if body is None else split(body, lengths)
 
     def take_head(self) -> tuple[memoryview, list[int]] | None:
-        """The first frame of the next message, if it is there, and the lengths of its other frames.
+        """The first frame of the next message, and the lengths of its other frames; None until the frame has arrived.
 
-        Those frames are not looked at: their bytes follow here and on the connection. See :meth:`move_into`.
+        The caller must then take the bytes of the other frames: :meth:`move_into` gives those that have arrived, and
+        the rest follows on the connection.
 
         Raises:
             ProtocolError: as :meth:`take`.
@@ -82,7 +83,7 @@ class Inbox:
         return None if head is None else (head, lengths[1:])
 
     def move_into(self, target: memoryview) -> int:
-        """Move bytes that have arrived to *target*, as many as there are and have room; how many."""
+        """Move bytes that have arrived to *target*, as many as fit, and return their number."""
         count = min(len(target), len(self._data))
         with memoryview(self._data) as data:
             target[:count] = data[:count]
@@ -90,10 +91,10 @@ class Inbox:
         return count
 
     def _lengths(self) -> list[int] | None:
-        """The lengths of the frames of the next message, if they are there."""
+        """The lengths of the frames of the next message; None until they have arrived. Skips keep-alives."""
         if not self._greeted and not self._greet():
             return None
-        if self._data.startswith(KEEP_ALIVE):  # one or thousands of them
+        if self._data.startswith(KEEP_ALIVE):  # there may be thousands: drop them all at once
             zeros = len(self._data) - len(self._data.lstrip(b"\0"))
             del self._data[: zeros - zeros % len(KEEP_ALIVE)]
         if len(self._data) < _NUMBER.size:
@@ -113,17 +114,17 @@ class Inbox:
         return lengths
 
     def _cut(self, lengths: list[int], size: int) -> memoryview | None:
-        """The *size* bytes behind the *lengths* of a message, if they are there; all of it is taken off."""
+        """Remove a message up to *size* bytes after its *lengths*; return these bytes, or None until they are there."""
         begin = _NUMBER.size * (1 + len(lengths))
         if len(self._data) < begin + size:
             return None
         with memoryview(self._data) as whole:
-            found = memoryview(bytes(whole[begin : begin + size]))
+            frames = memoryview(bytes(whole[begin : begin + size]))
         del self._data[: begin + size]
-        return found
+        return frames
 
     def _greet(self) -> bool:
-        """Whether the greeting is there."""
+        """Remove the greeting; False until all of it has arrived."""
         if not GREETING.startswith(self._data[: len(GREETING)]):
             raise ProtocolError("the first bytes are not those of parmig")
         if len(self._data) < len(GREETING):
@@ -135,8 +136,8 @@ class Inbox:
 
 def split(body: memoryview, lengths: Sequence[int]) -> list[memoryview]:
     """Frames of these *lengths* that lie one after the other in *body*."""
-    found, at = [], 0
+    frames, at = [], 0
     for length in lengths:
-        found.append(body[at : at + length])
+        frames.append(body[at : at + length])
         at += length
-    return found
+    return frames

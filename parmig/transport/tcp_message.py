@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A message of which the head was read from a TCP connection, and the payload was not."""
+"""A message whose head was read from a TCP connection, and whose payload was not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from parmig.transport.transport import Incoming
 from parmig.units import KIB
 
 HEAD_CHUNK_BYTES = 16 * KIB
-"""Asked for at once where a payload may follow: what comes of it is copied once more than the rest."""
+"""The size of a read where a payload may follow. It is small, because payload that comes with it is copied twice."""
 
 
 class StreamedMessage(Incoming):

@@ -54,20 +54,20 @@ def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException 
 
 
 class Incoming:
-    """One message of which at least the head has arrived, within the limits of its channel.
+    """One message whose head has arrived. Its lengths are within the limits of the channel.
 
-    The receiver looks at the head and then chooses where the payload goes: :meth:`into` or :meth:`frames`, once. The
-    payload of a message that was not asked for is dropped by the next call of :meth:`MigrationTransport.receive`.
+    The receiver reads the head, and then calls :meth:`into` or :meth:`frames`, once. If it calls neither, the next call
+    of :meth:`MigrationTransport.receive` drops the payload.
 
-    Here everything has arrived and lies in memory. A transport whose payload is still with the kernel overrides both.
+    In this class the payload is in memory. A transport whose payload is still with the kernel overrides both methods.
 
     Args:
-        frames: of the message, at least one.
+        frames: all frames of the message, at least one.
 
     Attributes:
         head: the first frame.
-        frame_count: of frames, with the head.
-        payload_bytes: of all other frames together.
+        frame_count: number of frames, with the head.
+        payload_bytes: size of all other frames together.
         places: whether :meth:`into` takes bytes from the connection straight to where they belong. Otherwise they are
             in memory already, and :meth:`frames` costs nothing.
     """
@@ -103,21 +103,22 @@ class Incoming:
 class MigrationTransport(ABC):
     """A channel of messages to one peer. Each message is a list of frames and arrives whole or not at all.
 
-    Messages of one channel arrive in the order they were written. ``write`` returning means queued;
-    only an answer of the peer means delivered. Not safe for use by several threads.
+    Messages of one channel arrive in the order they were written. When ``write`` returns, the message is queued; only
+    an answer of the peer shows that it was delivered. Not safe for use by several threads.
 
     Args:
         name: what errors call this channel.
         max_message_bytes: larger frames from the peer end the connection.
-        first_message_bytes: (listening) what a stranger may say before it is accepted.
-        max_ahead_bytes: what the peer may have sent that was not received here yet; 0 is no limit.
+        first_message_bytes: (listening) how much a stranger may send before it is accepted.
+        max_ahead_bytes: how much the peer may have sent that was not received here yet; 0: no limit.
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
-        token: what the connecting side must say to be let in; empty: anybody may connect. A transport that takes
-            the first message of anybody leaves the check to whoever reads that message.
+        token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
+            anybody's first message leaves the check to the caller, who gets that message.
 
     Attributes:
         frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
-        attend_ms: :meth:`receive` wants to be called so often, whatever the descriptors show; None: only then.
+        attend_ms: call :meth:`receive` at least this often, even if the descriptors show nothing; None: only when
+            they do.
     """
 
     frames_free_at: Literal["return", "ack"] = "ack"
@@ -142,10 +143,10 @@ class MigrationTransport(ABC):
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:
-        """Listen there and return the actual endpoint (port 0 takes a free one).
+        """Listen at *endpoint* and return it with the actual port (port 0 takes a free one).
 
         Raises:
-            HostRefusedError: the address cannot be listened on.
+            HostRefusedError: this host cannot listen on that address.
         """
 
     @abstractmethod
@@ -153,7 +154,7 @@ class MigrationTransport(ABC):
         """Connect, from address *local* if given.
 
         Raises:
-            PeerUnreachableError: no peer answered within *timeout_ns*; the message has address and cause.
+            PeerUnreachableError: no peer answered within *timeout_ns*; the message names address and cause.
         """
 
     @abstractmethod
@@ -161,9 +162,9 @@ class MigrationTransport(ABC):
         """Queue one message, of at least one frame, without waiting for the peer. See ``frames_free_at``.
 
         Args:
-            kept: all frames but the first lie in memory that stays mapped for as long as this process lives, so that
-                not even a peer that answers too early makes us read what is gone. Otherwise the transport keeps
-                references or copies, which takes longer.
+            kept: all frames but the first lie in memory that stays mapped as long as this process lives. Then even a
+                peer that acknowledges too early cannot make this side read freed memory. Without *kept* the transport
+                keeps references or copies, which takes longer.
 
         Raises:
             PeerLostError: the connection is gone. The peer has not received this message and never will.
@@ -189,8 +190,8 @@ class MigrationTransport(ABC):
 
     @abstractmethod
     def accept(self) -> None:
-        """(listening side) From now on the sender of the message read last is the only peer: no other connection is
-        admitted, and admitted ones are closed.
+        """(listening side) Make the sender of the message read last the only peer. All other connections are closed,
+        and no new one is let in.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 MAX_VECTORS = os.sysconf("SC_IOV_MAX")
-"""Buffers in one call."""
+"""The most buffers that one call takes."""
 
 
 def advance(views: list[memoryview], done_bytes: int) -> None:

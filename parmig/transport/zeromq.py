@@ -7,12 +7,12 @@ and read and write then raise. Strangers end in the handshake: ``zeromq_door``.
 
 Settings and where they come from (libzmq 4.3.5, measured on loopback with 2 cores):
 
-- no heartbeats: a ping waits behind megabytes, and they can make libzmq abort when strangers come and go. TCP itself
-  gives up on unacknowledged data after ``TCP_MAXRT`` (1 s), a killed process is seen at once by its closed connection,
-  and the control channel watches for hosts that vanish.
+- no heartbeats: a ping would wait until megabytes before it have left, and heartbeats can make libzmq abort when
+  strangers come and go. TCP itself gives up on unacknowledged data after ``TCP_MAXRT`` (1 s), a killed process is seen
+  at once by its closed connection, and the control channel watches for hosts that vanish.
 - ``MAXMSGSIZE`` bounds what a frame can make this side allocate.
-- the high-water marks count messages: of small ones that leave, and of large ones that arrive. Bytes are bounded by
-  credit, which a peer may ignore, and a message of endless frames is never counted: see ``_check_ahead``.
+- the high-water marks count messages: small ones that leave, large ones that arrive. Credit bounds the bytes, but a
+  peer may ignore it, and a message of endless frames is never counted: see ``_check_ahead``.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 TCP_MAXRT_MS = 1000
 HIGH_WATER_MESSAGES = 256
-"""To be sent; ``ram.flow`` keeps the number in flight below."""
+"""Messages that may wait to be sent. ``ram.flow`` keeps fewer in flight."""
 
 ARRIVING_MESSAGES = 8
-"""Kept of what has arrived, each of up to a batch; what is more waits in the peer's kernel."""
+"""Messages, each of up to a batch, that may wait to be received. More wait in the peer's kernel."""
 COPY_BELOW_BYTES = 64 * KIB
 """Smaller frames are copied by pyzmq when queued: cheaper than tracking them (its own default)."""
 
@@ -126,7 +126,7 @@ class ZmqTransport(MigrationTransport):
                 raise PeerUnreachableError(
                     f"{self._name}: {endpoint} answers, but does not speak ZeroMQ; check that it is a parmig receiver"
                 )
-            time.sleep(RETRY_NS / NS_PER_S)  # we may have been shut out among many strangers
+            time.sleep(RETRY_NS / NS_PER_S)  # the listener may have shut us out among many strangers
 
     def _try_to_connect(self, endpoint: Endpoint, local: str, deadline: int) -> bool:
         """Connect and shake hands, so that what is written next does not wait in a queue without a reader."""
@@ -171,7 +171,7 @@ class ZmqTransport(MigrationTransport):
         deadline = time.monotonic_ns() + timeout_ms * NS_PER_MS
         while True:
             if self._door is not None and self._peer is None:
-                self._drain_monitor()  # who is there, before anyone is answered or shut out
+                self._drain_monitor()  # learn who is there before anyone is answered or shut out
                 self._door.answer()
                 self._door.thin_out()
             lost = self._lost
@@ -180,13 +180,13 @@ class ZmqTransport(MigrationTransport):
                 if message is not None:
                     return message
                 if timeout_ms == 0:
-                    return None  # strangers do not hold us here
+                    return None  # whatever strangers send, the caller need not wait
                 continue
             self._drain_monitor()
             if lost:
                 self._check()
             if self._lost:
-                continue  # once more: the peer's last words may have come just before its end
+                continue  # look once more: the peer's last message may have come just before its end
             self._check_ahead()
             left_ms = (deadline - time.monotonic_ns()) // NS_PER_MS
             if left_ms <= 0:
@@ -216,7 +216,7 @@ class ZmqTransport(MigrationTransport):
         self.attend_ms = LOOK_EVERY_MS if self._max_ahead_bytes else None
 
     def _check_ahead(self) -> None:
-        """End for a peer that sends more than it may: libzmq takes it in, and gives no sign before its last frame.
+        """Refuse a peer that sends more than it may. libzmq takes in all frames of a message before it shows the first.
 
         Raises:
             ProtocolError: the peer has sent too much that was not received here.
@@ -232,7 +232,7 @@ class ZmqTransport(MigrationTransport):
             )
 
     def _drain_monitor(self) -> None:
-        """Take note of connections that ended. A listening channel cares for its peer's only."""
+        """Note which connections have ended. On a listening channel only the peer's matters."""
         while self._monitor is not None and _has_message(self._monitor):
             event = recv_monitor_message(self._monitor)
             ended = event["event"] == zmq.EVENT_DISCONNECTED
@@ -256,7 +256,7 @@ class ZmqTransport(MigrationTransport):
         return [int(sock.getsockopt(zmq.FD)) for sock in self._sockets()]
 
     def ready(self) -> bool:
-        """ZeroMQ's descriptors are readable once for all that came since the socket was looked at last: here."""
+        """Whether a message waits. ZeroMQ's descriptors do not show what came before the socket was last looked at."""
         return any(_has_message(sock) for sock in self._sockets())
 
     def shutdown(self, linger_ms: int = 0) -> None:
@@ -282,5 +282,5 @@ def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool, cop
 
 
 def _has_message(sock: zmq.Socket[bytes]) -> bool:
-    """Whether a receive would succeed now: 2 µs, where a failed receive or a poll costs 10."""
+    """Whether a receive would succeed now. It costs 2 µs; a failed receive or a poll costs 10."""
     return bool(sock.getsockopt(_EVENTS) & _READABLE)  # type: ignore[operator]

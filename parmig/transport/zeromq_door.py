@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Admission at a listening ZeroMQ channel: one peer, by a token, and no connection after it.
 
-ZeroMQ would queue messages of any connection. Here strangers end in the handshake: the channel asks for a password
-(ZMTP's PLAIN), which this checks (ZAP, RFC 27). Until the peer is admitted, at most :data:`MAX_STRANGERS` connections
-may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest. Afterwards the
-kernel drops new connections: libzmq owns accepted connections through their listener, so ``unbind`` would end them; a
-filter is set instead.
+ZeroMQ would queue messages of any connection. Here a stranger gets no further than the handshake: the channel asks for
+a password (ZMTP's PLAIN), and this module checks it (ZAP, RFC 27). Until the peer is admitted, at most
+:data:`MAX_STRANGERS` connections may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest.
+Afterwards a socket filter makes the kernel drop new connections. ``unbind`` would not do: libzmq owns accepted
+connections through their listener, so it would end them too.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from parmig.units import KIB, NS_PER_MS
 HANDSHAKE_MS = 2000
 MAX_STRANGERS = 32
 HANDSHAKE_BYTES = 1 * KIB
-"""What a stranger may say, besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would take a
-command of the size of a message for it. The kernel drops larger segments: between two looks of a busy process libzmq
-would take in tens of MiB."""
+"""How much a stranger may send besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would accept
+a handshake command as large as a message. The kernel drops larger segments, because libzmq would read tens of MiB
+between two looks of a busy process."""
 
 LOOK_EVERY_MS = 10
-"""How often strangers are looked at: libzmq takes in what they say meanwhile, with one thread."""
+"""How often strangers are checked. Until the next check, one thread of libzmq reads what they send."""
 
 HELLO_NS = 500 * NS_PER_MS
-"""For the peer to say hello after its token was found right."""
+"""How long the peer may take for its hello after its token was accepted."""
 
 _USER = b"parmig"
 _ANSWERS_A_TURN = 64
@@ -42,21 +42,21 @@ _VERSION, _REQUEST, _MECHANISM, _NAME, _PASSWORD = 0, 1, 5, 6, 7  # frames of a 
 
 
 def show_token(sock: zmq.Socket[bytes], token: bytes) -> None:
-    """(connecting) Say *token* in the handshake."""
+    """(connecting) Send *token* in the handshake."""
     sock.setsockopt(zmq.PLAIN_USERNAME, _USER)
     sock.setsockopt(zmq.PLAIN_PASSWORD, token.hex().encode())
 
 
 class Door:
-    """The door of one listening socket, before it is bound.
+    """Decides which connections one listening socket keeps.
 
     Args:
-        sock: not bound yet; used, not owned.
-        first_message_bytes: what the peer may say before it is let in.
-        token: what the peer must say; empty: anybody may knock.
+        sock: not bound yet; the caller owns it.
+        first_message_bytes: how much the peer may send before it is let in.
+        token: what the peer must send; empty: anybody may connect.
 
     Attributes:
-        answers: to be polled too; None where nothing is asked.
+        answers: the socket on which libzmq asks about tokens; poll it too. None: no token is needed.
     """
 
     def __init__(self, sock: zmq.Socket[bytes], token: bytes, first_message_bytes: int) -> None:
@@ -77,7 +77,7 @@ class Door:
             sock.setsockopt(zmq.ZAP_DOMAIN, b"parmig")
 
     def answer(self) -> None:
-        """Answer the handshakes that wait for it."""
+        """Answer the handshakes that wait for an answer."""
         if self.answers is None:
             return
         for _ in range(_ANSWERS_A_TURN):
@@ -92,7 +92,7 @@ class Door:
                 and request[_NAME] == _USER
                 and hmac.compare_digest(request[_PASSWORD], self._password)
             )
-            if known:  # the peer is among those who are there: none of them goes before it has said hello
+            if known:  # one of these strangers is the peer: keep them all until it has said hello
                 self._kept, self._kept_until_ns = frozenset(self._strangers), time.monotonic_ns() + HELLO_NS
             code, words = (b"200", b"") if known else (b"400", b"not known here")
             self.answers.send_multipart([request[_VERSION], request[_REQUEST], code, words, b"", b""])
@@ -116,14 +116,15 @@ class Door:
             self.answers.close(linger=0)
 
     def thin_out(self) -> None:
-        """Shut out who has said too much, or is too many; all events so far were noted."""
+        """Shut out strangers that sent too much, and the oldest ones above the limit. Note all events before."""
         for fd in list(self._strangers):
             if arrived_bytes(fd) > self._max_bytes:
                 _shut_out(fd, self._strangers.pop(fd))
         if self._shut or time.monotonic_ns() > self._kept_until_ns:
             self._kept = frozenset()
         while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
-            fd = next((one for one in self._strangers if one not in self._kept), next(iter(self._strangers)))
+            oldest = next(iter(self._strangers))
+            fd = next((stranger for stranger in self._strangers if stranger not in self._kept), oldest)
             _shut_out(fd, self._strangers.pop(fd))
 
     def shut(self, peer_fd: int) -> None:
@@ -139,10 +140,10 @@ class Door:
 
 @contextmanager
 def _connection(fd: int) -> Iterator[socket.socket]:
-    """The socket *fd*, which libzmq owns, by a descriptor of our own.
+    """The socket *fd*, which libzmq owns, through a duplicate of its descriptor.
 
     Raises:
-        OSError: it has ended meanwhile; the number may be that of something else.
+        OSError: *fd* is no socket any more: the connection has ended, and its number may have been reused.
     """
     own = os.dup(fd)
     try:
@@ -155,7 +156,7 @@ def _connection(fd: int) -> Iterator[socket.socket]:
 
 
 def _other_end(fd: int) -> Any:
-    """The address of the peer of the connection *fd*; None where it has ended meanwhile."""
+    """The address of the peer of the connection *fd*; None: it has ended meanwhile."""
     try:
         with _connection(fd) as sock:
             return sock.getpeername()
@@ -164,7 +165,7 @@ def _other_end(fd: int) -> Any:
 
 
 def arrived_bytes(fd: int) -> int:
-    """What has arrived on the connection *fd* since it was made; 0 where it has ended meanwhile."""
+    """How many bytes arrived on the connection *fd* since it was made; 0: it has ended meanwhile."""
     try:
         with _connection(fd) as sock:
             return sockets.received_bytes(sock)
@@ -173,7 +174,7 @@ def arrived_bytes(fd: int) -> int:
 
 
 def _shut_out(fd: int, address: Any) -> None:
-    """End the connection *fd*, if it still is the one to *address*: its number may be another's by now."""
+    """End the connection *fd* if it still is the one to *address*. Its number may have been reused."""
     try:
         with _connection(fd) as sock:
             if address is not None and sock.getpeername() == address:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames that libzmq reads where they lie, without telling when it has.
+"""Sends frames without a copy, and without a report from libzmq when they have left.
 
-pyzmq's own send without a copy has libzmq report every frame that has left, by an inner socket, to a thread that then
-drops its reference: two wake-ups for each batch, and a thread that wants the interpreter's lock just when the next is
-being made. A channel with acknowledgements does not need that report. libzmq has messages for it, those made by
-``zmq_msg_init_data`` without a function to free them; pyzmq does not offer them, so they are made here. Without that
-thread a worker sent 4 and 8 % more (medians of 8, loopback, 2 cores).
+When pyzmq sends without a copy, libzmq reports every frame that has left to a thread, which drops its reference. This
+costs two wake-ups a batch, and the thread wants the interpreter's lock while the next batch is made. A channel with
+acknowledgements does not need the report. ``zmq_msg_init_data`` without a function to free the memory makes messages
+that are not reported. pyzmq does not offer it, so this module calls libzmq itself. Without the thread a worker sent 4
+and 8 % more (medians of 8, loopback, 2 cores).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MSG_BYTES = 64  # zmq_msg_t, zmq.h
 
 
 def _functions() -> tuple[Any, Any] | None:
-    """The functions of libzmq, of the very library that pyzmq uses; None where it does not show them."""
+    """The functions of the libzmq that pyzmq uses; None: pyzmq hides them."""
     try:
         library = ctypes.CDLL(cython._zmq.__file__, use_errno=True)  # what it was linked with is searched too
         make, send = library.zmq_msg_init_data, library.zmq_msg_send
@@ -36,7 +36,7 @@ FUNCTIONS = _functions()
 
 
 def send_in_place(sock: zmq.Socket[bytes], frame: memoryview, flags: int) -> None:
-    """Queue *frame*, which stays unchanged and mapped until the peer is known to have it.
+    """Queue *frame*. It must stay unchanged and mapped until the peer has acknowledged it.
 
     Raises:
         zmq.ZMQError: as ``Socket.send``.

@@ -23,7 +23,7 @@ def probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:
             socket.create_connection((host, endpoint.port), timeout=left_s, source_address=source).close()
             return
         except (OSError, UnicodeError) as error:
-            starting = isinstance(error, ConnectionRefusedError)  # the receiver may be
+            starting = isinstance(error, ConnectionRefusedError)  # the receiver may not listen yet
             if not starting or time.monotonic_ns() + RETRY_NS > deadline:
                 raise unreachable(name, endpoint, local, error) from error
         time.sleep(RETRY_NS / NS_PER_S)

@@ -30,6 +30,7 @@ def test_help_lists_exactly_the_commands_that_exist() -> None:
         "save",
         "restore",
         "inspect",
+        "qemu_args",
         "doctor",
     ]
     result = runner.invoke(app, ["--help"])

@@ -103,9 +103,9 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
     assert documented == list(struct.__struct_fields__)
 
 
-@pytest.mark.parametrize("command", make_tables.COMMANDS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("command", make_tables.COMMANDS, ids=make_tables.command_name)
 def test_every_option_is_documented_in_its_section(command: Callable[..., None]) -> None:
-    name = command.__name__
+    name = make_tables.command_name(command)
     section = (ROOT / "docs/cli.md").read_text().split(f"## parmig {name}\n")[1].split("\n## ")[0]
     documented = set(re.findall(r"^\| `(--[\w-]+)", section, re.M))
     help_text = CliRunner().invoke(app, [name, "--help"]).stdout

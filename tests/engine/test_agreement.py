@@ -8,14 +8,14 @@ import pytest
 
 from parmig.engine.agreement import (
     CAPABILITIES,
-    MAX_TOLD,
+    MAX_LISTED,
     agreed_codecs,
     agreed_version,
     block_mismatches,
     check_accept,
     check_configure,
+    joined,
     offer,
-    told,
 )
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.errors import ProtocolError
@@ -202,10 +202,10 @@ def test_very_many_mismatches_are_told_in_few_words() -> None:
     there = [block(f"block{number}") for number in range(1000)]
     mismatches = block_mismatches(BLOCKS, there)
     assert len(mismatches) == 1002
-    words = told(mismatches)
-    assert words.endswith(f"; and {1002 - MAX_TOLD} more")
-    assert words.count(";") == MAX_TOLD
-    assert told(mismatches[:2]) == "; ".join(mismatches[:2])
+    words = joined(mismatches)
+    assert words.endswith(f"; and {1002 - MAX_LISTED} more")
+    assert words.count(";") == MAX_LISTED
+    assert joined(mismatches[:2]) == "; ".join(mismatches[:2])
 
 
 def test_regions_that_are_too_many_are_refused() -> None:

@@ -51,22 +51,32 @@ class QemuOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = AUTO
 
 
+def connect(text: str) -> tuple[Qmp, QemuOptions]:
+    """A session with the QEMU that *text* names, ``QMP-SOCKET[,KEY=VALUE]...``, and the options. The caller closes it.
+
+    Raises:
+        UsageError: the text names no socket, or an option is not allowed.
+        GuestRefusedError: no QEMU answers.
+    """
+    path, _, rest = text.partition(",")
+    if not path:
+        raise UsageError("no QMP socket after 'qemu:'; write qemu:PATH, the path of QEMU's QMP socket")
+    options = read_options(rest, QemuOptions, "qemu")
+    return Qmp(path, options.timeout_ns / NS_PER_S), options
+
+
 def open_qemu(text: str, *, incoming: bool) -> QemuGuest:
-    """The QEMU that *text* names: ``QMP-SOCKET[,KEY=VALUE]...``.
+    """The QEMU that *text* names.
 
     Args:
-        text: the path of a QMP unix socket, and options.
+        text: as for :func:`connect`.
         incoming: True on the destination.
 
     Raises:
         UsageError: the text names no socket, or an option is not allowed.
         GuestRefusedError: no QEMU answers, or a migration cannot work with it.
     """
-    path, _, rest = text.partition(",")
-    if not path:
-        raise UsageError("no QMP socket after 'qemu:'; write qemu:PATH, the path of QEMU's QMP socket")
-    options = read_options(rest, QemuOptions, "qemu")
-    qmp = Qmp(path, options.timeout_ns / NS_PER_S)
+    qmp, options = connect(text)
     try:
         state = choose_state(qmp, options.state)
     except BaseException:
