@@ -27,10 +27,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from parmig.guests.guest_types import GuestInfo, Rescue, StateSink
+from parmig.guests.trait import Trait
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import DirtyLog, Segment
 
-__all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink"]
+__all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink", "Trait"]
 
 
 class Guest(ABC):
@@ -58,6 +59,10 @@ class Guest(ABC):
 
         They are not among :meth:`memory`. Asked for snapshots only. Must not disturb the guest.
         """
+        return {}
+
+    def traits(self) -> Mapping[str, Trait]:
+        """What else both sides compare, by name, at most eight; only what both have. Must not disturb the guest."""
         return {}
 
     @abstractmethod

@@ -198,7 +198,11 @@ class QemuMachine:
     def fds(self) -> dict[str, str]:
         """QEMU's descriptor table; a connection to its monitor is in it while it lasts."""
         base = f"/proc/{self.pid}/fd"
-        return {name: os.readlink(f"{base}/{name}") for name in os.listdir(base)}
+        found = {}
+        for name in os.listdir(base):
+            with contextlib.suppress(FileNotFoundError):  # QEMU closes a connection while we look
+                found[name] = os.readlink(f"{base}/{name}")
+        return found
 
     def maps(self) -> str:
         """QEMU's mappings."""

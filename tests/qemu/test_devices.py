@@ -44,7 +44,7 @@ def test_devices_and_blocks_are_read_in_their_order() -> None:
         *("hpet", "i440FX-pcihost", "virtio-net-pci", "virtio-net-device", "vhost-user-fs-pci")
     ]
     assert found.devices[2] == Device("virtio-net-pci", "net0")
-    assert found.blocks == ("ram0", "0000:00:02.0/vga.vram")
+    assert found.blocks == ("ram0 of 268435456 bytes", "0000:00:02.0/vga.vram of 16777216 bytes")
 
 
 def test_what_came_and_what_went_is_named() -> None:
@@ -57,7 +57,12 @@ def test_what_came_and_what_went_is_named() -> None:
         "device hpet was added; device virtio-net-pci 'net0' was removed"
     )
     more = RAMBLOCKS + "   dimm0    4 KiB  0x0000000020080000 0x0000000001000000 0x0000000001000000\n"
-    assert changes(before, inventory(QTREE, more)) == "RAM block dimm0 was added"
+    assert changes(before, inventory(QTREE, more)) == "RAM block dimm0 of 16777216 bytes was added"
+    smaller = RAMBLOCKS.replace("0x0000000001000000 ", "0x0000000000800000 ")
+    assert changes(before, inventory(QTREE, smaller)) == (
+        "RAM block 0000:00:02.0/vga.vram of 8388608 bytes was added; "
+        "RAM block 0000:00:02.0/vga.vram of 16777216 bytes was removed"
+    )
 
 
 NETWORK = r"""net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56
@@ -141,7 +146,7 @@ def plug_device(machine: QemuMachine) -> None:
 @pytest.mark.qemu
 @pytest.mark.parametrize(
     ("plug", "words"),
-    [(plug_memory, ("RAM block more was added",)), (plug_device, ("virtio-rng-pci 'rng0'",))],
+    [(plug_memory, ("RAM block more of",)), (plug_device, ("virtio-rng-pci 'rng0'",))],
 )
 def test_what_is_plugged_during_a_migration_ends_it_and_the_source_runs_on(
     initrd: Path, plug: Callable[[QemuMachine], None], words: tuple[str, ...]

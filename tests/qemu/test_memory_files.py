@@ -206,6 +206,31 @@ def test_the_old_way_takes_the_shared_backends_only() -> None:
             assert (blocks[name].memory.block, blocks[name].segments) == old
 
 
+def test_a_flash_with_the_firmware_is_found() -> None:
+    extra = ("-drive", "if=pflash,format=raw,file={dir}/flash")
+    machine = QemuMachine(memory=["-machine", "pc"], memory_bytes=MEMORY_BYTES, extra=extra)
+    (machine.directory / "flash").write_bytes(bytes(4 * MIB))
+    with machine, opened(machine) as blocks:
+        assert blocks["system.flash0"].memory.block.size_bytes == 4 * MIB
+        check_addresses(machine, blocks)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "since"),
+    [
+        pytest.param(backend("memory-backend-shm,share=on"), "ram0", (9, 1), id="shm"),
+        pytest.param(["-machine", "pc,aux-ram-share=on"], "0000:00:02.0/vga.vram", (10, 0), id="aux-ram-share"),
+    ],
+)
+def test_what_newer_qemus_share_is_found(options: list[str], name: str, since: tuple[int, int]) -> None:
+    with QemuMachine(memory=["-machine", "pc"]) as machine:
+        if machine.version() < since:
+            pytest.skip(f"QEMU has this since {'.'.join(map(str, since))}")
+    with QemuMachine(memory=options, memory_bytes=MEMORY_BYTES) as machine, opened(machine) as blocks:
+        assert kind(blocks[name]) == SHARED
+        check_addresses(machine, blocks)
+
+
 def test_two_private_backends_may_have_one_file() -> None:
     half = MEMORY_BYTES // 2
     file = f"memory-backend-file,share=off,mem-path={{dir}}/ram,size={half}"

@@ -48,7 +48,7 @@ class Device(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What must stay as it is from the start of a dirty log to the pause: devices in their order, and RAM blocks."""
+    """What must stay as it is from the start of a dirty log to the pause: devices in order, RAM blocks with sizes."""
 
     devices: tuple[Device, ...]
     blocks: tuple[str, ...]
@@ -57,8 +57,10 @@ class Inventory(NamedTuple):
 def inventory(qtree: str, ramblocks: str) -> Inventory:
     """The devices and RAM blocks that HMP ``info qtree`` and ``info ramblock`` printed."""
     found = (_DEVICE_LINE.match(line) for line in qtree.splitlines())
+    sizes = ram_list.block_sizes(ramblocks)
     return Inventory(
-        tuple(Device(match["type"], match["id"]) for match in found if match), tuple(ram_list.block_sizes(ramblocks))
+        tuple(Device(match["type"], match["id"]) for match in found if match),
+        tuple(f"{name} of {size_bytes} bytes" for name, size_bytes in sizes.items()),
     )
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from parmig.errors import GuestRefusedError
 from parmig.guests.qemu.maps import Vma
 from parmig.guests.qemu.ram_list import RamEntry
@@ -34,7 +36,7 @@ max_length 8, resized 8, flags 4, idstr 256, 4 unused, next 16. QEMU 7.2 and 10.
 _NUMBERS = struct.Struct("=3Q")
 _NUMBERS_OFFSET = 40
 _NEXT_OFFSET = 336
-_POINTER = struct.Struct("=Q")
+_WORD = struct.Struct("=Q")
 
 _HINT = (
     "use QEMU 8.0 or newer, or give its RAM a memory-backend-file with share=on, and add ,state=migrate to the "
@@ -55,7 +57,7 @@ def find_addresses(entries: Sequence[RamEntry], maps: Iterable[Vma], read: Read)
     """
     found: set[tuple[int, ...]] = set()
     for vma in _heaps(maps):
-        for first in _search(_numbers(entries[0]), vma, read):
+        for first in _search(entries[0], vma, read):
             if addresses := _walk(entries, first - _NUMBERS_OFFSET, read):
                 found.add(addresses)
         if found:
@@ -75,13 +77,15 @@ def _heaps(maps: Iterable[Vma]) -> list[Vma]:
     return main + [vma for vma in private if not vma.path and vma.end - vma.start <= HEAP_LIMIT_BYTES]
 
 
-def _search(pattern: bytes, vma: Vma, read: Read) -> Iterator[int]:
-    """The addresses at which *pattern* lies in a mapping."""
+def _search(entry: RamEntry, vma: Vma, read: Read) -> Iterator[int]:
+    """The addresses in a mapping at which the three numbers of *entry* lie."""
     content = read(vma.start, vma.end - vma.start)
-    at = content.find(pattern)
-    while at >= 0:
-        yield vma.start + at
-        at = content.find(pattern, at + 1)
+    words = np.frombuffer(content, np.uint64, len(content) // _WORD.size)
+    # A size is rarer than the offset, which may be 0.
+    for index in np.flatnonzero(words == entry.used_bytes):
+        at = int(index - 1) * _WORD.size
+        if at >= 0 and content[at : at + _NUMBERS.size] == _numbers(entry):
+            yield vma.start + at
 
 
 def _walk(entries: Sequence[RamEntry], first: int, read: Read) -> tuple[int, ...]:
@@ -97,7 +101,7 @@ def _walk(entries: Sequence[RamEntry], first: int, read: Read) -> tuple[int, ...
         if (_NUMBERS.pack(*numbers), name.split(b"\0", 1)[0]) != (_numbers(entry), entry.name.encode()):
             return ()
         # A struct that QEMU has freed still looks like one, but no struct before it points to it.
-        if read(previous, _POINTER.size) != _POINTER.pack(address) or back not in (None, previous):
+        if read(previous, _WORD.size) != _WORD.pack(address) or back not in (None, previous):
             return ()
         addresses.append(host)
         address, back = following, address + _NEXT_OFFSET
