@@ -88,7 +88,7 @@ class Introduction:
             running=thread.call(guest.is_running),
             verify=config.verify,
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(),
+            capabilities=offer(info.state),
             traits=describe(thread.call(guest.traits)),
             check=check,
         )

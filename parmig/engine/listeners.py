@@ -129,7 +129,7 @@ class Listeners:
                 DataEndpoint(announced_host(self._host(worker)), self._ports[worker], scheme)
                 for worker in range(wish.workers)
             ),
-            capabilities=offer(),
+            capabilities=offer(info.state),
         )
 
     def pollables(self) -> list[Any]:

@@ -166,8 +166,13 @@ class MigrationSender(SourceSide):
 
     def _last_steps(self, status: MigrationStatus) -> Sequence[Callable[[], None]]:
         if status is not MigrationStatus.COMPLETED:
-            return ()
+            return (self._guest.announce,) if self._config.announce and self._was_rolled_back() else ()
         return (self._guest.finish_source, *([self._guest.quit] if self._config.quit_source else []))
+
+    def _was_rolled_back(self) -> bool:
+        """Whether the guest was paused for this migration, and runs here again."""
+        run = self._run
+        return run is not None and run.may_stand_still and not run.handed_over and not self._custody.problem
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
         control = self._introduction.control if self._introduction is not None else None
