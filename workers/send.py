@@ -14,14 +14,12 @@ from parmig.errors import ProtocolError
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
-from parmig.ram.reach.reach import Reach
 from parmig.ram.region_digest import RegionDigester
-from parmig.ram.regions import Region
 from parmig.ram.send import MigrationRamSend
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, format_ms
-from workers.bootstrap import Inbox, attach_memory, run_worker
+from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
 from workers.rounds import await_tracker, serve_rounds
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +38,8 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 
 def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
-    blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
+    memory = attach_memory(setup, area_fd, block_fds)
+    blocks, regions, shared = memory
     endpoint = parse_uri(setup.uri)
     name = f"send worker {setup.worker} to {endpoint}"
     transport = open_transport(endpoint, name, max_message_bytes=1 << 16, token=setup.session)
@@ -64,13 +63,17 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )
-    serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, blocks, regions))
+    serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, memory))
 
 
-def _answer(
-    instruction: Instruction, digester: RegionDigester, blocks: Sequence[Reach], regions: list[Region]
-) -> WorkerEvent:
+def _answer(instruction: Instruction, digester: RegionDigester, memory: Memory) -> WorkerEvent:
     match instruction:
         case DigestRegions(regions=numbers):
-            return RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers})
+            regions = {number: memory.regions[number] for number in numbers}
+            return RegionDigests(
+                {
+                    number: digester.digest(memory.blocks[region.block], region, memory.shared.bits[region.block])
+                    for number, region in regions.items()
+                }
+            )
     raise ProtocolError(f"a send worker cannot {type(instruction).__name__}")

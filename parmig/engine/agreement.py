@@ -105,6 +105,19 @@ def guest_mismatches(source: tuple[str, str], destination: tuple[str, str]) -> l
     return []
 
 
+def memory_mismatches(
+    source: Sequence[RamBlock], source_state: str, destination: Sequence[RamBlock], state: str, info: GuestInfo
+) -> list[Mismatch]:
+    """How the RAM blocks differ; where device state is taken in two ways, other blocks are moved, and only that counts.
+
+    Args:
+        source_state, state: how device state is taken at the source and at the destination.
+        info: of the guest on this side.
+    """
+    different = state_mismatches(source_state, state)
+    return different or block_mismatches(source, destination, by_place=info.blocks_by_place)
+
+
 def capability_mismatches(theirs: Sequence[str], side: str) -> list[Mismatch]:
     """Capabilities that the peer lacks, which is the *side*."""
     source, destination = ("", "present") if side == "source" else ("present", "")
@@ -122,10 +135,9 @@ def check_configure(
         info, blocks, traits: of the guest here.
     """
     mismatches = guest_mismatches((message.kind, message.machine), (info.kind, info.machine))
-    mismatches += block_mismatches(message.blocks, blocks)
+    mismatches += memory_mismatches(message.blocks, state_of(message.capabilities), blocks, info.state, info)
     mismatches += capability_mismatches(message.capabilities, "source")
     if message.kind == info.kind:
-        mismatches += state_mismatches(state_of(message.capabilities), info.state)
         mismatches += trait_mismatches(message.traits, traits)
     for what, name, known in (
         ("compression", message.codec, codecs.names()),
@@ -150,9 +162,7 @@ def check_configure(
 def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mismatch]:
     """(source) Everything in the destination's answer that does not match."""
     mismatches = guest_mismatches((info.kind, info.machine), (message.kind, message.machine))
-    if message.kind == info.kind:
-        mismatches += state_mismatches(info.state, state_of(message.capabilities))
-    mismatches += block_mismatches(wish.blocks, message.blocks)
+    mismatches += memory_mismatches(wish.blocks, info.state, message.blocks, state_of(message.capabilities), info)
     mismatches += capability_mismatches(message.capabilities, "destination")
     if message.codec != wish.codec:
         mismatches.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))

@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from parmig import logs
 from parmig.config import ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
 from parmig.engine.agreement import check_configure
+from parmig.engine.block_pairs import pair_blocks
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.mismatch import Mismatch, joined
@@ -23,7 +24,7 @@ from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import CancelledError, GuestError, LimitExceededError, ParmigError, PeerLostError, PeerRefusedError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.blocks import BlockMemory
+from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
 from parmig.transport.transport import parse_uri
@@ -178,13 +179,12 @@ class MigrationReceiver:
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
-        by_name = {part.block.name: part for part in memory}
         control = self._admission.admit()
         try:
             return ReceiveSession(
                 wish,
                 info,
-                [by_name[block.name] for block in wish.blocks],
+                _in_order_of(wish.blocks, memory, info),
                 self._config,
                 control,
                 guest=self._guest,
@@ -259,3 +259,10 @@ class MigrationReceiver:
             report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
             report.error = error_reports.describe_error(error, error.phase or WAITING)
         return report
+
+
+def _in_order_of(blocks: Sequence[RamBlock], memory: Sequence[BlockMemory], info: GuestInfo) -> list[BlockMemory]:
+    """The memory here that takes the content of each of the source's *blocks*, which match."""
+    by_name = {part.block.name: part for part in memory}
+    pairs = pair_blocks(blocks, [part.block for part in memory], by_place=info.blocks_by_place)
+    return [by_name[here.name] for _, here in pairs if here is not None]

@@ -16,12 +16,15 @@ class GuestInfo(msgspec.Struct, frozen=True):
         machine: what device state depends on (QEMU: the versioned machine type); compared literally.
         monitor: name and version of the VMM, for the report; not compared.
         state: how device state is taken, where a guest knows several ways (QEMU: ``devices``, ``migrate``).
+        blocks_by_place: whether a RAM block may take the content of one with another name, if the guest sees both at
+            the same addresses. Not where device state names the blocks.
     """
 
     kind: str
     machine: str
     monitor: str
     state: str = ""
+    blocks_by_place: bool = False
 
 
 class Rescue(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -87,37 +88,47 @@ _EXISTING = {
     "inverted": PAGE_IS_PFNZERO,
     "mask": PAGE_IS_PFNZERO,
     "anyof": PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-    "returned": PAGE_IS_PRESENT,
+    "returned": PAGE_IS_SWAPPED,
 }
 _ENTRY_PRESENT, _ENTRY_SWAPPED = np.uint64(1 << 63), np.uint64(1 << 62)
 _VECTOR_REGIONS = 4096
 _PAGE_BYTES = 4096
 
 
-def existing(pagemap_fd: int, start: int, end: int) -> npt.NDArray[np.bool_]:
-    """Which pages of ``[start, end)`` the page tables have, in memory (except as the zero page) or in swap.
+class Existing(NamedTuple):
+    """Pages that page tables have, one entry for each 4 KiB page.
 
-    Pages that are armed for write tracking and do not exist may be among them: their markers look like swap. Works
-    on any kernel: before Linux 6.7 it reads an entry of 8 bytes for each page, and takes the zero page for memory.
+    Attributes:
+        present: in memory, except as the zero page.
+        swapped: in swap. Pages that are armed for write tracking and do not exist are among them: the markers that
+            the kernel sets for those look like swap, and so do pages that it moves just now.
+    """
 
-    Returns:
-        One entry for each 4 KiB page.
+    present: npt.NDArray[np.bool_]
+    swapped: npt.NDArray[np.bool_]
+
+
+def existing(pagemap_fd: int, start: int, end: int) -> Existing:
+    """Which pages of ``[start, end)`` the page tables have.
+
+    Works on any kernel: before Linux 6.7 it reads an entry of 8 bytes for each page, and takes the zero page for memory.
 
     Raises:
         OSError: the page tables cannot be read.
     """
     pages = (end - start) // _PAGE_BYTES
-    edges = np.zeros(pages + 1, dtype=np.int8)  # 1 where a run begins, -1 behind its end
+    edges = np.zeros((2, pages + 1), dtype=np.int8)  # 1 where a run begins, -1 behind its end
     vector = np.zeros(_VECTOR_REGIONS, dtype=PAGE_REGION_DTYPE)
     try:
         for regions in scan(pagemap_fd, start, end, vector, flags=0, **_EXISTING):
-            edges[(regions["start"] - start) // _PAGE_BYTES] += 1
-            edges[(regions["end"] - start) // _PAGE_BYTES] -= 1
+            kind = (regions["categories"] != 0).astype(np.int8)
+            edges[kind, (regions["start"] - start) // _PAGE_BYTES] += 1
+            edges[kind, (regions["end"] - start) // _PAGE_BYTES] -= 1
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.EINVAL):
             raise
         entries = np.zeros(pages, dtype=np.uint64)  # behind the last mapping the file ends
         os.preadv(pagemap_fd, [entries.data.cast("B")], start // _PAGE_BYTES * 8)
-        mask: npt.NDArray[np.bool_] = entries & (_ENTRY_PRESENT | _ENTRY_SWAPPED) != 0
-        return mask
-    return np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)
+        return Existing(entries & _ENTRY_PRESENT != 0, entries & _ENTRY_SWAPPED != 0)
+    masks = np.cumsum(edges[:, :-1], axis=1, dtype=np.int8).view(np.bool_)
+    return Existing(masks[0], masks[1])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import xxhash
 
+from parmig.ram.bits import Bits, mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region
@@ -27,19 +28,23 @@ class RegionDigester:
         self._scratch = bytearray(2 * MIB)
         self._zero_chunk = xxhash.xxh3_64_digest(self._scratch)
 
-    def digest(self, reach: Reach, region: Region) -> int:
-        """The digest of one region of *reach*."""
+    def digest(self, reach: Reach, region: Region, sent: Bits | None = None) -> int:
+        """The digest of one region of *reach*.
+
+        Args:
+            sent: (source) the pages of the block that were sent as data, one bit a page, when all was sent.
+        """
         chunks = [
-            self._chunk(reach, first, min(_CHUNK_PAGES, region.end_page - first))
+            self._chunk(reach, first, min(_CHUNK_PAGES, region.end_page - first), sent)
             for first in range(region.first_page, region.end_page, _CHUNK_PAGES)
         ]
         return xxhash.xxh3_64_intdigest(b"".join(chunks))
 
-    def _chunk(self, reach: Reach, first_page: int, pages: int) -> bytes:
+    def _chunk(self, reach: Reach, first_page: int, pages: int, sent: Bits | None) -> bytes:
         if pages == _CHUNK_PAGES and not reach.has_data(first_page, pages):
             return self._zero_chunk
         view = memoryview(self._scratch)[: pages * PAGE_BYTES]
-        reach.read_span(first_page, view)
+        reach.read_span(first_page, view, sent=None if sent is None else mask_of_bits(sent, first_page, pages))
         return xxhash.xxh3_64_digest(view)
 
 

@@ -19,17 +19,17 @@ GIB = 1 << 30
 FILE = "memory-backend-file,mem-path={dir}/"
 
 
-def receive(machine: QemuMachine) -> Command:
-    return Command("receive", "--listen", LISTEN, "--guest", f"qemu:{machine.socket}", "--json")
+def receive(machine: QemuMachine, guest: str = "") -> Command:
+    return Command("receive", "--listen", LISTEN, "--guest", f"qemu:{machine.socket}{guest}", "--json")
 
 
-def send(machine: QemuMachine, uri: str, *options: str) -> Command:
-    return Command("send", uri, "--guest", f"qemu:{machine.socket}", "--json", *options)
+def send(machine: QemuMachine, uri: str, *options: str, guest: str = "") -> Command:
+    return Command("send", uri, "--guest", f"qemu:{machine.socket}{guest}", "--json", *options)
 
 
-def move(source: QemuMachine, destination: QemuMachine, *options: str) -> dict[str, Any]:
-    """One migration by two commands; the source's report."""
-    with receive(destination) as there, send(source, there.uri(), "--verify", *options) as here:
+def move(source: QemuMachine, destination: QemuMachine, *options: str, guest: str = "") -> dict[str, Any]:
+    """One migration by two commands, with *guest* the options of both guests; the source's report."""
+    with receive(destination, guest) as there, send(source, there.uri(), "--verify", *options, guest=guest) as here:
         code, report = here.end()
         assert (code, report["status"], report["verified"]) == (0, "completed", True), here.errors
         code, received = there.end()

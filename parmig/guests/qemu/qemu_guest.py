@@ -73,7 +73,13 @@ class QemuGuest(Guest):
             self.close()
             raise
         version = ".".join(str(number) for number in qmp.version)
-        self._info = GuestInfo(kind="qemu", machine=machine, monitor=f"QEMU {version}", state=state)
+        self._info = GuestInfo(
+            kind="qemu",
+            machine=machine,
+            monitor=f"QEMU {version}",
+            state=state,
+            blocks_by_place=state == DEVICES,
+        )
 
     def info(self) -> GuestInfo:
         """Machine type with its version, QEMU's own version, and ``devices`` or ``migrate``."""

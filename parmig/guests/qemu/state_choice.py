@@ -14,7 +14,7 @@ from parmig.guests.qemu.saved_devices import COMMAND, SAVED_STATES, SavedDevices
 AUTO, DEVICES, MIGRATE = "auto", "devices", "migrate"
 CHOICES = (AUTO, DEVICES, MIGRATE)
 
-PREFERRED = MIGRATE
+PREFERRED = DEVICES
 """What ``auto`` is where QEMU allows both."""
 
 DEPARTURES: dict[str, type[Departure]] = {DEVICES: SavedDevices, MIGRATE: Outgoing}

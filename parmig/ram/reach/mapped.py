@@ -97,7 +97,7 @@ class BlockMapping(Reach):
     def zero_mask(self, index: Index) -> Mask:
         return zero_mask(self.words, index)
 
-    def read_span(self, first_page: int, target: memoryview) -> None:
+    def read_span(self, first_page: int, target: memoryview, *, sent: Mask | None = None) -> None:
         at = first_page * PAGE_BYTES
         try:
             read = os.preadv(self.fd, [target], self.file_offset_bytes + at)

@@ -81,27 +81,33 @@ class ProcessReach(Reach):
     # -- which pages exist ----------------------------------------------------------------------
 
     def allocated(self, first_page: int, pages: int, among: Mask | None = None, *, tables: Mask | None = None) -> Mask:
-        exists = self._in_tables(first_page, pages) if tables is None else tables.copy()
+        if tables is None:
+            found = self._in_tables(first_page, pages)
+            exists: Mask = found.present | found.swapped
+        else:
+            exists = tables.copy()
         if self._file is not None:
             unknown = ~exists if among is None else among & ~exists
             if unknown.any():
                 exists |= unknown & allocated_mask(self._file, first_page, pages, unknown)
         return exists
 
-    def _in_tables(self, first_page: int, pages: int) -> Mask:
-        exists: Mask = np.zeros(pages, dtype=np.bool_)
+    def _in_tables(self, first_page: int, pages: int) -> pagemap.Existing:
+        found = pagemap.Existing(np.zeros(pages, dtype=np.bool_), np.zeros(pages, dtype=np.bool_))
         for first, end, address in self._overlapping(first_page, first_page + pages):
             try:
                 part = pagemap.existing(self._pagemap_fd, address, address + (end - first) * PAGE_BYTES)
             except OSError as error:
                 raise self._refused(error) from error
-            exists[first - first_page : end - first_page] = part
-        return exists
+            found.present[first - first_page : end - first_page] = part.present
+            found.swapped[first - first_page : end - first_page] = part.swapped
+        return found
 
     def has_data(self, first_page: int, pages: int) -> bool:
         if self._file is not None and has_data(self._file, first_page, pages):
             return True
-        return bool(self._in_tables(first_page, pages).any())
+        found = self._in_tables(first_page, pages)
+        return bool(found.present.any() or found.swapped.any())
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -133,9 +139,11 @@ class ProcessReach(Reach):
         self._read(runs_of_index(index), copies)
         return copies
 
-    def read_span(self, first_page: int, target: memoryview) -> None:
+    def read_span(self, first_page: int, target: memoryview, *, sent: Mask | None = None) -> None:
         pages = np.frombuffer(target, dtype=np.uint8).reshape(-1, PAGE_BYTES)
-        exists = self.allocated(first_page, len(pages))
+        found = self._in_tables(first_page, len(pages))
+        tables = found.present | (found.swapped if sent is None else found.swapped & sent)
+        exists = self.allocated(first_page, len(pages), tables=tables)
         if not exists.all():
             pages[~exists] = 0
         for first, end in runs_of_mask(exists).tolist():  # a call for each run

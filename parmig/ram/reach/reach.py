@@ -67,8 +67,13 @@ class Reach(ABC):
         """Which of the pages *index*, which exist, hold only zero bytes."""
 
     @abstractmethod
-    def read_span(self, first_page: int, target: memoryview) -> None:
-        """Copy whole pages from *first_page* on to *target*; those that do not exist are zero there."""
+    def read_span(self, first_page: int, target: memoryview, *, sent: Mask | None = None) -> None:
+        """Copy whole pages from *first_page* on to *target*; those that do not exist are zero there.
+
+        Args:
+            sent: (under write tracking, when all was sent) which of the pages were sent as data. A page that seems to
+                be in swap is read only then: else it is a marker, and reading it could allocate it.
+        """
 
     # -- writing --------------------------------------------------------------------------------
 
