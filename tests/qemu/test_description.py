@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from parmig.guests.qemu.description import cpu_model, devices, disks, virtual_cpus
+from parmig.guests.qemu.description import cpu_model, devices, disks, memory_slots, virtual_cpus
 
 QTREE = """bus: main-system-bus
   type System
@@ -95,16 +95,21 @@ def test_a_drive_that_no_device_has_is_none_of_the_guest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("places", "words"),
+    ("count", "smp", "words"),
     [
-        ([{}], "1"),
-        ([{"socket-id": 0, "core-id": number, "thread-id": 0} for number in range(2)], "2 (2 cores)"),
-        ([{"socket-id": number, "core-id": core} for number in (0, 1) for core in (0, 1)], "4 (2 sockets, 2 cores)"),
+        (1, {}, "1"),
+        (1, {"cpus": 1, "maxcpus": 1, "cores": 1, "sockets": 1}, "1"),
+        (4, {"cpus": 4, "maxcpus": 4, "cores": 2, "sockets": 2, "threads": 1}, "4 (2 sockets, 2 cores)"),
+        (3, {"cpus": 2, "maxcpus": 6, "cores": 6, "modules": 1}, "3 of at most 6 (6 cores)"),
     ],
 )
-def test_virtual_cpus_are_counted_by_their_places(places: list[dict[str, int]], words: str) -> None:
-    assert virtual_cpus([{"props": place} for place in places]) == words
-    assert virtual_cpus([{} for _ in places]) == str(len(places))
+def test_virtual_cpus_are_counted_and_arranged(count: int, smp: dict[str, int], words: str) -> None:
+    assert virtual_cpus(count, smp) == words
+
+
+def test_memory_slots_are_described_where_there_are_any() -> None:
+    assert memory_slots({}) == memory_slots({"size": 1 << 28}) == "none"
+    assert memory_slots({"size": 1 << 28, "slots": 4, "max-size": 1 << 30}) == "4 slots, up to 1 GiB"
 
 
 @pytest.mark.parametrize(
