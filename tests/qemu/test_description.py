@@ -61,8 +61,9 @@ def test_devices_have_their_id_and_their_place() -> None:
 
 
 def drive(filename: str = "/images/a.qcow2", **fields: Any) -> dict[str, Any]:
-    image = {"filename": filename, "virtual-size": 64 << 20}
-    return {"device": "", "inserted": {"drv": "qcow2", "ro": False, "image": image}} | fields
+    image = {"filename": filename, "virtual-size": 64 << 20, "format": "qcow2"}
+    filtered = {"drv": "mirror_top", "ro": False, "image": image}  # by a job that copies the disk meanwhile
+    return {"device": "", "inserted": filtered} | fields
 
 
 @pytest.mark.parametrize(

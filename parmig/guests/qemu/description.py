@@ -64,8 +64,8 @@ def _disk(drive: Mapping[str, Any]) -> str:
     medium = drive.get("inserted")
     if medium is None:
         return f"{label}: empty"
-    image = medium["image"]
-    words = [str(medium["drv"]), format_size(int(image["virtual-size"])), _image_name(str(image["filename"]))]
+    image = medium["image"]  # without the filters of jobs, such as one that mirrors the disk
+    words = [str(image["format"]), format_size(int(image["virtual-size"])), _image_name(str(image["filename"]))]
     words += ["read-only"] if medium["ro"] else []
     return f"{label}: {' '.join(filter(None, words))}"
 
