@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a migration was: the report that ``--json`` prints, and the progress that is shown meanwhile.
+"""The report of a migration, which ``--json`` prints, and the progress that is shown while it runs.
 
 The field names are a contract: names may be added, never renamed.
 """
