@@ -171,6 +171,9 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     verify: Annotated[
         bool, option("Compare a digest of all memory while both sides are paused. This makes the pause longer.")
     ] = False
+    check_only: Annotated[
+        bool, option("Compare the guest, both hosts and the options, and move nothing.", name="check")
+    ] = False
     quit_source: Annotated[
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False

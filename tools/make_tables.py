@@ -74,7 +74,7 @@ def exit_code_table() -> str:
 
 
 def error_table() -> str:
-    """Error classes with their exit code and what they say."""
+    """Error classes with their exit codes and meanings."""
     lines = ["| error | exit code | when |", "|---|---|---|"]
     for error in error_classes():
         first = (inspect.getdoc(error) or "").split("\n\n")[0].replace("\n", " ")

@@ -6,8 +6,8 @@ copy of the tree, with its own tests, one process and a time limit. Mutants that
 those that change nothing that matters are listed in ``harmless.toml`` with the reason.
 
 Survivors that change only the wording of a message ("XX...XX" around it, or its case) are counted apart: tests look for
-the words that matter, not for every letter. A string with a blank in it counts as wording, so names, keys and
-formats do not. The sum is printed with them and without them; the second counts.
+the words that matter, not for every letter. A string with a blank in it counts as wording, so names, keys and formats
+do not. The sum is printed with them and without them; the second counts.
 
 Exit code 1: fewer than 95 % were killed, or one survived that is neither explained nor wording. Needs
 ``pip install -e '.[test,mutation]'``.

@@ -70,7 +70,7 @@ class Witness:
         self.last = Beat(0, 0, 0)
 
     def look(self, guest: KvmGuest) -> None:
-        """Take the lines that came since.
+        """Take the lines that came since the last look.
 
         Raises:
             AssertionError: a line is missing or goes back.
@@ -85,7 +85,7 @@ class Witness:
             self.last = beat
 
     def wait(self, guest: KvmGuest, lines: int) -> None:
-        """Wait until so many more lines came."""
+        """Wait until *lines* more lines came."""
         wanted = self.last.number + lines
         until = time.monotonic() + LIMIT_S
         while self.last.number < wanted:

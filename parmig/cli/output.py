@@ -47,9 +47,9 @@ def print_json(value: object) -> None:
 
 
 def exit_code(report: Report) -> int:
-    """The exit code of *report*: 0 only if it completed and a comparison, if any, found no difference."""
+    """The exit code of *report*: 0 only if it completed, or was only to check, and no comparison found a difference."""
     code = report.exit_code
-    if code == 0 and (report.status != "completed" or report.verified is False):
+    if code == 0 and (report.status not in ("completed", "checked") or report.verified is False):
         return ParmigError.exit_code
     return code
 

@@ -24,7 +24,7 @@ def send(
 ) -> None:
     """Migrate a running guest of this host to the receiver at URI.
 
-    If anything fails before the hand-over, the guest keeps running here.
+    If anything fails before the hand-over, the guest keeps running here. With --check it is not moved at all.
     """
     run(lambda: _send(guest, uri, config, output), side="source", guest=guest, output=output)
 
@@ -33,8 +33,10 @@ def _send(guest_text: str, uri: str, config: SendConfig, output: o.Output) -> Re
     from parmig.processes import warm_up
 
     config.check()
-    warm_up()  # the workers' imports run beside the ones below: 0.1 s of set-up less
+    if not config.check_only:
+        warm_up()  # the workers' imports run beside the ones below: 0.1 s of set-up less
 
+    from parmig.engine.checker import MigrationChecker
     from parmig.engine.sender import MigrationSender
     from parmig.guests.registry import open_guest
 
@@ -42,6 +44,6 @@ def _send(guest_text: str, uri: str, config: SendConfig, output: o.Output) -> Re
         open_guest(guest_text, incoming=False) as guest,
         showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
     ):
-        sender = MigrationSender(guest, uri, config, progress=progress)
+        sender = (MigrationChecker if config.check_only else MigrationSender)(guest, uri, config, progress=progress)
         with cancelling(sender.cancel):
             return sender.start()

@@ -35,6 +35,8 @@ def print_summary(report: Report) -> None:
         console.print(rounds_table(report))
     if len(report.per_worker) > 1:
         console.print(workers_table(report))
+    for mismatch in report.mismatches:
+        console.print(f"{'to mend':<12} {printable(str(mismatch))}", soft_wrap=True)
 
 
 def headline(report: Report) -> list[tuple[str, str]]:

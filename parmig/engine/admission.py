@@ -12,12 +12,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from parmig.engine import peer_messages
 from parmig.engine.agreement import agreed_version
 from parmig.engine.control import ControlChannel
+from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
@@ -97,6 +98,13 @@ class Admission:
         self.refused = reason
         self.show(f"refused a source: {reason}")
 
+    def answer_check(self, mismatches: Sequence[Mismatch]) -> None:
+        """Send a source that only checks all that does not match, and show the user that it came."""
+        assert self._transport is not None
+        answer = peer_messages.Checked(tuple(mismatches[: peer_messages.MAX_MISMATCHES]))
+        self._transport.turn_away([peer_messages.encode_control(answer, self._version)])
+        self.show(f"a source checked this receiver: {joined(mismatches) or 'it fits'}")
+
     def show(self, line: str) -> None:
         """Show a line, not too often."""
         now = time.monotonic_ns()
@@ -143,17 +151,17 @@ def check_exposure(host: str, *, insecure: bool) -> None:
         )
 
 
-def lack_of_ports(ports: tuple[int, int], workers: int) -> list[str]:
+def lack_of_ports(ports: tuple[int, int], workers: int) -> list[Mismatch]:
     """The mismatch if *ports* are too few for *workers* workers; else no mismatch."""
     first, last = ports
     if not first or last - first + 1 > workers:
         return []
-    return [
-        f"--data-ports {first}-{last} of the destination are too few: {workers} workers and device state need one each"
-    ]
+    needed = f"{workers} workers and device state, with one port each,"
+    advice = "give more ports to the receiver, or fewer --workers to the sender"
+    return [Mismatch(f"--data-ports {first}-{last}", needed, f"{last - first + 1} ports", advice)]
 
 
-def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:
+def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[Mismatch]:
     """The mismatch if the file systems of the memory files cannot hold what the source has allocated; else none."""
     fds = {(os.fstat(part.fd).st_dev, os.fstat(part.fd).st_ino): part.fd for part in memory}
     allocated = sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
@@ -162,8 +170,7 @@ def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[str]:
     if all(space.f_blocks for space in by_device.values()):  # memfd has no limit of its own
         free = sum(space.f_bavail * space.f_frsize for space in by_device.values())
         if needed > free:
-            return [
-                f"no space at the destination: the guest needs {format_size(needed)} more in its memory files, "
-                f"their file system has {format_size(free)} free"
-            ]
+            advice = "make room in the file system of the destination's memory files"
+            more, rest = f"{format_size(needed)} more for memory", f"{format_size(free)} free"
+            return [Mismatch("no space at the destination", more, rest, advice)]
     return []

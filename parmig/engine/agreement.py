@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the configurations of both sides before anything is touched. Pure.
 
-Each function returns every mismatch by name, so that the user can mend them all at once.
+Each function returns every mismatch, so that the user can mend them all at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from parmig.engine.mismatch import Mismatch
 from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
+from parmig.engine.traits import trait_mismatches
 from parmig.errors import ProtocolError
-from parmig.guests.guest import GuestInfo
+from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs
 from parmig.transport.registry import data_scheme, data_transports
@@ -64,83 +66,102 @@ def _codec_feature(name: str) -> str:
 MAX_REGIONS = 1 << 20
 """Each costs both sides some bytes: 1 TiB is cut into 16,384."""
 
-MAX_LISTED = 20
-"""The most mismatches that a message lists."""
+_SAME_PARMIG = "install the same parmig on both hosts"
 
 
-def joined(mismatches: Sequence[str]) -> str:
-    """*mismatches* in one line; after MAX_LISTED of them, only the number of the others."""
-    more = len(mismatches) - MAX_LISTED
-    return "; ".join([*mismatches[:MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
-
-
-def guest_mismatches(info: GuestInfo, kind: str, machine: str) -> list[str]:
-    """How the peer's guest, of *kind* and *machine*, differs from the guest here."""
-    if kind != info.kind:
-        return [f"guest kind: {kind!r} there, {info.kind!r} here"]
-    if machine != info.machine:
-        return [f"machine type: {machine!r} there, {info.machine!r} here (start both with the same -machine)"]
+def guest_mismatches(source: tuple[str, str], destination: tuple[str, str]) -> list[Mismatch]:
+    """How the guests differ, each given by its kind and machine type."""
+    if source[0] != destination[0]:
+        return [Mismatch("guest kind", repr(source[0]), repr(destination[0]), "start the same kind of guest on both")]
+    if source[1] != destination[1]:
+        return [Mismatch("machine type", repr(source[1]), repr(destination[1]), "start both with the same -machine")]
     return []
 
 
-def block_mismatches(blocks: Sequence[RamBlock], peer_blocks: Sequence[RamBlock]) -> list[str]:
-    """How the peer's RAM blocks differ from those here. Their order does not matter."""
+def block_mismatches(source: Sequence[RamBlock], destination: Sequence[RamBlock]) -> list[Mismatch]:
+    """How the RAM blocks differ; their order does not matter."""
+    there, here = {block.name: block for block in source}, {block.name: block for block in destination}
     mismatches = []
-    here, there = {block.name: block for block in blocks}, {block.name: block for block in peer_blocks}
-    if len(there) != len(peer_blocks):
-        mismatches.append("a RAM block name appears twice there")
-    for name in sorted(here.keys() ^ there.keys()):
-        mismatches.append(f"RAM block {name!r}: only {'here' if name in here else 'there'} (backend ids must match)")
-    for name in sorted(here.keys() & there.keys()):
-        a, b = here[name], there[name]
-        if a.size_bytes != b.size_bytes:
-            mismatches.append(
-                f"RAM block {name!r}: memory size {format_size(b.size_bytes)} there, {format_size(a.size_bytes)} here"
-            )
-        elif a.ranges != b.ranges:
-            mismatches.append(f"RAM block {name!r}: guest physical addresses differ")
-        if a.page_size_bytes != b.page_size_bytes:
-            mismatches.append(f"RAM block {name!r}: page size {b.page_size_bytes} there, {a.page_size_bytes} here")
+    if (len(source), len(destination)) != (len(there), len(here)):
+        counts = [f"{len(names)} for {len(blocks)} blocks" for names, blocks in ((there, source), (here, destination))]
+        mismatches.append(Mismatch("RAM block names", counts[0], counts[1], "each block needs a name of its own"))
+    for name in sorted(here.keys() | there.keys()):
+        a, b = there.get(name), here.get(name)
+        if a is None or b is None:
+            sizes = ["" if side is None else format_size(side.size_bytes) for side in (a, b)]
+            mismatches.append(Mismatch(f"RAM block {name!r}", sizes[0], sizes[1], "backend ids must match"))
+        else:
+            mismatches += _size_mismatches(a, b)
     return mismatches
 
 
-def capability_mismatches(capabilities: Sequence[str]) -> list[str]:
-    """Capabilities that the peer lacks."""
-    return [f"capability {name!r}: missing there" for name in CAPABILITIES if name not in capabilities]
+def _size_mismatches(source: RamBlock, destination: RamBlock) -> list[Mismatch]:
+    """How two blocks of the same name differ."""
+    label, mismatches = f"RAM block {source.name!r}", []
+    if source.size_bytes != destination.size_bytes:
+        sizes = [format_size(side.size_bytes) for side in (source, destination)]
+        mismatches.append(Mismatch(f"{label}: memory size", sizes[0], sizes[1], "start both with the same -m"))
+    elif source.ranges != destination.ranges:
+        places = [", ".join(f"{part.gpa:#x}" for part in side.ranges) for side in (source, destination)]
+        advice = "start both with the same -machine and -m"
+        mismatches.append(Mismatch(f"{label}: guest physical addresses", places[0], places[1], advice))
+    if source.page_size_bytes != destination.page_size_bytes:
+        sizes = [format_size(side.page_size_bytes) for side in (source, destination)]
+        mismatches.append(Mismatch(f"{label}: page size", sizes[0], sizes[1], "give both pages of the same size"))
+    return mismatches
 
 
-def check_configure(message: Configure, info: GuestInfo, blocks: Sequence[RamBlock]) -> list[str]:
-    """(destination) Everything in the source's wishes that cannot be met."""
-    mismatches = guest_mismatches(info, message.kind, message.machine)
-    mismatches += block_mismatches(blocks, message.blocks)
-    mismatches += capability_mismatches(message.capabilities)
-    if message.codec not in codecs.names():
-        mismatches.append(f"compression {message.codec!r}: not known here (known: {', '.join(codecs.names())})")
-    if message.transport not in data_transports():
-        mismatches.append(f"transport {message.transport!r}: not known here (known: {', '.join(data_transports())})")
+def capability_mismatches(theirs: Sequence[str], side: str) -> list[Mismatch]:
+    """Capabilities that the peer lacks, which is the *side*."""
+    source, destination = ("", "present") if side == "source" else ("present", "")
+    missing = (name for name in CAPABILITIES if name not in theirs)
+    return [Mismatch(f"capability {name!r}", source, destination, _SAME_PARMIG) for name in missing]
+
+
+def check_configure(
+    message: Configure, info: GuestInfo, blocks: Sequence[RamBlock], traits: Mapping[str, Trait]
+) -> list[Mismatch]:
+    """(destination) Everything in the source's wishes that cannot be met.
+
+    Args:
+        message: the wishes.
+        info, blocks, traits: of the guest here.
+    """
+    mismatches = guest_mismatches((message.kind, message.machine), (info.kind, info.machine))
+    mismatches += block_mismatches(message.blocks, blocks)
+    mismatches += capability_mismatches(message.capabilities, "source")
+    if message.kind == info.kind:
+        mismatches += trait_mismatches(message.traits, traits)
+    for what, name, known in (
+        ("compression", message.codec, codecs.names()),
+        ("transport", message.transport, data_transports()),
+    ):
+        if name not in known:
+            mismatches.append(Mismatch(what, repr(name), f"only {', '.join(known)}", _SAME_PARMIG))
     if message.credit_bytes < message.batch_bytes:
-        mismatches.append(f"credit of {message.credit_bytes} bytes is less than one batch of {message.batch_bytes}")
+        credit, batch = f"{message.credit_bytes} bytes", f"at least one batch of {message.batch_bytes} bytes"
+        mismatches.append(Mismatch("credit", credit, batch, _SAME_PARMIG))
     for block in message.blocks:
         if block.size_bytes <= 0 or block.size_bytes % PAGE_BYTES:
-            mismatches.append(f"RAM block {block.name!r}: {block.size_bytes} bytes are not whole pages")
+            what = f"RAM block {block.name!r}: memory size"
+            mismatches.append(Mismatch(what, f"{block.size_bytes} bytes", "whole pages only", "give it whole pages"))
     regions = sum(-(-block.size_bytes // PAGE_BYTES) for block in message.blocks) // message.region_pages
     if regions > MAX_REGIONS:
-        mismatches.append(
-            f"regions of {message.region_pages} pages: {regions} of them, at most {MAX_REGIONS} are allowed"
-        )
+        size = f"{regions} of {message.region_pages} pages"
+        mismatches.append(Mismatch("regions", size, f"at most {MAX_REGIONS}", _SAME_PARMIG))
     return mismatches
 
 
-def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[str]:
+def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mismatch]:
     """(source) Everything in the destination's answer that does not match."""
-    mismatches = guest_mismatches(info, message.kind, message.machine)
+    mismatches = guest_mismatches((info.kind, info.machine), (message.kind, message.machine))
     mismatches += block_mismatches(wish.blocks, message.blocks)
-    mismatches += capability_mismatches(message.capabilities)
+    mismatches += capability_mismatches(message.capabilities, "destination")
     if message.codec != wish.codec:
-        mismatches.append(f"compression: {message.codec!r} there, {wish.codec!r} here")
+        mismatches.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))
     if len(message.data) != wish.workers:
-        mismatches.append(f"workers: {len(message.data)} there, {wish.workers} here")
+        mismatches.append(Mismatch("workers", str(wish.workers), str(len(message.data)), _SAME_PARMIG))
     scheme = data_scheme(wish.transport)
     for other in sorted({data.scheme for data in message.data} - {"", scheme}):
-        mismatches.append(f"transport: {other!r} there, {scheme!r} here")
+        mismatches.append(Mismatch("transport", scheme, other, _SAME_PARMIG))
     return mismatches

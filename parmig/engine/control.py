@@ -91,6 +91,8 @@ def _log(what: str, message: ControlMessage) -> None:
             _logger.debug("%s Progressed: %s, round %d", what, status, round_)
         case peer_messages.Failure(error=error):
             _logger.info("%s Failure: %s in phase %r: %s", what, error.type, error.phase, error.message)
+        case peer_messages.Checked(mismatches=mismatches):
+            _logger.info("%s Checked: %d mismatches", what, len(mismatches))
         case peer_messages.Refuse(reason=reason):
             _logger.info("%s Refuse: %s", what, reason)
         case peer_messages.Configure() | peer_messages.Accept():

@@ -9,10 +9,10 @@ The steps of a migration, in order. Each begins when everything that the one bef
 Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round
 hands out regions until none is left and ends with a fence on every channel.
 
-If devices may store into a page after a scan has reported it (direct I/O), a round of the running guest begins with
-two more steps: all workers scan and re-arm their regions, then the guest settles. A write that was in flight
-at the scan has landed before its page is read; one that begins later faults, and the next scan reports it. The paused
-guest needs neither step: pausing waits for all device writes.
+If devices may store into a page after a scan has reported it (direct I/O), a round of the running guest begins with two
+more steps: all workers scan and re-arm their regions, then the guest settles. A write that was in flight at the scan
+has landed before its page is read; one that begins later faults, and the next scan reports it. The paused guest needs
+neither step: pausing waits for all device writes.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class DestinationPlan(Plan[Instruction]):
         self._state_connected = False
         self._digesting: set[int] = set()
         self._digests: dict[int, int] = {}
-        self._came = StateCame(0, NO_STATE)
+        self._arrived = StateCame(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
         self._vanished = False
         self._since_ns = now_ns
@@ -141,7 +141,7 @@ class DestinationPlan(Plan[Instruction]):
             case ((Step.RECEIVING | Step.HOLDING), events.EarlyState(data=data)):
                 return [WriteState(data)]
             case ((Step.RECEIVING | Step.HOLDING), StateCame()):
-                self._came = event
+                self._arrived = event
                 return self._try_load(now_ns)
             case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
                 return self._add_digests(worker, digests)
@@ -216,16 +216,16 @@ class DestinationPlan(Plan[Instruction]):
 
     def _try_load(self, now_ns: int) -> list[Instruction]:
         """Load the state when all of it is here and the source has released it."""
-        wanted, came = self._release, self._came
-        if self.step is not Step.HOLDING or came.size_bytes < wanted.size_bytes:
+        released, arrived = self._release, self._arrived
+        if self.step is not Step.HOLDING or arrived.size_bytes < released.size_bytes:
             return []
-        if (came.size_bytes, came.digest) != (wanted.size_bytes, wanted.digest):
+        if (arrived.size_bytes, arrived.digest) != (released.size_bytes, released.digest):
             words = (
-                f"device state arrived damaged: {came.size_bytes} bytes with digest {came.digest}, "
-                f"the source saved {wanted.size_bytes} with {wanted.digest}"
+                f"device state arrived damaged: {arrived.size_bytes} bytes with digest {arrived.digest}, "
+                f"the source saved {released.size_bytes} with {released.digest}"
             )
             return self._fail(StateError(words))
-        self.state_bytes = wanted.size_bytes
+        self.state_bytes = released.size_bytes
         self.step, self._load_began_ns = Step.LOADING, now_ns  # within the limit that began with the release
         return [Act.LOAD]
 
@@ -242,10 +242,10 @@ class DestinationPlan(Plan[Instruction]):
         self.machine.move(StatusEvent.RESUMED)
         handed_over_ns = self._since_ns
         ran_ns = max(handed_over_ns, min(ran_ns, now_ns))
-        said = Say(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
+        resumed = Say(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
         if self._vanished:
-            return [said, *self._finish()]
-        return self._go_on(Step.GOODBYE, now_ns, said)
+            return [resumed, *self._finish()]
+        return self._go_on(Step.GOODBYE, now_ns, resumed)
 
     def _await_goodbye(self, event: Event, now_ns: int) -> list[Instruction]:
         match event:
@@ -271,9 +271,9 @@ class DestinationPlan(Plan[Instruction]):
     def _ending(self, status: MigrationStatus) -> list[Instruction]:
         assert self.error is not None
         if self.step is Step.STARTING:
-            said = Say(peer_messages.Refuse(f"the destination failed: {self.error}"))
+            reason = Say(peer_messages.Refuse(f"the destination failed: {self.error}"))
         else:
-            said = Say(peer_messages.Failure(error_reports.describe_error(self.error)))
+            reason = Say(peer_messages.Failure(error_reports.describe_error(self.error)))
         if status is MigrationStatus.UNKNOWN:
-            return [said, Act.KEEP]
-        return [said, Act.LET_GO if self.lets_go else Act.DISCARD]
+            return [reason, Act.KEEP]
+        return [reason, Act.LET_GO if self.lets_go else Act.DISCARD]

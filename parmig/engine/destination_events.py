@@ -12,7 +12,7 @@ from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import PeerLostError, ProtocolError
 
 __all__ = ["CancelAsked", "Event", "Failed", "Suspected", "Tell", "Tick", "WorkerDigested"]
-"""Exported from ``events`` too: both plans use these."""
+"""Imported from ``events``: both plans use these."""
 
 # -- events -------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ class WentOn(Event, frozen=True):
 
 
 class Composed(Event, frozen=True):
-    """(snapshot) The file is complete but for its digest, which is made of so many *pieces*."""
+    """(snapshot) The file is complete but for its digest, which is made of *pieces* pieces."""
 
     pieces: int
 
@@ -173,7 +173,7 @@ class Do(enum.Enum):
     GO_ON = "let the guest go on here"
     COMPOSE = "write what is left of the file"
     COMMIT = "give the file its digest and its name"
-    ABANDON = "go back: the guest goes on here"
+    ABANDON = "roll back: the guest goes on here"
     GIVE_UP = "stay paused: only the destination knows"
 
 

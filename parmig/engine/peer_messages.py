@@ -15,7 +15,9 @@ from msgspec import Meta
 from parmig.config import MAX_WORKERS
 from parmig.engine.error_reports import MAX_NAME, peer_text
 from parmig.engine.message import Message, encode
+from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
+from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError
 from parmig.ram.blocks import RamBlock
 from parmig.status import MigrationStatus
@@ -37,6 +39,8 @@ MAX_CONTROL_BYTES = 1 << 20
 MAX_CONFIGURE_BYTES = 256 << 10
 """The limit of the first message, which anybody may send."""
 MAX_STATE_CHUNK_BYTES = 1 << 20
+MAX_MISMATCHES = 256
+"""That one answer lists."""
 
 _Count = Annotated[int, Meta(ge=0)]
 _Name = Annotated[str, Meta(max_length=MAX_NAME)]
@@ -46,8 +50,14 @@ _Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 _Status = Annotated[str, Meta(pattern=rf"\A({'|'.join(status.value for status in MigrationStatus)})\Z")]
 
 
-class Configure(Message, frozen=True):
+_Traits = Annotated[dict[_Name, Annotated[tuple[_Name, ...], Meta(max_length=MAX_VALUES)]], Meta(max_length=MAX_TRAITS)]
+
+
+class Configure(Message, frozen=True, omit_defaults=True):
     """Source: who I am, what the guest is, what I would like. Nothing was touched yet.
+
+    A field that was added later has a default and is left out where it has that. An older destination refuses the
+    others as unknown; the source then asks it again without them (introduction.py).
 
     Attributes:
         allocated_bytes: storage of the guest's memory files, so that the destination can check its space.
@@ -55,6 +65,8 @@ class Configure(Message, frozen=True):
         credit_bytes: how much a channel may have unacknowledged.
         running: whether the guest runs now; HandOver says what it did at its pause.
         switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
+        traits: what the guest depends on, by name, for the destination to compare.
+        check: only compare, and answer with Checked instead of Accept.
     """
 
     parmig: _Name
@@ -72,6 +84,8 @@ class Configure(Message, frozen=True):
     verify: bool
     switchover_timeout_ns: Annotated[int, Meta(ge=1)]
     capabilities: _Names = ()
+    traits: _Traits = {}
+    check: bool = False
 
 
 class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,6 +118,12 @@ class Refuse(Message, frozen=True):
     """Destination: this cannot work; *reason* names what does not match."""
 
     reason: str
+
+
+class Checked(Message, frozen=True):
+    """Destination: all that does not match; nothing was touched, and I wait on."""
+
+    mismatches: Annotated[tuple[Mismatch, ...], Meta(max_length=MAX_MISMATCHES)]
 
 
 class Digested(Message, frozen=True):
@@ -173,6 +193,7 @@ ControlMessage = (
     Configure
     | Accept
     | Refuse
+    | Checked
     | DigestRequest
     | Digested
     | Release
@@ -237,9 +258,15 @@ def _checked(message: ControlMessage) -> ControlMessage:
         ProtocolError: a name is too long.
     """
     match message:
+        case Checked(mismatches=mismatches):
+            return Checked(
+                tuple(Mismatch(*map(peer_text, msgspec.structs.astuple(mismatch))) for mismatch in mismatches)
+            )
         case Configure() | Accept():
             if any(len(block.name) > MAX_NAME for block in message.blocks):
                 raise ProtocolError(f"malformed control message: a RAM block's name has over {MAX_NAME} characters")
+            if isinstance(message, Configure) and message.traits:
+                return msgspec.structs.replace(message, traits=_shown_traits(message.traits))
         case Refuse(reason=reason):
             return Refuse(peer_text(reason))
         case Failure(error=error):
@@ -248,3 +275,7 @@ def _checked(message: ControlMessage) -> ControlMessage:
                 ErrorReport(type=peer_text(error.type, MAX_NAME), message=peer_text(error.message), phase=phase)
             )
     return message
+
+
+def _shown_traits(traits: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {peer_text(key): tuple(map(peer_text, values)) for key, values in traits.items()}

@@ -33,7 +33,7 @@ PIPE_LIMIT_S = 1
 batches, and while it waits for credit. One that does not is stuck, and waiting for it would block this side too."""
 
 
-class WorkerSaid(NamedTuple):
+class PoolEvent(NamedTuple):
     """An event of one worker; its death is reported as a WorkerFailed."""
 
     worker: int
@@ -99,19 +99,19 @@ class WorkerPool:
         """The descriptors of *worker* among :meth:`pollables`. Stop polling them once its failure was reported."""
         return self._connections[worker].fileno(), self._processes[worker].sentinel
 
-    def read(self) -> list[WorkerSaid]:
+    def read(self) -> list[PoolEvent]:
         """All events since the last call, without waiting."""
-        said: list[WorkerSaid] = []
+        events: list[PoolEvent] = []
         for worker, connection in enumerate(self._connections):
             while worker not in self._gone and connection.poll(0):
                 try:
                     event = worker_messages.event_decoder.decode(connection.recv_bytes())
                 except BlockingIOError:
                     self._end_stuck(worker, "left a message unfinished")
-                    said.append(self._death(worker))
+                    events.append(self._death(worker))
                     break
                 except (EOFError, OSError):
-                    said.append(self._death(worker))
+                    events.append(self._death(worker))
                     break
                 if isinstance(event, WorkerLog):
                     logs.relay(worker, event.logger, event.level, event.text)
@@ -122,10 +122,10 @@ class WorkerPool:
                     event = WorkerFailed(
                         msgspec.structs.replace(event.error, message=f"{self._name} {worker}: {event.error.message}")
                     )
-                said.append(WorkerSaid(worker, event))
-        return said
+                events.append(PoolEvent(worker, event))
+        return events
 
-    def _death(self, worker: int) -> WorkerSaid:
+    def _death(self, worker: int) -> PoolEvent:
         self._gone.add(worker)
         process = self._processes[worker]
         process.join(STOP_PATIENCE_S)  # the pipe closes a moment before the process can be reaped
@@ -134,7 +134,7 @@ class WorkerPool:
         error = WorkerError(f"{self._name} {worker} (process {process.pid}) {describe_exit(process)}{hint}")
         report = ErrorReport(type=type(error).__name__, message=str(error))
         self._log_failure(worker, report)
-        return WorkerSaid(worker, WorkerFailed(report))
+        return PoolEvent(worker, WorkerFailed(report))
 
     def _log_failure(self, worker: int, error: ErrorReport) -> None:
         extra = {**logs.REPORTED, "worker": str(worker)}

@@ -30,7 +30,7 @@ class ProgressMeter:
         self._base_sent_pages = 0
 
     def look(self) -> Progress | None:
-        """Progress, if it is time for one."""
+        """The progress, or None if it is too early to show it again."""
         now = time.monotonic_ns()
         state = (self._plan.status.value, self._plan.round)
         if state == self._last and self._looks and now - self._looks[-1][0] < INTERVAL_NS:

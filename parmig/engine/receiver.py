@@ -12,16 +12,18 @@ from parmig import logs
 from parmig.config import ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
-from parmig.engine.agreement import check_configure, joined
+from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import CancelledError, GuestError, LimitExceededError, ParmigError, PeerLostError, PeerRefusedError
-from parmig.guests.guest import Guest
+from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
+from parmig.ram.blocks import BlockMemory
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
 from parmig.transport.transport import parse_uri
@@ -136,6 +138,9 @@ class MigrationReceiver:
             wish = self._admission.hear()
             if wish is None:
                 continue
+            if wish.check:
+                self._admission.answer_check(self._mismatches(wish, *self._look_at_guest()))
+                continue
             self._began_ns = time.monotonic_ns()
             try:
                 return self.apply_config(wish)
@@ -166,11 +171,8 @@ class MigrationReceiver:
             PeerRefusedError: something does not match; every mismatch is named.
             ParmigError: this side cannot receive from any source; the source was refused with the reason.
         """
-        info = self._thread.call(self._guest.info)
-        memory = list(self._thread.call(self._guest.memory))
-        mismatches = check_configure(wish, info, [part.block for part in memory])
-        if not mismatches:
-            mismatches = lack_of_space(memory, wish) + lack_of_ports(self._config.data_ports, wish.workers)
+        info, memory = self._look_at_guest()
+        mismatches = self._mismatches(wish, info, memory)
         if mismatches:
             raise PeerRefusedError(joined(mismatches))
         if not self._prepared:
@@ -194,6 +196,18 @@ class MigrationReceiver:
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
+
+    def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
+        return self._thread.call(self._guest.info), list(self._thread.call(self._guest.memory))
+
+    def _mismatches(self, wish: Configure, info: GuestInfo, memory: list[BlockMemory]) -> list[Mismatch]:
+        """Everything that keeps the source of *wish* out."""
+        traits = self._thread.call(self._guest.traits)
+        return [
+            *check_configure(wish, info, [part.block for part in memory], traits),
+            *lack_of_space(memory, wish),
+            *lack_of_ports(self._config.data_ports, wish.workers),
+        ]
 
     # -- with a source --------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a migration was: the report that ``--json`` prints, and the progress that is shown meanwhile.
+"""The report of a migration, which ``--json`` prints, and the progress that is shown while it runs.
 
 The field names are a contract: names may be added, never renamed.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from parmig.engine.mismatch import Mismatch
 from parmig.errors import ParmigError, by_name
 
 
@@ -146,6 +147,7 @@ class Report(msgspec.Struct, kw_only=True):
     verified: bool | None = None
     digest: DigestReport = msgspec.field(default_factory=DigestReport)
     snapshot: SnapshotReport | None = None
+    mismatches: list[Mismatch] = []
 
     @property
     def exit_code(self) -> int:

@@ -65,16 +65,16 @@ def rescue(program: str, setup: bytes, log: Log, sleep: Callable[[float], None] 
     Args:
         sleep: waits for a number of seconds.
     """
-    said, attempts = "", 0
+    logged, attempts = "", 0
     for wait_s in waits():
         attempts += 1
         try:
             done = resolve_name(program)(setup)
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
-            if words != said:
+            if words != logged:
                 log.write(f"attempt {attempts}: {words}; going on to try")
-                said = words
+                logged = words
             sleep(wait_s)
             continue
         ending = "the guest is set right" if done else "nothing is left to set right: the monitor is gone"

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import check_accept, joined, offer
-from parmig.engine.control import ControlChannel
+from parmig.engine.agreement import check_accept
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.peer_messages import Accept, Configure
+from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.mismatch import joined
+from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
@@ -24,19 +24,15 @@ from parmig.engine.state_channel import StateSender
 from parmig.engine.worker_messages import SendSetup
 from parmig.errors import (
     CancelledError,
-    GuestRefusedError,
     ParmigError,
-    PeerFailedError,
     PeerLostError,
     PeerRefusedError,
     ProtocolError,
 )
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.blocks import BlockMemory
 from parmig.ram.codecs.registry import codec
-from parmig.ram.flow import credit_bytes
-from parmig.ram.regions import cut, region_pages_for
+from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
@@ -45,12 +41,6 @@ from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
-
-CONFIGURE_LIMIT_NS = 20 * NS_PER_S
-"""How long the destination may take to check the configuration and start its workers."""
-
-LINGER_MS = 500
-"""How long the last message may take to leave."""
 
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
@@ -91,7 +81,7 @@ class MigrationSender(SourceSide):
         )
         self._uri = uri
         self._config = config
-        self._control: ControlChannel | None = None
+        self._introduction: Introduction | None = None
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -101,25 +91,17 @@ class MigrationSender(SourceSide):
         codec(self._config.compress)
         data_scheme(self._config.transport)
         info, memory = self._look_at_guest()
-        if self._config.auto_converge and not self._thread.call(self._guest.can_throttle):
-            raise GuestRefusedError(
-                f"a {info.kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
-                "and allow a longer pause with --max-downtime where it outruns the network"
-            )
+        if self._config.auto_converge:
+            check_throttle(self._guest, self._thread, info.kind)
         blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         endpoint = parse_uri(self._uri)
-        transport = open_control(
-            endpoint, "control channel", heartbeat=True, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
-        )
-        control = self._control = ControlChannel(transport)
-        self._opened.callback(control.close, linger_ms=LINGER_MS)
-        _logger.info("connects to %s", endpoint)
-        transport.connect(endpoint, timeout_ns=self._config.connect_timeout_ns)
-        _logger.info("connected to %s", endpoint)
-        region_pages = region_pages_for(blocks, self._config.workers)
-        accept = self.send_configure(control, info, memory, region_pages)
+        introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
+        wish = introduction.make_wish(self._guest, self._thread, info, memory)
+        accept = self._agree(introduction.ask(wish), wish, info)
+        region_pages, control = wish.region_pages, introduction.control
+        assert control is not None
         regions = cut(blocks, region_pages)
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
@@ -148,51 +130,19 @@ class MigrationSender(SourceSide):
         plan = Coordinator(regions, self._config.workers, _limits(self._config), verify=self._config.verify)
         return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
 
-    def send_configure(
-        self, control: ControlChannel, info: GuestInfo, memory: list[BlockMemory], region_pages: int
-    ) -> Accept:
-        """Send the destination what is coming, wait for its answer, and check that as well.
+    def _agree(self, answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
+        """Check the destination's answer to *wish*.
 
         Raises:
             PeerRefusedError: something does not match; every mismatch is named.
         """
-        config = self._config
-        wish = Configure(
-            parmig=__version__,
-            kind=info.kind,
-            machine=info.machine,
-            blocks=tuple(part.block for part in memory),
-            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {part.fd for part in memory}),
-            workers=config.workers,
-            transport=config.transport,
-            codec=config.compress,
-            batch_bytes=config.batch_bytes,
-            credit_bytes=credit_bytes(config.batch_bytes),
-            region_pages=region_pages,
-            running=self._thread.call(self._guest.is_running),
-            verify=config.verify,
-            switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(),
-        )
-        control.write(wish)
-        try:
-            answer = control.wait(
-                "the destination's answer to the configuration", CONFIGURE_LIMIT_NS, self._check_cancelled
-            )
-        except ProtocolError as error:
-            raise PeerRefusedError(f"{self._uri}: {error}") from error
-        match answer:
-            case Accept():
-                mismatches = check_accept(answer, wish, info)
-                if mismatches:
-                    raise PeerRefusedError("the destination does not match: " + joined(mismatches))
-                logs.note_session(answer.session)
-                return answer
-            case peer_messages.Refuse(reason=reason):
-                raise PeerRefusedError(f"the destination refused: {reason}")
-            case peer_messages.Failure(error=report):
-                raise PeerFailedError(f"the destination failed: {report.message}")
-        raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
+        if not isinstance(answer, Accept):
+            raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
+        mismatches = check_accept(answer, wish, info)
+        if mismatches:
+            raise PeerRefusedError("the destination does not match: " + joined(mismatches))
+        logs.note_session(answer.session)
+        return answer
 
     def _channels(self, accept: Accept, control: Endpoint) -> Iterator[tuple[str, str]]:
         """Where each worker connects to, and from which local address."""
@@ -219,13 +169,14 @@ class MigrationSender(SourceSide):
         return (self._guest.finish_source, *([self._guest.quit] if self._config.quit_source else []))
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
-        if self._control is None:
+        control = self._introduction.control if self._introduction is not None else None
+        if control is None:
             return
         message: peer_messages.ControlMessage = peer_messages.Goodbye()
         if status is not MigrationStatus.COMPLETED:
             message = peer_messages.Failure(error_reports.describe_error(error or CancelledError("the source gave up")))
         with contextlib.suppress(PeerLostError):
-            self._control.write(message)
+            control.write(message)
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)

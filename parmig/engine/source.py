@@ -28,6 +28,17 @@ from parmig.units import NS_PER_MS, NS_PER_S
 _logger = logging.getLogger(__name__)
 
 
+def describe_guest(info: GuestInfo, memory: Sequence[BlockMemory]) -> GuestReport:
+    """A guest, for the report."""
+    return GuestReport(
+        kind=info.kind,
+        memory_bytes=sum(part.block.size_bytes for part in memory),
+        page_size_bytes=min(part.block.page_size_bytes for part in memory),
+        machine=info.machine,
+        monitor=info.monitor,
+    )
+
+
 class SourceSide(ABC):
     """Takes the memory and the state of *guest* while it runs.
 
@@ -123,13 +134,7 @@ class SourceSide(ABC):
         """What the guest is, and where its memory is. Also fills in the guest in the report."""
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
-        self._report.guest = GuestReport(
-            kind=info.kind,
-            memory_bytes=sum(part.block.size_bytes for part in memory),
-            page_size_bytes=min(part.block.page_size_bytes for part in memory),
-            machine=info.machine,
-            monitor=info.monitor,
-        )
+        self._report.guest = describe_guest(info, memory)
         return info, memory
 
     # -- the end --------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ class StateReceiver:
         max_bytes: the limit of all state.
 
     Attributes:
-        connected: whether the source said hello.
-        size_bytes: what came so far.
+        connected: whether the source has sent its hello.
+        size_bytes: how many bytes came so far.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ class WorkerReady(Message, frozen=True):
 
 
 class WorkerConnected(Message, frozen=True):
-    """Receive worker: its send worker said hello."""
+    """Receive worker: its send worker has sent its hello."""
 
 
 class RegionsScanned(Message, frozen=True):

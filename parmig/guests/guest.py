@@ -29,10 +29,11 @@ from typing import Protocol
 
 import msgspec
 
+from parmig.guests.trait import Trait
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import DirtyLog, Segment
 
-__all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink"]
+__all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink", "Trait"]
 
 
 class GuestInfo(msgspec.Struct, frozen=True):
@@ -96,6 +97,10 @@ class Guest(ABC):
 
         They are not among :meth:`memory`. Asked for snapshots only. Must not disturb the guest.
         """
+        return {}
+
+    def traits(self) -> Mapping[str, Trait]:
+        """What else both sides compare, by name, at most eight; only what both have. Must not disturb the guest."""
         return {}
 
     @abstractmethod

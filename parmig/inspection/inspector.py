@@ -51,28 +51,28 @@ def inspect_file(path: str) -> Inspection:
     """
     with open_source(path) as source:
         walk = _Walk(source)
-        found = walk.found
+        inspection = walk.inspection
         try:
             walk.whole()
-            found.complete = True
+            inspection.complete = True
         except ParmigError as error:
             offset_bytes = error.offset_bytes if isinstance(error, StreamError) else None
-            found.error = InspectionError(type=type(error).__name__, message=str(error), offset_bytes=offset_bytes)
-            found.notes.append(str(error))
+            inspection.error = InspectionError(type=type(error).__name__, message=str(error), offset_bytes=offset_bytes)
+            inspection.notes.append(str(error))
         walk.sum_up()
-    return found
+    return inspection
 
 
 class _Walk:
-    """One walk through *source*. ``found`` describes what was read so far."""
+    """One walk through *source*. ``inspection`` describes what was read so far."""
 
     def __init__(self, source: Source) -> None:
-        self.found = Inspection(file=source.name, allocated_bytes=source.allocated_bytes)
+        self.inspection = Inspection(file=source.name, allocated_bytes=source.allocated_bytes)
         self._source = source
         self._data = MigrationDataFile(source.transport, source.name)
         self._reader = SectionReader(self._data)
         self._sections: dict[tuple[str, int], SectionInspection] = {}
-        self._memory = MemoryReader(self._data, source, self.found)
+        self._memory = MemoryReader(self._data, source, self.inspection)
         self._devices: DeviceReader | None = None
 
     def whole(self) -> None:
@@ -82,13 +82,13 @@ class _Walk:
             StreamError, SnapshotError, TransportError, LimitExceededError: why it goes no further.
         """
         self._reader.read_header()
-        self.found.format, self.found.version = "qemu-stream", MIGRATION_VM_FILE_VERSION
+        self.inspection.format, self.inspection.version = "qemu-stream", MIGRATION_VM_FILE_VERSION
         while not isinstance(item := self._reader.next(), EndOfStream):
             if isinstance(item, Configuration):
                 self._configuration(item)
             elif isinstance(item, Command):
                 name = item.command.name
-                self.found.commands[name] = self.found.commands.get(name, 0) + 1
+                self.inspection.commands[name] = self.inspection.commands.get(name, 0) + 1
             elif not self._section(item):
                 return
         if self._memory.unfinished:
@@ -99,11 +99,11 @@ class _Walk:
         self._trailing()
 
     def _configuration(self, configuration: Configuration) -> None:
-        found = self.found
-        found.machine, found.capabilities = configuration.machine, list(configuration.capabilities)
-        found.uuid = str(UUID(bytes=configuration.uuid)) if configuration.uuid else None
-        if MAPPED_RAM in found.capabilities:
-            found.format = MAPPED_RAM
+        inspection = self.inspection
+        inspection.machine, inspection.capabilities = configuration.machine, list(configuration.capabilities)
+        inspection.uuid = str(UUID(bytes=configuration.uuid)) if configuration.uuid else None
+        if MAPPED_RAM in inspection.capabilities:
+            inspection.format = MAPPED_RAM
 
     def _section(self, head: SectionHead) -> bool:
         """A section with its body and footer; False when its end cannot be known."""
@@ -118,7 +118,7 @@ class _Walk:
                 version=head.version_id,
                 offset_bytes=head.offset_bytes,
             )
-            self.found.sections.append(section)
+            self.inspection.sections.append(section)
         if kind == "live":
             self._memory.read(head)
         elif not self._device(head):
@@ -138,21 +138,23 @@ class _Walk:
             if place is None:
                 self._undescribed(head, tail)
                 return False
-            self._devices = DeviceReader(vmdescription.parse(tail[place]), self.found.notes)
-        self.found.devices.append(self._devices.read(self._data, head))
+            self._devices = DeviceReader(vmdescription.parse(tail[place]), self.inspection.notes)
+        self.inspection.devices.append(self._devices.read(self._data, head))
         return True
 
     def _undescribed(self, head: SectionHead, tail: bytes) -> None:
         """Without a description, the rest is the state of *head* and of other devices, and cannot be split."""
         name, size_bytes = head.idstr, self._source.size_bytes() - head.offset_bytes
-        self.found.devices.append(DeviceInspection(idstr=name, instance_id=head.instance_id, version=head.version_id))
+        self.inspection.devices.append(
+            DeviceInspection(idstr=name, instance_id=head.instance_id, version=head.version_id)
+        )
         if self._memory.unfinished:
             raise self._data.error(
                 StreamSectionError,
                 f"device {name!r} comes before the end of memory, and no description has its length",
                 head.offset_bytes,
             )
-        self.found.device_state_bytes = size_bytes
+        self.inspection.device_state_bytes = size_bytes
         mark, last = tail[-EOF_TAIL_BYTES : 1 - EOF_TAIL_BYTES], tail[-1:]
         whole = mark == bytes((MIGRATION_VM_SECTION_FOOTER,)) and last == bytes((MIGRATION_VM_EOF,))
         if not whole or self._is_snapshot():  # a snapshot of parmig always has a description
@@ -162,7 +164,7 @@ class _Walk:
                 "a description at its end, or a footer and the end mark",
                 head.offset_bytes,
             )
-        self.found.notes.append(
+        self.inspection.notes.append(
             f"no description of devices at the end (VMDESCRIPTION): device state, {size_bytes} bytes from {name!r} on, "
             "cannot be split into devices"
         )
@@ -170,18 +172,18 @@ class _Walk:
     # -- the end --------------------------------------------------------------------------------
 
     def _description(self) -> None:
-        found = self.found
+        inspection = self.inspection
         if self._data.at_end() or self._data.peek_byte() != MIGRATION_VM_VMDESCRIPTION:
-            found.notes.append("no description of devices at the end (VMDESCRIPTION)")
+            inspection.notes.append("no description of devices at the end (VMDESCRIPTION)")
         else:
-            found.vmdescription_bytes = len(self._reader.vmdescription() or b"")
+            inspection.vmdescription_bytes = len(self._reader.vmdescription() or b"")
         if left := self._devices.left if self._devices else []:
             more = " and more" if len(left) > MOST_NAMED else ""
-            found.notes.append(f"described, but not there: devices {', '.join(left[:MOST_NAMED])}{more}")
+            inspection.notes.append(f"described, but not there: devices {', '.join(left[:MOST_NAMED])}{more}")
 
     def _trailing(self) -> None:
         """What follows the end of the stream: nothing, parmig's trailer, or something else."""
-        data, found, end_bytes = self._data, self.found, self._data.position_bytes
+        data, inspection, end_bytes = self._data, self.inspection, self._data.position_bytes
         content = bytearray()
         while len(content) < MOST_TRAILING_BYTES and not data.at_end():
             content += data.peek_view(1, MOST_TRAILING_BYTES)
@@ -189,33 +191,40 @@ class _Walk:
         while self._source.fd is None and not data.at_end():  # a pipe has no length before its end
             data.advance(len(data.peek_view(1, MIB)))
         total_bytes = self._source.size_bytes()
-        found.trailing_bytes = total_bytes - end_bytes
+        inspection.trailing_bytes = total_bytes - end_bytes
         offset_bytes = max(end_bytes, trailer.trailer_offset(total_bytes))
         end = trailer.decode(bytes(content[offset_bytes - end_bytes :]), offset_bytes)
         if end is not None:
-            found.trailer = TrailerInspection(
+            inspection.trailer = TrailerInspection(
                 parmig=end.parmig, guest=end.guest, body_bytes=end.body_bytes, digest=end.digest
             )
-            found.notes.append("a snapshot of parmig; its digest was not compared with its content")
+            inspection.notes.append("a snapshot of parmig; its digest was not compared with its content")
         elif self._is_snapshot():
             raise data.error(
                 StreamTruncatedError, "the snapshot has no trailer, expected parmig's; it was cut short", end_bytes
             )
         elif content:
             shown = bytes(content[:SHOWN_BYTES])
-            found.notes.append(f"{found.trailing_bytes} bytes follow the end of the stream: {shown!r}")
+            inspection.notes.append(f"{inspection.trailing_bytes} bytes follow the end of the stream: {shown!r}")
 
     def _is_snapshot(self) -> bool:
         """Whether parmig wrote this as a snapshot, which ends with a trailer."""
-        return any(section.section_id == trailer.MARKED_SECTION_ID for section in self.found.sections)
+        return any(section.section_id == trailer.MARKED_SECTION_ID for section in self.inspection.sections)
 
     def sum_up(self) -> None:
         """Add what only the whole stream shows."""
-        found = self.found
-        found.total_bytes = self._source.size_bytes()
-        found.device_state_bytes += sum(section.bytes or 0 for section in found.sections if section.kind == "full")
-        found.notes += self._memory.sum_up()
-        if found.format and found.allocated_bytes is not None and found.allocated_bytes + MIB < found.total_bytes:
-            found.notes.append(
-                f"sparse: {found.total_bytes} bytes long, {found.allocated_bytes} of them allocated on the disk"
+        inspection = self.inspection
+        inspection.total_bytes = self._source.size_bytes()
+        inspection.device_state_bytes += sum(
+            section.bytes or 0 for section in inspection.sections if section.kind == "full"
+        )
+        inspection.notes += self._memory.sum_up()
+        if (
+            inspection.format
+            and inspection.allocated_bytes is not None
+            and inspection.allocated_bytes + MIB < inspection.total_bytes
+        ):
+            inspection.notes.append(
+                f"sparse: {inspection.total_bytes} bytes long, "
+                f"{inspection.allocated_bytes} of them allocated on the disk"
             )

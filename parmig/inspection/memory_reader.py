@@ -19,10 +19,10 @@ from parmig.units import GIB
 
 
 class MemoryReader:
-    """Reads the live sections of a stream into *found*. Only those of RAM can be read."""
+    """Reads the live sections of a stream into *inspection*. Only those of RAM can be read."""
 
-    def __init__(self, data: MigrationDataFile, source: Source, found: Inspection) -> None:
-        self._data, self._source, self._found = data, source, found
+    def __init__(self, data: MigrationDataFile, source: Source, inspection: Inspection) -> None:
+        self._data, self._source, self._inspection = data, source, inspection
         self._words: RamWordReader | None = None
         self._tallies: dict[str, tuple[BlockTally, BlockInspection]] = {}
         self.unfinished = False
@@ -61,7 +61,7 @@ class MemoryReader:
             raise self._data.error(
                 StreamVersionError, f"RAM has version {head.version_id}, expected {RAM_VERSION}", head.offset_bytes
             )
-        capabilities = self._found.capabilities
+        capabilities = self._inspection.capabilities
         entries: list[BlockEntry] = []
         for entry in iter_setup(
             self._data,
@@ -70,10 +70,10 @@ class MemoryReader:
             with_page_size=() if capabilities else _PageSizes(self._data),
         ):
             entries.append(entry)
-            self._found.blocks.append(self._block(entry))
+            self._inspection.blocks.append(self._block(entry))
         if MAPPED_RAM not in capabilities:
             marked = sum(entry.pages for entry in entries) <= MOST_MARKED_PAGES
-            for entry, block in zip(entries, self._found.blocks, strict=True):
+            for entry, block in zip(entries, self._inspection.blocks, strict=True):
                 self._tallies[entry.name] = BlockTally(entry, marked=marked), block
         return RamWordReader(self._data, entries)
 
@@ -91,14 +91,14 @@ class MemoryReader:
         return block
 
     def sum_up(self) -> Iterator[str]:
-        """Write what was counted into ``found``; yields a line for each thing that a reader may not expect."""
+        """Write what was counted into ``inspection``; yields a line for each thing that a reader may not expect."""
         for tally, block in self._tallies.values():
             tally.fill_in(block)
-        blocks = self._found.blocks
-        if self._found.complete and not blocks:
+        blocks = self._inspection.blocks
+        if self._inspection.complete and not blocks:
             yield "no memory"
         absent = [block.name for block in blocks if block.bytes and block.pages_distinct == 0]
-        if absent and IGNORE_SHARED in self._found.capabilities:
+        if absent and IGNORE_SHARED in self._inspection.capabilities:
             yield f"without the pages of {', '.join(absent)}: {IGNORE_SHARED} leaves shared memory out"
         if huge := [block.name for block in blocks if block.page_size_bytes is not None]:
             yield f"written with postcopy-ram: {', '.join(huge)} report the size of huge pages"

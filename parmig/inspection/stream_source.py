@@ -2,7 +2,7 @@
 """Where a stream comes from: a file, which can be looked at anywhere, or a pipe, which is read once.
 
 A device's state can only be split with the description at the very end of the stream. The end of a file is read
-first. Of a pipe, everything after the guest's memory is kept in memory, within a limit.
+directly. Of a pipe, everything after the guest's memory is kept in memory, within a limit.
 """
 
 from __future__ import annotations

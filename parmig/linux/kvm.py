@@ -215,7 +215,7 @@ def msr_indices(kvm: int) -> list[int]:
 
 
 def get_msrs(vcpu: int, entries: KvmTable) -> int:
-    """Fill in the data of *entries* (KVM_MSR_DTYPE) in order; returns how many: the next one cannot be read."""
+    """Fill in the data of *entries* (KVM_MSR_DTYPE) in order; returns how many were read: the next cannot be."""
     buffer = bytearray(struct.pack("=II", len(entries), 0) + entries.tobytes())
     done = int(fcntl.ioctl(vcpu, _KVM_GET_MSRS, buffer))
     entries["data"][:done] = np.frombuffer(buffer, KVM_MSR_DTYPE, done, 8)["data"]
@@ -223,6 +223,6 @@ def get_msrs(vcpu: int, entries: KvmTable) -> int:
 
 
 def set_msrs(vcpu: int, entries: KvmTable) -> int:
-    """Set the MSRs of *entries* (KVM_MSR_DTYPE) in order; returns how many: the next one was refused."""
+    """Set the MSRs of *entries* (KVM_MSR_DTYPE) in order; returns how many were set: the next was refused."""
     buffer = bytearray(struct.pack("=II", len(entries), 0) + entries.tobytes())
     return int(fcntl.ioctl(vcpu, _KVM_SET_MSRS, buffer))

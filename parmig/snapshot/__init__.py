@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots: a running guest into one file of QEMU's format, and a guest that begins from such a file."""
+"""Snapshots: saves a running guest into one file of QEMU's format, and starts a guest from such a file."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file that gets its name only once it is complete, so that nothing half-written ever has that name.
 
-It is made without any name (O_TMPFILE) and linked when all of it is on the disk. If the file system cannot
-do that, the file has a hidden name until then, and a writer that is killed leaves it behind.
+It is made without any name (O_TMPFILE) and linked when all of it is on the disk. If the file system cannot do that, the
+file has a hidden name until then, and a writer that is killed leaves it behind.
 """
 
 from __future__ import annotations

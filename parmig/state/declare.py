@@ -65,7 +65,7 @@ def migration_state(idstr: str, *, version: int = 1, minimum_version: int = 1, p
         priority: devices of higher priority are saved and loaded first.
 
     Raises:
-        ValueError: (of the decorator) the declaration makes no sense; says what.
+        ValueError: (of the decorator) the declaration makes no sense; the message says why.
     """
 
     def declare(cls: _T) -> _T:
@@ -87,7 +87,7 @@ def migration_struct(name: str) -> Callable[[_T], _T]:
         name: begins the names of its subsections, and is part of descriptions.
 
     Raises:
-        ValueError: (of the decorator) the declaration makes no sense; says what.
+        ValueError: (of the decorator) the declaration makes no sense; the message says why.
     """
 
     def declare(cls: _T) -> _T:

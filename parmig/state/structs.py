@@ -173,7 +173,7 @@ class MigrationStateStruct:
 
 @dataclass(frozen=True, eq=False)
 class MigrationStateSubsection:
-    """A part of a struct that is written only where it is needed, so that older versions read the rest.
+    """A part of a struct that is written only if it is needed, so that older versions can read the rest.
 
     Attributes:
         struct: its name ``STRUCT/NAME``, its fields, which are attributes of the same object, and its hooks.

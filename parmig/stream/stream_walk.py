@@ -88,7 +88,7 @@ class StreamWalk:
             section = self._next_of_ram()
 
     def _next_of_ram(self) -> SectionHead | None:
-        """The next section of RAM; None at the first device, or where there are none."""
+        """The next section of RAM; None at the first device, or at the end."""
         while True:
             item = self._sections.next()
             match item:

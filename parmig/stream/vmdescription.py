@@ -2,8 +2,7 @@
 """VMDESCRIPTION: the JSON after a stream that describes the bytes of its devices field by field.
 
 With it a device's bytes have a length and can be read without the code of the device. It describes one stream, not a
-format: it lists the optional fields and
-subsections that are there, and arrays with the length that they have.
+format: it lists only the optional fields and subsections that are there, and arrays with the length that they have.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether anybody listens at an address, asked by a plain TCP connection."""
+"""Checks by a plain TCP connection whether anybody listens at an address."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ RETRY_NS = 100 * NS_PER_MS
 
 
 def probe(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> None:
-    """Try a plain TCP connection first: ZeroMQ would retry for ever and not say why."""
+    """Try a plain TCP connection first: ZeroMQ would retry for ever, without a reason.
+
+    Raises:
+        PeerUnreachableError: nobody accepted a connection within *timeout_ns*.
+    """
     host = endpoint.host.strip("[]")
     source = (local.strip("[]"), 0) if local else None
     deadline = time.monotonic_ns() + timeout_ns

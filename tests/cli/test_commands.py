@@ -100,6 +100,7 @@ class FakeEngine:
 
         for name, members in (
             ("sender", {"MigrationSender": Sender}),
+            ("checker", {"MigrationChecker": Sender}),
             ("receiver", {"MigrationReceiver": Receiver}),
         ):
             module = ModuleType(f"parmig.engine.{name}")

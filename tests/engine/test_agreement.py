@@ -8,18 +8,17 @@ import pytest
 
 from parmig.engine.agreement import (
     CAPABILITIES,
-    MAX_LISTED,
     agreed_codecs,
     agreed_version,
     block_mismatches,
     check_accept,
     check_configure,
-    joined,
     offer,
 )
+from parmig.engine.mismatch import MAX_LISTED, Mismatch, joined
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.errors import ProtocolError
-from parmig.guests.guest import GuestInfo
+from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import GuestRange, RamBlock
 from parmig.ram.codecs.registry import names
 
@@ -52,74 +51,102 @@ WISH = Configure(
 END = DataEndpoint("", 1)
 ANSWER = Accept("0", "qemu", "pc-q35-9.2", BLOCKS, "lz4", bytes(16), END, (END, END), CAPABILITIES)
 
-GUESTS = [
-    ({"kind": "synthetic"}, "guest kind: 'synthetic' there, 'qemu' here"),
-    ({"machine": "pc-q35-8.0"}, "machine type: 'pc-q35-8.0' there, 'pc-q35-9.2' here"),
-    ({"blocks": BLOCKS[:1]}, "RAM block 'vga.vram': only here"),
-    ({"blocks": (*BLOCKS, block("rom"))}, "RAM block 'rom': only there"),
-    ({"blocks": (BLOCKS[0], block("vga.vram", 32))}, "RAM block 'vga.vram': memory size 32 MiB there, 16 MiB here"),
+GUESTS: list[tuple[dict[str, object], str, str, str]] = [
+    ({"kind": "synthetic"}, "guest kind", "'synthetic'", "'qemu'"),
+    ({"machine": "pc-q35-8.0"}, "machine type", "'pc-q35-8.0'", "'pc-q35-9.2'"),
+    ({"blocks": BLOCKS[:1]}, "RAM block 'vga.vram'", "", "16 MiB"),
+    ({"blocks": (*BLOCKS, block("rom"))}, "RAM block 'rom'", "1 MiB", ""),
+    ({"blocks": (BLOCKS[0], block("vga.vram", 32))}, "RAM block 'vga.vram': memory size", "32 MiB", "16 MiB"),
     (
-        {"blocks": (BLOCKS[0], block("vga.vram", 16, ranges=()))},
-        "RAM block 'vga.vram': guest physical addresses differ",
+        {"blocks": (BLOCKS[0], block("vga.vram", 16, ranges=(GuestRange(4096, 0, 16 << 20),)))},
+        "RAM block 'vga.vram': guest physical addresses",
+        "0x1000",
+        "0x0",
     ),
     (
         {"blocks": (BLOCKS[0], block("vga.vram", 16, page_size_bytes=2 << 20))},
-        "RAM block 'vga.vram': page size 2097152 there, 4096 here",
+        "RAM block 'vga.vram': page size",
+        "2 MiB",
+        "4 KiB",
     ),
-    ({"blocks": (*BLOCKS, BLOCKS[1])}, "a RAM block name appears twice there"),
+    ({"blocks": (*BLOCKS, BLOCKS[1])}, "RAM block names", "2 for 3 blocks", "2 for 2 blocks"),
     *(
-        ({"capabilities": tuple(one for one in CAPABILITIES if one != name)}, f"capability '{name}': missing there")
+        (
+            {"capabilities": tuple(one for one in CAPABILITIES if one != name)},
+            f"capability '{name}'",
+            "",
+            "present",
+        )
         for name in CAPABILITIES
     ),
 ]
+"""Changed fields of a message, what does not match, what its sender has, and what the other side has."""
 
 
 def test_sides_that_match_have_nothing_to_say() -> None:
-    assert check_configure(WISH, INFO, BLOCKS) == []
+    assert check_configure(WISH, INFO, BLOCKS, {}) == []
     assert check_accept(ANSWER, WISH, INFO) == []
 
 
 def test_the_order_of_blocks_and_the_monitor_do_not_matter() -> None:
-    assert check_configure(WISH, GuestInfo("qemu", "pc-q35-9.2", "QEMU 10"), BLOCKS[::-1]) == []
+    assert check_configure(WISH, GuestInfo("qemu", "pc-q35-9.2", "QEMU 10"), BLOCKS[::-1], {}) == []
 
 
 def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
-    assert check_configure(msgspec.structs.replace(WISH, capabilities=(*CAPABILITIES, "teleport")), INFO, BLOCKS) == []
+    assert (
+        check_configure(msgspec.structs.replace(WISH, capabilities=(*CAPABILITIES, "teleport")), INFO, BLOCKS, {}) == []
+    )
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "what", "there", "here"),
     [
         *GUESTS,
-        ({"codec": "rar"}, "compression 'rar': not known here (known: none, lz4"),
-        ({"transport": "pigeon"}, "transport 'pigeon': not known here (known: zmq, tcp)"),
-        ({"credit_bytes": 4096}, "credit of 4096 bytes is less than one batch of 1048576"),
+        ({"codec": "rar"}, "compression", "'rar'", "only none, lz4"),
+        ({"transport": "pigeon"}, "transport", "'pigeon'", "only zmq, tcp"),
+        ({"credit_bytes": 4096}, "credit", "4096 bytes", "at least one batch of 1048576 bytes"),
     ],
 )
-def test_each_wish_that_cannot_be_met_is_named(fields: dict[str, object], words: str) -> None:
-    (found,) = check_configure(msgspec.structs.replace(WISH, **fields), INFO, BLOCKS)
-    assert words in found
+def test_each_wish_that_cannot_be_met_is_named(fields: dict[str, object], what: str, there: str, here: str) -> None:
+    (found,) = check_configure(msgspec.structs.replace(WISH, **fields), INFO, BLOCKS, {})
+    assert (found.what, found.source, found.destination) == (what, there, here)
+    assert found.advice
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "what", "there", "here"),
     [
         *GUESTS,
-        ({"codec": "none"}, "compression: 'none' there, 'lz4' here"),
-        ({"data": (END,)}, "workers: 1 there, 2 here"),
+        ({"codec": "none"}, "compression", "'none'", "'lz4'"),
+        ({"data": (END,)}, "workers", "1", "2"),
     ],
 )
-def test_each_difference_in_the_answer_is_named(fields: dict[str, object], words: str) -> None:
+def test_each_difference_in_the_answer_is_named(fields: dict[str, object], what: str, there: str, here: str) -> None:
     (found,) = check_accept(msgspec.structs.replace(ANSWER, **fields), WISH, INFO)
-    assert words in found
+    assert (found.what, found.source, found.destination) == (what, here, there)
+    assert found.advice
+
+
+def test_a_mismatch_names_both_sides_and_what_to_do() -> None:
+    assert str(Mismatch("disks", "a", "b", "do c")) == "disks: a at the source, b at the destination (do c)"
+    assert str(Mismatch("disks", "a", "", "do c")) == "disks: a at the source, none at the destination (do c)"
+    assert str(Mismatch("--auto-converge", "", "", "leave it out")) == "--auto-converge: leave it out"
+
+
+@pytest.mark.parametrize(("kind", "found"), [("qemu", ["devices"]), ("kvm", [])])
+def test_traits_are_compared_between_guests_of_one_kind(kind: str, found: list[str]) -> None:
+    wish = msgspec.structs.replace(WISH, kind=kind, traits={"devices": ("a",)})
+    here = {"devices": Trait(("b",), "do")}
+    mismatches = check_configure(wish, INFO, BLOCKS, here)
+    assert [one.what for one in mismatches if one.what != "guest kind"] == found
 
 
 @pytest.mark.parametrize("size", [0, -4096, 4097])
 def test_blocks_of_odd_sizes_are_refused_even_when_both_have_them(size: int) -> None:
     odd = (RamBlock("odd", size),)
-    (found,) = check_configure(msgspec.structs.replace(WISH, blocks=odd), INFO, odd)
-    assert "'odd'" in found
-    assert "whole pages" in found
+    (found,) = check_configure(msgspec.structs.replace(WISH, blocks=odd), INFO, odd, {})
+    assert "'odd'" in found.what
+    assert "whole pages" in found.destination
 
 
 @pytest.mark.parametrize(
@@ -153,12 +180,11 @@ def test_without_a_common_version_both_are_named(first: int, named: tuple[str, .
         agreed_version(named, first)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "found"), [("", []), ("zmq+tcp", []), ("tcp", ["transport: 'tcp' there, 'zmq+tcp' here"])]
-)
-def test_the_endpoints_are_of_the_agreed_transport(scheme: str, found: list[str]) -> None:
+@pytest.mark.parametrize(("scheme", "found"), [("", []), ("zmq+tcp", []), ("tcp", [("transport", "zmq+tcp", "tcp")])])
+def test_the_endpoints_are_of_the_agreed_transport(scheme: str, found: list[tuple[str, ...]]) -> None:
     ends = (DataEndpoint("", 1), DataEndpoint("", 2, scheme))
-    assert check_accept(msgspec.structs.replace(ANSWER, data=ends), WISH, INFO) == found
+    mismatches = check_accept(msgspec.structs.replace(ANSWER, data=ends), WISH, INFO)
+    assert [(one.what, one.source, one.destination) for one in mismatches] == found
 
 
 def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
@@ -167,7 +193,7 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
 
 def test_all_mismatches_are_told_together() -> None:
     wish = msgspec.structs.replace(WISH, machine="x", codec="rar", capabilities=(), blocks=(block("a"),))
-    found = check_configure(wish, INFO, BLOCKS)
+    found = check_configure(wish, INFO, BLOCKS, {})
     assert len(found) == 1 + 1 + len(CAPABILITIES) + 3
 
 
@@ -183,12 +209,12 @@ def test_very_many_mismatches_are_told_in_few_words() -> None:
     words = joined(mismatches)
     assert words.endswith(f"; and {1002 - MAX_LISTED} more")
     assert words.count(";") == MAX_LISTED
-    assert joined(mismatches[:2]) == "; ".join(mismatches[:2])
+    assert joined(mismatches[:2]) == "; ".join(map(str, mismatches[:2]))
 
 
 def test_regions_that_are_too_many_are_refused() -> None:
     blocks = (block("pc.ram", 8 << 20),)
     wish = msgspec.structs.replace(WISH, blocks=blocks, region_pages=64)
-    (found,) = check_configure(wish, INFO, blocks)
-    assert "regions of 64 pages: 33554432 of them" in found
-    assert check_configure(msgspec.structs.replace(wish, region_pages=16384), INFO, blocks) == []
+    (found,) = check_configure(wish, INFO, blocks, {})
+    assert (found.what, found.source) == ("regions", "33554432 of 64 pages")
+    assert check_configure(msgspec.structs.replace(wish, region_pages=16384), INFO, blocks, {}) == []

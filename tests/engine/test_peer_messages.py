@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from parmig.engine import error_reports
 from parmig.engine import peer_messages as m
+from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name
 from parmig.ram.blocks import GuestRange, RamBlock
@@ -33,6 +34,8 @@ CONFIGURE = m.Configure(
     verify=False,
     switchover_timeout_ns=30 * 10**9,
     capabilities=("fence",),
+    traits={"devices": ("a 'x'", "b"), "disks": ()},
+    check=True,
 )
 EXAMPLES = [
     CONFIGURE,
@@ -48,6 +51,7 @@ EXAMPLES = [
         ("credit",),
     ),
     m.Refuse("no"),
+    m.Checked((Mismatch("machine type", "a", "b", "start both with the same"), Mismatch("x", "", "", "y"))),
     m.DigestRequest(),
     m.Digested("abc"),
     m.Release(7, "def"),
@@ -128,6 +132,12 @@ def test_another_version_is_refused_with_both(version: int) -> None:
         {"kind": "x" * 256},
         {"capabilities": ("x",) * 65},
         {"switchover_timeout_ns": 0},
+        {"traits": {f"t{number}": () for number in range(9)}},
+        {"traits": {"t": ("x",) * 1025}},
+        {"traits": {"t": ("x" * 256,)}},
+        {"traits": {"t" * 256: ()}},
+        {"traits": {"t": (1,)}},
+        {"check": "yes"},
     ],
     ids=lambda fields: str(fields)[:40],
 )
@@ -238,3 +248,19 @@ def test_errors_travel_by_name() -> None:
 @pytest.mark.parametrize("name", ["SystemExit", "annotations", "__name__", "by_name", ""])
 def test_a_name_that_is_no_error_of_ours_is_the_root(name: str) -> None:
     assert by_name(name) is ParmigError
+
+
+def test_traits_and_mismatches_of_the_peer_can_be_shown() -> None:
+    bad = "\x1b[2Jx\n"
+    wish = m.decode_control(memoryview(m.encode_control(msgspec.structs.replace(CONFIGURE, traits={bad: (bad,)}))))
+    answer = m.decode_control(memoryview(m.encode_control(m.Checked((Mismatch(bad, bad, bad, bad),)))))
+    assert isinstance(wish, m.Configure)
+    assert isinstance(answer, m.Checked)
+    for text in (*wish.traits, *wish.traits.popitem()[1], *msgspec.structs.astuple(answer.mismatches[0])):
+        assert text.isprintable()
+
+
+def test_a_wish_without_news_has_no_field_that_an_older_peer_does_not_know() -> None:
+    plain = msgspec.structs.replace(CONFIGURE, traits={}, check=False)
+    fields = msgspec.msgpack.decode(m.encode_control(plain)[12:])
+    assert not {"traits", "check"} & set(fields)

@@ -18,7 +18,7 @@ import pytest
 
 from parmig.config import WORKER_PROGRAMS
 from parmig.engine.peer_messages import PROTOCOL_VERSION
-from parmig.engine.pool import PIPE_LIMIT_S, WorkerPool, WorkerSaid
+from parmig.engine.pool import PIPE_LIMIT_S, PoolEvent, WorkerPool
 from parmig.engine.worker_messages import (
     CountDirty,
     DigestRegions,
@@ -81,9 +81,9 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
     )
 
 
-def said_by(pool: WorkerPool, count: int = 1) -> list[WorkerSaid]:
+def said_by(pool: WorkerPool, count: int = 1) -> list[PoolEvent]:
     """The next *count* events, waiting as the engine does: on what the pool says to poll."""
-    found: list[WorkerSaid] = []
+    found: list[PoolEvent] = []
 
     def read() -> bool:
         poller = Poller()
@@ -109,7 +109,7 @@ def test_a_worker_starts_answers_and_ends() -> None:
             pool.tell(0, DigestRegions((0, 1)))
             (answer,) = said_by(pool)
             wanted = {number: RegionDigester().digest(memory, Region(0, 64 * number, 64)) for number in (0, 1)}
-            assert answer == WorkerSaid(0, RegionDigests(wanted))
+            assert answer == PoolEvent(0, RegionDigests(wanted))
             assert len(pool) == 1
             (pid,) = pool.pids()
         assert not psutil.pid_exists(pid)
@@ -171,7 +171,7 @@ def test_a_receive_worker_takes_no_hello_but_the_one_that_was_agreed(wrong: dict
                 other.open(**{**agreed, **wrong}, limit_ns=NS_PER_S // 4)
             assert pool.read() == []
             right.open(**agreed, limit_ns=5 * NS_PER_S)
-            assert said_by(pool) == [WorkerSaid(0, WorkerConnected())]
+            assert said_by(pool) == [PoolEvent(0, WorkerConnected())]
 
 
 def test_a_send_worker_that_reaches_nobody_says_where() -> None:

@@ -60,3 +60,29 @@ def test_a_transport_that_the_last_release_does_not_know_is_refused_by_name(last
             assert "transport 'tcp': not known here" in report["error"]["message"]
         with Command("send", there.uri(), *SEND) as right:
             assert (right.end()[0], there.end()[0]) == (0, 0), right.errors + there.errors
+
+
+TRAITS = (
+    "from parmig.guests.synthetic.synthetic_guest import SyntheticGuest; from parmig.guests.trait import Trait; "
+    "SyntheticGuest.traits = lambda self: {'devices': Trait(('a disk',), '')}"
+)
+
+
+def test_a_source_that_describes_its_devices_moves_to_the_last_release(last_release: Path) -> None:
+    with (
+        Command("receive", "--listen", LISTEN, "--guest", GUEST, "--json", directory=last_release) as there,
+        Command("send", there.uri(), *SEND, prelude=TRAITS) as here,
+    ):
+        code, report = here.end()
+        assert (code, report["status"], report["verified"]) == (0, "completed", True), here.errors + there.errors
+        assert there.end()[0] == 0, there.errors
+
+
+def test_the_last_release_cannot_check_and_waits_on(last_release: Path) -> None:
+    with Command("receive", "--listen", LISTEN, "--guest", GUEST, "--json", directory=last_release) as there:
+        with Command("send", there.uri(), *SEND, "--check") as check:
+            code, report = check.end()
+            assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), check.errors
+            assert "older parmig, which cannot check" in report["error"]["message"]
+        with Command("send", there.uri(), *SEND) as right:
+            assert (right.end()[0], there.end()[0]) == (0, 0), right.errors + there.errors

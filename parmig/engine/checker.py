@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parmig send --check``: would this guest arrive at that receiver? Nothing is moved, and no guest is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from parmig import logs
+from parmig.config import SendConfig
+from parmig.engine import error_reports
+from parmig.engine.driver import as_our_error
+from parmig.engine.guest_thread import GuestThread
+from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.mismatch import Mismatch
+from parmig.engine.peer_messages import Checked
+from parmig.engine.report import Progress, Report
+from parmig.engine.source import describe_guest
+from parmig.errors import CancelledError, GuestRefusedError, PeerRefusedError, ProtocolError
+from parmig.guests.guest import Guest
+from parmig.ram.codecs.registry import codec
+from parmig.transport.registry import data_scheme
+from parmig.transport.transport import parse_uri
+from parmig.units import NS_PER_MS
+from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
+CHECKED = "checked"
+"""The status of a report: both sides fit, and nothing was moved."""
+
+
+class MigrationChecker:
+    """Compares *guest* and *config* with the receiver at *uri*, which waits on afterwards.
+
+    Args:
+        guest: opened by the caller, who also closes it.
+        uri: of the receiver's control channel.
+        config: how the guest would be migrated.
+        progress: called in the thread that called :meth:`start`.
+    """
+
+    def __init__(
+        self, guest: Guest, uri: str, config: SendConfig, *, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        self._guest = guest
+        self._uri = uri
+        self._config = config
+        self._progress = progress
+        self._thread = GuestThread()
+        self._cancelled = False
+        self._report = Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers)
+
+    def start(self) -> Report:
+        """Check, and return the report: status ``checked``, or ``failed`` with all that has to be mended."""
+        logs.begin_side("source")
+        began_ns = time.monotonic_ns()
+        report = self._report
+        try:
+            with contextlib.ExitStack() as opened:
+                report.mismatches = self._compare(opened)
+            if report.mismatches:
+                raise PeerRefusedError(f"the guest cannot move to {self._uri}: {_count(report.mismatches)} to mend")
+            report.status = CHECKED
+        except Exception as caught:
+            error = as_our_error(caught)
+            report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
+            report.error = error_reports.describe_error(error, "setup")
+        finally:
+            self._thread.close()
+        report.total_time_ms = (time.monotonic_ns() - began_ns) / NS_PER_MS
+        return report
+
+    def cancel(self) -> None:
+        """Give up. Safe from a signal handler."""
+        self._cancelled = True
+        self._thread.wake()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("cancelled; nothing was touched")
+
+    def _compare(self, opened: contextlib.ExitStack) -> list[Mismatch]:
+        """Everything that has to be mended, on this host and in the comparison of both."""
+        config, report = self._config, self._report
+        config.check()
+        codec(config.compress)
+        data_scheme(config.transport)
+        info = self._thread.call(self._guest.info)
+        memory = list(self._thread.call(self._guest.memory))
+        report.compression = config.compress
+        report.guest = describe_guest(info, memory)
+        mismatches = []
+        if config.auto_converge:
+            try:
+                check_throttle(self._guest, self._thread, info.kind)
+            except GuestRefusedError as error:
+                mismatches.append(Mismatch("--auto-converge", "", "", str(error)))
+        if self._progress is not None:
+            self._progress(Progress(status="setup", message=f"checking with {self._uri}"))
+        introduction = Introduction(parse_uri(self._uri), config, opened, self._check_cancelled)
+        answer = introduction.ask(introduction.make_wish(self._guest, self._thread, info, memory, check=True))
+        if not isinstance(answer, Checked):
+            raise ProtocolError(f"the receiver at {self._uri} answered {type(answer).__name__} to a check")
+        _logger.info("the receiver found %s to mend", _count(answer.mismatches))
+        return [*mismatches, *answer.mismatches]
+
+
+def _count(mismatches: Sequence[Mismatch]) -> str:
+    return "one thing" if len(mismatches) == 1 else f"{len(mismatches)} things" if mismatches else "nothing"

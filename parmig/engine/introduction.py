@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Introduces a source to the destination: its first message, and the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from parmig.config import SendConfig
+from parmig.engine import peer_messages
+from parmig.engine.agreement import offer
+from parmig.engine.control import ControlChannel
+from parmig.engine.guest_thread import GuestThread
+from parmig.engine.peer_messages import Accept, Checked, Configure
+from parmig.engine.traits import describe
+from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
+from parmig.guests.guest import Guest, GuestInfo
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.flow import credit_bytes
+from parmig.ram.regions import region_pages_for
+from parmig.transport.registry import open_control
+from parmig.transport.transport import Endpoint
+from parmig.units import NS_PER_S
+from parmig.version import __version__
+
+_logger = logging.getLogger(__name__)
+
+CONFIGURE_LIMIT_NS = 20 * NS_PER_S
+"""How long the destination may take to check the configuration and start its workers."""
+
+LINGER_MS = 500
+"""How long the last message may take to leave."""
+
+
+class Introduction:
+    """Introduces a source to the receiver at *endpoint*.
+
+    Args:
+        endpoint: of the receiver's control port.
+        config: how the source wishes to migrate.
+        opened: closes the connection at the end.
+        interrupt: called several times a second while the answer is awaited; raises to end the wait.
+
+    Attributes:
+        control: the channel to the destination, or None before the connection was made.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, config: SendConfig, opened: contextlib.ExitStack, interrupt: Callable[[], None]
+    ) -> None:
+        self.control: ControlChannel | None = None
+        self._endpoint = endpoint
+        self._config = config
+        self._opened = opened
+        self._interrupt = interrupt
+
+    def make_wish(
+        self, guest: Guest, thread: GuestThread, info: GuestInfo, memory: Sequence[BlockMemory], *, check: bool = False
+    ) -> Configure:
+        """What the destination learns of the guest and of the configuration.
+
+        Args:
+            guest: asked in *thread*.
+            info, memory: of the guest.
+            check: only ask whether a migration would work.
+
+        Raises:
+            GuestError: the guest did not answer.
+        """
+        config = self._config
+        blocks = tuple(part.block for part in memory)
+        return Configure(
+            parmig=__version__,
+            kind=info.kind,
+            machine=info.machine,
+            blocks=blocks,
+            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {part.fd for part in memory}),
+            workers=config.workers,
+            transport=config.transport,
+            codec=config.compress,
+            batch_bytes=config.batch_bytes,
+            credit_bytes=credit_bytes(config.batch_bytes),
+            region_pages=region_pages_for(blocks, config.workers),
+            running=thread.call(guest.is_running),
+            verify=config.verify,
+            switchover_timeout_ns=config.switchover_timeout_ns,
+            capabilities=offer(),
+            traits=describe(thread.call(guest.traits)),
+            check=check,
+        )
+
+    def ask(self, wish: Configure) -> Accept | Checked:
+        """Connect, send *wish*, and wait for the answer. An older receiver is asked again in a way that it knows.
+
+        Raises:
+            PeerRefusedError: the destination refused, or is too old to check.
+            PeerFailedError: it failed.
+            TransportError: it cannot be reached, or was lost.
+            LimitExceededError: it did not answer.
+            ProtocolError: it answered something else.
+        """
+        answer = self._answer(wish)
+        if isinstance(answer, peer_messages.Refuse):
+            older = for_older_peer(wish, answer.reason)
+            if older is not None and wish.check:
+                raise PeerRefusedError(
+                    f"the receiver at {self._endpoint} is an older parmig, which cannot check; install this version "
+                    "there, or leave out --check: it compares what it knows before it touches anything"
+                )
+            if older is not None:
+                _logger.info("the receiver is an older parmig; it is asked again without what it does not know")
+                answer = self._answer(older)
+        match answer:
+            case Accept() | Checked():
+                return answer
+            case peer_messages.Refuse(reason=reason):
+                raise PeerRefusedError(f"the destination refused: {reason}")
+            case peer_messages.Failure(error=report):
+                raise PeerFailedError(f"the destination failed: {report.message}")
+        raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
+
+    def _answer(self, wish: Configure) -> peer_messages.ControlMessage:
+        transport = open_control(
+            self._endpoint, "control channel", heartbeat=True, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
+        )
+        self.control = ControlChannel(transport)
+        self._opened.callback(self.control.close, linger_ms=LINGER_MS)
+        _logger.info("connects to %s", self._endpoint)
+        transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
+        _logger.info("connected to %s", self._endpoint)
+        self.control.write(wish)
+        what = "the destination's answer to the configuration"
+        try:
+            return self.control.wait(what, CONFIGURE_LIMIT_NS, self._interrupt)
+        except ProtocolError as error:
+            raise PeerRefusedError(f"{self._endpoint}: {error}") from error
+
+
+_UNKNOWN_FIELD = "unknown field"
+"""Words in the refusal of every parmig that is sent a message with a field that it does not know (msgspec's)."""
+
+
+def for_older_peer(wish: Configure, reason: str) -> Configure | None:
+    """*wish* for a destination that refused it for *reason*: without the fields that an older one does not know.
+
+    None: the reason is another one, or *wish* has no such field.
+    """
+    older = msgspec.structs.replace(wish, traits={}, check=False)
+    return older if _UNKNOWN_FIELD in reason and older != wish else None
+
+
+def check_throttle(guest: Guest, thread: GuestThread, kind: str) -> None:
+    """See whether *guest* can be slowed down, for ``--auto-converge``.
+
+    Raises:
+        GuestRefusedError: it cannot.
+    """
+    if not thread.call(guest.can_throttle):
+        raise GuestRefusedError(
+            f"a {kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
+            "and allow a longer pause with --max-downtime where it outruns the network"
+        )
