@@ -21,7 +21,7 @@ from parmig.engine.report import DigestReport, Progress, Report
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup
+from parmig.engine.worker_messages import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     ParmigError,
@@ -106,12 +106,12 @@ class MigrationSender(SourceSide):
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
+        places, descriptors = memory_for_workers(memory)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint)):
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
-                blocks=blocks,
-                file_offsets_bytes=tuple(part.file_offset_bytes for part in memory),
+                memory=places,
                 uri=uri,
                 local=local,
                 session=accept.session,
@@ -121,7 +121,7 @@ class MigrationSender(SourceSide):
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *(part.fd for part in memory)])
+            self._pool.start(setup, [shared.fd, *descriptors])
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),

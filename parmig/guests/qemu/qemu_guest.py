@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink
-from parmig.guests.qemu import ram_list
+from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink, Trait
+from parmig.guests.qemu import qemu_traits, ram_list
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
 from parmig.guests.qemu.hardware import Hardware
@@ -98,6 +98,9 @@ class QemuGuest(Guest):
         own = {one.memory.block.name for one in self._blocks}
         found = ram_list.block_sizes(self._qmp.monitor("info ramblock"))
         return {name: size_bytes for name, size_bytes in found.items() if size_bytes and name not in own}
+
+    def traits(self) -> Mapping[str, Trait]:
+        return qemu_traits.ask_traits(self._qmp)
 
     def is_running(self) -> bool:
         return bool(self._qmp.execute("query-status")["running"])
