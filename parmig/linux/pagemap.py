@@ -111,7 +111,7 @@ class Existing(NamedTuple):
 def existing(pagemap_fd: int, start: int, end: int) -> Existing:
     """Which pages of ``[start, end)`` the page tables have.
 
-    Works on any kernel: before Linux 6.7 it reads an entry of 8 bytes for each page, and takes the zero page for memory.
+    Works on any kernel: before Linux 6.7 it reads an entry of 8 bytes a page, and takes the zero page for memory.
 
     Raises:
         OSError: the page tables cannot be read.
