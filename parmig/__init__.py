@@ -13,6 +13,7 @@ from typing import Any
 from parmig.version import __version__
 
 _PUBLIC = {
+    "MigrationChecker": "parmig.engine.checker",
     "MigrationSender": "parmig.engine.sender",
     "MigrationReceiver": "parmig.engine.receiver",
     "MigrationStatus": "parmig.status",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "DirtyRegion",
     "Guest",
+    "MigrationChecker",
     "MigrationDataFile",
     "MigrationDataFileFlag",
     "MigrationRamReceive",

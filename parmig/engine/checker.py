@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``parmig send --check``: would this guest arrive at that receiver? Nothing is moved, and no guest is touched."""
+"""Checks whether a guest can be moved to a receiver. It moves nothing, and touches no guest."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from parmig.units import NS_PER_MS
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
+
 CHECKED = "checked"
 """The status of a report: both sides fit, and nothing was moved."""
 

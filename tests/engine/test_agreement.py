@@ -15,7 +15,6 @@ from parmig.engine.agreement import (
     check_configure,
     offer,
 )
-from parmig.engine.mismatch import MAX_LISTED, Mismatch, joined
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait
@@ -127,12 +126,6 @@ def test_each_difference_in_the_answer_is_named(fields: dict[str, object], what:
     assert found.advice
 
 
-def test_a_mismatch_names_both_sides_and_what_to_do() -> None:
-    assert str(Mismatch("disks", "a", "b", "do c")) == "disks: a at the source, b at the destination (do c)"
-    assert str(Mismatch("disks", "a", "", "do c")) == "disks: a at the source, none at the destination (do c)"
-    assert str(Mismatch("--auto-converge", "", "", "leave it out")) == "--auto-converge: leave it out"
-
-
 @pytest.mark.parametrize(("kind", "found"), [("qemu", ["devices"]), ("kvm", [])])
 def test_traits_are_compared_between_guests_of_one_kind(kind: str, found: list[str]) -> None:
     wish = msgspec.structs.replace(WISH, kind=kind, traits={"devices": ("a",)})
@@ -221,16 +214,6 @@ def test_all_mismatches_are_told_together() -> None:
 def test_both_the_size_and_the_page_size_of_a_block_are_told() -> None:
     found = block_mismatches([block("a")], [block("a", 2, page_size_bytes=2 << 20)])
     assert len(found) == 2
-
-
-def test_very_many_mismatches_are_told_in_few_words() -> None:
-    there = [block(f"block{number}") for number in range(1000)]
-    mismatches = block_mismatches(BLOCKS, there)
-    assert len(mismatches) == 1002
-    words = joined(mismatches)
-    assert words.endswith(f"; and {1002 - MAX_LISTED} more")
-    assert words.count(";") == MAX_LISTED
-    assert joined(mismatches[:2]) == "; ".join(map(str, mismatches[:2]))
 
 
 def test_regions_that_are_too_many_are_refused() -> None:

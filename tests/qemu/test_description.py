@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from parmig.guests.qemu.description import cpu_model, devices, disks, virtual_cpus
+from parmig.guests.qemu.description import cpu_model, devices, disks, memory_slots, virtual_cpus
 
 QTREE = """bus: main-system-bus
   type System
@@ -61,8 +61,9 @@ def test_devices_have_their_id_and_their_place() -> None:
 
 
 def drive(filename: str = "/images/a.qcow2", **fields: Any) -> dict[str, Any]:
-    image = {"filename": filename, "virtual-size": 64 << 20}
-    return {"device": "", "inserted": {"drv": "qcow2", "ro": False, "image": image}} | fields
+    image = {"filename": filename, "virtual-size": 64 << 20, "format": "qcow2"}
+    filtered = {"drv": "mirror_top", "ro": False, "image": image}  # by a job that copies the disk meanwhile
+    return {"device": "", "inserted": filtered} | fields
 
 
 @pytest.mark.parametrize(
@@ -95,16 +96,21 @@ def test_a_drive_that_no_device_has_is_none_of_the_guest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("places", "words"),
+    ("count", "smp", "words"),
     [
-        ([{}], "1"),
-        ([{"socket-id": 0, "core-id": number, "thread-id": 0} for number in range(2)], "2 (2 cores)"),
-        ([{"socket-id": number, "core-id": core} for number in (0, 1) for core in (0, 1)], "4 (2 sockets, 2 cores)"),
+        (1, {}, "1"),
+        (1, {"cpus": 1, "maxcpus": 1, "cores": 1, "sockets": 1}, "1"),
+        (4, {"cpus": 4, "maxcpus": 4, "cores": 2, "sockets": 2, "threads": 1}, "4 (2 sockets, 2 cores)"),
+        (3, {"cpus": 2, "maxcpus": 6, "cores": 6, "modules": 1}, "3 of at most 6 (6 cores)"),
     ],
 )
-def test_virtual_cpus_are_counted_by_their_places(places: list[dict[str, int]], words: str) -> None:
-    assert virtual_cpus([{"props": place} for place in places]) == words
-    assert virtual_cpus([{} for _ in places]) == str(len(places))
+def test_virtual_cpus_are_counted_and_arranged(count: int, smp: dict[str, int], words: str) -> None:
+    assert virtual_cpus(count, smp) == words
+
+
+def test_memory_slots_are_described_where_there_are_any() -> None:
+    assert memory_slots({}) == memory_slots({"size": 1 << 28}) == "none"
+    assert memory_slots({"size": 1 << 28, "slots": 4, "max-size": 1 << 30}) == "4 slots, up to 1 GiB"
 
 
 @pytest.mark.parametrize(

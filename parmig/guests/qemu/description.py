@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from parmig.units import format_size
@@ -14,6 +14,9 @@ _DEVICE = re.compile(r' *dev: (?P<type>[^,]+), id "(?P<id>[^"]*)"')
 _BUS = re.compile(r" *bus: (?P<name>.*)")
 _PLACE = re.compile(r' *(?P<name>addr|port|scsi-id|lun|unit|nr|iobase|slot) = "?(?P<value>[^"(]*?)"?(?: \(.*\))?')
 """Lines of ``info qtree``, as system/qdev-monitor.c prints them: a device, a bus, and where a device is on its bus."""
+
+_CPU_LEVELS = ("drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads")
+"""What ``-smp`` arranges CPUs in, from the outside in."""
 
 _SYSTEM_BUS = "main-system-bus"
 
@@ -61,8 +64,8 @@ def _disk(drive: Mapping[str, Any]) -> str:
     medium = drive.get("inserted")
     if medium is None:
         return f"{label}: empty"
-    image = medium["image"]
-    words = [str(medium["drv"]), format_size(int(image["virtual-size"])), _image_name(str(image["filename"]))]
+    image = medium["image"]  # without the filters of jobs, such as one that mirrors the disk
+    words = [str(image["format"]), format_size(int(image["virtual-size"])), _image_name(str(image["filename"]))]
     words += ["read-only"] if medium["ro"] else []
     return f"{label}: {' '.join(filter(None, words))}"
 
@@ -77,17 +80,26 @@ def _image_name(filename: str) -> str:
     return "" if filename.startswith("/dev/") and not filename.startswith("/dev/shm/") else filename.rpartition("/")[2]
 
 
-def virtual_cpus(cpus: Sequence[Mapping[str, Any]]) -> str:
-    """The number of virtual CPUs, and how they are arranged where the machine type has that.
+def virtual_cpus(count: int, smp: Mapping[str, int]) -> str:
+    """The number of virtual CPUs, and how they are arranged.
 
     Args:
-        cpus: the answer of ``query-cpus-fast``.
+        count: how many there are now.
+        smp: the machine's property ``smp``; empty before QEMU 6.1.
     """
-    kinds = ("socket", "die", "core", "thread")
-    places = [cpu.get("props", {}) for cpu in cpus]
-    counts = {kind: len({place[f"{kind}-id"] for place in places if f"{kind}-id" in place}) for kind in kinds}
-    arranged = ", ".join(f"{count} {kind}s" for kind, count in counts.items() if count > 1)
-    return f"{len(cpus)} ({arranged})" if arranged else str(len(cpus))
+    most = smp.get("maxcpus", count)
+    arranged = ", ".join(f"{smp[level]} {level}" for level in _CPU_LEVELS if smp.get(level, 1) > 1)
+    return f"{count}{f' of at most {most}' if most != count else ''}{f' ({arranged})' if arranged else ''}"
+
+
+def memory_slots(memory: Mapping[str, int]) -> str:
+    """The slots for memory that is plugged in later.
+
+    Args:
+        memory: the machine's property ``memory``; empty before QEMU 7.1.
+    """
+    slots = memory.get("slots", 0)
+    return f"{slots} slots, up to {format_size(memory['max-size'])}" if slots else "none"
 
 
 def cpu_model(kind: str) -> str:

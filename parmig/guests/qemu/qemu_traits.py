@@ -22,7 +22,10 @@ def ask_traits(qmp: Qmp) -> dict[str, Trait]:
     path = cpus[0]["qom-path"]
     model = description.cpu_model(str(qmp.execute("qom-get", path=path, property="type")))
     traits = {
-        "virtual CPUs": Trait((description.virtual_cpus(cpus),), "start both with the same -smp"),
+        "virtual CPUs": Trait(
+            (description.virtual_cpus(len(cpus), _of_machine(qmp, "smp")),), "start both with the same -smp"
+        ),
+        "memory slots": Trait((description.memory_slots(_of_machine(qmp, "memory")),), "start both with the same -m"),
         "CPU model": Trait((model,), "start both with the same -cpu"),
         "devices": Trait(
             tuple(description.devices(qmp.monitor("info qtree"))),
@@ -38,6 +41,14 @@ def ask_traits(qmp: Qmp) -> dict[str, Trait]:
         advice = "start both with a -cpu that both hosts can give, for example with FEATURE=off"
         traits["CPU features"] = Trait(features, advice, may_grow=True)
     return traits
+
+
+def _of_machine(qmp: Qmp, name: str) -> dict[str, int]:
+    """The property *name* of the machine; empty if this version of QEMU has none."""
+    try:
+        return dict(qmp.execute("qom-get", path="/machine", property=name))
+    except GuestError:
+        return {}
 
 
 def _cpu_features(qmp: Qmp, path: str, model: str) -> tuple[str, ...]:
