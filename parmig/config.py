@@ -97,6 +97,14 @@ FILE = Unit("FILE", "a file", _read_file)
 
 Workers = Annotated[int, option("Worker processes.", COUNT, shown="one per core, at most 4", ge=1, le=MAX_WORKERS)]
 
+Announce = Annotated[
+    bool,
+    option(
+        "Once the guest runs here, let its network devices announce their addresses again. QEMU announces them at the "
+        "destination in any case."
+    ),
+]
+
 
 class _LiveConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Options of what reads the memory of a running guest: a migration and a snapshot."""
@@ -177,6 +185,7 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     quit_source: Annotated[
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
+    announce: Announce = False
 
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
@@ -245,6 +254,7 @@ class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, option("Give up if no suitable sender comes within this time.", DURATION, shown="forever", ge=0)
     ] = 0
     max_state_bytes: Annotated[int, option("Accept at most this much device state.", SIZE, ge=0)] = GIB
+    announce: Announce = False
 
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""

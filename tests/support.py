@@ -13,7 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from parmig.ram.bits import Index, Runs
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport

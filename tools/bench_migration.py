@@ -26,9 +26,10 @@ from parmig.config import SendConfig
 from parmig.engine.report import DowntimePhases
 from parmig.guests.registry import open_guest
 from parmig.linux import uffd
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.dirty_scanner import DirtyScanner
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.pagemap import PagemapTracker

@@ -3,10 +3,10 @@
 
 usage: python -m tools.fuzz_stream [TARGET ...] [--seconds 60] [--plain] [--seed N] [--findings DIR]
 
-Targets: sections, ram, data_file, vmdescription, xbzrle; all of them, one after the other, if none is named. With
-atheris (the extra ``fuzz``) coverage guides the inputs, and each target has a process of its own. With --plain, or
-without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, and the
-exit code is 1.
+Targets: sections, devices, ram, data_file, vmdescription, xbzrle; all of them, one after the other, if none is named.
+With atheris (the extra ``fuzz``) coverage guides the inputs, and each target has a process of its own. With --plain,
+or without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, and
+the exit code is 1.
 """
 
 from __future__ import annotations
@@ -27,10 +27,23 @@ import numpy as np
 from parmig.errors import StreamError
 from parmig.stream import MigrationDataFile, xbzrle
 from parmig.stream import vmdescription as vmd
+from parmig.stream.configuration import Configuration
+from parmig.stream.device_stream import compose
 from parmig.stream.ram_blocks import read_setup, write_block_list
 from parmig.stream.ram_encode import encode_page_words, encode_zero_words
 from parmig.stream.ram_words import EncodedPage, RamWordReader
-from tests.stream.streams import BLOCKS, DEVICE, DEVICE_BYTES, each_page, put, read_whole, reading, whole_stream
+from parmig.stream.sections import SectionReader
+from tests.stream.streams import (
+    BLOCKS,
+    DEVICE,
+    DEVICE_BYTES,
+    each_page,
+    put,
+    read_whole,
+    reading,
+    saved_devices,
+    whole_stream,
+)
 
 MEMORY_LIMIT_BYTES = 64 << 20
 DESCRIPTION = vmd.VmDescription(page_size=4096, devices=[DEVICE])
@@ -49,6 +62,18 @@ def pieces(content: bytes) -> MigrationDataFile:
 def sections(content: bytes) -> None:
     """Header, configuration, sections, a device, RAM, description."""
     read_whole(pieces(content), DESCRIPTION)
+
+
+def devices(content: bytes) -> None:
+    """Saved devices are made into a stream that is read."""
+    stream = compose(content, "pc")
+    sections = SectionReader(reading(stream))
+    sections.read_header()
+    if sections.next() != Configuration("pc"):
+        raise FindingError("the stream does not begin with its configuration")
+    where = vmd.find(stream)
+    if where is not None:
+        vmd.parse(stream[where])
 
 
 def ram(content: bytes) -> None:
@@ -121,6 +146,7 @@ def xbzrle_pages(content: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "sections": sections,
+    "devices": devices,
     "ram": ram,
     "data_file": data_file,
     "vmdescription": vmdescription,
@@ -140,6 +166,7 @@ def seeds(target: str) -> list[bytes]:
     words += (4 << 12 | 0x120).to_bytes(8, "big") + len(packed).to_bytes(4, "big") + packed
     by_target = {
         "sections": [b"\xff" + stream, b"\3" + stream],
+        "devices": [saved_devices(("clock", DEVICE_BYTES), ("cpu", b"~\0\0\0\1\4" * 9))],
         "ram": [bytes((how,)) + words + (0x10).to_bytes(8, "big") for how in (1, 0xFD)],
         "data_file": [bytes(range(33)) + bytes(range(200)), b"\2" + bytes(range(0, 256, 8)) * 5],
         "vmdescription": [

@@ -4,6 +4,7 @@
 They change only when the format does, and then on purpose: streams that were written before must still be read.
 
 sequential.stream  the sequential form: configuration, list of blocks, pages, a command, a device, its description
+devices.stream     devices as QEMU's xen-save-devices-state writes them, made into a stream
 mapped-ram.txt     the mapped-ram form, whose pages are a MiB apart: a line for each stretch that is not all zero
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from parmig.stream import TARGET_PAGE_BYTES, MigrationDataFile
+from parmig.stream.device_stream import compose
 from parmig.stream.flags import MIGRATION_RAM_SAVE_FLAG_EOS, MigrationCommand
 from parmig.stream.ram_blocks import BlockEntry, write_block_list
 from parmig.stream.ram_encode import Pages, encode_page_words, encode_zero_words, page_words_bytes, part_section
@@ -105,6 +107,18 @@ def mapped(data: MigrationDataFile) -> None:
     _finish(data, writer)
 
 
+def devices(data: MigrationDataFile) -> None:
+    """Two devices, as ``xen-save-devices-state`` writes them."""
+    writer = SectionWriter(data)
+    writer.header()
+    for number in (CLOCK, CLOCK + 1):
+        writer.full(number, DEVICE.name, number, DEVICE.version)
+        data.put_buffer(DEVICE_BYTES)
+        writer.footer(number)
+    writer.eof()
+    data.flush_data()
+
+
 def written(write: Callable[[MigrationDataFile], None]) -> bytes:
     """The file that *write* makes."""
     fd = os.memfd_create("golden", os.MFD_CLOEXEC)
@@ -125,7 +139,11 @@ def as_text(content: bytes) -> str:
 
 def golden_files() -> dict[str, bytes]:
     """Name to content."""
-    return {"sequential.stream": written(sequential), "mapped-ram.txt": as_text(written(mapped)).encode()}
+    return {
+        "sequential.stream": written(sequential),
+        "devices.stream": compose(written(devices), "pc-i440fx-7.2"),
+        "mapped-ram.txt": as_text(written(mapped)).encode(),
+    }
 
 
 def main(arguments: list[str]) -> int:

@@ -27,7 +27,8 @@ from parmig.engine.worker_messages import (
     WorkerLog,
 )
 from parmig.linux import process
-from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.reach.open_reach import open_reach
+from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region, cut
 from parmig.ram.shared import SharedArea
 from parmig.units import MIB
@@ -112,17 +113,17 @@ class Inbox:
 
 
 class Memory(NamedTuple):
-    """The guest's memory in a worker: mappings of its blocks, its regions by number, the shared area."""
+    """The guest's memory in a worker: its blocks, its regions by number, the shared area."""
 
-    blocks: list[BlockMapping]
+    blocks: list[Reach]
     regions: list[Region]
     shared: SharedArea
 
 
 def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) -> Memory:
-    """Map the shared area and every block into this process."""
-    parts = zip(setup.blocks, block_fds, setup.file_offsets_bytes, strict=True)
-    blocks = [BlockMapping(BlockMemory(block, fd, offset)) for block, fd, offset in parts]
+    """Map the shared area, and reach every block."""
+    fds = [*block_fds, -1]
+    blocks = [open_reach(msgspec.structs.replace(item, fd=fds[item.fd])) for item in setup.memory]
     regions = cut(setup.blocks, setup.region_pages)
     shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
     return Memory(blocks, regions, shared)

@@ -11,9 +11,9 @@ from multiprocess.connection import Connection
 from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.linux import process
-from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import HELLO_BYTES, check_hello, welcome
+from parmig.ram.reach.reach import Reach
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
@@ -94,7 +94,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
 
 
 def _answer(
-    inbox: Inbox, instruction: object, digester: RegionDigester, blocks: list[BlockMapping], regions: list[Region]
+    inbox: Inbox, instruction: object, digester: RegionDigester, blocks: Sequence[Reach], regions: list[Region]
 ) -> None:
     match instruction:
         case DigestRegions(regions=numbers):

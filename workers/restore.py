@@ -18,7 +18,7 @@ from parmig.engine.worker_messages import (
     WorkerReady,
 )
 from parmig.errors import ProtocolError
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.snapshot.placers import MappedPlacer, SequentialPlacer
@@ -53,7 +53,7 @@ def _answer(
     inbox: Inbox,
     instruction: Instruction,
     fd: int,
-    blocks: Sequence[BlockMapping],
+    blocks: Sequence[Reach],
     regions: Sequence[Region],
     shared: SharedArea,
 ) -> WorkerEvent:

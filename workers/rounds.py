@@ -21,7 +21,7 @@ from parmig.engine.worker_messages import (
     WorkerEvent,
 )
 from parmig.errors import ProtocolError
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.reach.reach import Reach
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.trackers.registry import open_tracker
 from parmig.ram.trackers.tracker import DirtyTracker
@@ -30,7 +30,7 @@ from workers.bootstrap import Inbox
 _logger = logging.getLogger(__name__)
 
 
-def await_tracker(inbox: Inbox, idle: Callable[[], None], blocks: Sequence[BlockMapping]) -> DirtyTracker:
+def await_tracker(inbox: Inbox, idle: Callable[[], None], blocks: Sequence[Reach]) -> DirtyTracker:
     """Wait for the dirty log and open it.
 
     Args:

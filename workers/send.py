@@ -11,10 +11,10 @@ from multiprocess.connection import Connection
 
 from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, SendSetup, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
-from parmig.ram.blocks import BlockMapping
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
+from parmig.ram.reach.reach import Reach
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
 from parmig.ram.send import MigrationRamSend
@@ -68,7 +68,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
 
 
 def _answer(
-    instruction: Instruction, digester: RegionDigester, blocks: list[BlockMapping], regions: list[Region]
+    instruction: Instruction, digester: RegionDigester, blocks: Sequence[Reach], regions: list[Region]
 ) -> WorkerEvent:
     match instruction:
         case DigestRegions(regions=numbers):

@@ -163,6 +163,8 @@ def lack_of_ports(ports: tuple[int, int], workers: int) -> list[Mismatch]:
 
 def lack_of_space(memory: list[BlockMemory], wish: Configure) -> list[Mismatch]:
     """The mismatch if the file systems of the memory files cannot hold what the source has allocated; else none."""
+    if any(part.pid for part in memory):
+        return []  # private memory has no limit that can be known
     fds = {(os.fstat(part.fd).st_dev, os.fstat(part.fd).st_ino): part.fd for part in memory}
     allocated = sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
     needed = min(wish.allocated_bytes, sum(block.size_bytes for block in wish.blocks)) - allocated

@@ -28,6 +28,14 @@ FEATURES = (ENDPOINT_SCHEMES,)
 """What this version does only if the other side names it too."""
 
 
+STATE_PREFIX = "state-"
+"""Before the way of device state among capabilities. Not a field of Configure, since messages of version 2 refuse
+fields that they do not know."""
+
+USUAL_STATES = ("", "migrate")
+"""How device state of a guest is taken whose side names nothing, as all sides did in version 2."""
+
+
 def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int:
     """(destination) The newest protocol version that the source speaks, too.
 
@@ -45,10 +53,29 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
     return max(common)
 
 
-def offer() -> tuple[str, ...]:
-    """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows."""
+def offer(state: str) -> tuple[str, ...]:
+    """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows.
+
+    Args:
+        state: how device state of its guest is taken; the usual way is not named.
+    """
     codec_features = (_codec_feature(name) for name in codecs.names())
-    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features)
+    state_features = [f"{STATE_PREFIX}{state}"] if state not in USUAL_STATES else []
+    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features, *state_features)
+
+
+def state_of(capabilities: Sequence[str]) -> str:
+    """How device state of the peer's guest is taken."""
+    names = (name.removeprefix(STATE_PREFIX) for name in capabilities if name.startswith(STATE_PREFIX))
+    return next(names, "")
+
+
+def state_mismatches(source: str, destination: str) -> list[Mismatch]:
+    """Whether device state is taken in another way on the other side."""
+    ways = [way or USUAL_STATES[-1] for way in (source, destination)]
+    if ways[0] == ways[1]:
+        return []
+    return [Mismatch("device state", ways[0], ways[1], f"add ,state={ways[0]} or ,state={ways[1]} to both guests")]
 
 
 def agreed_codecs(wish: Configure) -> tuple[str, ...]:
@@ -131,6 +158,7 @@ def check_configure(
     mismatches += block_mismatches(message.blocks, blocks)
     mismatches += capability_mismatches(message.capabilities, "source")
     if message.kind == info.kind:
+        mismatches += state_mismatches(state_of(message.capabilities), info.state)
         mismatches += trait_mismatches(message.traits, traits)
     for what, name, known in (
         ("compression", message.codec, codecs.names()),
@@ -155,6 +183,8 @@ def check_configure(
 def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mismatch]:
     """(source) Everything in the destination's answer that does not match."""
     mismatches = guest_mismatches((info.kind, info.machine), (message.kind, message.machine))
+    if message.kind == info.kind:
+        mismatches += state_mismatches(info.state, state_of(message.capabilities))
     mismatches += block_mismatches(wish.blocks, message.blocks)
     mismatches += capability_mismatches(message.capabilities, "destination")
     if message.codec != wish.codec:

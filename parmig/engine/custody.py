@@ -73,6 +73,7 @@ class Custody:
     def pause(self, sink: StateSink) -> int:
         """Pause the guest; returns when it stopped."""
         self.ran = self._guest.is_running()
+        self._guardian.guard(self._guest.rescue(pausing=True))
         return self._guest.pause(sink)
 
     def note_pause(self) -> None:

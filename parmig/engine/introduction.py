@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -21,6 +20,7 @@ from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, 
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
+from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
 from parmig.transport.registry import open_control
 from parmig.transport.transport import Endpoint
@@ -78,7 +78,7 @@ class Introduction:
             kind=info.kind,
             machine=info.machine,
             blocks=blocks,
-            allocated_bytes=sum(os.fstat(fd).st_blocks * 512 for fd in {part.fd for part in memory}),
+            allocated_bytes=allocated_bytes(memory),
             workers=config.workers,
             transport=config.transport,
             codec=config.compress,
@@ -88,7 +88,7 @@ class Introduction:
             running=thread.call(guest.is_running),
             verify=config.verify,
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(),
+            capabilities=offer(info.state),
             traits=describe(thread.call(guest.traits)),
             check=check,
         )

@@ -17,9 +17,10 @@ from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import RamReport
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
-from parmig.engine.worker_messages import ReceiveSetup
+from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
-from parmig.ram.blocks import BlockMemory, check_mappable
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
@@ -76,14 +77,14 @@ class Listeners:
             raise
 
     def _start(self) -> None:
-        check_mappable(self._memory)  # before the source is let in
+        check_reachable(self._memory)  # before the source is let in
         wish = self.wish
+        memory, descriptors = memory_for_workers(self._memory)
         for worker in range(wish.workers):
             setup = ReceiveSetup(
                 worker=worker,
                 workers=wish.workers,
-                blocks=wish.blocks,
-                file_offsets_bytes=tuple(part.file_offset_bytes for part in self._memory),
+                memory=memory,
                 uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
                 session=self.token,
                 codecs=agreed_codecs(wish),
@@ -92,7 +93,7 @@ class Listeners:
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
             )
-            self.pool.start(setup, [self._shared.fd, *(part.fd for part in self._memory)])
+            self.pool.start(setup, [self._shared.fd, *descriptors])
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
         _logger.info("state channel listens at %s", self._state_endpoint)
 
@@ -127,7 +128,7 @@ class Listeners:
                 DataEndpoint(announced_host(self._host(worker)), self._ports[worker], scheme)
                 for worker in range(wish.workers)
             ),
-            capabilities=offer(),
+            capabilities=offer(info.state),
         )
 
     def pollables(self) -> list[Any]:

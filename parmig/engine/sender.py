@@ -21,7 +21,7 @@ from parmig.engine.report import DigestReport, Progress, Report
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup
+from parmig.engine.worker_messages import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     ParmigError,
@@ -106,12 +106,12 @@ class MigrationSender(SourceSide):
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
+        places, descriptors = memory_for_workers(memory)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint)):
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
-                blocks=blocks,
-                file_offsets_bytes=tuple(part.file_offset_bytes for part in memory),
+                memory=places,
                 uri=uri,
                 local=local,
                 session=accept.session,
@@ -121,7 +121,7 @@ class MigrationSender(SourceSide):
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *(part.fd for part in memory)])
+            self._pool.start(setup, [shared.fd, *descriptors])
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -165,8 +165,13 @@ class MigrationSender(SourceSide):
 
     def _last_steps(self, status: MigrationStatus) -> Sequence[Callable[[], None]]:
         if status is not MigrationStatus.COMPLETED:
-            return ()
+            return (self._guest.announce,) if self._config.announce and self._was_rolled_back() else ()
         return (self._guest.finish_source, *([self._guest.quit] if self._config.quit_source else []))
+
+    def _was_rolled_back(self) -> bool:
+        """Whether the guest was paused for this migration, and runs here again."""
+        run = self._run
+        return run is not None and run.may_stand_still and not run.handed_over and not self._custody.problem
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
         control = self._introduction.control if self._introduction is not None else None

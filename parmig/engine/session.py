@@ -56,6 +56,7 @@ class ReceiveSession(Driver[Instruction]):
         self.wish = wish
         self._info = info
         self._control = control
+        self._announce = config.announce
         self._listeners = Listeners(wish, memory, config, self._take_early)
         self._state = self._listeners.state
         self._state_connected = False
@@ -144,6 +145,8 @@ class ReceiveSession(Driver[Instruction]):
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
             case Act.RUN:
                 self._begin(events.GuestRuns, self._guest.resume)
+                if self._announce:
+                    self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and the receiver does it
 

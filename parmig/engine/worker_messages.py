@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from parmig import logs
 from parmig.engine.message import Message
 from parmig.engine.report import ErrorReport
-from parmig.ram.blocks import RamBlock
+from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 
@@ -24,16 +26,33 @@ class MemorySetup(Message, frozen=True, kw_only=True):
 
     Attributes:
         workers: how many there are on this side.
-        file_offsets_bytes: where each block begins in its memory file.
+        memory: each block and what holds its bytes; ``fd`` is the place in the list of descriptors, or -1.
         log_level: the lowest level of log lines to send.
     """
 
     worker: int
     workers: int
-    blocks: tuple[RamBlock, ...]
-    file_offsets_bytes: tuple[int, ...]
+    memory: tuple[BlockMemory, ...]
     region_pages: int
     log_level: int = msgspec.field(default_factory=logs.level)
+
+    @property
+    def blocks(self) -> tuple[RamBlock, ...]:
+        """The blocks alone."""
+        return tuple(item.block for item in self.memory)
+
+
+def memory_for_workers(memory: Iterable[BlockMemory]) -> tuple[tuple[BlockMemory, ...], list[int]]:
+    """*memory* as :class:`MemorySetup` has it, and the descriptors to send with it."""
+    items: list[BlockMemory] = []
+    descriptors: list[int] = []
+    for item in memory:
+        place = -1
+        if item.fd >= 0:
+            place = len(descriptors)
+            descriptors.append(item.fd)
+        items.append(msgspec.structs.replace(item, fd=place))
+    return tuple(items), descriptors
 
 
 class SendSetup(MemorySetup, frozen=True):

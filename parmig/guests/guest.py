@@ -8,8 +8,8 @@ may where a call hangs.
 
 Source::
 
-    memory() ─ [rescue()] ─ start_dirty_log() ─ [settle(), sync_dirty_log(), throttle(percent)]* ─ pause(sink)
-             ─ ran_until_pause() ─ [rescue()] ─ sync_dirty_log() ─ [throttle(0)] ─ save_state(sink)
+    memory() ─ [rescue()] ─ start_dirty_log() ─ [settle(), sync_dirty_log(), throttle(percent)]* ─ [rescue()]
+             ─ pause(sink) ─ ran_until_pause() ─ [rescue()] ─ sync_dirty_log() ─ [throttle(0)] ─ save_state(sink)
              ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
     and from any point before hand-over: resume_source() ─ stop_dirty_log() ─ close()
 
@@ -25,51 +25,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
-import msgspec
-
+from parmig.guests.guest_types import GuestInfo, Rescue, StateSink
 from parmig.guests.trait import Trait
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import DirtyLog, Segment
 
 __all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink", "Trait"]
-
-
-class GuestInfo(msgspec.Struct, frozen=True):
-    """What both sides compare before anything is touched.
-
-    Attributes:
-        kind: the scheme of the guest: ``qemu``, ``kvm``, ``synthetic``.
-        machine: what device state depends on (QEMU: the versioned machine type); compared literally.
-        monitor: name and version of the VMM, for the report; not compared.
-    """
-
-    kind: str
-    machine: str
-    monitor: str
-
-
-class Rescue(msgspec.Struct, frozen=True):
-    """What sets a source guest right from another process.
-
-    Attributes:
-        program: ``module:function``, called with *setup*. It returns True when all is done: the guest runs if it
-            ran before its pause, and what was changed is set back; False when nothing is left to do, because the
-            monitor is gone. It raises where another attempt, later, may help. It is called until it returns, so
-            an attempt may find what the one before it did. First of all comes that the guest runs.
-        setup: its argument; no descriptor, no reference to the dead process.
-    """
-
-    program: str
-    setup: bytes
-
-
-class StateSink(Protocol):
-    """Where device state goes on the source. ``write`` may be called from ``pause`` on."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take *data*, copying it; blocks while the network is behind."""
 
 
 class Guest(ABC):
@@ -175,6 +137,10 @@ class Guest(ABC):
     def save_state(self, sink: StateSink) -> None:
         """Write the device state of the paused guest to *sink*. May still write RAM: a scan follows."""
 
+    def save_snapshot(self, sink: StateSink) -> None:
+        """The same for a snapshot, after which the guest goes on here: it keeps its disks."""
+        self.save_state(sink)
+
     @abstractmethod
     def resume_source(self) -> int | None:
         """Undo everything: after a failure, a cancel or a snapshot the guest runs (or stays paused) as before.
@@ -187,15 +153,16 @@ class Guest(ABC):
             the VMM does not report it; the return of the call counts then.
         """
 
-    def rescue(self, *, settling: bool = False) -> Rescue | None:
+    def rescue(self, *, settling: bool = False, pausing: bool = False) -> Rescue | None:
         """What has to be done to go on here if this very process is killed before hand-over.
 
-        Asked before start_dirty_log(), when nothing was changed yet, and again after pause(), when it is known
-        whether the guest ran; then it must take no time. Where settling stops the guest for a moment, it is asked
-        before and after that too. None, the default: nothing of the guest's state depends on this process living on.
+        Asked before start_dirty_log(), when nothing was changed yet, right before pause(), and again after it, when
+        it is known whether the guest ran; then it must take no time. Where settling stops the guest for a moment, it
+        is asked before and after that too. None, the default: nothing of the guest depends on this process.
 
         Args:
             settling: the guest is about to be stopped to settle.
+            pausing: pause() is the next call.
         """
         return None
 
@@ -261,6 +228,13 @@ class Guest(ABC):
 
         Returns:
             the instant from which on the guest ran, on the clock of ``time.monotonic_ns()``.
+        """
+
+    def announce(self) -> None:
+        """The guest runs here now, after resume() or resume_source(): help the network find it. Default: nothing.
+
+        Raises:
+            GuestError: that failed; the guest runs.
         """
 
     def self_check(self) -> bool:

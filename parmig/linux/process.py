@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This process: prctl(2), mallopt(3), proc_pid_statm(5)."""
+"""Processes: prctl(2), mallopt(3), proc_pid_statm(5), proc_pid_status(5)."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def private_bytes() -> int:
     """Resident memory of this process that belongs to no file. A guest's memory files do not count."""
     _size, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * mmap.PAGESIZE
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Resident private memory of process *pid* that no file is behind; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))

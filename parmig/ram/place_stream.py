@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from parmig.ram.bits import Index, runs_of_index
-from parmig.ram.blocks import BlockMapping, Pages
+from parmig.ram.blocks import Pages
 from parmig.ram.place import PagePlacer
+from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea
 from parmig.stream.ram_words import EncodedPage, PageRun, ZeroRun
 
@@ -18,11 +19,11 @@ class StreamPlacer:
     """Places what a :class:`~parmig.stream.ram_words.RamWordReader` yields, in its order.
 
     Args:
-        blocks: mappings of all blocks of the stream's list.
+        blocks: all blocks of the stream's list.
         shared: its bits say which pages exist.
     """
 
-    def __init__(self, blocks: Sequence[BlockMapping], shared: SharedArea) -> None:
+    def __init__(self, blocks: Sequence[Reach], shared: SharedArea) -> None:
         self._numbers = {mapping.block.name: number for number, mapping in enumerate(blocks)}
         self._placer = PagePlacer(blocks, shared)
         self.data_pages = 0

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from parmig.errors import ProtocolError
 from parmig.ram import flow
 from parmig.ram.bits import Index, index_of_runs
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
 from parmig.ram.place import PagePlacer
+from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.transport.transport import Incoming
 
@@ -21,7 +22,7 @@ class MigrationRamReceive:
 
     Args:
         worker: its number, for the counters.
-        blocks: mappings of the blocks, by number.
+        blocks: the blocks, by number.
         codecs: the agreed codecs; a batch names the one that it was encoded with.
         shared: what the workers of this side share; its bits say which pages exist.
         batch_bytes: the agreed largest batch.
@@ -31,7 +32,7 @@ class MigrationRamReceive:
         self,
         *,
         worker: int,
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         codecs: Sequence[PageCodec],
         shared: SharedArea,
         batch_bytes: int,

@@ -2,19 +2,18 @@
 """A digest of all RAM, made by many workers, equal on both sides when every byte is.
 
 xxh3-64 of each 2 MiB chunk of a region; xxh3-64 of those for the region; xxh3-128 over all regions in
-order. Memory is read from the file, not through the mapping: reading a hole through a mapping allocates.
+order. Pages that do not exist are not read, so nothing is allocated.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 
 import xxhash
 
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
-from parmig.ram.extents import has_data
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region
 from parmig.units import MIB
 
@@ -28,25 +27,19 @@ class RegionDigester:
         self._scratch = bytearray(2 * MIB)
         self._zero_chunk = xxhash.xxh3_64_digest(self._scratch)
 
-    def digest(self, mapping: BlockMapping, region: Region) -> int:
-        """The digest of one region of *mapping*."""
+    def digest(self, reach: Reach, region: Region) -> int:
+        """The digest of one region of *reach*."""
         chunks = [
-            self._chunk(mapping, first, min(_CHUNK_PAGES, region.end_page - first))
+            self._chunk(reach, first, min(_CHUNK_PAGES, region.end_page - first))
             for first in range(region.first_page, region.end_page, _CHUNK_PAGES)
         ]
         return xxhash.xxh3_64_intdigest(b"".join(chunks))
 
-    def _chunk(self, mapping: BlockMapping, first_page: int, pages: int) -> bytes:
-        if pages == _CHUNK_PAGES and not has_data(mapping, first_page, pages):
+    def _chunk(self, reach: Reach, first_page: int, pages: int) -> bytes:
+        if pages == _CHUNK_PAGES and not reach.has_data(first_page, pages):
             return self._zero_chunk
-        at = first_page * PAGE_BYTES
         view = memoryview(self._scratch)[: pages * PAGE_BYTES]
-        try:
-            read = os.preadv(mapping.fd, [view], mapping.file_offset_bytes + at)
-        except OSError:  # hugetlbfs before Linux 2.6.x and odd file systems cannot read(2): map instead
-            read = 0
-        if read != len(view):
-            return xxhash.xxh3_64_digest(mapping.buffer[at : at + len(view)])
+        reach.read_span(first_page, view)
         return xxhash.xxh3_64_digest(view)
 
 

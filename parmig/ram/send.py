@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from parmig.ram.bits import NO_INDEX, Index, clear_bits, set_bits, test_bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
+from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.tracker import DirtyTracker
-from parmig.ram.zero import zero_mask
 
 
 class MigrationRamSend:
@@ -25,7 +25,7 @@ class MigrationRamSend:
     Args:
         worker: its number, for the counters.
         regions: all regions, by number.
-        blocks: mappings of the blocks, by number.
+        blocks: the blocks, by number.
         tracker: reads the dirty log.
         outlet: takes the batches.
         shared: what the workers of this side share.
@@ -37,7 +37,7 @@ class MigrationRamSend:
         *,
         worker: int,
         regions: Sequence[Region],
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         tracker: DirtyTracker,
         outlet: Outlet,
         shared: SharedArea,
@@ -118,11 +118,11 @@ class MigrationRamSend:
             self.counters.skipped_pages += dirty.skipped_pages
             self.counters.zero_pages += len(dirty.holes) - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
-        words = self._blocks[block].words
+        reach = self._blocks[block]
         for first in range(0, len(index), self._batch_pages):
             part = index[first : first + self._batch_pages]
             self.counters.handled_pages += len(part)
-            zero = zero_mask(words, part)
+            zero = reach.zero_mask(part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
                 self._queue_zero(zeros if send_all else zeros[test_bits(bits, zeros)])

@@ -15,7 +15,8 @@ import numpy as np
 
 from parmig.errors import SnapshotError
 from parmig.ram.bits import Bits, runs_of_index, set_bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.shared import SharedArea
 from parmig.snapshot.images import data_pages
 from parmig.snapshot.state import GuestState

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region, cut
 from parmig.stream.trailer import DIGEST_PIECE_BYTES

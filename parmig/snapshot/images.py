@@ -10,7 +10,8 @@ import numpy as np
 
 from parmig.errors import StreamTooLongError
 from parmig.ram.bits import Bits, Index, mask_of_bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.zero import zero_mask
 from parmig.stream.ram_blocks import BlockEntry
 from parmig.units import GIB, format_size

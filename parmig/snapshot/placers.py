@@ -10,9 +10,10 @@ import numpy as np
 
 from parmig.errors import SnapshotError
 from parmig.ram.bits import mask_of_bits, runs_of_index
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.place import PagePlacer
 from parmig.ram.place_stream import StreamPlacer
+from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.snapshot.worker_setup import RestoreSetup
@@ -32,7 +33,7 @@ class MappedPlacer:
     Args:
         setup: of the worker.
         fd: of the file; used, not owned.
-        blocks: mappings of the blocks, by number.
+        blocks: the blocks, by number.
         shared: its bits say which pages exist.
         check: called now and then; raises to end the work.
     """
@@ -41,7 +42,7 @@ class MappedPlacer:
         self,
         setup: RestoreSetup,
         fd: int,
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         shared: SharedArea,
         check: Callable[[], None],
     ) -> None:
@@ -112,7 +113,7 @@ class SequentialPlacer:
         self,
         setup: RestoreSetup,
         fd: int,
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         shared: SharedArea,
         check: Callable[[], None],
     ) -> None:

@@ -10,10 +10,19 @@ from typing import TypeVar
 from parmig.config import SNAPSHOT_PROGRAMS
 from parmig.engine import error_reports, worker_messages
 from parmig.engine.pool import WorkerPool
-from parmig.engine.worker_messages import DigestRegions, Placed, PlaceRegions, PlaceStream, RegionDigests, WorkerReady
+from parmig.engine.worker_messages import (
+    DigestRegions,
+    Placed,
+    PlaceRegions,
+    PlaceStream,
+    RegionDigests,
+    WorkerReady,
+    memory_for_workers,
+)
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
-from parmig.ram.blocks import BlockMemory, check_mappable
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import cut, region_pages_for
 from parmig.ram.shared import SharedArea, WorkerCounters
@@ -71,22 +80,22 @@ class Readers:
 
     def start(self) -> None:
         """Start the workers."""
-        check_mappable(self._memory)
+        check_reachable(self._memory)
         places = {entry.name: entry.mapped for entry in self._snapshot.blocks}
         mapped = [place for block in self._blocks if (place := places[block.name]) is not None]
+        memory, descriptors = memory_for_workers(self._memory)
         for worker in range(self._workers):
             setup = RestoreSetup(
                 worker=worker,
                 workers=self._workers,
-                blocks=self._blocks,
-                file_offsets_bytes=tuple(part.file_offset_bytes for part in self._memory),
+                memory=memory,
                 region_pages=self._region_pages,
                 file=self._snapshot.name,
                 body_bytes=self._snapshot.body_bytes,
                 bitmap_offsets_bytes=tuple(place.bitmap_offset_bytes for place in mapped),
                 pages_offsets_bytes=tuple(place.pages_offset_bytes for place in mapped),
             )
-            self._pool.start(setup, [self._shared.fd, self._snapshot.fd, *(part.fd for part in self._memory)])
+            self._pool.start(setup, [self._shared.fd, self._snapshot.fd, *descriptors])
         self._poller.watch(*self._pool.pollables())
         self._gather(WorkerReady, self._workers)
 

@@ -81,6 +81,9 @@ class SaveRun(SourceRun):
     def _begin_on_disk(self, then: Callable[..., Event], function: Callable[[], object]) -> None:
         self._disk.begin(lambda future: self._feed_result(then, function, future), function)
 
+    def _save_state(self) -> None:
+        self._guest.save_snapshot(self._state)
+
     def _go_on(self) -> int:
         """Let the guest run, untracked; returns since when it runs."""
         ran_ns = self._guest.resume_source()

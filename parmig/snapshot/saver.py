@@ -12,6 +12,7 @@ from parmig.engine.policy import Limits
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import Progress, Report, SnapshotReport
 from parmig.engine.source import SourceSide
+from parmig.engine.worker_messages import memory_for_workers
 from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.ram.regions import cut, region_pages_for
@@ -82,20 +83,20 @@ class SnapshotSaver(SourceSide):
         self._opened.callback(shared.close)
         shared.set_rate(config.max_bandwidth_bytes_per_s)
         shared.begin_file(writer.parts_offset_bytes)
+        places, descriptors = memory_for_workers(memory)
         for worker in range(config.workers):
             self._paths.append(str(self._path))
             setup = SaveSetup(
                 worker=worker,
                 workers=config.workers,
-                blocks=blocks,
-                file_offsets_bytes=tuple(part.file_offset_bytes for part in memory),
+                memory=places,
                 region_pages=region_pages,
                 batch_bytes=DEFAULT_BATCH_BYTES,
                 file=str(self._path),
                 mapped=bool(writer.pages_offsets_bytes),
                 pages_offsets_bytes=tuple(writer.pages_offsets_bytes),
             )
-            self._pool.start(setup, [shared.fd, file.fd, *(part.fd for part in memory)])
+            self._pool.start(setup, [shared.fd, file.fd, *descriptors])
         limits = Limits(
             config.downtime_limit_ns,
             config.max_downtime_ns,

@@ -17,8 +17,8 @@ import xxhash
 
 from parmig.errors import SnapshotError, StreamDataError, StreamError
 from parmig.ram.bits import Bits
-from parmig.ram.blocks import BlockMapping
 from parmig.ram.place_stream import StreamPlacer
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.shared import SharedArea
 from parmig.snapshot.images import BlockImages
 from parmig.stream.data_file import MigrationDataFile

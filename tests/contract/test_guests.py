@@ -16,7 +16,8 @@ from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.guests.registry import open_guest
 from parmig.linux import uffd
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.trackers.registry import TRACKERS
 from tests.kvm.machines import needs_kvm
 from tests.support import Sink, wait_until

@@ -13,8 +13,9 @@ import pytest
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.linux import pagemap, uffd
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.regions import Region
 from parmig.ram.trackers.pagemap import PagemapTracker
 from tests.contract.test_trackers import NO_PAGEMAP, Guest, Page, Worker

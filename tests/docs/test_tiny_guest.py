@@ -12,7 +12,7 @@ from docs.examples import tiny_guest
 from docs.examples.tiny_guest import TinyGuest
 from parmig.errors import GuestRefusedError, StateError
 from parmig.guests.registry import open_guest
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.reach.mapped import BlockMapping
 from tests.support import Sink
 
 SIZE = "256KiB"

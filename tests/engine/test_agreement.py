@@ -181,7 +181,28 @@ def test_the_endpoints_are_of_the_agreed_transport(scheme: str, found: list[tupl
 
 
 def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
-    assert offer() == (*CAPABILITIES, "endpoint-schemes", "protocol-3", *(f"codec-{name}" for name in names()))
+    usual = (*CAPABILITIES, "endpoint-schemes", "protocol-3", *(f"codec-{name}" for name in names()))
+    assert offer("") == offer("migrate") == usual
+    assert offer("devices") == (*usual, "state-devices")
+
+
+@pytest.mark.parametrize("state", ["", "migrate", "devices"])
+def test_both_sides_take_device_state_in_one_way(state: str) -> None:
+    info = msgspec.structs.replace(INFO, state=state)
+    wish = msgspec.structs.replace(WISH, capabilities=offer(state))
+    answer = msgspec.structs.replace(ANSWER, capabilities=offer(state))
+    assert check_configure(wish, info, BLOCKS, {}) == check_accept(answer, wish, info) == []
+
+
+@pytest.mark.parametrize(("source", "destination"), [("devices", "migrate"), ("migrate", "devices"), ("", "devices")])
+def test_another_way_of_device_state_is_named_by_either_side(source: str, destination: str) -> None:
+    wish = msgspec.structs.replace(WISH, capabilities=offer(source))
+    answer = msgspec.structs.replace(ANSWER, capabilities=offer(destination))
+    ways = (source or "migrate", destination)
+    advice = f"add ,state={ways[0]} or ,state={ways[1]} to both guests"
+    expected = [Mismatch("device state", *ways, advice)]
+    assert check_configure(wish, msgspec.structs.replace(INFO, state=destination), BLOCKS, {}) == expected
+    assert check_accept(answer, wish, msgspec.structs.replace(INFO, state=source)) == expected
 
 
 def test_all_mismatches_are_told_together() -> None:

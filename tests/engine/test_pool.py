@@ -32,8 +32,9 @@ from parmig.engine.worker_messages import (
 )
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.flow import SendChannel
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
 from parmig.transport.polling import Poller
@@ -51,8 +52,7 @@ def receive_setup(mapping: BlockMapping, **fields: object) -> ReceiveSetup:
     values = {
         "worker": 0,
         "workers": 1,
-        "blocks": (mapping.block,),
-        "file_offsets_bytes": (0,),
+        "memory": (BlockMemory(mapping.block, 0),),
         "uri": "zmq+tcp://127.0.0.1:0",
         "session": bytes(16),
         "protocol": PROTOCOL_VERSION,
@@ -68,8 +68,7 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
     return SendSetup(
         worker=0,
         workers=1,
-        blocks=(mapping.block,),
-        file_offsets_bytes=(0,),
+        memory=(BlockMemory(mapping.block, 0),),
         uri=uri,
         local="",
         session=bytes(16),
@@ -123,7 +122,7 @@ def test_a_worker_starts_answers_and_ends() -> None:
         ({"uri": "pigeon://coop:1"}, "unknown transport 'pigeon'"),
         ({"uri": "nonsense"}, "'nonsense' is not an address"),
         ({"uri": "zmq+tcp://192.0.2.77:0"}, r"cannot listen on .*192\.0\.2\.77"),
-        ({"file_offsets_bytes": (PAGES * PAGE_BYTES,)}, "memory file of block 'ram0' has"),
+        ({"memory": (BlockMemory(RamBlock("ram0", 2 * PAGES * PAGE_BYTES), 0),)}, "memory file of block 'ram0' has"),
         ({"worker": "first"}, "Expected `int`, got `str`"),
     ],
 )

@@ -27,7 +27,8 @@ from parmig.guests.synthetic.synthetic_devices import SerialLog, Writer
 from parmig.guests.synthetic.synthetic_guest import SyntheticGuest, open_synthetic
 from parmig.guests.synthetic.synthetic_log import choose_log
 from parmig.linux import pagemap, uffd
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import state_of
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import Sink

@@ -10,7 +10,8 @@ import numpy as np
 
 from parmig.guests.guest import DirtyLog, Guest
 from parmig.linux import pagemap
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.reach.mapped import BlockMapping
 
 
 class Buffer:

@@ -287,7 +287,7 @@ from parmig.guests.qemu.qemu_guest import QemuGuest
 def hold(*_):
     print("paused", file=sys.stderr, flush=True)
     time.sleep(60)
-QemuGuest.save_state = hold
+QemuGuest.save_snapshot = hold
 """
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester, combine
 from parmig.ram.regions import Region, cut
 from tests.support import allocated_pages, content, mapped

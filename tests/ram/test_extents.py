@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.linux import files, uffd
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
-from parmig.ram.extents import allocated_mask, has_data
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.regions import SPAN_PAGES
 from tests.huge import HUGE_BYTES, UNIT_PAGES, free_huge_pages, huge_file, huge_memfd, hugetlbfs, more_huge_pages
 from tests.support import allocated_pages, content, mapped, pages_below
@@ -36,9 +36,9 @@ def test_written_pages_exist_and_punched_ones_do_not(
         first = data.draw(st.integers(0, PAGES - 1))
         count = data.draw(st.integers(1, PAGES - first))
         wanted = {page for page in written - punched if first <= page < first + count}
-        found = np.flatnonzero(allocated_mask(memory, first, count)) + first
+        found = np.flatnonzero(memory.allocated(first, count)) + first
         assert found.tolist() == sorted(wanted)
-        assert has_data(memory, first, count) == bool(wanted)
+        assert memory.has_data(first, count) == bool(wanted)
 
 
 @settings(deadline=None, max_examples=50)
@@ -51,26 +51,26 @@ def test_of_the_pages_that_matter_those_that_exist_are_told(
             memory.pages[page] = content(page)[0]
         among = np.zeros(PAGES - 8, dtype=np.bool_)
         among[list(asked)] = True
-        found = allocated_mask(memory, first_page, PAGES - 8, among)
+        found = memory.allocated(first_page, PAGES - 8, among)
         assert set(np.flatnonzero(found & among).tolist()) == {page for page in asked if page + first_page in written}
 
 
 def test_a_page_that_another_process_wrote_exists() -> None:
     with mapped(8) as (memory,):
         os.pwrite(memory.fd, content(5)[0].tobytes(), memory.file_offset_bytes + 5 * 4096)
-        assert np.flatnonzero(allocated_mask(memory, 0, 8)).tolist() == [5]
+        assert np.flatnonzero(memory.allocated(0, 8)).tolist() == [5]
 
 
 def test_allocated_zero_memory_exists() -> None:
     with mapped(10) as (memory,):
         memory.pages[3] = 0
-        assert np.flatnonzero(allocated_mask(memory, 0, 10)).tolist() == [3]
+        assert np.flatnonzero(memory.allocated(0, 10)).tolist() == [3]
 
 
 def test_looking_allocates_nothing() -> None:
     with mapped(64) as (memory,):
-        allocated_mask(memory, 0, 64)
-        has_data(memory, 0, 64)
+        memory.allocated(0, 64)
+        memory.has_data(0, 64)
         assert allocated_pages(memory) == 0
 
 
@@ -104,7 +104,7 @@ def test_of_a_few_pages_nothing_but_those_is_asked(monkeypatch: pytest.MonkeyPat
         asked = Asked(monkeypatch)
         among = np.zeros(SPAN_PAGES, dtype=np.bool_)
         among[[9, 40_000, 40_001, 40_002]] = True
-        found = allocated_mask(memory, 0, SPAN_PAGES, among)
+        found = memory.allocated(0, SPAN_PAGES, among)
         assert np.flatnonzero(found).tolist() == [40_000, 40_001, 40_002]
         assert (asked.mincore_calls, asked.mincore_pages, asked.seeks) == (2, 4, 1)
 
@@ -115,7 +115,7 @@ def test_of_many_scattered_pages_all_are_asked_in_one_call(monkeypatch: pytest.M
         asked = Asked(monkeypatch)
         among = np.zeros(SPAN_PAGES, dtype=np.bool_)
         among[1000::4] = True
-        assert allocated_mask(memory, 0, SPAN_PAGES, among)[among].all()
+        assert memory.allocated(0, SPAN_PAGES, among)[among].all()
         assert asked.mincore_calls == 1
         assert asked.mincore_pages < SPAN_PAGES - 1000
         assert asked.seeks == 0
@@ -129,7 +129,7 @@ def test_pages_that_were_swapped_out_take_a_call_each_and_no_more(monkeypatch: p
         wanted = np.arange(7, pages, step)
         memory.pages[wanted] = 1
         asked = Asked(monkeypatch, in_memory=False)
-        assert np.flatnonzero(allocated_mask(memory, 0, pages)).tolist() == wanted.tolist()
+        assert np.flatnonzero(memory.allocated(0, pages)).tolist() == wanted.tolist()
         assert asked.seeks <= len(wanted) + 1
 
 
@@ -137,7 +137,7 @@ def test_scattered_holes_take_a_call_each_and_no_more(monkeypatch: pytest.Monkey
     with mapped(3000) as (memory,):
         memory.pages[::2] = 1
         asked = Asked(monkeypatch)
-        assert np.flatnonzero(allocated_mask(memory, 0, 3000)).tolist() == list(range(0, 3000, 2))
+        assert np.flatnonzero(memory.allocated(0, 3000)).tolist() == list(range(0, 3000, 2))
         assert asked.seeks == 1500
 
 
@@ -167,29 +167,29 @@ def huge_pages(found: np.ndarray) -> list[int]:
 
 def test_huge_pages_exist_when_they_were_written_by_anybody_and_looking_allocates_none(huge: BlockMapping) -> None:
     free = free_huge_pages()
-    assert huge_pages(allocated_mask(huge, 0, 8 * UNIT_PAGES)) == []
-    assert not has_data(huge, 0, 8 * UNIT_PAGES)
+    assert huge_pages(huge.allocated(0, 8 * UNIT_PAGES)) == []
+    assert not huge.has_data(0, 8 * UNIT_PAGES)
     other = BlockMapping(BlockMemory(huge.block, huge.fd, huge.file_offset_bytes))
     other.pages[3 * UNIT_PAGES + 5] = 1
     huge.pages[6 * UNIT_PAGES] = 1
     other.close()
     for _ in range(2):  # looking once changes nothing for the next time
-        assert huge_pages(allocated_mask(huge, 0, 8 * UNIT_PAGES)) == [3, 6]
+        assert huge_pages(huge.allocated(0, 8 * UNIT_PAGES)) == [3, 6]
     files.punch_hole(huge.fd, huge.file_offset_bytes + 6 * HUGE_BYTES, HUGE_BYTES)
-    assert huge_pages(allocated_mask(huge, 0, 8 * UNIT_PAGES)) == [3]
-    assert [has_data(huge, page * UNIT_PAGES, UNIT_PAGES) for page in range(8)] == [page == 3 for page in range(8)]
+    assert huge_pages(huge.allocated(0, 8 * UNIT_PAGES)) == [3]
+    assert [huge.has_data(page * UNIT_PAGES, UNIT_PAGES) for page in range(8)] == [page == 3 for page in range(8)]
     assert free_huge_pages() == free - 1
 
 
 def test_a_part_of_a_huge_page_exists_as_the_whole_does(huge: BlockMapping) -> None:
     huge.pages[UNIT_PAGES] = 1
-    found = allocated_mask(huge, UNIT_PAGES - 10, 30)
+    found = huge.allocated(UNIT_PAGES - 10, 30)
     assert found.tolist() == 10 * [False] + 20 * [True]
-    assert has_data(huge, UNIT_PAGES + 100, 1)
-    assert not has_data(huge, UNIT_PAGES - 1, 1)
+    assert huge.has_data(UNIT_PAGES + 100, 1)
+    assert not huge.has_data(UNIT_PAGES - 1, 1)
     among = np.zeros(3 * UNIT_PAGES, dtype=np.bool_)
     among[UNIT_PAGES + 3] = True
-    assert allocated_mask(huge, 0, 3 * UNIT_PAGES, among)[among].all()
+    assert huge.allocated(0, 3 * UNIT_PAGES, among)[among].all()
 
 
 def test_where_userfaultfd_is_not_allowed_every_huge_page_is_said_to_exist(
@@ -199,5 +199,5 @@ def test_where_userfaultfd_is_not_allowed_every_huge_page_is_said_to_exist(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(uffd, "create", refuse)
-    assert allocated_mask(huge, 0, 2 * UNIT_PAGES).all()
-    assert has_data(huge, 0, PAGE_BYTES)
+    assert huge.allocated(0, 2 * UNIT_PAGES).all()
+    assert huge.has_data(0, PAGE_BYTES)

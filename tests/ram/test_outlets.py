@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from parmig.errors import SnapshotError
 from parmig.ram.bits import bits_for, mask_of_bits, set_bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.outlets.file_outlet import PIECE_BYTES, FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet
 from parmig.ram.outlets.stream import StreamOutlet
 from parmig.ram.place_stream import StreamPlacer
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.regions import cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
 from parmig.linux import files
-from parmig.ram import flow, place
+from parmig.ram import flow
 from parmig.ram.bits import mask_of_bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.codecs.registry import codec
 from parmig.ram.packets import BatchHeader
-from parmig.ram.place import WRITE_RUN_PAGES, PagePlacer
+from parmig.ram.place import PagePlacer
+from parmig.ram.reach.mapped import WRITE_RUN_PAGES, BlockMapping
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
@@ -370,7 +371,8 @@ PROGRAM = """
 import os, sys
 import numpy as np
 from parmig.errors import MemoryFullError
-from parmig.ram.blocks import BlockMapping, BlockMemory, RamBlock
+from parmig.ram.blocks import BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.place import PagePlacer
 from parmig.ram.shared import SharedArea
 path, worker, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -507,13 +509,13 @@ def test_what_was_there_is_looked_for_in_pieces_however_far_pages_are_apart(monk
         for page in far:
             mapping.pages[page] = 1
         asked: list[int] = []
-        real = place.allocated_mask
+        real = mapping.allocated
 
-        def allocated_mask(mapping: BlockMapping, first: int, count: int, among: np.ndarray) -> np.ndarray:
+        def allocated(first: int, count: int, among: np.ndarray) -> np.ndarray:
             asked.append(count)
-            return real(mapping, first, count, among)
+            return real(first, count, among)
 
-        monkeypatch.setattr(place, "allocated_mask", allocated_mask)
+        monkeypatch.setattr(mapping, "allocated", allocated)
         ram.migrate_ram_receive(Incoming(message(1, set(), far - {5} | {7})[0]))
         assert len(asked) == 3
         assert max(asked) <= SPAN_PAGES

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from parmig.config import SendConfig
 from parmig.linux import files
 from parmig.ram.bits import Index, bits_for, index_of_runs, set_bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, Pages
+from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs import registry
 from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
 from parmig.ram.codecs.registry import codec
 from parmig.ram.dirty_scanner import DirtyRegion
 from parmig.ram.outlets.channel import DIRECT_RUNS, ChannelOutlet
 from parmig.ram.packets import MAX_RUNS, BatchHeader, decode_batch
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend

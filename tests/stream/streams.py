@@ -173,3 +173,18 @@ def each_page(run: PageRun | ZeroRun | EncodedPage) -> Iterator[tuple[str, int, 
     else:
         for page in run.index.tolist():
             yield run.block, page, None
+
+
+def saved_devices(*devices: tuple[str, bytes]) -> bytes:
+    """Devices by name and bytes, as QEMU's ``xen-save-devices-state`` writes them; their numbers count from 0."""
+
+    def write(data: MigrationDataFile) -> None:
+        sections = SectionWriter(data)
+        sections.header()
+        for number, (name, body) in enumerate(devices):
+            sections.full(number, name, 3, 1)
+            data.put_buffer(body)
+            sections.footer(number)
+        sections.eof()
+
+    return put(write)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from parmig.errors import GuestError
 from parmig.linux import kvm
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping, BlockMemory, GuestRange, RamBlock
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, GuestRange, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.units import GIB
 
 BLOCK_NAME = "ram"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a QEMU is made of, during a migration: asked for at its start, and compared right before the pause."""
+"""What a QEMU is made of, during a migration: asked for at its start, and compared at the pause."""
 
 from __future__ import annotations
 
@@ -43,11 +43,7 @@ class Hardware:
         return f"{names} of QEMU writes guest memory past QEMU's page tables, where the kernel tracks no writes"
 
     def ask(self) -> None:
-        """Ask QEMU what there is now, without waiting for the answer.
-
-        To be called once QEMU's own migration has begun: it takes no more devices then (qdev_device_add in
-        system/qdev-monitor.c), and it answers before it stops the guest.
-        """
+        """Ask QEMU what there is now, without waiting for the answer."""
         self._asked = [self._qmp.submit("human-monitor-command", command_line=line) for line in _COMMANDS]
 
     def check(self) -> None:

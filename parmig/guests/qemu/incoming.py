@@ -8,10 +8,12 @@ import socket
 import time
 
 from parmig.errors import GuestError, StateError
-from parmig.guests.qemu.outgoing import FD_NAME, failure_words, make_stream
+from parmig.guests.qemu.fd_stream import FD_NAME, failure_words, make_stream
+from parmig.guests.qemu.qemu_process import has_ended, quit_qemu
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.qmp_events import Event, Listener
 from parmig.guests.qemu.running import run
+from parmig.guests.qemu.settings import DESTINATION_CAPABILITIES, DESTINATION_PARAMETERS, RESTORE_CAPABILITIES, Settings
 
 EXIT_ON_ERROR = (9, 1)
 """From this QEMU on, a failed load can leave QEMU alive to say why (qapi/migration.json)."""
@@ -22,26 +24,34 @@ class Incoming:
 
     Args:
         qmp: the session; used, not owned.
+        settings: the same.
 
     Attributes:
         given: whether any state was given to QEMU, which makes it useless for another try.
         resumed: whether the guest was resumed.
     """
 
-    def __init__(self, qmp: Qmp) -> None:
+    def __init__(self, qmp: Qmp, settings: Settings) -> None:
         self._qmp = qmp
+        self._settings = settings
         self._limit_s = qmp.limit_s
         self._stream: socket.socket | None = None
         self._listener: Listener | None = None
         self.given = False
         self.resumed = False
 
-    def hold(self) -> None:
-        """See to it that the guest does not run by itself after loading, however QEMU was started.
+    def prepare(self, *, shares_memory: bool) -> None:
+        """Change the settings, and see to it that the guest does not run by itself after loading.
+
+        Args:
+            shares_memory: the stream leaves out shared memory and says so (``x-ignore-shared``); else it holds all
+                that QEMU is to load, and QEMU leaves alone what is not in it.
 
         Raises:
             GuestError: QEMU refuses or is gone.
         """
+        capabilities = DESTINATION_CAPABILITIES if shares_memory else RESTORE_CAPABILITIES
+        self._settings.apply(capabilities, DESTINATION_PARAMETERS)
         # During inmigrate, stop only clears the flag that a missing -S sets (qmp_stop in monitor/qmp-cmds.c).
         self._qmp.execute("stop")
 
@@ -111,6 +121,25 @@ class Incoming:
         ran_ns = run(self._qmp)
         self.resumed = True
         return ran_ns
+
+    def discard(self, pidfd: int) -> None:
+        """End QEMU if it was given any state; else set its settings back, so that it is ready for another try.
+
+        Args:
+            pidfd: of QEMU; used, not owned.
+
+        Raises:
+            GuestError: it does not go, not even by SIGKILL, or refuses.
+        """
+        if self.given and not self.resumed:
+            quit_qemu(self._qmp, pidfd)
+            return
+        try:
+            self._settings.restore()
+        except GuestError:
+            # A connection ends a moment before its process does; one that is gone never runs.
+            if not has_ended(pidfd, within_s=0.5):
+                raise
 
     def close(self) -> None:
         """Close the stream and stop listening. Never raises; calling it twice is fine."""

@@ -12,6 +12,7 @@ from parmig.guests.options import read_options
 from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settle import WAYS
+from parmig.guests.qemu.state_choice import AUTO, CHOICES, choose_state
 from parmig.options import COUNT, DURATION, option
 from parmig.units import NS_PER_S
 
@@ -40,6 +41,14 @@ class QemuOptions(msgspec.Struct, frozen=True, kw_only=True):
             shown="parmig tries which one works",
         ),
     ] = ""
+    state: Annotated[
+        str,
+        option(
+            "How device state is taken. devices: by xen-save-devices-state, while the guest is simply paused. "
+            "migrate: by QEMU's own migration. Give both sides the same.",
+            choices=CHOICES,
+        ),
+    ] = AUTO
 
 
 def connect(text: str) -> tuple[Qmp, QemuOptions]:
@@ -68,4 +77,9 @@ def open_qemu(text: str, *, incoming: bool) -> QemuGuest:
         GuestRefusedError: no QEMU answers, or a migration cannot work with it.
     """
     qmp, options = connect(text)
-    return QemuGuest(qmp, options.pid or qmp.peer_pid, incoming=incoming, way=options.settle)
+    try:
+        state = choose_state(qmp, options.state)
+    except BaseException:
+        qmp.close()
+        raise
+    return QemuGuest(qmp, options.pid or qmp.peer_pid, incoming=incoming, way=options.settle, state=state)

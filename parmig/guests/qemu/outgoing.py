@@ -10,22 +10,20 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from parmig.errors import GuestError, ParmigError, StateError
 from parmig.guests.guest import StateSink
+from parmig.guests.qemu.departure import Departure
+from parmig.guests.qemu.fd_stream import FD_NAME, failure_words, make_stream
+from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.qmp_events import Event, Listener, wait_readable
 from parmig.guests.qemu.running import run
-from parmig.units import KIB, MIB
-
-FD_NAME = "parmig"
-"""What the descriptor is called inside QEMU while it waits for ``fd:``."""
-
-SOCKET_BYTES = 4 * MIB
-"""Wanted buffer of the socket pair: device state (0.5 MiB) fits, so that QEMU never waits for its reader."""
+from parmig.guests.qemu.settings import SOURCE_CAPABILITIES, SOURCE_PARAMETERS, Settings
+from parmig.units import KIB
 
 READ_BYTES = 256 * KIB
 
@@ -40,68 +38,33 @@ IDLE = ENDED | {"none", ""}
 """States of ``query-migrate`` in which no migration is under way."""
 
 
-def make_stream(qmp: Qmp) -> socket.socket:
-    """A non-blocking socket whose other end QEMU holds as FD_NAME. The caller closes it.
+class Outgoing(Departure):
+    """``state=migrate``: one migration out of QEMU, from before its start to its end or undoing."""
 
-    Raises:
-        GuestError: QEMU does not take it.
-    """
-    own_end, qemu_end = socket.socketpair()
-    try:
-        for end in (own_end, qemu_end):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)  # the kernel caps it at wmem_max
-        qmp.give_fd(FD_NAME, qemu_end.fileno())
-    except BaseException:
-        own_end.close()
-        raise
-    finally:
-        qemu_end.close()
-    own_end.setblocking(False)
-    return own_end
+    plain_pause = False
 
-
-def failure_words(qmp: Qmp) -> str:
-    """QEMU's reason for its failed migration; never raises."""
-    try:
-        return str(qmp.execute("query-migrate").get("error-desc", "no reason given; see QEMU's standard error"))
-    except GuestError as error:
-        return f"{error}; see QEMU's standard error"
-
-
-class Outgoing:
-    """One migration out of QEMU, from before its start to its end or undoing.
-
-    Args:
-        qmp: the session; used, not owned.
-
-    Attributes:
-        started: whether QEMU has begun to migrate.
-    """
-
-    def __init__(self, qmp: Qmp) -> None:
-        self._qmp = qmp
+    def __init__(self, qmp: Qmp, hardware: Hardware) -> None:
+        super().__init__(qmp, hardware)
         self._limit_s = qmp.limit_s
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._stream: socket.socket | None = None
         self._listener: Listener | None = None
         self._was_running = False
         self._at_stop: Future[Any] | None = None
-        self.started = False
 
-    def pause(self, sink: StateSink, begun: Callable[[], None] = lambda: None) -> int:
-        """Start, let QEMU send its small RAM to *sink*, and return when it has stopped the guest.
+    def prepare(self, settings: Settings) -> None:
+        settings.apply(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
 
-        Args:
-            sink: takes the stream.
-            begun: called when QEMU has begun its migration and the guest still runs.
+    def foresee(self, settings: Settings) -> tuple[dict[str, bool], dict[str, Any]]:
+        return settings.foresee(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
 
-        Returns:
-            when the guest stopped, on the clock of ``time.monotonic_ns()``; for one that did not run,
-            when QEMU was ready.
+    def pause(self, sink: StateSink) -> int:
+        """Start, let QEMU send its small RAM to *sink*, and return when it has stopped the guest."""
+        stopped_ns = self._migrate_until_stop(sink)
+        self._hardware.check()
+        return stopped_ns
 
-        Raises:
-            GuestError: QEMU failed; *sink*'s errors come through as they are.
-        """
+    def _migrate_until_stop(self, sink: StateSink) -> int:
         self._listener = self._qmp.listen("STOP", "RESUME", "MIGRATION")
         self._was_running = bool(self._qmp.execute("query-status")["running"])
         self._stream = make_stream(self._qmp)
@@ -112,7 +75,8 @@ class Outgoing:
             with contextlib.suppress(GuestError):
                 self._qmp.execute("closefd", fdname=FD_NAME)
             raise
-        begun()
+        # QEMU takes no more devices now (qdev_device_add in system/qdev-monitor.c), and answers before it stops.
+        self._hardware.ask()
         stopped_ns = None
         for event in self._pump(sink, GuestError):
             if event.name == "STOP" and self._was_running:  # else it is an older one, of whoever had paused the guest
@@ -125,25 +89,20 @@ class Outgoing:
         raise GuestError("QEMU ended its migration without stopping the guest")
 
     def ran_until_pause(self) -> bool:
-        """Whether QEMU's migration stopped a guest that ran. Somebody else may have stopped it first, or let it run.
+        """By QEMU's events.
 
-        Told by QEMU's events; at the last of which it was asked whether it had stopped for its migration, or paused
-        because another client asked for it.
-
-        Raises:
-            GuestError: QEMU is gone or hangs.
+        At the last of them QEMU was asked whether it had stopped for its migration, or paused because another client
+        asked for it.
         """
         asked, self._at_stop = self._at_stop, None
         if asked is not None:
             self._was_running = self._qmp.answer("query-status", asked)["status"] in STOPPED_BY_MIGRATION | {"running"}
         return self._was_running
 
-    def save(self, sink: StateSink) -> None:
+    def save(self, sink: StateSink, *, stays: bool) -> None:
         """Let QEMU write the device state, and pass on all that is left of the stream.
 
-        Raises:
-            StateError: QEMU cannot save it.
-            GuestError: QEMU is gone or hangs; *sink*'s errors come through as they are.
+        It hands its disks over in any case; ``cont`` takes them back.
         """
         command = "migrate-continue"
         # Not waited for here: QEMU may write as soon as it has the command.
@@ -190,14 +149,6 @@ class Outgoing:
         return count > 0
 
     def undo(self) -> int | None:
-        """Stop the migration, wherever it is; a guest that ran before it runs again.
-
-        Returns:
-            when it ran, on the clock of ``time.monotonic_ns()``; None if it was not resumed.
-
-        Raises:
-            GuestError: QEMU is gone, or does not let go.
-        """
         try:
             if not self.started:
                 return None
@@ -209,12 +160,6 @@ class Outgoing:
             self.close()
 
     def undo_unfinished(self, *, running: bool, paused: bool) -> None:
-        """The same for a migration that another process had begun, and did not live to end.
-
-        Args:
-            running: whether the guest ran until its pause, or, before that, when it was last asked.
-            paused: whether pause() had returned. Before that, another client may have paused the guest.
-        """
         if (
             not paused
             and self._status() in IDLE
@@ -256,7 +201,7 @@ class Outgoing:
         return run(self._qmp)
 
     def close(self) -> None:
-        """Close the stream and stop listening. Never raises; calling it twice is fine."""
+        """Close the stream and stop listening."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An unmodified QEMU as a guest, on either side: see ``docs/guests.md`` for what it must be started with.
 
-RAM is moved by parmig straight between the files behind it. Device state, and small memories such as video
-RAM, are moved by QEMU's own migration with ``x-ignore-shared``, whose bytes go through parmig's sink.
+RAM is moved by parmig straight between the files behind it. How device state is taken, and whether small memories
+such as video RAM travel with it, depends on the option ``state``: see :mod:`.departure`.
 """
 
 from __future__ import annotations
@@ -11,36 +11,27 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink, Trait
 from parmig.guests.qemu import qemu_traits, ram_list
+from parmig.guests.qemu.announce import announce
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
 from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory_files import MappedBlock, close_memory, open_memory
-from parmig.guests.qemu.outgoing import Outgoing
 from parmig.guests.qemu.qemu_process import (
     check_destination,
     check_source,
-    has_ended,
+    machine_type,
     open_pidfd,
     quit_qemu,
-    start_ticks,
 )
 from parmig.guests.qemu.qmp import Qmp
-from parmig.guests.qemu.rescue import QemuRescue
-from parmig.guests.qemu.settings import (
-    DESTINATION_CAPABILITIES,
-    DESTINATION_PARAMETERS,
-    RESTORE_CAPABILITIES,
-    SOURCE_CAPABILITIES,
-    SOURCE_PARAMETERS,
-    Settings,
-)
+from parmig.guests.qemu.rescue import RescueNotes
+from parmig.guests.qemu.settings import Settings
 from parmig.guests.qemu.settle import Settling
+from parmig.guests.qemu.state_choice import DEPARTURES, DEVICES, MIGRATE, check_devices
 from parmig.ram.blocks import BlockMemory
 
 
@@ -52,13 +43,14 @@ class QemuGuest(Guest):
         pid: QEMU's process.
         incoming: whether this is the destination.
         way: how to settle, one of ``settle.WAYS``; empty: tried out.
+        state: how device state is taken, DEVICES or MIGRATE.
 
     Raises:
         GuestRefusedError: it cannot be migrated as it was started; the message has the option that helps.
         GuestError: QEMU failed meanwhile.
     """
 
-    def __init__(self, qmp: Qmp, pid: int, *, incoming: bool, way: str = "") -> None:
+    def __init__(self, qmp: Qmp, pid: int, *, incoming: bool, way: str = "", state: str = MIGRATE) -> None:
         self._qmp = qmp
         self._pid = pid
         self._pidfd = -1
@@ -67,30 +59,32 @@ class QemuGuest(Guest):
         self._hardware = Hardware(qmp)
         self._settling = Settling(qmp, way)
         self._settings = Settings(qmp)
-        self._outgoing = Outgoing(qmp)
-        self._incoming = Incoming(qmp)
-        self._rescue: QemuRescue | None = None
+        self._incoming = Incoming(qmp, self._settings)
+        self._departure = DEPARTURES[state](qmp, self._hardware)
+        self._rescue = RescueNotes(qmp, pid, state, self._departure, self._settings)
         try:
             (check_destination if incoming else check_source)(qmp)
+            if state == DEVICES and not incoming:
+                check_devices(qmp)
             self._pidfd = open_pidfd(pid, qmp.path)
-            self._blocks = open_memory(qmp, pid, "migrate")
-            machine = str(qmp.execute("qom-get", path="/machine", property="type")).removesuffix("-machine")
+            self._blocks = open_memory(qmp, pid, state)
+            machine = machine_type(qmp)
         except BaseException:
             self.close()
             raise
         version = ".".join(str(number) for number in qmp.version)
-        self._info = GuestInfo(kind="qemu", machine=machine, monitor=f"QEMU {version}")
+        self._info = GuestInfo(kind="qemu", machine=machine, monitor=f"QEMU {version}", state=state)
 
     def info(self) -> GuestInfo:
-        """Machine type with its version, and QEMU's own version."""
+        """Machine type with its version, QEMU's own version, and ``devices`` or ``migrate``."""
         return self._info
 
     def memory(self) -> Sequence[BlockMemory]:
-        """The shared memory backends, in order of their ids."""
+        """In order of their names: all blocks, or with ``state=migrate`` the shared memory backends."""
         return [block.memory for block in self._blocks]
 
     def state_blocks(self) -> Mapping[str, int]:
-        """Video memory, ROMs and the like, which QEMU moves itself.
+        """Video memory, ROMs and the like, which QEMU moves itself with ``state=migrate``.
 
         Raises:
             GuestError: QEMU is gone.
@@ -117,7 +111,7 @@ class QemuGuest(Guest):
         )
 
     def start_dirty_log(self, kind: str) -> DirtyLog:
-        """Attach to QEMU's memory, and make its migration settings ready, so that failures show early.
+        """Attach to QEMU's memory, and make its settings ready, so that failures show early.
 
         Args:
             kind: ``auto``, ``pagemap`` or ``digest``.
@@ -129,7 +123,7 @@ class QemuGuest(Guest):
         """
         kind, reason = choose_log(kind, self._hardware)
         try:
-            self._settings.apply(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
+            self._departure.prepare(self._settings)
             if kind == "pagemap" and self._tracking is None:
                 self._tracking = attach(self._pid, tracked_ranges(self._blocks))
         except BaseException:
@@ -151,7 +145,7 @@ class QemuGuest(Guest):
             self._tracking = None
 
     def pause(self, sink: StateSink) -> int:
-        """Let QEMU send its small memories to *sink* and stop the guest at the end of that.
+        """Stop the guest; with ``state=migrate`` QEMU sends its small memories to *sink* before.
 
         Returns:
             when the guest stopped (QEMU's STOP event), on the clock of ``time.monotonic_ns()``.
@@ -159,23 +153,26 @@ class QemuGuest(Guest):
         Raises:
             GuestError: QEMU failed, or has other devices or RAM blocks than at the start of the dirty log.
         """
-        stopped_ns = self._outgoing.pause(sink, begun=self._hardware.ask)
-        self._hardware.check()
-        return stopped_ns
+        return self._departure.pause(sink)
 
     def ran_until_pause(self) -> bool:
-        """Whether it was running, by QEMU's events, when its migration stopped it.
+        """Whether it was running, as QEMU reports, when pause() stopped it.
 
         Raises:
             GuestError: QEMU is gone or hangs.
         """
-        return self._outgoing.ran_until_pause()
+        return self._departure.ran_until_pause()
 
     def save_state(self, sink: StateSink) -> None:
-        self._outgoing.save(sink)
+        """Write the device state, and let QEMU hand its disks over."""
+        self._departure.save(sink, stays=False)
+
+    def save_snapshot(self, sink: StateSink) -> None:
+        """Write the device state; with ``state=devices`` QEMU keeps its disks."""
+        self._departure.save(sink, stays=True)
 
     def resume_source(self) -> int | None:
-        """Cancel whatever QEMU does, let the guest run if it ran until its pause, and set the settings back.
+        """Undo the pause, let the guest run if it ran until then, and set the settings back.
 
         Returns:
             when the guest ran (QEMU's RESUME event), on the clock of ``time.monotonic_ns()``; or None.
@@ -186,49 +183,31 @@ class QemuGuest(Guest):
         self._qmp.go_on()
         try:
             self._settling.undo()
-            ran_ns = self._outgoing.undo()
+            ran_ns = self._departure.undo()
         except BaseException:
             # What went wrong first is what matters; QEMU is probably gone.
             with contextlib.suppress(GuestError):
                 self._settings.restore()
             raise
         self._settings.restore()
-        self._rescue = None
+        self._rescue.forget()
         return ran_ns
 
-    def rescue(self, *, settling: bool = False) -> Rescue:
-        """Cancel QEMU's migration, run, and set the settings back: from a process that has only the socket."""
-        if self._rescue is None:
-            capabilities, parameters = self._settings.foresee(SOURCE_CAPABILITIES, SOURCE_PARAMETERS)
-            self._rescue = QemuRescue(
-                path=self._qmp.path,
-                limit_s=self._qmp.limit_s,
-                pid=self._pid,
-                started_ticks=start_ticks(self._pid),
-                running=self.is_running(),
-                paused=False,
-                capabilities=capabilities,
-                parameters=parameters,
-            )
-        elif self._outgoing.started:
-            ran = self._outgoing.ran_until_pause()
-            self._rescue = msgspec.structs.replace(self._rescue, running=ran, paused=True)
-        else:
-            running = self.is_running() if settling else self._rescue.running
-            self._rescue = msgspec.structs.replace(self._rescue, running=running, paused=settling)
-        return Rescue("parmig.guests.qemu.rescue:set_right", msgspec.msgpack.encode(self._rescue))
+    def rescue(self, *, settling: bool = False, pausing: bool = False) -> Rescue:
+        """Undo the pause, run, and set the settings back: from a process that has only the socket."""
+        return self._rescue.note(settling=settling, pausing=pausing)
 
     def abort(self) -> None:
         """Make a wait for QEMU fail, as when its main loop hangs on a disk."""
         self._qmp.abort()
 
     def finish_source(self) -> None:
-        """Set the settings back and drop the stream. QEMU stays paused, in ``postmigrate``.
+        """Release what QEMU holds, and set the settings back. It stays paused, with its disks given away.
 
         Raises:
             GuestError: QEMU is gone.
         """
-        self._outgoing.close()
+        self._departure.finish()
         self._settings.restore()
 
     def quit(self) -> None:
@@ -245,8 +224,7 @@ class QemuGuest(Guest):
         Raises:
             GuestError: QEMU refuses or is gone.
         """
-        self._settings.apply(DESTINATION_CAPABILITIES, DESTINATION_PARAMETERS)
-        self._incoming.hold()
+        self._incoming.prepare(shares_memory=self._info.state == MIGRATE)
 
     def prepare_restore(self) -> None:
         """As prepare_incoming(), for a stream without ``x-ignore-shared``: QEMU leaves alone what is not in it.
@@ -254,8 +232,7 @@ class QemuGuest(Guest):
         Raises:
             GuestError: QEMU refuses or is gone.
         """
-        self._settings.apply(RESTORE_CAPABILITIES, DESTINATION_PARAMETERS)
-        self._incoming.hold()
+        self._incoming.prepare(shares_memory=False)
 
     def write_state(self, data: memoryview) -> None:
         self._incoming.write(data)
@@ -266,21 +243,21 @@ class QemuGuest(Guest):
     def resume(self) -> int:
         return self._incoming.resume()
 
+    def announce(self) -> None:
+        """Let each network device announce its address, as often as QEMU does after a migration.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        announce(self._qmp)
+
     def discard(self) -> None:
         """End QEMU if it was given any state; else leave it waiting, ready for another try.
 
         Raises:
             GuestError: it does not go, not even by SIGKILL.
         """
-        if self._incoming.given and not self._incoming.resumed:
-            quit_qemu(self._qmp, self._pidfd)
-            return
-        try:
-            self._settings.restore()
-        except GuestError:
-            # A connection ends a moment before its process does; one that is gone never runs.
-            if not has_ended(self._pidfd, within_s=0.5):
-                raise
+        self._incoming.discard(self._pidfd)
 
     def watch_fd(self) -> int | None:
         """A pidfd of QEMU; owned by this object."""
@@ -289,7 +266,7 @@ class QemuGuest(Guest):
     def close(self) -> None:
         """Detach, set settings back if QEMU lets us, and close everything. Never raises."""
         self.stop_dirty_log()
-        self._outgoing.close()
+        self._departure.close()
         self._incoming.close()
         with contextlib.suppress(GuestError):
             self._settings.restore()

@@ -72,6 +72,15 @@ def open_pidfd(pid: int, path: str) -> int:
         ) from error
 
 
+def machine_type(qmp: Qmp) -> str:
+    """The versioned machine type.
+
+    Raises:
+        GuestError: QEMU is gone.
+    """
+    return str(qmp.execute("qom-get", path="/machine", property="type")).removesuffix("-machine")
+
+
 def check_source(qmp: Qmp) -> None:
     """See whether QEMU can migrate its guest away now.
 

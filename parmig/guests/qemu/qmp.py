@@ -225,8 +225,8 @@ class Qmp:
         """
         return str(self.execute("human-monitor-command", command_line=line))
 
-    def give_fd(self, name: str, fd: int) -> None:
-        """Hand QEMU a copy of *fd*, to be used as ``fd:NAME``; the caller keeps its own.
+    def execute_with_fd(self, command: str, fd: int, /, **arguments: Any) -> Any:
+        """Run *command*, which takes a copy of *fd* (``getfd``, ``add-fd``); the caller keeps its own.
 
         Raises:
             GuestError: as :meth:`execute`.
@@ -234,9 +234,9 @@ class Qmp:
 
         async def give() -> object:
             self._client.send_fd_scm(fd)
-            return await self._client.execute("getfd", {"fdname": name})
+            return await self._client.execute(command, arguments)
 
-        self.answer("getfd", asyncio.run_coroutine_threadsafe(give(), self._loop))
+        return self.answer(command, asyncio.run_coroutine_threadsafe(give(), self._loop))
 
     def close(self) -> None:
         """End the session and its thread. Never raises; calling it twice is fine."""

@@ -7,11 +7,15 @@ import contextlib
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from parmig.guests.qemu.outgoing import Outgoing
+from parmig.guests.guest import Rescue
+from parmig.guests.qemu.departure import Departure
+from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.qemu_process import start_ticks
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settings import Settings
+from parmig.guests.qemu.state_choice import DEPARTURES
 
 
 class QemuRescue(msgspec.Struct, frozen=True):
@@ -22,7 +26,8 @@ class QemuRescue(msgspec.Struct, frozen=True):
         pid: QEMU's process.
         started_ticks: when that was started, so that another of the same number is not taken for it.
         running: whether the guest ran until its pause, or, before that, when this was made.
-        paused: whether pause() had returned by then.
+        paused: whether it may be paused by parmig by then (see Departure.undo_unfinished).
+        state: ``devices`` or ``migrate``: how it was paused.
         capabilities: migration capabilities as they were before.
         parameters: migration parameters as they were before.
     """
@@ -33,12 +38,13 @@ class QemuRescue(msgspec.Struct, frozen=True):
     started_ticks: int | None
     running: bool
     paused: bool
+    state: str
     capabilities: dict[str, bool]
     parameters: dict[str, Any]
 
 
 def set_right(setup: bytes) -> bool:
-    """Cancel QEMU's migration, let the guest run if it ran, and then set QEMU's settings back.
+    """Undo QEMU's pause, let the guest run if it ran, and then set QEMU's settings back.
 
     The write tracking needs nothing: the kernel dropped it with the process that held it.
 
@@ -53,6 +59,65 @@ def set_right(setup: bytes) -> bool:
     if start_ticks(rescue.pid) != rescue.started_ticks:
         return False
     with contextlib.closing(Qmp(rescue.path, rescue.limit_s)) as qmp:
-        Outgoing(qmp).undo_unfinished(running=rescue.running, paused=rescue.paused)
+        departure = DEPARTURES[rescue.state](qmp, Hardware(qmp))
+        departure.undo_unfinished(running=rescue.running, paused=rescue.paused)
         Settings(qmp, rescue.capabilities, rescue.parameters).restore()
     return True
+
+
+class RescueNotes:
+    """Keeps what the guardian has to know of a QEMU that is about to leave.
+
+    Args:
+        qmp: the session; used, not owned.
+        pid: QEMU's process.
+        state: of DEPARTURES.
+        departure: the guest's; used, not owned.
+        settings: the same.
+    """
+
+    def __init__(self, qmp: Qmp, pid: int, state: str, departure: Departure, settings: Settings) -> None:
+        self._qmp = qmp
+        self._pid = pid
+        self._state = state
+        self._departure = departure
+        self._settings = settings
+        self._noted: QemuRescue | None = None
+
+    def note(self, *, settling: bool, pausing: bool) -> Rescue:
+        """What is known now; see :meth:`.guest.Guest.rescue`.
+
+        Raises:
+            GuestError: QEMU is gone or hangs.
+        """
+        if self._noted is None:
+            noted = self._first()
+        elif self._departure.started:
+            noted = replace(self._noted, running=self._departure.ran_until_pause(), paused=True)
+        else:
+            stops = settling or (pausing and self._departure.plain_pause)
+            noted = replace(self._noted, running=self._running() if stops else self._noted.running, paused=stops)
+        self._noted = noted
+        return Rescue("parmig.guests.qemu.rescue:set_right", msgspec.msgpack.encode(noted))
+
+    def _first(self) -> QemuRescue:
+        """Before anything is changed."""
+        capabilities, parameters = self._departure.foresee(self._settings)
+        return QemuRescue(
+            path=self._qmp.path,
+            limit_s=self._qmp.limit_s,
+            pid=self._pid,
+            started_ticks=start_ticks(self._pid),
+            running=self._running(),
+            paused=False,
+            state=self._state,
+            capabilities=capabilities,
+            parameters=parameters,
+        )
+
+    def _running(self) -> bool:
+        return bool(self._qmp.execute("query-status")["running"])
+
+    def forget(self) -> None:
+        """All was undone: the next note is a first one."""
+        self._noted = None

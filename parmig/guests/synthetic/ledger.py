@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from parmig.errors import StateError
 from parmig.linux import files
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import U64, U32Array, migration_state
 from parmig.units import MIB
 

@@ -15,7 +15,8 @@ import numpy as np
 from parmig.config import PATTERNS
 from parmig.errors import StateError
 from parmig.guests.synthetic.ledger import BlockLedger, Marker, PageNumbers, Words, mix, mix_one
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import U64, Buffer, Byte, Limit, migration_state
 from parmig.units import KIB, NS_PER_S
 

@@ -17,7 +17,7 @@ from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
 from parmig.linux import uffd
 from parmig.ram.bits import Bits, bits_for
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.reach.mapped import BlockMapping
 
 
 def choose_log(kind: str, preferred: str) -> tuple[str, str]:

@@ -20,7 +20,8 @@ from parmig.guests.synthetic.ledger import BlockLedger, mix_one
 from parmig.guests.synthetic.options import MACHINE, RESERVED_PAGES, SyntheticOptions, block_layout, touched_layout
 from parmig.guests.synthetic.synthetic_devices import CounterDevice, RingDevice, SerialLog, Writer
 from parmig.guests.synthetic.synthetic_log import DirtyRecorder
-from parmig.ram.blocks import BlockMapping, BlockMemory
+from parmig.ram.blocks import BlockMemory
+from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import state_of
 from parmig.units import NS_PER_MS, NS_PER_S
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from parmig.ram.bits import Index
-from parmig.ram.blocks import BlockMapping, Pages
+import numpy as np
+
+from parmig.ram.bits import Index, Runs
+from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.outlets.outlet import Outlet
+from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.file import FileStream
@@ -26,7 +29,7 @@ class FileOutlet(Outlet):
     Args:
         fd: of the file, writable; used, not owned.
         name: of the file, for errors.
-        blocks: mappings of the guest's blocks, by number.
+        blocks: the guest's blocks, by number.
         tracker: notified of what was written.
         shared: holds the rate limit.
         wait: waits for an instruction, so many milliseconds (None: for ever), and raises when that is to end.
@@ -36,7 +39,7 @@ class FileOutlet(Outlet):
         self,
         fd: int,
         name: str,
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         tracker: DirtyTracker,
         shared: SharedArea,
         *,
@@ -76,11 +79,19 @@ class FileOutlet(Outlet):
         self._inbox_wait(timeout_ms)
         self._waiting_ns += time.monotonic_ns() - began
 
-    def _private_copy(self, block: int, index: Index) -> Pages | None:
-        """The pages as they are now, where the tracker must see the very bytes that are written; else None."""
-        if not self._tracker.needs_copy:
-            return None
-        copies: Pages = self._blocks[block].pages[index]
+    def _frames(self, block: int, index: Index, runs: Runs) -> list[memoryview]:
+        """The pages *index* in a piece for each of *runs*: where they lie, or copied."""
+        views = None if self._tracker.needs_copy else self._blocks[block].views(runs)
+        if views is not None:
+            return views
+        raw = memoryview(self._copies(block, index).data).cast("B")
+        ends = np.cumsum(runs[:, 1] - runs[:, 0]) * PAGE_BYTES
+        return [raw[begin:end] for begin, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+
+    def _copies(self, block: int, index: Index) -> Pages:
+        """The pages *index*, copied; the tracker sees the very bytes that are written."""
+        copies: Pages = np.empty((len(index), PAGE_BYTES), dtype=np.uint8)
+        self._blocks[block].read(index, copies)
         self._tracker.sent(block, index, copies)
         return copies
 

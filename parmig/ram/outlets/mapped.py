@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from parmig.errors import SnapshotError
 from parmig.linux import files
 from parmig.ram.bits import Index, runs_of_index
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.outlets.file_outlet import FileOutlet
+from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 
@@ -32,7 +33,7 @@ class MappedRamOutlet(FileOutlet):
         self,
         fd: int,
         name: str,
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         tracker: DirtyTracker,
         shared: SharedArea,
         *,
@@ -46,13 +47,9 @@ class MappedRamOutlet(FileOutlet):
         size_bytes = len(data) * PAGE_BYTES
         self._take_turn(size_bytes)
         base = self._pages_offsets_bytes[block]
-        copies = self._private_copy(block, data)
-        source = self._blocks[block].buffer if copies is None else memoryview(copies.data).cast("B")
-        done = 0
-        for first, end in runs_of_index(data).tolist():  # a write for each run
-            at = first if copies is None else done
-            self._write(base + first * PAGE_BYTES, [source[at * PAGE_BYTES : (at + end - first) * PAGE_BYTES]])
-            done += end - first
+        runs = runs_of_index(data)
+        for (first, _), frame in zip(runs.tolist(), self._frames(block, data, runs), strict=True):  # a write a run
+            self._write(base + first * PAGE_BYTES, [frame])
         for first, end in runs_of_index(zero).tolist():
             self._clear(base + first * PAGE_BYTES, (end - first) * PAGE_BYTES)
         return size_bytes

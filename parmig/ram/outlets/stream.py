@@ -2,8 +2,8 @@
 """Pages to the next free place of a file, as sections of QEMU's sequential stream.
 
 Each batch is one complete PART section of known length, so workers need nothing of each other but the end of the
-file, which they move on in turn (``SharedArea.take_space``). Rounds are separated by fences, so what a later round
-says of a page stands behind what an earlier one said, and a reader ends with the last.
+file, which they move on in turn (``SharedArea.take_space``). Rounds are separated by fences, so the content of a page
+from a later round follows that from an earlier one in the file, and a reader ends with the last.
 
 Zero pages are written in the first pass too, as QEMU does: a file may be loaded where memory is not empty. It costs
 9 bytes for each.
@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from parmig.ram.bits import Index, is_one_run
-from parmig.ram.blocks import BlockMapping
+from parmig.ram.bits import Index
 from parmig.ram.outlets.file_outlet import FileOutlet
+from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.stream.ram_encode import encode_page_words, encode_zero_words, page_words_bytes, part_section
@@ -35,7 +35,7 @@ class StreamOutlet(FileOutlet):
         self,
         fd: int,
         name: str,
-        blocks: Sequence[BlockMapping],
+        blocks: Sequence[Reach],
         tracker: DirtyTracker,
         shared: SharedArea,
         *,
@@ -64,8 +64,5 @@ class StreamOutlet(FileOutlet):
         needed_bytes = page_words_bytes(name, len(index))
         if len(self._buffer) < needed_bytes:
             self._buffer = np.empty(needed_bytes, dtype=np.uint8)
-        pages = self._private_copy(block, index)
-        if pages is None:
-            source = self._blocks[block].pages
-            pages = source[index[0] : index[-1] + 1] if is_one_run(index) else source[index]
+        pages = self._copies(block, index) if self._tracker.needs_copy else self._blocks[block].look(index)
         return encode_page_words(self._buffer.data, name, index, pages)

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import xxhash
 
 from parmig.ram.bits import Index, Mask
-from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, BlockMapping, Pages, RamBlock
-from parmig.ram.extents import allocated_mask
+from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, Pages, RamBlock
+from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region
 from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
@@ -52,13 +52,13 @@ class DigestTracker(DirtyTracker):
 
     Args:
         fd: shared memory of :func:`digest_area_bytes` bytes, zero at first; used, not owned.
-        blocks: mappings of the guest's blocks.
+        blocks: the guest's blocks, by number.
     """
 
     name = "digest"
     needs_copy = True
 
-    def __init__(self, fd: int, blocks: Sequence[BlockMapping]) -> None:
+    def __init__(self, fd: int, blocks: Sequence[Reach]) -> None:
         self._blocks = blocks
         self._map = mmap.mmap(fd, digest_area_bytes([mapping.block for mapping in blocks]))
         whole = np.frombuffer(self._map, dtype=np.uint64)
@@ -82,7 +82,7 @@ class DigestTracker(DirtyTracker):
         self._note_counts(span, self._allocated(span))
 
     def _allocated(self, span: Region) -> Mask:
-        return allocated_mask(self._blocks[span.block], span.first_page, span.pages)
+        return self._blocks[span.block].allocated(span.first_page, span.pages)
 
     def _note_counts(self, span: Region, dirty: Mask) -> None:
         starts = np.arange(0, span.pages, WORD_PAGES)
@@ -108,17 +108,13 @@ class DigestTracker(DirtyTracker):
         A group's digest is kept only when it is of bytes that all equal what was sent, taken from
         one private copy; so an equal digest later proves that every page still is what was sent.
         """
-        mapping = self._blocks[span.block]
+        reach = self._blocks[span.block]
         first, end = span.first_page + group.start, span.first_page + group.stop
         groups, number = self._groups[span.block], first // WORD_PAGES
         whole = bool(present.all())
-        if (
-            whole
-            and groups[number]
-            and _digest(mapping.buffer[first * PAGE_BYTES : end * PAGE_BYTES]) == groups[number]
-        ):
+        if whole and groups[number] and _digest(reach.look(np.arange(first, end)).data) == groups[number]:
             return np.zeros(len(present), dtype=np.bool_)
-        copies = mapping.pages[first:end][present]
+        copies = reach.look(np.flatnonzero(present) + first)
         differs = np.zeros(len(present), dtype=np.bool_)
         differs[present] = _digest_pages(copies) != sent[present]
         groups[number] = _digest(copies.data) if whole and not differs.any() else 0

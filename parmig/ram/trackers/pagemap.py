@@ -47,7 +47,10 @@ _WRITTEN_OR_UNMAPPED = {
 
 _MISSING = dict.fromkeys(("inverted", "mask", "returned"), pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED)
 _UNMAPPED = dict.fromkeys(("inverted", "mask", "returned"), pagemap.PAGE_IS_PRESENT)
-_MAPPED = {"mask": pagemap.PAGE_IS_PRESENT, "returned": pagemap.PAGE_IS_PRESENT}
+_IN_TABLES = pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED
+_ARM = _WRITTEN_OR_UNMAPPED | {"returned": _IN_TABLES | pagemap.PAGE_IS_PFNZERO}
+_ARM_HUGE = _WRITTEN | {"returned": _IN_TABLES | pagemap.PAGE_IS_PFNZERO}
+"""Before it is armed, all that is present counts as written."""
 
 _VECTOR_REGIONS = SPAN_PAGES // 8
 """Answer entries a call: 24 bytes each, 192 KiB; a span with more runs takes more calls."""
@@ -66,6 +69,7 @@ class PagemapTracker(DirtyTracker):
     """
 
     name = "pagemap"
+    reads_page_tables = True
 
     def __init__(self, log: DirtyLog, blocks: Sequence[RamBlock]) -> None:
         for block, segments in zip(blocks, log.segments, strict=False):
@@ -101,18 +105,15 @@ class PagemapTracker(DirtyTracker):
                 "memory that stays mapped and tracked, in pages that the kernel can track; or use --tracker digest"
             ) from error
 
-    def arm(self, span: Region) -> None:
-        how = _WRITTEN if self._huge[span.block] else _WRITTEN_OR_UNMAPPED
-        for _, start, end in self._pieces(span):
-            for _ in self._walk(start, end, None, flags=_REARM, **how):
-                pass
-
-    def existing(self, span: Region) -> Mask:
-        mapped: Mask = np.zeros(span.pages, dtype=np.bool_)
+    def arm(self, span: Region) -> Mask:
+        had: Mask = np.zeros(span.pages, dtype=np.bool_)
+        how = _ARM_HUGE if self._huge[span.block] else _ARM
         for offset, start, end in self._pieces(span):
-            for regions in self._walk(start, end, self._vector, **_MAPPED):
-                mapped[_index(regions, start, offset)] = True
-        return mapped
+            for regions in self._walk(start, end, self._vector, flags=_REARM, **how):
+                categories = regions["categories"]
+                some = (categories & _IN_TABLES != 0) & (categories & pagemap.PAGE_IS_PFNZERO == 0)
+                had[_index(regions[some], start, offset)] = True
+        return had
 
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))

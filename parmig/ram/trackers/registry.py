@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.errors import UsageError
-from parmig.ram.blocks import BlockMapping, RamBlock
+from parmig.ram.blocks import RamBlock
 from parmig.ram.dirty_log import DirtyLog
+from parmig.ram.reach.reach import Reach
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.ram.trackers.digest import DigestTracker, digest_area_bytes
 from parmig.ram.trackers.pagemap import PagemapTracker
@@ -21,7 +22,7 @@ def log_area_bytes(log: DirtyLog, blocks: Sequence[RamBlock]) -> int:
     return digest_area_bytes(blocks) if log.kind == DigestTracker.name else 0
 
 
-def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[BlockMapping]) -> DirtyTracker:
+def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[Reach]) -> DirtyTracker:
     """The tracker that reads *log*.
 
     Args:

@@ -35,20 +35,20 @@ class DirtyTracker(ABC):
     name: str
     """What ``--tracker`` and the report call it."""
 
+    reads_page_tables = False
+    """Whether the log is the page tables of the guest's process, so that :meth:`arm` sees which pages they have."""
+
     needs_copy = False
     """Whether pages must be copied before they are sent, because :meth:`sent` looks at the copy."""
 
     @abstractmethod
-    def arm(self, span: Region) -> None:
-        """Begin: forget what was written so far; from now on writes to *span* are recorded."""
-
-    def existing(self, span: Region) -> Mask | None:
-        """Pages of *span* that the tracker knows to exist in the memory file; the others may exist too.
+    def arm(self, span: Region) -> Mask | None:
+        """Begin: forget what was written so far; from now on writes to *span* are recorded.
 
         Returns:
-            None when the tracker knows of none.
+            (``reads_page_tables``) the pages of *span* that the page tables of the guest's process had until then;
+            else None.
         """
-        return None
 
     @abstractmethod
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:

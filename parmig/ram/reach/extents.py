@@ -4,7 +4,7 @@
 A page in the page cache exists; mincore(2) reports many pages in one call. For the others, lseek(2) with SEEK_DATA
 finds those that were swapped out, with one call for each of them. SEEK_HOLE is never used: it walks to the next hole
 each time, which is the end of a fully used file. tmpfs and memfd record holes by page. The look-up never allocates,
-unlike reading through a mapping.
+unlike reading through a file.
 
 Huge pages (hugetlbfs) are looked for in the file's page cache by UFFDIO_CONTINUE. Where userfaultfd is not allowed all
 of them count as existing, as SEEK_DATA reports.
@@ -14,19 +14,35 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from parmig.linux import files
 from parmig.ram.bits import Mask, runs_of_mask
-from parmig.ram.blocks import PAGE_BYTES, BlockMapping
+from parmig.ram.blocks import PAGE_BYTES, RamBlock
 
 _PAGES_A_CALL = 256
 """A system call costs as much as looking at so many pages, which take 5 ns each, or 100 ns where this process has not
 mapped them."""
 
 
-def allocated_mask(mapping: BlockMapping, first_page: int, pages: int, among: Mask | None = None) -> Mask:
+class BlockFile(NamedTuple):
+    """The part of a memory file that holds a block.
+
+    Attributes:
+        fd: of the file.
+        file_offset_bytes: where the block begins in it.
+        address: where this process maps the block; not needed for huge pages.
+    """
+
+    block: RamBlock
+    fd: int
+    file_offset_bytes: int
+    address: int
+
+
+def allocated_mask(file: BlockFile, first_page: int, pages: int, among: Mask | None = None) -> Mask:
     """Which of the block's pages ``[first_page, first_page + pages)`` exist; one entry a page, yours to change.
 
     Args:
@@ -35,18 +51,18 @@ def allocated_mask(mapping: BlockMapping, first_page: int, pages: int, among: Ma
     About 5 ns a page that this process has mapped, 100 ns others, and 1 µs for each run of pages that do not exist,
     each page that was swapped out, and each huge page.
     """
-    if mapping.block.unit_pages > 1:
-        return _huge_mask(mapping, first_page, pages, among)
+    if file.block.unit_pages > 1:
+        return _huge_mask(file, first_page, pages, among)
     present: Mask = np.zeros(pages, dtype=np.bool_)
-    address = mapping.pages.ctypes.data + first_page * PAGE_BYTES
+    address = file.address + first_page * PAGE_BYTES
     for begin, end in _calls(pages, among):
         present[begin:end] = files.mincore(address + begin * PAGE_BYTES, end - begin)
     absent = ~present if among is None else among & ~present
     for begin, end in runs_of_mask(absent).tolist() if absent.any() else ():  # extents, only those not in memory
-        page = _next_data(mapping, first_page + begin, first_page + end)
+        page = _next_data(file, first_page + begin, first_page + end)
         while page is not None:
             present[page - first_page] = True
-            page = _next_data(mapping, page + 1, first_page + end)
+            page = _next_data(file, page + 1, first_page + end)
     return present
 
 
@@ -60,17 +76,17 @@ def _calls(pages: int, among: Mask | None) -> list[list[int]]:
     return [[int(runs[0, 0]), int(runs[-1, 1])]]
 
 
-def _huge_mask(mapping: BlockMapping, first_page: int, pages: int, among: Mask | None) -> Mask:
-    block = mapping.block
+def _huge_mask(file: BlockFile, first_page: int, pages: int, among: Mask | None) -> Mask:
+    block = file.block
     begin = first_page // block.unit_pages
     end = -(-(first_page + pages) // block.unit_pages)
     wanted = np.zeros((end - begin, block.unit_pages), dtype=np.bool_)
     before = first_page - begin * block.unit_pages
     wanted.reshape(-1)[before : before + pages] = np.ones(pages, dtype=np.bool_) if among is None else among
     asked: Mask = np.logical_or.reduce(wanted, axis=1)
-    offset = mapping.file_offset_bytes + begin * block.page_size_bytes
+    offset = file.file_offset_bytes + begin * block.page_size_bytes
     try:
-        exists = files.hugetlb_pages(mapping.fd, offset, block.page_size_bytes, asked)
+        exists = files.hugetlb_pages(file.fd, offset, block.page_size_bytes, asked)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise
@@ -78,26 +94,26 @@ def _huge_mask(mapping: BlockMapping, first_page: int, pages: int, among: Mask |
     return np.repeat(exists, block.unit_pages)[before : before + pages]
 
 
-def has_data(mapping: BlockMapping, first_page: int, pages: int) -> bool:
+def has_data(file: BlockFile, first_page: int, pages: int) -> bool:
     """Whether any page of the range exists: one system call, except for huge pages."""
-    if mapping.block.unit_pages > 1:
-        return bool(_huge_mask(mapping, first_page, pages, None).any())
-    return _next_data(mapping, first_page, first_page + pages) is not None
+    if file.block.unit_pages > 1:
+        return bool(_huge_mask(file, first_page, pages, None).any())
+    return _next_data(file, first_page, first_page + pages) is not None
 
 
-def _next_data(mapping: BlockMapping, first_page: int, end_page: int) -> int | None:
+def _next_data(file: BlockFile, first_page: int, end_page: int) -> int | None:
     """The first of the pages that has data; None when there is none."""
-    at, end = _offset(mapping, first_page), _offset(mapping, end_page)
+    at, end = _offset(file, first_page), _offset(file, end_page)
     if at >= end:
         return None
     try:
-        data = os.lseek(mapping.fd, at, os.SEEK_DATA)
+        data = os.lseek(file.fd, at, os.SEEK_DATA)
     except OSError as error:
         if error.errno == errno.ENXIO:  # nothing but hole follows
             return None
         raise
-    return (data - mapping.file_offset_bytes) // PAGE_BYTES if data < end else None
+    return (data - file.file_offset_bytes) // PAGE_BYTES if data < end else None
 
 
-def _offset(mapping: BlockMapping, page: int) -> int:
-    return mapping.file_offset_bytes + page * PAGE_BYTES
+def _offset(file: BlockFile, page: int) -> int:
+    return file.file_offset_bytes + page * PAGE_BYTES

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page path asks of the memory of a block, wherever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from parmig.ram.bits import Bits, Index, Mask, Runs
+from parmig.ram.blocks import Pages, RamBlock
+
+
+class Reach(ABC):
+    """The memory of one block, for one worker.
+
+    Pages are numbered from the block's first. *index* is page numbers, ascending; *runs* are first and past-the-last
+    page numbers, shape (runs, 2), ascending.
+
+    A page **exists** when memory or swap holds it. Other pages read as zero and are never read here, so that
+    looking at a guest allocates nothing.
+
+    Attributes:
+        block: which block.
+    """
+
+    block: RamBlock
+
+    # -- which pages exist ----------------------------------------------------------------------
+
+    @abstractmethod
+    def allocated(self, first_page: int, pages: int, among: Mask | None = None, *, tables: Mask | None = None) -> Mask:
+        """Which of the pages ``[first_page, first_page + pages)`` exist; one entry a page, the caller's.
+
+        Entries may be set for pages that do not exist, never the other way round. Under write tracking the page
+        tables of the owner hold a marker for each page that does not exist, which looks like one in swap.
+
+        Args:
+            among: the entries that matter; the others need not be right. None: all.
+            tables: the pages that the page tables of the owner had before they were armed, where that is known.
+        """
+
+    @abstractmethod
+    def has_data(self, first_page: int, pages: int) -> bool:
+        """Whether any page of the range exists."""
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def views(self, runs: Runs) -> list[memoryview] | None:
+        """The pages of *runs* where they lie, a view for each run, valid until close(); None: they must be read."""
+        return None
+
+    @abstractmethod
+    def read(self, index: Index, target: Pages) -> None:
+        """Copy the pages *index*, which exist, to *target*, shape (pages, 4096).
+
+        They are as they are now, or as they were when the last :meth:`zero_mask` looked at them.
+
+        Raises:
+            GuestError: the process that has them is gone.
+        """
+
+    @abstractmethod
+    def look(self, index: Index) -> Pages:
+        """The pages *index* as they are now, to be looked at once: a view of them or a copy."""
+
+    @abstractmethod
+    def zero_mask(self, index: Index) -> Mask:
+        """Which of the pages *index*, which exist, hold only zero bytes."""
+
+    @abstractmethod
+    def read_span(self, first_page: int, target: memoryview) -> None:
+        """Copy whole pages from *first_page* on to *target*; those that do not exist are zero there."""
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def targets(self, runs: Runs) -> list[memoryview]:
+        """Where the pages of *runs*, all of which exist, can be stored directly, a piece for each run.
+
+        Empty: they cannot; see :meth:`write`.
+        """
+        return []
+
+    @abstractmethod
+    def write(self, runs: Runs, pages: memoryview, existing: Bits) -> None:
+        """Write *pages*, which lie one after the other, to *runs*.
+
+        Args:
+            existing: which pages of the block are known to exist, one bit a page.
+
+        Raises:
+            MemoryFullError: no memory is left for a page that did not exist.
+        """
+
+    @abstractmethod
+    def clear(self, index: Index) -> None:
+        """Make the pages *index*, all of which exist, zero."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back. Views that were handed out must be gone."""
