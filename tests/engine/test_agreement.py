@@ -15,6 +15,7 @@ from parmig.engine.agreement import (
     check_configure,
     offer,
 )
+from parmig.engine.mismatch import Mismatch
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait
