@@ -70,6 +70,9 @@ TESTS = {
     "parmig/engine/destination.py": ("tests/engine/test_destination.py",),
     "parmig/engine/destination_steps.py": ("tests/engine/test_destination.py",),
     "parmig/ram/flow.py": ("tests/ram/test_channel.py",),
+    **{
+        f"parmig/guests/qemu/{name}.py": (f"tests/qemu/test_{name}.py",) for name in ("maps", "ram_list", "ram_structs")
+    },
 }
 
 

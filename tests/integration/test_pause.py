@@ -173,38 +173,46 @@ def test_a_guest_that_hangs_while_it_settles_is_reported_as_paused_where_settlin
 # -- the guardian ----------------------------------------------------------------------------------------
 
 
-def nothing_to_do(_setup: bytes) -> bool:
-    """A rescue."""
+def leave_a_trace(path: bytes) -> bool:
+    """A rescue that makes a file."""
+    Path(os.fsdecode(path)).touch()
     return True
 
 
 class Guarded(HeldGuest):
-    """A guest that a guardian watches over."""
+    """A guest that a guardian watches over. Its rescue makes the file *trace*."""
 
-    def rescue(self) -> Rescue:
-        return Rescue(f"{__name__}:nothing_to_do", b"")
+    trace: Path
+
+    def rescue(self, *, settling: bool = False) -> Rescue:
+        return Rescue(f"{__name__}:leave_a_trace", os.fsencode(self.trace))
 
 
-def test_the_guardian_has_ended_before_the_guest_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From that word on the guest may run at the destination; if this process died then, it would run twice."""
-    say, ended_first = SendRun._say, []
+def test_the_guardian_is_disarmed_before_the_guest_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From that message on the guest may run at the destination; if this process died then, it would run twice."""
+    say, cut_off = SendRun._say, []
 
-    def wait_for_its_end(self: SendRun, message: m.ControlMessage) -> None:
+    def cut_off_the_guardian(self: SendRun, message: m.ControlMessage) -> None:
         if isinstance(message, m.HandOver):
-            guardian = self._custody._guardian.pid
-            assert guardian
-            gone(guardian)
-            ended_first.append(True)
+            guardian = self._custody._guardian
+            assert guardian.pid
+            guardian._drop()  # the guardian sees the same if this process dies now
+            gone(guardian.pid)
+            cut_off.append(True)
         say(self, message)
 
-    monkeypatch.setattr(SendRun, "_say", wait_for_its_end)
+    monkeypatch.setattr(SendRun, "_say", cut_off_the_guardian)
+    monkeypatch.setattr(Guarded, "trace", tmp_path / "rescued", raising=False)
     with (
         Guarded(QUICK) as source,  # type: ignore[attr-defined]
         HeldGuest("memory=16MiB", incoming=True) as destination,  # type: ignore[attr-defined]
         Migration(source, destination) as at,
     ):
         assert (at.sent().status, at.received().status) == ("completed", "completed")
-        assert ended_first == [True]
+        assert cut_off == [True]
+        assert not (tmp_path / "rescued").exists()
 
 
 # -- after hand-over -------------------------------------------------------------------------------------

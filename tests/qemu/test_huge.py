@@ -29,7 +29,8 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 def machine(initrd: Path, directory: Path, kind: str, name: str, *, incoming: bool = False) -> QemuMachine:
-    where = f"memory-backend-file,mem-path={directory}/{name}"
+    # A QEMU in a chroot sees the mount only by way of this process.
+    where = f"memory-backend-file,mem-path=/proc/{os.getpid()}/root{directory}/{name}"
     if kind.startswith("memfd"):
         where = "memory-backend-memfd,hugetlb=on,hugetlbsize=2M"
     prealloc = "on" if kind.endswith("prealloc") else "off"

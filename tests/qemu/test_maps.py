@@ -28,7 +28,8 @@ def test_maps_are_read() -> None:
     assert VMAS[2] == Vma(0x7F902BFFF000, 0x7F916BFFF000, True, True, 0, (0, 0x1B), 5, path)
     assert [vma.writable for vma in VMAS] == [False, True, True, False, True, True, True, False]
     assert [vma.shared for vma in VMAS] == [False, False, True, False, False, False, False, True]
-    assert VMAS[1].path == "[heap]"
+    assert (VMAS[1].path, VMAS[3].path) == ("[heap]", "")
+    assert VMAS[6].offset_bytes == 0x200000
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,12 @@ def test_mappings_that_do_not_continue_each_other_are_no_place(second: Vma) -> N
     assert find_place([vma(0x10000, 2, 0), vma(0x12000, 2, 2)], 0x10000, 3 * 4096) == Place(True, Extent((0, 1), 5, 0))
 
 
+def test_a_place_ends_where_the_block_does() -> None:
+    neighbours = [vma(0xE000, 2, 0, inode=6), vma(0x10000, 2, 0), vma(0x12000, 2, 0, inode=7)]
+    assert find_place(neighbours, 0x10000, 2 * 4096) == Place(True, Extent((0, 1), 5, 0))
+    assert find_place(neighbours[:2], 0x10000, 2 * 4096 + 1) is None
+
+
 EXTENT = Extent((0, 1), 5, 4096)
 
 
@@ -74,20 +81,22 @@ def test_neighbouring_mappings_are_joined() -> None:
 
 
 def test_scattered_mappings_are_several_segments() -> None:
-    vmas = [vma(0x10000, 3, 6), vma(0x50000, 6, 0)]
-    assert find_segments(vmas, EXTENT, 8 * 4096) == (Segment(0, 5, 0x51000), Segment(5, 3, 0x10000))
+    vmas = [vma(0x8000, 8, 0, inode=6), vma(0x10000, 3, 6), vma(0x20000, 1, 9), vma(0x50000, 6, 0)]
+    found = find_segments(vmas, EXTENT, 8 * 4096)
+    assert found == (Segment(0, 5, 0x51000), Segment(5, 3, 0x10000))
+    assert all(type(one.first_page) is type(one.pages) is int for one in found)
 
 
 @pytest.mark.parametrize(
-    "vmas",
+    ("vmas", "problem"),
     [
-        pytest.param([], id="nothing"),
-        pytest.param([vma(0x10000, 8, 0)], id="end missing"),
-        pytest.param([vma(0x10000, 7, 2)], id="start missing"),
-        pytest.param([vma(0x10000, 3, 0), vma(0x50000, 5, 4)], id="hole"),
-        pytest.param([vma(0x10000, 9, 0), vma(0x50000, 2, 4)], id="twice"),
+        pytest.param([], "not map the whole", id="nothing"),
+        pytest.param([vma(0x10000, 8, 0)], "not map the whole", id="end missing"),
+        pytest.param([vma(0x10000, 7, 2)], "page 0 of a RAM block nowhere,", id="start missing"),
+        pytest.param([vma(0x10000, 3, 0), vma(0x50000, 5, 4)], "page 2 of a RAM block nowhere,", id="hole"),
+        pytest.param([vma(0x10000, 9, 0), vma(0x50000, 2, 4)], "page 3 of a RAM block twice,", id="twice"),
     ],
 )
-def test_a_block_that_is_not_mapped_once_is_refused(vmas: list[Vma]) -> None:
-    with pytest.raises(GuestRefusedError):
+def test_a_block_that_is_not_mapped_once_is_refused(vmas: list[Vma], problem: str) -> None:
+    with pytest.raises(GuestRefusedError, match=problem):
         find_segments(vmas, EXTENT, 8 * 4096)

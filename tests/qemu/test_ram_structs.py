@@ -11,11 +11,11 @@ import pytest
 from parmig.errors import GuestRefusedError
 from parmig.guests.qemu.maps import Vma
 from parmig.guests.qemu.ram_list import RamEntry
-from parmig.guests.qemu.ram_structs import find_addresses
+from parmig.guests.qemu.ram_structs import HEAP_LIMIT_BYTES, find_addresses
 
 HEAP, OTHER, HEAD = 0x1000_0000, 0x2000_0000, 0x3000_0000
 ENTRIES = [
-    RamEntry("pc.ram", 4096, 0, 0x8000000, 0x8000000, None),
+    RamEntry("pc.ram", 4096, 0, 0x7000000, 0x8000000, None),
     RamEntry("", 4096, 0x8000000, 0x10000, 0x10000, None),
     RamEntry("/rom@etc/acpi/tables", 4096, 0x8010000, 0x20000, 0x200000, None),
     RamEntry("vga.rom", 4096, 0x8210000, 0x10000, 0x10000, None),
@@ -36,9 +36,10 @@ class Memory:
         ]
 
     def read(self, address: int, size_bytes: int) -> bytes:
-        for start, part in self.parts.items():
-            if start <= address < start + len(part):
-                return bytes(part[address - start :][:size_bytes])
+        for vma in self.maps:
+            if vma.start <= address < vma.end:
+                assert address + size_bytes <= vma.end
+                return bytes(self.parts[vma.start][address - vma.start :][:size_bytes])
         return b""
 
     def write(self, address: int, data: bytes) -> None:
@@ -70,6 +71,43 @@ def test_every_block_is_found_in_the_order_of_the_list() -> None:
 def test_a_heap_without_a_name_is_searched_too() -> None:
     memory = Memory()
     memory.put_list(OTHER + 0x40, ADDRESSES)
+    assert memory.find() == ADDRESSES
+
+
+@pytest.mark.parametrize(
+    "vma",
+    [
+        Vma(HEAP, HEAP + 0x4000, False, False, 0, (0, 0), 0, "[heap]"),
+        Vma(HEAP, HEAP + 0x4000, True, True, 0, (0, 1), 0, ""),
+        Vma(HEAP, HEAP + 0x4000, True, False, 0, (0, 1), 5, ""),
+        Vma(HEAP, HEAP + 0x4000, True, False, 0, (0, 0), 0, "[stack]"),
+        Vma(HEAP, HEAP + HEAP_LIMIT_BYTES + 0x1000, True, False, 0, (0, 0), 0, ""),
+    ],
+    ids=["read-only", "shared", "file", "stack", "too large"],
+)
+def test_no_other_mapping_is_searched(vma: Vma) -> None:
+    memory = Memory()
+    memory.maps[1] = vma
+    memory.put_list(HEAP, ADDRESSES)
+    with pytest.raises(GuestRefusedError, match="found 0 times"):
+        memory.find()
+    memory.maps[1] = Vma(HEAP, HEAP + HEAP_LIMIT_BYTES, True, False, 0, (0, 0), 0, "")
+    assert memory.find() == ADDRESSES
+    memory.maps[1] = Vma(HEAP, HEAP + HEAP_LIMIT_BYTES + 0x1000, True, False, 0, (0, 0), 0, "[heap]")
+    assert memory.find() == ADDRESSES
+
+
+def test_numbers_that_are_only_partly_right_are_passed_over() -> None:
+    memory = Memory()
+    memory.put_list(HEAP + 0x2000, ADDRESSES)
+    first = ENTRIES[0]
+    for at, numbers in {
+        0: (first.used_bytes, 0, 0),
+        0x40: (first.used_bytes, first.used_bytes, first.used_bytes),
+        0x80: (first.offset, first.used_bytes, first.used_bytes),
+    }.items():
+        memory.write(HEAP + at, struct.pack("=3Q", *numbers))
+    memory.parts[HEAP] += b"odd"
     assert memory.find() == ADDRESSES
 
 

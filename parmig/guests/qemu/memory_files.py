@@ -56,20 +56,8 @@ def open_memory(qmp: Qmp, pid: int, state: str) -> list[MappedBlock]:
     protection = qmp.execute("qom-get", path="/machine", property="confidential-guest-support")
     layout.check_moved(str(protection), qmp.execute("query-memory-devices"))
     entries = parse_ram_list(qmp.monitor("info ramblock"))
-    backends = layout.backends(qmp.execute("query-memdev"), qmp.execute("qom-list", path="/objects"))
-    names = {entry.name for entry in entries if entry.name}
-    used = [backend for backend in backends if backend.name in map(backend_name, names)]
-    of_backends = {name for name in names if backend_name(name) in {backend.name for backend in used}}
-    if state == "migrate":
-        layout.check_backends(used, qmp.version)
-        names = of_backends
-    pieces = layout.parse_mtree(qmp.monitor("info mtree -f"))
-    pieces = {name: pieces[name] for name in of_backends if name in pieces}
-    if state == "migrate" and (hidden := sorted(of_backends - set(pieces))):
-        raise GuestRefusedError(
-            f"RAM block {hidden[0]!r} is not in the guest's memory, expected every shared backend to be the "
-            f"guest's RAM; {layout.SHARED_MEMORY_HINT}"
-        )
+    pieces = _backend_pieces(qmp, entries, state)
+    names = set(pieces) if state == "migrate" else {entry.name for entry in entries if entry.name}
     maps = parse_maps(_proc_text(pid, "maps"))
     addresses = _addresses(qmp, pid, entries, names, pieces, maps)
     blocks: list[MappedBlock] = []
@@ -94,6 +82,24 @@ def close_memory(blocks: list[MappedBlock]) -> None:
                 os.close(fd)
 
 
+def _backend_pieces(qmp: Qmp, entries: Sequence[RamEntry], state: str) -> dict[str, list[Piece]]:
+    """Name of each block that is a memory backend's, and where the guest sees it; empty: nowhere."""
+    backends = layout.backends(qmp.execute("query-memdev"), qmp.execute("qom-list", path="/objects"))
+    names = {backend_name(entry.name): entry.name for entry in entries if entry.name}
+    used = [backend for backend in backends if backend.name in names]
+    seen = layout.parse_mtree(qmp.monitor("info mtree -f"))
+    pieces = {names[backend.name]: seen.get(names[backend.name], []) for backend in used}
+    if state == "migrate":
+        layout.check_backends(used, qmp.version)
+        for name in pieces:
+            if not pieces[name]:
+                raise GuestRefusedError(
+                    f"RAM block {name!r} is not in the guest's memory, expected every shared backend to be the "
+                    f"guest's RAM; {layout.SHARED_MEMORY_HINT}"
+                )
+    return pieces
+
+
 def _addresses(
     qmp: Qmp,
     pid: int,
@@ -108,13 +114,14 @@ def _addresses(
     8.0 on, and of what is read from its memory before.
     """
     seen: dict[str, int] = {}
-    for name in names & set(pieces):
-        first = pieces[name][0]
+    for name, runs in pieces.items():
+        if not runs:
+            continue
         # QEMU reports the address of its mapping, so neither a chroot nor an unlinked file hides the file.
-        address = layout.parse_host_address(qmp.monitor(f"gpa2hva {first.gpa:#x}"))
+        address = layout.parse_host_address(qmp.monitor(f"gpa2hva {runs[0].gpa:#x}"))
         if address is None:
             raise _not_there(qmp, pid, name)
-        seen[name] = address - first.offset_bytes
+        seen[name] = address - runs[0].offset_bytes
     listed = {entry.name: entry.address for entry in entries if entry.name in names and entry.address is not None}
     if not listed and names - set(seen):
         with _open_process(pid) as fd:

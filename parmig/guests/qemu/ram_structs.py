@@ -81,10 +81,10 @@ def _search(entry: RamEntry, vma: Vma, read: Read) -> Iterator[int]:
     """The addresses in a mapping at which the three numbers of *entry* lie."""
     content = read(vma.start, vma.end - vma.start)
     words = np.frombuffer(content, np.uint64, len(content) // _WORD.size)
-    # A size is rarer than the offset, which may be 0.
-    for index in np.flatnonzero(words == entry.used_bytes):
-        at = int(index - 1) * _WORD.size
-        if at >= 0 and content[at : at + _NUMBERS.size] == _numbers(entry):
+    # The size, which is the second number, is rarer than the offset, which may be 0.
+    for index in np.flatnonzero(words[1:] == entry.used_bytes):
+        at = int(index) * _WORD.size
+        if content[at : at + _NUMBERS.size] == _numbers(entry):
             yield vma.start + at
 
 
@@ -98,7 +98,7 @@ def _walk(entries: Sequence[RamEntry], first: int, read: Read) -> tuple[int, ...
         if len(data) != _BLOCK.size:
             return ()
         host, *numbers, name, following, previous = _BLOCK.unpack(data)
-        if (_NUMBERS.pack(*numbers), name.split(b"\0", 1)[0]) != (_numbers(entry), entry.name.encode()):
+        if (_NUMBERS.pack(*numbers), name.partition(b"\0")[0]) != (_numbers(entry), entry.name.encode()):
             return ()
         # A struct that QEMU has freed still looks like one, but no struct before it points to it.
         if read(previous, _WORD.size) != _WORD.pack(address) or back not in (None, previous):
