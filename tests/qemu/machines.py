@@ -21,6 +21,7 @@ from typing import Any
 
 from parmig.errors import GuestRefusedError
 from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.qmp_events import Listener
 
 MIB = 1 << 20
 QEMU = os.environ.get("PARMIG_QEMU", "qemu-system-x86_64")
@@ -185,6 +186,11 @@ class QemuMachine:
         """Run a QMP command on a monitor of its own."""
         assert self._monitor
         return self._monitor.execute(command, **arguments)
+
+    def listen(self, *names: str) -> Listener:
+        """Take in events of these names from now on, on the monitor of :meth:`ask`."""
+        assert self._monitor
+        return self._monitor.listen(*names)
 
     def version(self) -> tuple[int, int]:
         """QEMU's major and minor number."""

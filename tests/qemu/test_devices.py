@@ -13,6 +13,7 @@ import pytest
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.device_list import Device, changes, inventory, untracked
 from parmig.guests.qemu.options import open_qemu
+from parmig.guests.qemu.qemu_guest import QemuGuest
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.settle import choose_way
 from tests.integration.sides import LISTEN, Command
@@ -125,13 +126,21 @@ def test_a_device_that_others_write_through_is_refused_by_name_and_auto_tells_wh
             assert "ivshmem-plain 'window'" in log.reason
 
 
+def pause_and_save(guest: QemuGuest) -> None:
+    guest.pause(Buffer())
+    guest.save_state(Buffer())
+
+
 @pytest.mark.qemu
-def test_a_device_that_came_since_the_dirty_log_began_ends_the_pause_by_name(bare_guest: QemuMachine) -> None:
-    with open_qemu(bare_guest.socket, incoming=False) as guest:
+@pytest.mark.parametrize("state", ["devices", "migrate"])
+def test_a_device_that_came_since_the_dirty_log_began_ends_the_pause_by_name(
+    bare_guest: QemuMachine, state: str
+) -> None:
+    with open_qemu(f"{bare_guest.socket},state={state}", incoming=False) as guest:
         guest.start_dirty_log("digest")
         bare_guest.ask("device_add", driver="virtio-rng-pci", id="rng0")
         with pytest.raises(GuestError, match=r"QEMU changed during the migration.*virtio-rng-pci 'rng0'"):
-            guest.pause(Buffer())
+            pause_and_save(guest)
         guest.resume_source()
 
 

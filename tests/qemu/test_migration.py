@@ -151,9 +151,10 @@ def refused(code: int, report: dict[str, Any], *words: str) -> None:
 def test_a_machine_that_differs_is_refused_by_both(
     bare_guest: QemuMachine, there: list[str], words: tuple[str, ...]
 ) -> None:
-    with QemuMachine(memory=there, incoming=True) as destination, receive(destination) as receiver:
+    migrate = ",state=migrate"  # in which QEMU matches RAM blocks by their names
+    with QemuMachine(memory=there, incoming=True) as destination, receive(destination, migrate) as receiver:
         settings = bare_guest.settings()
-        with send(bare_guest, receiver.uri()) as sender:
+        with send(bare_guest, receiver.uri(), guest=migrate) as sender:
             refused(*sender.end(), *words)
         receiver.wait_for("refused a source")
         for word in words:

@@ -24,6 +24,12 @@ from tests.qemu.machines import MIB, QemuMachine, wait_until
 
 pytestmark = pytest.mark.qemu
 
+
+def open_migrating(text: str, *, incoming: bool) -> QemuGuest:
+    """A guest whose device state QEMU's own migration carries; ``test_saved_devices`` has the other way."""
+    return open_qemu(f"{text},state=migrate", incoming=incoming)
+
+
 GIB = 1 << 30
 FILE = "memory-backend-file,mem-path={dir}/"
 
@@ -54,11 +60,11 @@ def test_a_missing_socket_is_refused(tmp_path: Path) -> None:
 
 def test_a_second_client_is_refused(bare_guest: QemuMachine) -> None:
     with (
-        open_qemu(bare_guest.socket, incoming=False),
+        open_migrating(bare_guest.socket, incoming=False),
         pytest.raises(GuestRefusedError, match="another client probably holds the socket"),
     ):
-        open_qemu(f"{bare_guest.socket},timeout=500ms", incoming=False)
-    open_qemu(bare_guest.socket, incoming=False).close()
+        open_migrating(f"{bare_guest.socket},timeout=500ms", incoming=False)
+    open_migrating(bare_guest.socket, incoming=False).close()
 
 
 @pytest.mark.parametrize(
@@ -80,43 +86,43 @@ def test_memory_out_of_reach_is_refused(qemu: None, memory: list[str], words: st
         QemuMachine(memory=memory) as machine,
         pytest.raises(GuestRefusedError, match=rf"{words}.*-object memory-backend-file.*share=on -machine"),
     ):
-        open_qemu(machine.socket, incoming=False)
+        open_migrating(machine.socket, incoming=False)
 
 
 def test_a_source_is_no_destination_and_the_other_way_round(bare_guest: QemuMachine) -> None:
     with pytest.raises(GuestRefusedError, match="-incoming defer"):
-        open_qemu(bare_guest.socket, incoming=True)
+        open_migrating(bare_guest.socket, incoming=True)
     with QemuMachine(incoming=True) as machine, pytest.raises(GuestRefusedError, match="so it is a destination"):
-        open_qemu(machine.socket, incoming=False)
+        open_migrating(machine.socket, incoming=False)
 
 
 def test_a_destination_with_an_address_is_refused(qemu: None) -> None:
     extra = ("-incoming", "unix:{dir}/incoming")
     with QemuMachine(extra=extra) as machine, pytest.raises(GuestRefusedError, match="-incoming defer and no address"):
-        open_qemu(machine.socket, incoming=True)
+        open_migrating(machine.socket, incoming=True)
 
 
 def test_a_blocked_migration_is_refused_with_the_reason(qemu: None) -> None:
     machine = QemuMachine(extra=("-drive", "file=fat:rw:{dir}/disk,format=raw"))
     (machine.directory / "disk").mkdir()
     with machine, pytest.raises(GuestRefusedError, match="vvfat"):
-        open_qemu(machine.socket, incoming=False)
+        open_migrating(machine.socket, incoming=False)
 
 
 def test_a_wrong_process_is_refused(bare_guest: QemuMachine) -> None:
     with pytest.raises(GuestRefusedError, match="pid=NUMBER"):
-        open_qemu(f"{bare_guest.socket},pid={os.getpid()}", incoming=False)
+        open_migrating(f"{bare_guest.socket},pid={os.getpid()}", incoming=False)
 
 
 def test_a_file_that_is_too_small_is_refused(qemu: None) -> None:
     with QemuMachine(incoming=True) as machine:
         os.truncate(machine.directory / "ram", 64 * MIB)
         with pytest.raises(GuestRefusedError, match="truncate it to"):
-            open_qemu(machine.socket, incoming=True)
+            open_migrating(machine.socket, incoming=True)
 
 
 def test_other_trackers_than_known_are_refused(bare_guest: QemuMachine) -> None:
-    with open_qemu(bare_guest.socket, incoming=False) as guest:
+    with open_migrating(bare_guest.socket, incoming=False) as guest:
         with pytest.raises(GuestRefusedError, match="--tracker pagemap"):
             guest.start_dirty_log("bitmap")
         with pytest.raises(UsageError):
@@ -127,7 +133,7 @@ def test_other_trackers_than_known_are_refused(bare_guest: QemuMachine) -> None:
 
 def test_throttling_is_refused_with_the_reason(bare_guest: QemuMachine) -> None:
     with (
-        open_qemu(bare_guest.socket, incoming=False) as guest,
+        open_migrating(bare_guest.socket, incoming=False) as guest,
         pytest.raises(GuestRefusedError, match="only while it migrates their memory itself"),
     ):
         guest.can_throttle()
@@ -135,7 +141,7 @@ def test_throttling_is_refused_with_the_reason(bare_guest: QemuMachine) -> None:
 
 def test_auto_falls_back_with_the_reason(bare_guest: QemuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uffd, "probe_write_tracking", lambda: "the kernel is old")
-    with open_qemu(bare_guest.socket, incoming=False) as guest:
+    with open_migrating(bare_guest.socket, incoming=False) as guest:
         log = guest.start_dirty_log("auto")
     assert (log.kind, log.reason) == ("digest", "the kernel is old")
 
@@ -144,7 +150,7 @@ def test_auto_falls_back_with_the_reason(bare_guest: QemuMachine, monkeypatch: p
 
 
 def test_memory_around_the_hole_is_one_block_of_two_ranges(qemu: None) -> None:
-    with QemuMachine(memory_bytes=5 * GIB) as machine, open_qemu(machine.socket, incoming=False) as guest:
+    with QemuMachine(memory_bytes=5 * GIB) as machine, open_migrating(machine.socket, incoming=False) as guest:
         (memory,) = guest.memory()
         assert memory.block.ranges == (GuestRange(0, 0, 3 * GIB), GuestRange(4 * GIB, 3 * GIB, 2 * GIB))
         assert (memory.block.name, memory.block.page_size_bytes) == ("ram0", 4096)
@@ -161,7 +167,7 @@ def test_memory_around_the_hole_is_one_block_of_two_ranges(qemu: None) -> None:
 def test_two_nodes_are_two_blocks(qemu: None) -> None:
     memory = ["-machine", "q35", "-object", FILE + "a,id=m0,size=128M,share=on"]
     memory += ["-object", FILE + "b,id=m1,size=128M,share=on", "-numa", "node,memdev=m1", "-numa", "node,memdev=m0"]
-    with QemuMachine(memory=memory) as machine, open_qemu(machine.socket, incoming=False) as guest:
+    with QemuMachine(memory=memory) as machine, open_migrating(machine.socket, incoming=False) as guest:
         first, second = guest.memory()
         assert first.block.ranges == (GuestRange(128 * MIB, 0, 128 * MIB),)
         assert second.block.ranges == (GuestRange(0, 0, 128 * MIB),)
@@ -180,9 +186,9 @@ def test_two_memfds_are_told_apart_where_qemu_leaves_them_out(qemu: None) -> Non
     with QemuMachine(memory=memory) as machine:
         if tuple(machine.ask("query-version")["qemu"][part] for part in ("major", "minor")) >= (8, 1):
             with pytest.raises(GuestRefusedError, match="has no named file"):
-                open_qemu(machine.socket, incoming=False)
+                open_migrating(machine.socket, incoming=False)
             return
-        with open_qemu(machine.socket, incoming=False) as guest:
+        with open_migrating(machine.socket, incoming=False) as guest:
             first, second = guest.memory()
             os.pwrite(second.fd, b"second", 0)
             assert machine.ask("human-monitor-command", command_line=f"xp /1xb {128 * MIB:#x}").endswith("0x73\r\n")
@@ -192,7 +198,7 @@ def test_two_memfds_are_told_apart_where_qemu_leaves_them_out(qemu: None) -> Non
 def test_an_unlinked_file_is_found(qemu: None) -> None:
     with QemuMachine() as machine:
         os.unlink(machine.directory / "ram")
-        with open_qemu(machine.socket, incoming=False) as guest:
+        with open_migrating(machine.socket, incoming=False) as guest:
             os.pwrite(guest.memory()[0].fd, b"x", 0x5000)
             assert machine.ask("human-monitor-command", command_line="xp /1xb 0x5000").endswith("0x78\r\n")
 
@@ -211,7 +217,7 @@ class Broken:
 def unchanged(machine: QemuMachine) -> Iterator[QemuGuest]:
     """An opened source that must be as before in the end."""
     settings, fds, running = machine.settings(), machine.fds(), machine.ask("query-status")["running"]
-    with open_qemu(machine.socket, incoming=False) as guest:
+    with open_migrating(machine.socket, incoming=False) as guest:
         guest.start_dirty_log("auto")
         assert machine.settings() != settings
         yield guest
@@ -265,7 +271,7 @@ class BrokenLater:
 def test_a_cancel_at_any_moment_lets_the_guest_run(linux_guest: QemuMachine) -> None:
     # QEMU 7.2 hangs for ever when it is cancelled in the millisecond before pre-switchover (1 of 20 tries).
     for step in range(40):
-        with open_qemu(f"{linux_guest.socket},timeout=5s", incoming=False) as guest:
+        with open_migrating(f"{linux_guest.socket},timeout=5s", incoming=False) as guest:
             guest.start_dirty_log("digest")
             with pytest.raises(ConnectionError):
                 guest.pause(BrokenLater(step * 0.0005))
@@ -293,7 +299,7 @@ def test_a_killed_source_is_noticed_at_once(bare_guest: QemuMachine) -> None:
         def write(self, data: bytes | bytearray | memoryview) -> None:
             bare_guest.process.kill()
 
-    with open_qemu(bare_guest.socket, incoming=False) as guest:
+    with open_migrating(bare_guest.socket, incoming=False) as guest:
         guest.start_dirty_log("auto")
         began = time.monotonic()
         with pytest.raises(ParmigError):
@@ -311,7 +317,10 @@ def test_a_killed_source_is_noticed_at_once(bare_guest: QemuMachine) -> None:
 
 @contextmanager
 def moving(source: QemuMachine, destination: QemuMachine) -> Iterator[Carrier]:
-    with open_qemu(source.socket, incoming=False) as ours, open_qemu(destination.socket, incoming=True) as theirs:
+    with (
+        open_migrating(source.socket, incoming=False) as ours,
+        open_migrating(destination.socket, incoming=True) as theirs,
+    ):
         assert [item.block for item in ours.memory()] == [item.block for item in theirs.memory()]
         assert ours.info() == theirs.info()
         carrier = Carrier(ours, theirs)
@@ -383,7 +392,7 @@ def test_an_unused_destination_stays_ready_for_another_try(bare_guest: QemuMachi
     with QemuMachine(incoming=True) as destination:
         settings = destination.settings()
         for _ in range(2):
-            with open_qemu(destination.socket, incoming=True) as guest:
+            with open_migrating(destination.socket, incoming=True) as guest:
                 guest.discard()
                 guest.prepare_incoming()
                 assert destination.settings() != settings
@@ -409,7 +418,7 @@ def test_bad_state_is_refused_and_the_destination_ends(bare_guest: QemuMachine, 
 
 
 def test_a_killed_destination_is_noticed(qemu: None) -> None:
-    with QemuMachine(incoming=True) as destination, open_qemu(destination.socket, incoming=True) as guest:
+    with QemuMachine(incoming=True) as destination, open_migrating(destination.socket, incoming=True) as guest:
         guest.prepare_incoming()
         destination.process.kill()
         began = time.monotonic()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does it matter what memory a QEMU has? Moves of the same guest in private memory and in a shared file, in turns.
+
+usage: python -m tools.bench_memory [rate|pause|all] [--runs 5] [--workers 2] [--json]
+
+rate    2 GiB of random data, a guest that never ran: MiB/s without and with the set-up, memory of the host warm (taken
+        and given back right before) and cold
+pause   Linux guest of 512 MiB that writes 20 MiB/s, with a disk and a network device: between the monitors' own STOP
+        and RESUME events, and as the report has it; device state is taken in either way where memory is shared
+
+PARMIG_QEMU chooses another QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from parmig.config import SendConfig
+from parmig.units import NS_PER_MS
+from tools.bench_lab import MIB, QemuMachine, initrd, median, migrate_by_commands, phases_median, run_benches
+
+RATE_BYTES = 2048 * MIB
+PAUSE_BYTES = 512 * MIB
+PRIVATE = ["-machine", "pc"]
+DEVICES = (
+    *("-blockdev", f"null-co,node-name=disk,size={256 * MIB},read-zeroes=on", "-device", "virtio-blk-pci,drive=disk"),
+    *("-netdev", "hubport,hubid=0,id=net", "-device", "virtio-net-pci,netdev=net"),
+)
+WAYS = {
+    "private": (PRIVATE, "devices"),
+    "shared file": (None, "devices"),
+    "shared file, state=migrate": (None, "migrate"),
+}
+
+
+def fill_random(machine: QemuMachine, memory_bytes: int) -> None:
+    """Fill the guest's memory from 1 MiB on with random data, different in every page, through QEMU's own mapping."""
+    answer = machine.ask("human-monitor-command", **{"command-line": f"gpa2hva {MIB:#x}"})
+    found = re.search(r"is (0x[0-9a-f]+)", answer)
+    assert found, answer
+    block = bytearray(os.urandom(16 * MIB))
+    with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
+        for at in range(0, memory_bytes - 16 * MIB, len(block)):
+            for page in range(0, len(block), 4096):
+                block[page : page + 8] = (at + page + 1).to_bytes(8, "little")
+            os.pwrite(memory.fileno(), block, int(found[1], 16) + at)
+
+
+def bench_rate(runs: int, workers: int) -> dict[str, Any]:
+    """MiB/s by kind of memory, and that of private memory over that of the file."""
+    rates: dict[str, list[float]] = {}
+    for _ in range(runs):
+        for condition, touch_bytes in (("warm", RATE_BYTES + 512 * MIB), ("cold", 0)):
+            for name in ("private", "shared file"):
+                memory, state = WAYS[name]
+                how: dict[str, Any] = {"memory_bytes": RATE_BYTES, "memory": memory}
+                with QemuMachine(**how) as source, QemuMachine(incoming=True, **how) as destination:
+                    fill_random(source, RATE_BYTES)
+                    here, there = (f"qemu:{side.socket},state={state}" for side in (source, destination))
+                    report = migrate_by_commands(here, there, SendConfig(workers=workers), touch_bytes=touch_bytes)
+                for label, milliseconds in (
+                    ("without set-up", report.total_time_ms - report.setup_time_ms),
+                    ("with set-up", report.total_time_ms),
+                ):
+                    rates.setdefault(f"{name}, {condition}, {label}", []).append(RATE_BYTES / MIB / milliseconds * 1000)
+    medians = {name: round(median(values)) for name, values in rates.items()}
+    ratios = {
+        rest: round(medians[f"private, {rest}"] / medians[f"shared file, {rest}"], 2)
+        for rest in (name.removeprefix("private, ") for name in medians if name.startswith("private"))
+    }
+    return {"mib_per_s": medians, "private_over_shared_file": ratios, "runs": rates}
+
+
+def bench_pause(runs: int, workers: int) -> dict[str, Any]:
+    """Pauses by kind of memory and way of device state."""
+    downtimes: dict[str, list[float]] = {name: [] for name in WAYS}
+    events: dict[str, list[float]] = {name: [] for name in WAYS}
+    phases: dict[str, list[Any]] = {name: [] for name in WAYS}
+    with initrd() as image:
+        for _ in range(runs):
+            for name, (memory, state) in WAYS.items():
+                how: dict[str, Any] = {"memory_bytes": PAUSE_BYTES, "memory": memory, "rate": 20, "extra": DEVICES}
+                with QemuMachine(image, **how) as source, QemuMachine(image, incoming=True, **how) as destination:
+                    source.wait_for_serial("TICK 3")
+                    stopped, ran = source.listen("STOP"), destination.listen("RESUME")
+                    here, there = (f"qemu:{side.socket},state={state}" for side in (source, destination))
+                    report = migrate_by_commands(here, there, SendConfig(workers=workers))
+                    events[name].append((ran.get(1).at_ns - stopped.get(1).at_ns) / NS_PER_MS)
+                    destination.wait_for_ticks(1)
+                downtimes[name].append(report.downtime_ms or 0.0)
+                phases[name].append(report.downtime_phases_ms)
+    return {
+        name: {
+            "stop_to_resume_event_ms": {"median": round(median(events[name]), 2), "worst": round(max(events[name]), 2)},
+            "downtime_ms": {"median": round(median(downtimes[name]), 2), "worst": round(max(downtimes[name]), 2)},
+            "phases_median_ms": phases_median(phases[name]),
+        }
+        for name in WAYS
+    }
+
+
+BENCHES = {"rate": bench_rate, "pause": bench_pause}
+
+
+if __name__ == "__main__":
+    run_benches(__doc__, BENCHES, runs=5, workers=2)
