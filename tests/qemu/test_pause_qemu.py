@@ -34,9 +34,12 @@ pytestmark = pytest.mark.qemu
 class Sender:
     """``parmig send`` as the leader of a process group of its own, with the guardian's log in *directory*."""
 
-    def __init__(self, machine: QemuMachine, uri: str, directory: Path, *options: str, prelude: str = "") -> None:
+    def __init__(
+        self, machine: QemuMachine, uri: str, directory: Path, *options: str, state: str = "devices", prelude: str = ""
+    ) -> None:
         start = ["-c", f"{prelude}\nfrom parmig.cli import main\nmain()"]
-        command = [sys.executable, *start, "send", uri, "--guest", f"qemu:{machine.socket}", "--json", *options]
+        guest = f"qemu:{machine.socket},state={state}"
+        command = [sys.executable, *start, "send", uri, "--guest", guest, "--json", *options]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -71,19 +74,18 @@ class Sender:
 
 @contextmanager
 def in_the_pause(
-    source: QemuMachine, initrd: Path, tmp_path: Path, *options: str, resume: bool = False, prelude: str = ""
+    source: QemuMachine, initrd: Path, tmp_path: Path, *options: str, resume: bool = False, state: str = "devices"
 ) -> Iterator[tuple[Sender, HeldReceiver, QemuMachine]]:
     """A sender whose destination is held with its state loaded, or, with *resume*, with the guest handed over."""
     with (
         QemuMachine(initrd, memory_bytes=256 * MIB, incoming=True) as destination,
-        open_qemu(destination.socket, incoming=True) as guest,
+        open_qemu(f"{destination.socket},state={state}", incoming=True) as guest,
     ):
-        assert isinstance(guest, QemuGuest)
         receiver = HeldReceiver(guest, resume=resume)
         receiver.start()
         try:
             uri = receiver.uris.get(timeout=20)
-            with Sender(source, uri, tmp_path, "--workers", "1", *options, prelude=prelude) as here:
+            with Sender(source, uri, tmp_path, "--workers", "1", *options, state=state) as here:
                 assert receiver.loading.wait(60), "the destination never loaded the state"
                 assert not runs(source)
                 yield here, receiver, destination
@@ -105,13 +107,20 @@ def as_before(source: QemuMachine, settings: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+    ("number", "state"),
+    [
+        (signal.SIGHUP, "migrate"),
+        (signal.SIGQUIT, "devices"),
+        (signal.SIGTERM, "devices"),
+        (signal.SIGKILL, "devices"),
+        (signal.SIGKILL, "migrate"),
+    ],
 )
 def test_a_signal_to_the_senders_group_in_the_pause_lets_the_source_run(
-    linux_guest: QemuMachine, initrd: Path, tmp_path: Path, number: signal.Signals
+    linux_guest: QemuMachine, initrd: Path, tmp_path: Path, number: signal.Signals, state: str
 ) -> None:
     settings = linux_guest.settings()
-    with in_the_pause(linux_guest, initrd, tmp_path) as (here, receiver, destination):
+    with in_the_pause(linux_guest, initrd, tmp_path, state=state) as (here, receiver, destination):
         os.killpg(here.process.pid, number)
         wait_until(lambda: runs(linux_guest), 5, "the source to run")
         code, report = here.end()
@@ -128,20 +137,21 @@ def test_a_signal_to_the_senders_group_in_the_pause_lets_the_source_run(
     as_before(linux_guest, settings)
 
 
+@pytest.mark.parametrize(("state", "status"), [("devices", "paused"), ("migrate", "postmigrate")])
 def test_a_sender_killed_after_hand_over_never_lets_the_source_run(
-    linux_guest: QemuMachine, initrd: Path, tmp_path: Path
+    linux_guest: QemuMachine, initrd: Path, tmp_path: Path, state: str, status: str
 ) -> None:
-    with in_the_pause(linux_guest, initrd, tmp_path, resume=True) as (here, receiver, destination):
+    with in_the_pause(linux_guest, initrd, tmp_path, resume=True, state=state) as (here, receiver, destination):
         os.killpg(here.process.pid, signal.SIGKILL)
         here.process.wait()
         here.no_guardian()  # it has read all that it was told, and so has not done, and will not do anything
-        assert linux_guest.ask("query-status")["status"] == "postmigrate"
+        assert linux_guest.ask("query-status")["status"] == status
         receiver.release.set()
         receiver.join(30)
         assert receiver.report is not None
         assert receiver.report.status == "completed"
         destination.wait_for_ticks(2)
-        assert linux_guest.ask("query-status")["status"] == "postmigrate"
+        assert linux_guest.ask("query-status")["status"] == status
 
 
 def test_a_qemu_that_hangs_in_the_pause_is_reported_as_paused_and_the_guardian_goes_on(
@@ -179,8 +189,8 @@ def test_a_sender_killed_as_soon_as_it_changed_settings_leaves_them_as_they_were
         "    os.kill(os.getpid(), 9)\n"
         "Settings._set_parameters = die\n"
     )
-    with QemuMachine(initrd, incoming=True) as destination, receive(destination) as there:
-        with Sender(linux_guest, there.uri(), tmp_path, prelude=prelude) as here:
+    with QemuMachine(initrd, incoming=True) as destination, receive(destination, ",state=migrate") as there:
+        with Sender(linux_guest, there.uri(), tmp_path, state="migrate", prelude=prelude) as here:
             assert here.end()[0] == -signal.SIGKILL
         as_before(linux_guest, settings)
         wait_until(lambda: "the guest is set right" in here.guardian_log(), 10, "the guardian's success")
@@ -212,10 +222,13 @@ def rescued(guest: QemuGuest, source: QemuMachine) -> None:
     assert set_right(rescue.setup) is True  # again: nothing more to do
 
 
+@pytest.mark.parametrize("state", ["devices", "migrate"])
 @pytest.mark.parametrize("paused", [True, False])
-def test_a_rescue_leaves_a_guest_alone_that_its_operator_paused(linux_guest: QemuMachine, paused: bool) -> None:
+def test_a_rescue_leaves_a_guest_alone_that_its_operator_paused(
+    linux_guest: QemuMachine, paused: bool, state: str
+) -> None:
     settings = linux_guest.settings()
-    with open_qemu(linux_guest.socket, incoming=False) as guest:
+    with open_qemu(f"{linux_guest.socket},state={state}", incoming=False) as guest:
         guest.rescue()
         guest.start_dirty_log("digest")
         linux_guest.ask("stop")
@@ -229,10 +242,11 @@ def test_a_rescue_leaves_a_guest_alone_that_its_operator_paused(linux_guest: Qem
     assert linux_guest.settings() == settings
 
 
+@pytest.mark.parametrize("state", ["devices", "migrate"])
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_rescue_lets_a_guest_run_that_ran_until_its_pause(linux_guest: QemuMachine, saved: bool) -> None:
+def test_a_rescue_lets_a_guest_run_that_ran_until_its_pause(linux_guest: QemuMachine, saved: bool, state: str) -> None:
     settings = linux_guest.settings()
-    with open_qemu(linux_guest.socket, incoming=False) as guest:
+    with open_qemu(f"{linux_guest.socket},state={state}", incoming=False) as guest:
         guest.rescue()
         guest.start_dirty_log("digest")
         guest.pause(Buffer())
@@ -252,7 +266,7 @@ def test_a_rescue_of_a_qemu_that_has_ended_has_nothing_to_do(bare_guest: QemuMac
 
 
 def test_cont_waits_for_a_migration_that_is_not_finalized(linux_guest: QemuMachine) -> None:
-    with open_qemu(linux_guest.socket, incoming=False) as guest:
+    with open_qemu(f"{linux_guest.socket},state=migrate", incoming=False) as guest:
         guest.start_dirty_log("digest")
         guest.pause(Buffer())
         threading.Timer(0.3, lambda: linux_guest.ask("migrate_cancel")).start()
