@@ -13,9 +13,8 @@ They travel between one send worker and its receive worker, over any transport. 
 At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any time. This bounds memory on both sides.
 
 Pages are sent from where they are. With most transports, only the acknowledgement shows that they were read. A peer
-that acknowledges too early must not make this process read memory that is gone. The payload is therefore in guest
-memory or in buffers of this module, and both stay as long as the process lives. Such a peer only gets other bytes of
-the guest.
+that acknowledges too early must not make this process read memory that is gone, so the payload is in guest memory or
+in buffers of this module, which both stay as long as the process lives. Such a peer only gets other bytes of the guest.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class Reach(ABC):
     def allocated(self, first_page: int, pages: int, among: Mask | None = None, *, tables: Mask | None = None) -> Mask:
         """Which of the pages ``[first_page, first_page + pages)`` exist. The caller may change the mask.
 
-        Entries may be set for pages that do not exist, but are never missing for pages that do. Under write tracking, the
-        page tables of the owner hold a marker for each page that does not exist, which looks like a page in swap.
+        Entries may be set for pages that do not exist, but are never missing for pages that do. Under write tracking,
+        the owner's page tables hold a marker for each page that does not exist, which looks like a page in swap.
 
         Args:
             among: the entries that matter; the others need not be right. None: all.
