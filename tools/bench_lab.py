@@ -137,6 +137,7 @@ def migrate_by_commands(source: str, destination: str, config: SendConfig, *, to
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         touch_memory(touch_bytes)
         send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet"]
+        send += ["--verify"] if config.verify else []
         output = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
         report = msgspec.json.decode(output, type=Report)
         if report.error is not None:
