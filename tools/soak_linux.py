@@ -42,7 +42,7 @@ use_disk() {{
                 [ "$found" = "$(cat /t/sum$place)" ] || wrong=$((wrong + 1))
             done
         done
-        echo DISK $1 $pass $wrong
+        echo DISK $1 $pass $wrong; usleep 100000
     done
 }}
 for loop in $(seq 0 {LOOPS - 1}); do use_disk $loop & done

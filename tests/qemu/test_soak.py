@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from parmig.guests.qemu.options import open_qemu
 from tests.qemu import disks
+from tests.qemu.carry import Buffer
+from tests.qemu.machines import QemuMachine
 from tools.soak_linux import Witness
-from tools.soak_qemu import Setup, Soak
+from tools.soak_qemu import Setup, Soak, belongings, left_behind
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
 
@@ -51,3 +54,21 @@ def test_what_is_lost_is_noticed(text: str, words: str) -> None:
     witness.follow(Written())  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match=words):
         witness.take()
+
+
+def test_what_is_left_in_qemu_is_noticed(bare_guest: QemuMachine) -> None:
+    expected = belongings(bare_guest)
+    assert left_behind(bare_guest, expected, moved_away=False) == []
+    bare_guest.ask("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+    assert left_behind(bare_guest, expected, moved_away=True) == ["migration settings"]
+    with open_qemu(f"{bare_guest.socket},state=devices", incoming=False) as guest:
+        guest.start_dirty_log("pagemap")
+        guest.pause(Buffer())
+        assert set(left_behind(bare_guest, expected, moved_away=False)) == {
+            "descriptor socket:[]",
+            "descriptor /memfd:parmig-device-state (deleted)",
+            "descriptor in an fdset: parmig",
+            "a userfaultfd",
+            "migration settings",
+        }
+        guest.resume_source()
