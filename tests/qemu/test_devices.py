@@ -127,7 +127,7 @@ def test_a_device_that_others_write_through_is_refused_by_name_and_auto_tells_wh
 
 @pytest.mark.qemu
 def test_a_device_that_came_since_the_dirty_log_began_ends_the_pause_by_name(bare_guest: QemuMachine) -> None:
-    with open_qemu(bare_guest.socket, incoming=False) as guest:
+    with open_qemu(f"{bare_guest.socket},state=migrate", incoming=False) as guest:
         guest.start_dirty_log("digest")
         bare_guest.ask("device_add", driver="virtio-rng-pci", id="rng0")
         with pytest.raises(GuestError, match=r"QEMU changed during the migration.*virtio-rng-pci 'rng0'"):
