@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
 from parmig.config import SendConfig
@@ -18,7 +18,7 @@ from parmig.engine.mismatch import Mismatch
 from parmig.engine.peer_messages import Checked
 from parmig.engine.report import Progress, Report
 from parmig.engine.source import describe_guest
-from parmig.errors import CancelledError, GuestRefusedError, PeerRefusedError, ProtocolError
+from parmig.errors import CancelledError, PeerRefusedError, ProtocolError, RefusedError
 from parmig.guests.guest import Guest
 from parmig.ram.codecs.registry import codec
 from parmig.transport.registry import data_scheme
@@ -92,12 +92,7 @@ class MigrationChecker:
         memory = list(self._thread.call(self._guest.memory))
         report.compression = config.compress
         report.guest = describe_guest(info, memory)
-        mismatches = []
-        if config.auto_converge:
-            try:
-                check_throttle(self._guest, self._thread, info.kind)
-            except GuestRefusedError as error:
-                mismatches.append(Mismatch("--auto-converge", "", "", str(error)))
+        mismatches = [*self._option_mismatches(info.kind)]
         if self._progress is not None:
             self._progress(Progress(status="setup", message=f"checking with {self._uri}"))
         introduction = Introduction(parse_uri(self._uri), config, opened, self._check_cancelled)
@@ -106,6 +101,19 @@ class MigrationChecker:
             raise ProtocolError(f"the receiver at {self._uri} answered {type(answer).__name__} to a check")
         _logger.info("the receiver found %s to mend", _count(answer.mismatches))
         return [*mismatches, *answer.mismatches]
+
+    def _option_mismatches(self, kind: str) -> Iterator[Mismatch]:
+        """Options that the guest here cannot have."""
+        checks: dict[str, Callable[[], object]] = {
+            "--tracker": lambda: self._thread.call(self._guest.check_dirty_log, self._config.tracker)
+        }
+        if self._config.auto_converge:
+            checks["--auto-converge"] = lambda: check_throttle(self._guest, self._thread, kind)
+        for option, check in checks.items():
+            try:
+                check()
+            except RefusedError as error:
+                yield Mismatch(option, "", "", str(error))
 
 
 def _count(mismatches: Sequence[Mismatch]) -> str:

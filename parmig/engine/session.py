@@ -20,7 +20,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
-from parmig.ram.blocks import BlockMemory
+from parmig.ram.blocks import BlockMemory, page_size_of_memory
 from parmig.status import BEFORE_HAND_OVER
 
 LINGER_MS = 500
@@ -174,7 +174,7 @@ class ReceiveSession(Driver[Instruction]):
             return
         report.workers, report.compression, report.transport = wish.workers, wish.codec, wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
-        report.guest.page_size_bytes = min(block.page_size_bytes for block in wish.blocks)
+        report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
         report.digest = DigestReport(destination=self.plan.digest)
 

@@ -21,7 +21,7 @@ from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.source_run import Means, SourceRun
 from parmig.errors import CancelledError, ParmigError
 from parmig.guests.guest import Guest, GuestInfo
-from parmig.ram.blocks import BlockMemory
+from parmig.ram.blocks import BlockMemory, page_size_of_memory
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -33,7 +33,7 @@ def describe_guest(info: GuestInfo, memory: Sequence[BlockMemory]) -> GuestRepor
     return GuestReport(
         kind=info.kind,
         memory_bytes=sum(part.block.size_bytes for part in memory),
-        page_size_bytes=min(part.block.page_size_bytes for part in memory),
+        page_size_bytes=page_size_of_memory(part.block for part in memory),
         machine=info.machine,
         monitor=info.monitor,
     )

@@ -83,6 +83,9 @@ class Guest(ABC):
             GuestRefusedError: this guest has no such log.
         """
 
+    def check_dirty_log(self, kind: str) -> None:
+        """Raise what start_dirty_log() would raise, as far as that shows without touching the guest."""
+
     def sync_dirty_log(self) -> None:
         """Bring the shared log up to date: on return it holds every write made before the call.
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -77,3 +79,8 @@ class BlockMemory(msgspec.Struct, frozen=True):
     file_offset_bytes: int = 0
     pid: int = 0
     segments: tuple[Segment, ...] = ()
+
+
+def page_size_of_memory(blocks: Iterable[RamBlock]) -> int:
+    """The page size of the largest of *blocks*, which is the guest's RAM; ROMs beside it have small pages."""
+    return max(blocks, key=lambda block: block.size_bytes).page_size_bytes

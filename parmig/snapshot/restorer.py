@@ -17,7 +17,7 @@ from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRe
 from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.ram.bits import Bits
-from parmig.ram.blocks import PAGE_BYTES, BlockMemory
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, page_size_of_memory
 from parmig.snapshot.fit import mismatches
 from parmig.snapshot.images import BlockImages
 from parmig.snapshot.opened import OpenSnapshot
@@ -141,7 +141,7 @@ class SnapshotRestorer:
         memory = {part.block.name: part for part in self._thread.call(self._guest.memory)}
         state_blocks = self._thread.call(self._guest.state_blocks)
         self._report.guest.monitor = info.monitor
-        self._report.guest.page_size_bytes = min(part.block.page_size_bytes for part in memory.values())
+        self._report.guest.page_size_bytes = page_size_of_memory(part.block for part in memory.values())
         machine, blocks = snapshot.head.configuration.machine, [part.block for part in memory.values()]
         differences = mismatches(snapshot.kind, machine, snapshot.blocks, info, blocks, state_blocks)
         if differences:

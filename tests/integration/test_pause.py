@@ -184,7 +184,7 @@ class Guarded(HeldGuest):
 
     trace: Path
 
-    def rescue(self, *, settling: bool = False) -> Rescue:
+    def rescue(self, *, settling: bool = False, pausing: bool = False) -> Rescue:
         return Rescue(f"{__name__}:leave_a_trace", os.fsencode(self.trace))
 
 

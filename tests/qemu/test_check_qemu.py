@@ -57,10 +57,13 @@ def test_all_hardware_that_differs_is_listed(images: list[Path]) -> None:
         QemuMachine(extra=there, incoming=True) as destination,
         receive(destination) as receiver,
     ):
-        with send(source, receiver.uri(), "--check") as check:
+        options = ("--check", "--tracker", "bitmap", "--auto-converge")
+        with send(source, receiver.uri(), *options) as check:
             code, report = check.end()
         assert (code, report["error"]["type"]) == (3, "PeerRefusedError"), check.errors
         found = {one.pop("what"): one for one in report["mismatches"]}
+        assert "--tracker pagemap" in found.pop("--tracker")["advice"]
+        assert "leave out --auto-converge" in found.pop("--auto-converge")["advice"]
         assert list(found) == ["virtual CPUs", "devices", "disks", "CPU features"]
         assert (found["virtual CPUs"]["source"], found["virtual CPUs"]["destination"]) == ("2 (2 cores)", "1")
         assert found["devices"]["source"] == "virtio-net-pci 'net0' on pci.0 addr 05.0"

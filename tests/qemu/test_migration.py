@@ -52,20 +52,21 @@ def goes_on(source: QemuMachine, destination: QemuMachine) -> None:
     assert {md5 for _, md5 in ticks} == {here}
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_a_linux_that_writes_goes_on_at_the_destination(initrd: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "state", "status"), [(2, "devices", "paused"), (4, "migrate", "postmigrate")])
+def test_a_linux_that_writes_goes_on_at_the_destination(initrd: Path, workers: int, state: str, status: str) -> None:
     with QemuMachine(initrd, rate=20) as source, QemuMachine(initrd, incoming=True) as destination:
         settings = source.settings()
         source.wait_for_serial("TICK 2 ")
-        report = move(source, destination, "--workers", str(workers))
+        report = move(source, destination, "--workers", str(workers), guest=f",state={state}")
         goes_on(source, destination)
-        assert source.ask("query-status")["status"] == "postmigrate"
+        assert source.ask("query-status")["status"] == status
         assert destination.ask("query-status")["status"] == "running"
         assert source.settings() == settings
         assert source.tracked_mappings() == 0
         assert len(report["per_worker"]) == workers
         assert report["guest"]["kind"] == "qemu"
-        assert report["guest"]["memory_bytes"] == 256 * MIB
+        moved_too = report["guest"]["memory_bytes"] - 256 * MIB
+        assert (16 * MIB <= moved_too < 20 * MIB) if state == "devices" else not moved_too  # video memory and ROMs
         phases = report["downtime_phases_ms"]
         assert sum(phases.values()) == pytest.approx(report["downtime_ms"], rel=1e-6)
 
@@ -88,7 +89,7 @@ def test_memory_on_both_sides_of_the_hole_is_moved_sparse(qemu: None) -> None:
         finally:
             os.close(fd)
         report = move(source, destination, "--workers", "2")
-        assert report["guest"]["memory_bytes"] == size
+        assert report["guest"]["memory_bytes"] >= size
         with (destination.directory / "ram").open("rb") as file:
             for number, place in enumerate(places):
                 assert os.pread(file.fileno(), 4096, place) == bytes([number + 1]) * 4096
@@ -122,7 +123,7 @@ def test_memory_of_every_kind_of_device_is_moved(initrd: Path) -> None:
         with (source.directory / "more1").open("r+b") as file:
             os.pwrite(file.fileno(), b"kept" * 1024, place)
         report = move(source, destination, "--workers", "2")
-        assert report["guest"]["memory_bytes"] == 512 * MIB
+        assert report["guest"]["memory_bytes"] >= 512 * MIB
         goes_on(source, destination)
         with (destination.directory / "more1").open("rb") as file:
             assert os.pread(file.fileno(), 4096, place) == b"kept" * 1024
@@ -167,10 +168,14 @@ def test_a_machine_that_differs_is_refused_by_both(
         assert destination.ask("query-status")["status"] == "inmigrate"
 
 
-def test_memory_that_is_not_shared_is_refused_on_either_side(qemu: None) -> None:
-    with QemuMachine(memory=["-machine", "pc"]) as private, send(private, "zmq+tcp://127.0.0.1:1") as sender:
+def test_memory_that_is_not_shared_is_refused_on_either_side_for_qemus_own_migration(qemu: None) -> None:
+    migrate = ",state=migrate"
+    with (
+        QemuMachine(memory=["-machine", "pc"]) as private,
+        send(private, "zmq+tcp://127.0.0.1:1", guest=migrate) as sender,
+    ):
         refused(*sender.end(), "is not shared", "share=on")
-    with QemuMachine(memory=["-machine", "pc"], incoming=True) as private, receive(private) as receiver:
+    with QemuMachine(memory=["-machine", "pc"], incoming=True) as private, receive(private, migrate) as receiver:
         refused(*receiver.end(), "is not shared", "share=on")
 
 
@@ -184,7 +189,7 @@ def test_a_missing_socket_is_refused_by_either_command(tmp_path: Path) -> None:
 
 def test_a_guest_that_was_moved_away_is_refused(bare_guest: QemuMachine) -> None:
     with QemuMachine(incoming=True) as destination:
-        move(bare_guest, destination, "--workers", "2")
+        move(bare_guest, destination, "--workers", "2", guest=",state=migrate")
     wait_until(lambda: bare_guest.ask("query-status")["status"] == "postmigrate", 5, "postmigrate")
     with send(bare_guest, "zmq+tcp://127.0.0.1:1") as sender:
         refused(*sender.end(), "postmigrate")

@@ -102,6 +102,9 @@ class QemuGuest(Guest):
     def traits(self) -> Mapping[str, Trait]:
         return qemu_traits.ask_traits(self._qmp)
 
+    def check_dirty_log(self, kind: str) -> None:
+        choose_log(kind, self._hardware)
+
     def is_running(self) -> bool:
         return bool(self._qmp.execute("query-status")["running"])
 
