@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A boot disk with the program of the KVM guest, for a PC: how it is loaded, started on every CPU, and kept in step.
+"""A boot disk with the program of the KVM guest, for a PC.
 
-The program itself, its mailbox and the check of its memory are those of ``parmig.guests.kvm``. Here are the sector
-that the BIOS starts, the way of each CPU into protected mode, and a loop in place of the one that waits for the KVM
-guest's own timer: the PIT interrupts the first CPU, which wakes the others.
+The program, its mailbox and the check of its memory are in ``parmig.guests.kvm``. This module adds the sector that the
+BIOS starts, the code that takes each CPU into protected mode, and a main loop: the PIT interrupts the first CPU, which
+wakes the others. Handlers return without IRET, so that every KVM can run it.
 """
 
 from __future__ import annotations
