@@ -11,10 +11,10 @@ from parmig.errors import GuestRefusedError
 from parmig.ram.blocks import GuestRange
 
 SHARED_MEMORY_HINT = (
-    "start QEMU with -object memory-backend-file,id=ram0,size=SIZE,mem-path=/dev/shm/NAME,share=on "
-    "-machine TYPE,memory-backend=ram0"
+    "use state=devices, or start QEMU with -object memory-backend-file,id=ram0,size=SIZE,mem-path=/dev/shm/NAME,"
+    "share=on -machine TYPE,memory-backend=ram0"
 )
-"""The options that make RAM reachable from outside."""
+"""The options that ``state=migrate`` needs: QEMU leaves such RAM to parmig."""
 
 NAMED_FILES_ONLY = (8, 1)
 """From this QEMU on, x-ignore-shared leaves out only RAM in named files (migration/ram.c)."""

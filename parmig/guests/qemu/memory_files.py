@@ -203,7 +203,7 @@ def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -
     wanted = "reading and writing" if access == os.O_RDWR else "reading"
     raise GuestRefusedError(
         f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for {wanted}: {refusal}; "
-        "run parmig as root or as QEMU's own user"
+        "run parmig as root; QEMU's own user may only open files that QEMU keeps open"
     )
 
 
