@@ -15,7 +15,7 @@ from tests.huge import HUGE_BYTES, hugetlbfs, more_huge_pages
 from tests.integration.sides import Command
 from tests.qemu import disks
 from tests.qemu.machines import MIB, QemuMachine, wait_until
-from tests.qemu.test_any_memory import MEMORY_BYTES, PLAIN, arrived, pair, write
+from tests.qemu.test_any_memory import MEMORY_BYTES, PLAIN, arrived, pair, resident_bytes, write
 from tests.qemu.test_saved_devices import DISK_INIT, disk, runs, wait_for_writes
 from tests.qemu.test_snapshot_qemu import MAPPED_RAM, begins_where, load, restore, save
 
@@ -109,9 +109,12 @@ def carry(
 ) -> None:
     """Save a guest that never ran, and restore it, each with one of *states*."""
     write(source)
+    before = [resident_bytes(machine) for machine in (source, destination)]
     run(source, states[0], "save", path, "--format", format_)
     run(destination, states[1], "restore", path)
     assert arrived(destination)
+    for machine, size_bytes in zip((source, destination), before, strict=True):
+        assert resident_bytes(machine) - size_bytes < 24 * MIB  # what did not exist was neither read nor written
     assert not runs(destination)
 
 
@@ -128,6 +131,12 @@ def test_memory_of_every_kind_is_saved_and_restored(
     directory = request.getfixturevalue("huge") if "huge" in kind else None
     with pair(kind, kind, directory) as (source, destination):
         carry(source, destination, shelf / f"{kind}-{format_}", format_=format_)
+
+
+@pytest.mark.parametrize(("here", "there"), [("plain", "mem-path"), ("mem-path", "plain")])
+def test_memory_may_be_of_another_kind_with_the_same_id(qemu: None, shelf: Path, here: str, there: str) -> None:
+    with pair(here, there, None) as (source, destination):
+        carry(source, destination, shelf / f"{here} {there}")
 
 
 @pytest.mark.parametrize(("save_by", "restore_by"), [("devices", "migrate"), ("migrate", "devices")])
