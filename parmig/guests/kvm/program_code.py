@@ -27,9 +27,7 @@ def program_code(program: str, *, waits: bool, interrupts: bool, bounce: int | N
     code = Code(CODE)
     code.label("boot")
     if interrupts:
-        for port, value in _PIC_AND_PIT:
-            code(f"B0 {value:02X} E6 {port:02X}")  # mov al, value; out port, al
-        code("FB")  # sti
+        put_timer(code)
     code.label("main")
     _put_wait(code, "main", waits=waits)
     code("3B 05", field_address("next_beat"))  # cmp eax, [next_beat]
@@ -48,6 +46,13 @@ def program_code(program: str, *, waits: bool, interrupts: bool, bounce: int | N
     _put_beat(code, bounce)
     _put_handlers(code)
     return code
+
+
+def put_timer(code: Code) -> None:
+    """Let the PIT interrupt this vCPU TICK_HZ times a second."""
+    for port, value in _PIC_AND_PIT:
+        code(f"B0 {value:02X} E6 {port:02X}")  # mov al, value; out port, al
+    code("FB")  # sti
 
 
 def _put_wait(code: Code, start: str, *, waits: bool) -> None:
