@@ -74,7 +74,7 @@ class HostRefusedError(RefusedError):
 
 
 class PeerRefusedError(RefusedError):
-    """The two sides do not match: version, blocks, page sizes, capabilities."""
+    """The two sides do not match: version, memory, devices, capabilities."""
 
 
 class SnapshotRefusedError(RefusedError):
@@ -162,7 +162,7 @@ class SnapshotError(ParmigError):
 
 
 class MemoryFullError(ParmigError):
-    """The destination's memory file has no space left."""
+    """The destination has no memory left for the guest."""
 
 
 class NotConvergingError(ParmigError):

@@ -128,15 +128,20 @@ def migrate(source: Any, destination: Any, config: SendConfig, *, touch_bytes: i
     return migrate_by_commands(f"qemu:{source.socket}", f"qemu:{destination.socket}", config, touch_bytes=touch_bytes)
 
 
-def migrate_by_commands(source: str, destination: str, config: SendConfig, *, touch_bytes: int = 0) -> Report:
-    """One migration between two guests, as ``--guest`` names them: each side a process of its own as on two hosts."""
+def migrate_by_commands(
+    source: str, destination: str, config: SendConfig, *options: str, touch_bytes: int = 0
+) -> Report:
+    """One migration between two guests, as ``--guest`` names them: each side a process of its own as on two hosts.
+
+    Of *config* only the number of workers counts; *options* are more of ``parmig send``.
+    """
     parmig = [sys.executable, "-m", "parmig"]
     listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", destination, "--json"]
     with subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         touch_memory(touch_bytes)
-        send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet"]
+        send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet", *options]
         output = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
         report = msgspec.json.decode(output, type=Report)
         if report.error is not None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from parmig.errors import GuestError, HostRefusedError
 from parmig.linux import process
-from parmig.units import format_size
+from parmig.units import MIB
 
 QEMU = "qemu-system-x86_64"
 
@@ -27,10 +26,9 @@ ANSWER_LIMIT_S = 1.0
 END_LIMIT_S = 5.0
 
 
-def command(directory: Path, memory: Path, memory_bytes: int, *, incoming: bool, kernel: str, initrd: str) -> list[str]:
-    """The command line of one QEMU: its memory is a shared file, which is all that parmig asks of it."""
-    line = [QEMU, "-accel", "tcg", "-machine", "pc,memory-backend=ram0", "-m", f"{memory_bytes >> 20}M"]
-    line += ["-object", f"memory-backend-file,id=ram0,size={memory_bytes},mem-path={memory},share=on"]
+def command(directory: Path, memory_bytes: int, *, incoming: bool, kernel: str, initrd: str) -> list[str]:
+    """The command line of one QEMU, whose files are in *directory*. Nothing in it was chosen for parmig."""
+    line = [QEMU, "-accel", "tcg", "-machine", "pc", "-m", f"{memory_bytes // MIB}M"]
     line += ["-nodefaults", "-display", "none", "-serial", f"file:{directory / 'console'}"]
     line += ["-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
     if kernel:
@@ -45,45 +43,25 @@ def qemu_pair(memory_bytes: int, *, kernel: str, initrd: str) -> Iterator[tuple[
     """Two QEMUs, as the texts that open them as guests; leaving ends both and removes their files.
 
     Raises:
-        HostRefusedError: QEMU is not installed, or there is no room for their memory.
+        HostRefusedError: QEMU is not installed, or cannot have that much memory.
         GuestError: QEMU ended at once; the message quotes its output.
     """
     if shutil.which(QEMU) is None:
         raise HostRefusedError(f"{QEMU} is not installed; on Debian and Ubuntu the package is qemu-system-x86")
-    if memory_bytes % (1 << 20):
+    if memory_bytes % MIB:
         raise HostRefusedError(f"QEMU cannot have {memory_bytes} bytes of memory, expected whole MiB")
     processes: list[subprocess.Popen[bytes]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="parmig-demo-") as directory,
-        tempfile.TemporaryDirectory(prefix="parmig-demo-", dir=_memory_directory(2 * memory_bytes)) as memory,
-    ):
+    with tempfile.TemporaryDirectory(prefix="parmig-demo-") as directory:
         try:
             for side in ("source", "destination"):
                 home = Path(directory, side)
                 home.mkdir()
-                line = command(
-                    home, Path(memory, side), memory_bytes, incoming=side == "destination", kernel=kernel, initrd=initrd
-                )
+                line = command(home, memory_bytes, incoming=side == "destination", kernel=kernel, initrd=initrd)
                 processes.append(_start(line, home))
             yield f"qemu:{Path(directory, 'source', 'qmp')}", f"qemu:{Path(directory, 'destination', 'qmp')}"
         finally:
             for process in processes:
                 _end(process)
-
-
-def _memory_directory(needed_bytes: int) -> str:
-    """Where both memories fit: shared memory if it has room, else the directory for temporary files."""
-    free_space = []
-    for directory in ("/dev/shm", tempfile.gettempdir()):
-        if os.path.isdir(directory):
-            free = shutil.disk_usage(directory).free
-            if free >= needed_bytes:
-                return directory
-            free_space.append(f"{directory} has {format_size(free)}")
-    raise HostRefusedError(
-        f"the memory of both sides takes {format_size(needed_bytes)} of files, and {', '.join(free_space)}; "
-        "give a smaller --memory, or set TMPDIR to a directory with more space"
-    )
 
 
 def _start(line: list[str], home: Path) -> subprocess.Popen[bytes]:
@@ -101,7 +79,7 @@ def _start(line: list[str], home: Path) -> subprocess.Popen[bytes]:
     while not _answers(home / "qmp"):
         if process.poll() is not None or time.monotonic() > until:
             _end(process)
-            words = (home / "errors").read_text(errors="replace").strip() or "it said nothing"
+            words = (home / "errors").read_text(errors="replace").strip() or "without a message"
             raise GuestError(f"{QEMU} did not start (exit {process.returncode}): {words}")
         time.sleep(0.02)
     return process

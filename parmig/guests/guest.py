@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parmig asks of a virtual machine monitor, and nothing more.
+"""The interface of a virtual machine monitor.
 
-A VMM joins parmig by implementing :class:`Guest`: its memory as descriptors, a dirty log, pause and
-resume, device state as bytes. The engine calls one method at a time, always from the same thread, in
-the order given here; it never calls from a worker process. Only abort() comes from another thread, and close()
-may where a call hangs.
+To add a monitor, implement :class:`Guest`: its memory as descriptors or as addresses in a process, a dirty log, pause
+and resume, device state as bytes. The engine calls one method at a time, always from the same thread, in the order
+given here. It never calls from a worker process. Only abort() comes from another thread, and close() may if a call
+hangs.
 
 Source::
 
@@ -18,7 +18,7 @@ Destination::
     memory() ─ prepare_incoming() ─ [write_state()]* ─ finish_load() ─ resume() ─ close()
     and from any point before resume(): discard() ─ close()
 
-See ``docs/guests.md`` for an example that is complete.
+See ``docs/guests.md`` for a complete example.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Guest(ABC):
 
     @abstractmethod
     def info(self) -> GuestInfo:
-        """What the guest is. Must not disturb it."""
+        """Describe the guest. Must not disturb it."""
 
     @abstractmethod
     def memory(self) -> Sequence[BlockMemory]:
-        """Its RAM blocks and their descriptors. Must not disturb it.
+        """The RAM blocks, each with what holds its bytes. Must not disturb the guest.
 
         The descriptors belong to the guest object and stay open until close().
 
@@ -55,14 +55,14 @@ class Guest(ABC):
         """
 
     def state_blocks(self) -> Mapping[str, int]:
-        """Blocks of RAM that travel within device state, as video memory does: name and size in bytes.
+        """Name and size in bytes of the RAM blocks that travel in the device state, as video memory may.
 
-        They are not among :meth:`memory`. Asked for snapshots only. Must not disturb the guest.
+        They are not in :meth:`memory`. Only snapshots ask for them. Must not disturb the guest.
         """
         return {}
 
     def traits(self) -> Mapping[str, Trait]:
-        """What else both sides compare, by name, at most eight; only what both have. Must not disturb the guest."""
+        """What else both sides compare if both have it, by name; at most eight. Must not disturb the guest."""
         return {}
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Guest(ABC):
 
     @abstractmethod
     def start_dirty_log(self, kind: str) -> DirtyLog:
-        """Begin to record writes to RAM, from all of the VMM's threads and devices.
+        """Begin to record writes to RAM by all threads and devices of the monitor.
 
         Args:
             kind: ``auto`` or the name of a tracker.
@@ -89,45 +89,45 @@ class Guest(ABC):
     def sync_dirty_log(self) -> None:
         """Bring the shared log up to date: on return it holds every write made before the call.
 
-        The VMM adds to the shared log only inside this call, so that workers may clear what they
+        The monitor adds to the shared log only inside this call, so that workers may clear what they
         have read. Logs that are always current (pagemap, digest) have nothing to do here.
         """
 
     def settle(self) -> None:
-        """Wait until every device write to RAM that had begun before the call has landed; the guest runs on.
+        """Wait until every device write to RAM that had begun before the call has landed. The guest continues to run.
 
         A device that stores by pinned pages (direct I/O) makes its pages known to the dirty log when a request begins,
         and stores when it ends. A page that is scanned and re-armed in between would be read too early, and its new
-        content would show in no scan. Called between the two if ``DirtyLog.settle`` of start_dirty_log() is set.
+        content would show in no scan. It is called between the two if ``DirtyLog.settle`` of start_dirty_log() is set.
 
         Raises:
-            GuestError: they did not land in time; the guest runs on.
+            GuestError: they did not land in time; the guest continues to run.
         """
 
     def dirty_bitmap_fd(self) -> int:
-        """(kind ``bitmap``) descriptor of the shared log.
+        """(kind ``bitmap``) The descriptor of the shared log.
 
-        One bit a 4 KiB page in little-endian 64-bit words (the vhost-user log layout), blocks in
-        the order of ``memory()``, each beginning on a word. The guest owns the descriptor.
+        It has one bit for each 4 KiB page, in little-endian 64-bit words (the vhost-user log layout), with the blocks
+        in the order of ``memory()``, each beginning on a word. The guest owns the descriptor.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no dirty bitmap")
 
     @abstractmethod
     def stop_dirty_log(self) -> None:
-        """End the recording and leave nothing attached. Calling it twice, or unstarted, is fine."""
+        """End the recording and leave nothing attached. It may be called twice, or without a start."""
 
     @abstractmethod
     def pause(self, sink: StateSink) -> int:
-        """Stop the virtual CPUs and all device activity; on return nothing writes RAM.
+        """Stop the virtual CPUs and all device activity. On return nothing writes RAM.
 
-        State that the VMM sends while still running (QEMU's video memory) may go to *sink* already.
+        State that the monitor sends while the guest still runs (QEMU's video memory) may already go to *sink*.
 
         Returns:
             the instant at which the guest stopped, on the clock of ``time.monotonic_ns()``.
         """
 
     def ran_until_pause(self) -> bool | None:
-        """After pause(): whether that stopped a guest that ran, and that must therefore run again on either side.
+        """After pause(): whether it stopped a guest that ran. Such a guest must run again, on one side or the other.
 
         None, the default: nothing else pauses or resumes this guest, so the last is_running() is right.
         """
@@ -138,27 +138,27 @@ class Guest(ABC):
         """Write the device state of the paused guest to *sink*. May still write RAM: a scan follows."""
 
     def save_snapshot(self, sink: StateSink) -> None:
-        """The same for a snapshot, after which the guest goes on here: it keeps its disks."""
+        """The same for a snapshot, after which the guest continues here: it keeps its disks."""
         self.save_state(sink)
 
     @abstractmethod
     def resume_source(self) -> int | None:
-        """Undo everything: after a failure, a cancel or a snapshot the guest runs (or stays paused) as before.
+        """Undo everything. After a failure, a cancel or a snapshot, the guest runs (or stays paused) as before.
 
-        Called in any state before hand-over, after a partial pause or save too, and also when
-        nothing was done yet. Settings that were changed are set back, a throttle too.
+        It may be called in any state before the hand-over, also after a partial pause or save, and when nothing was
+        done yet. It sets changed settings back, and ends a throttle.
 
         Returns:
-            the instant from which on the guest ran again, on the clock of ``time.monotonic_ns()``; None where
-            the VMM does not report it; the return of the call counts then.
+            the instant from which on the guest ran again, on the clock of ``time.monotonic_ns()``; None if
+            the monitor does not report it; then the time at which the call returns counts.
         """
 
     def rescue(self, *, settling: bool = False, pausing: bool = False) -> Rescue | None:
-        """What has to be done to go on here if this very process is killed before hand-over.
+        """What another process must do to let the guest run here, if this process is killed before the hand-over.
 
-        Asked before start_dirty_log(), when nothing was changed yet, right before pause(), and again after it, when
-        it is known whether the guest ran; then it must take no time. Where settling stops the guest for a moment, it
-        is asked before and after that too. None, the default: nothing of the guest depends on this process.
+        It is called before start_dirty_log(), when nothing was changed yet, right before pause(), and again after it,
+        when it is known whether the guest ran. That last call must take no time. If settling stops the guest for a
+        moment, it is called before and after that, too. None, the default: the guest does not depend on this process.
 
         Args:
             settling: the guest is about to be stopped to settle.
@@ -167,21 +167,21 @@ class Guest(ABC):
         return None
 
     def abort(self) -> None:
-        """Make the call that is under way in the other thread fail soon, if it waits for the VMM.
+        """Make the call that is under way in the other thread fail soon, if it waits for the monitor.
 
-        Safe from any thread and never raises. All calls fail from now on, up to the next resume_source(), which
-        works again. The default does nothing: a guest whose calls return soon by themselves needs no more.
+        It may be called from any thread, and never raises. All calls fail from now on, until the next
+        resume_source(), which works again. The default does nothing, for guests whose calls return soon by themselves.
         """
 
     def finish_source(self) -> None:
         """After a completed migration: release what the source still holds. It stays paused."""
 
     def quit(self) -> None:
-        """After a completed migration, if asked for: end the VMM instead of leaving it paused."""
+        """After a completed migration, if the user asked for it: end the monitor instead of leaving it paused."""
         raise NotImplementedError(f"{type(self).__name__} cannot be ended from here")
 
     def can_throttle(self) -> bool:
-        """Whether :meth:`throttle` works; asked before anything is touched, where the user wants it.
+        """Whether :meth:`throttle` works. If the user wants it, this is called before anything is touched.
 
         Raises:
             GuestRefusedError: instead of False, if there is a reason to report.
@@ -189,10 +189,10 @@ class Guest(ABC):
         return False
 
     def throttle(self, percent: int) -> None:
-        """Let the virtual CPUs run only ``100 - percent`` % of the time, 0 to 99; 0 is full speed.
+        """Let the virtual CPUs run only ``100 - percent`` % of the time. *percent* is 0 to 99; 0 is full speed.
 
-        Returns at once: it does not wait for a virtual CPU. It is 0 again after resume_source(), is no part
-        of device state, and ends with this process at the latest.
+        It returns at once and does not wait for a virtual CPU. The throttle is 0 again after resume_source(), is no
+        part of the device state, and ends with this process at the latest.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be throttled")
 
@@ -200,15 +200,15 @@ class Guest(ABC):
 
     @abstractmethod
     def prepare_incoming(self) -> None:
-        """Make ready to take device state; the guest must not run, not even after loading."""
+        """Prepare to take device state. The guest must not run, not even after loading."""
 
     def prepare_restore(self) -> None:
-        """The same for a snapshot, whose state holds all pages of :meth:`state_blocks` and nothing of the others."""
+        """The same for a snapshot, whose state has all pages of :meth:`state_blocks` and none of other blocks."""
         self.prepare_incoming()
 
     @abstractmethod
     def write_state(self, data: memoryview) -> None:
-        """The next bytes of device state, exactly as the source's ``save_state`` wrote them.
+        """Take the next bytes of device state, exactly as the source's ``save_state`` wrote them.
 
         Bytes written by the source's ``pause`` may arrive while pages still move; bytes of
         ``save_state`` arrive only after all of RAM is in place.
@@ -219,22 +219,22 @@ class Guest(ABC):
         """All bytes were written: wait until the state is loaded. The guest stays paused.
 
         Raises:
-            StateError: the VMM refused the state; the message has its words.
+            StateError: the monitor refused the state; the message quotes it.
         """
 
     @abstractmethod
     def resume(self) -> int:
-        """Hand-over has happened: run.
+        """The hand-over has happened: run the guest.
 
         Returns:
             the instant from which on the guest ran, on the clock of ``time.monotonic_ns()``.
         """
 
     def announce(self) -> None:
-        """The guest runs here now, after resume() or resume_source(): help the network find it. Default: nothing.
+        """Help the network find the guest, which runs here now, after resume() or resume_source(). Default: nothing.
 
         Raises:
-            GuestError: that failed; the guest runs.
+            GuestError: this failed; the guest runs.
         """
 
     def self_check(self) -> bool:
@@ -252,17 +252,17 @@ class Guest(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """The migration failed: make sure this copy never runs. Also fine before prepare_incoming()."""
+        """The migration failed: make sure that this copy never runs. It may be called before prepare_incoming()."""
 
     # -- both -----------------------------------------------------------------------------------
 
     def watch_fd(self) -> int | None:
-        """A descriptor that becomes readable when the VMM dies (a pidfd), or None."""
+        """A descriptor that becomes readable when the monitor dies (a pidfd), or None."""
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything back. Never raises; calling it twice is fine."""
+        """Release everything. Never raises; may be called twice."""
 
     def __enter__(self) -> Guest:
         return self

@@ -17,7 +17,7 @@ def read_options(text: str, struct: type[Options], guest: str) -> Options:
     """The options that *text* gives, which may be empty; all others have their defaults.
 
     Args:
-        text: ``KEY=VALUE`` with commas between.
+        text: ``KEY=VALUE`` pairs, separated by commas.
         struct: declares the options.
         guest: the scheme of the guest, for messages.
 
@@ -30,13 +30,13 @@ def read_options(text: str, struct: type[Options], guest: str) -> Options:
         key, _, value = (part.strip() for part in item.partition("="))
         if key not in known:
             raise UsageError(f"{guest} guests have no option {key!r}; {nearest(key, known)}")
-        one = known[key]
+        declared = known[key]
         if not value:
-            raise UsageError(f"option {key!r} of {guest} guests has no value; write {key}={one.metavar}")
-        if one.field in values:
+            raise UsageError(f"option {key!r} of {guest} guests has no value; write {key}={declared.metavar}")
+        if declared.field in values:
             raise UsageError(f"option {key!r} of {guest} guests appears twice in {text!r}; give it once")
         try:
-            values[one.field] = one.read(value)
+            values[declared.field] = declared.read(value)
         except UsageError as error:
             raise UsageError(f"option {key!r} of {guest} guests: {error}") from error
     return struct(**values)

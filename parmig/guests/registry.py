@@ -14,7 +14,7 @@ _SCHEMES: dict[str, str] = {
     "qemu": "parmig.guests.qemu.options:open_qemu",
     "synthetic": "parmig.guests.synthetic.synthetic_guest:open_synthetic",
 }
-"""Scheme to the function that opens such a guest, as ``module:function``, imported when asked for."""
+"""Scheme to the function that opens such a guest, as ``module:function``, which is imported when it is first used."""
 
 
 def schemes() -> list[str]:
@@ -36,7 +36,7 @@ def open_guest(text: str, *, incoming: bool) -> Guest:
 
     Raises:
         UsageError: unknown scheme or bad options.
-        RefusedError: the guest is there and cannot be migrated, or is not there.
+        RefusedError: the guest does not exist, or cannot be migrated.
     """
     scheme, _, options = text.partition(":")
     if scheme not in _SCHEMES:

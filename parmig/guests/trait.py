@@ -11,7 +11,7 @@ class Trait(msgspec.Struct, frozen=True):
 
     Attributes:
         values: what the guest has, as short texts; their order does not matter.
-        advice: what a user does if the sides differ.
+        advice: what the user can do if the sides differ.
         may_grow: the destination may have more values than the source, as with features of a CPU.
     """
 

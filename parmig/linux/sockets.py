@@ -46,7 +46,11 @@ _TCP_HEADER_MAX_BYTES = 60
 
 
 def drop_all_packets(sock: socket.socket) -> None:
-    """Have the kernel drop whatever arrives at *sock*. A listener then gets no new connections; accepted ones go on."""
+    """Have the kernel drop whatever arrives at *sock*. A listener then gets no new connections; accepted ones go on.
+
+    Raises:
+        PermissionError: filters on TCP sockets need CAP_NET_ADMIN here (Linux 6.18).
+    """
     _attach(sock, [(_BPF_KEEP, 0, 0, 0)])
 
 
@@ -54,6 +58,9 @@ def drop_large_packets(sock: socket.socket, max_bytes: int) -> None:
     """Have the kernel drop TCP segments with more than *max_bytes* of data, before they take memory.
 
     On a listener, the connections that it accepts from now on inherit the filter (sk_clone_lock in net/core/sock.c).
+
+    Raises:
+        PermissionError: as :func:`drop_all_packets`.
     """
     _attach(
         sock,

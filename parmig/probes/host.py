@@ -46,7 +46,7 @@ def probe_libzmq() -> Probe:
 
 
 def probe_shared_memory() -> Probe:
-    """memfd_create and shared mappings: how workers reach the guest's memory."""
+    """memfd_create and shared mappings: for the workers' counters, and for guest memory in shared files."""
     try:
         with trial_memory():
             pass
@@ -99,11 +99,11 @@ def probe_shmem_huge() -> Probe:
 
 
 def probe_shm_space() -> Probe:
-    """/dev/shm, where guests' memory files usually are."""
+    """/dev/shm, where the memory files of guests with shared memory usually are."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except FileNotFoundError:
-        return Probe("/dev/shm", "limited", "not there", "mount a tmpfs on it, or put memory files elsewhere")
+        return Probe("/dev/shm", "limited", "not there", "mount a tmpfs on it, or let no guest have its memory there")
     detail = f"{format_size(free)} free"
     if free < GIB:
         return Probe("/dev/shm", "limited", detail, "mount -o remount,size=SIZE /dev/shm (containers: --shm-size)")

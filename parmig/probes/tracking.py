@@ -81,7 +81,7 @@ def _scan_written(pagemap_fd: int, address: int) -> list[tuple[int, int]]:
 
 
 def probe_ptrace() -> Probe:
-    """Whether the ``pagemap`` tracker could reach into a QEMU that this process did not start.
+    """Whether a QEMU that this process did not start may be tracked, and its private memory read and written.
 
     Root tries it on a process of another user, which needs CAP_SYS_PTRACE. Any other user tries it on a process of
     their own that is no child of this one, which needs a Yama scope of 0.
@@ -102,7 +102,8 @@ def probe_ptrace() -> Probe:
             "run parmig as the user of QEMU, or as root",
         )
     advice = "run with CAP_SYS_PTRACE, or set kernel.yama.ptrace_scope to 0"
-    return Probe("ptrace", "missing", f"{rights}: no process but children", f"{advice}; until then {_FALL_BACK}")
+    until_then = "until then a QEMU guest needs shared memory, state=migrate and --tracker digest"
+    return Probe("ptrace", "missing", f"{rights}: no process but children", f"{advice}; {until_then}")
 
 
 def _can_reach(user: int | None) -> bool:

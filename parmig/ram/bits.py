@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page sets in the three shapes the page path uses, and the vectorised ways between them.
+"""Sets of pages in the four forms that the page path uses, and vectorised conversions between them.
 
 - *runs*: int64, shape (n, 2): first and past-the-last page, ascending, not touching;
 - *index*: int64, shape (n,): page numbers, ascending;
@@ -81,12 +81,12 @@ def put_mask(bits: Bits, first: int, mask: Mask) -> None:
 
 def test_bits(bits: Bits, index: Index) -> Mask:
     """Whether each page of *index* is set in *bits*."""
-    found: Mask = ((bits[index >> 3] >> (index & 7).astype(np.uint8)) & 1).view(np.bool_)
-    return found
+    is_set: Mask = ((bits[index >> 3] >> (index & 7).astype(np.uint8)) & 1).view(np.bool_)
+    return is_set
 
 
 def _bytes_of(index: Index) -> tuple[Index, Bits]:
-    """The bytes that *index* touches, and for each the bits of it that are meant."""
+    """The bytes that *index* touches, and the bits of each that it means."""
     places = index >> 3
     starts = np.concatenate(([0], np.flatnonzero(np.diff(places)) + 1))
     values = np.left_shift(np.uint8(1), (index & 7).astype(np.uint8), dtype=np.uint8)
@@ -94,7 +94,7 @@ def _bytes_of(index: Index) -> tuple[Index, Bits]:
 
 
 def _whole_bytes(index: Index) -> slice | None:
-    """The bytes that *index* fills exactly, when it is one run that begins and ends on bytes."""
+    """The bytes that *index* fills, if it is one run that begins and ends on the border of a byte."""
     first, end = int(index[0]), int(index[-1]) + 1
     return slice(first >> 3, end >> 3) if is_one_run(index) and not (first | end) & 7 else None
 

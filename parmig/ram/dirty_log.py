@@ -10,7 +10,7 @@ from parmig.ram.blocks import Segment
 __all__ = ["SETTLED_BY_STOP", "DirtyLog", "Segment"]
 
 SETTLED_BY_STOP = "stop"
-"""The way of settling that stops the guest for a moment."""
+"""Value of :attr:`DirtyLog.settle` for a guest that stops for a moment to settle."""
 
 
 class DirtyLog(msgspec.Struct, frozen=True):
@@ -21,8 +21,8 @@ class DirtyLog(msgspec.Struct, frozen=True):
         pid: (pagemap) the process whose page tables are the log.
         segments: (pagemap) for each block, in the order of ``memory()``, where that process maps it.
         reason: why this kind was chosen, for the report.
-        rearm: (bitmap) name of the socket at which the log's owner re-arms a slice (``ram.rearm``); empty: whatever
-            is added to the bitmap is re-armed already.
+        rearm: (bitmap) name of the socket at which the log's owner re-arms a slice (``ram.rearm``); empty: what is
+            added to the bitmap is already re-armed.
         settle: how the guest settles (``Guest.settle``) between the scan and the read of each round, for the report;
             empty: the log misses no write, so nothing has to settle.
     """

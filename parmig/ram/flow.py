@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data channel's conversation: hello, batches, acknowledgements, credit, fences.
+"""The messages of a data channel: hello, batches, acknowledgements, credit, fences.
 
-Between one send worker and its receive worker, over any transport; all integers big-endian::
+They travel between one send worker and its receive worker, over any transport. All integers are big-endian::
 
     kind 1 HELLO    source -> destination   u8 kind, u8 0, u16 worker, u32 protocol, 16 bytes session
     kind 2 WELCOME  destination -> source   u8 kind, 3 x 0, u32 credit_bytes
@@ -10,11 +10,11 @@ Between one send worker and its receive worker, over any transport; all integers
     kind 5 FENCE    source -> destination   u8 kind, 3 x 0, u32 round, u64 sequence of the last batch
     kind 6 FENCED   destination -> source   the same fields back: all of it is placed
 
-At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any time; that bounds memory on both sides.
+At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any time. This bounds memory on both sides.
 
-Pages are sent from where they lie, and most transports report by the acknowledgement only that they have read them. A
-peer that acknowledges too early must not make us read memory that is gone: payload lies in guest memory or in buffers
-of this module, which both stay for as long as the process lives. Such a peer only gets other pages of the guest.
+Pages are sent from where they are. With most transports, only the acknowledgement shows that they were read. A peer
+that acknowledges too early must not make this process read memory that is gone, so the payload is in guest memory or
+in buffers of this module, which both stay as long as the process lives. Such a peer only gets other bytes of the guest.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ from parmig.units import KIB, NS_PER_MS, NS_PER_S
 HELLO, WELCOME, ACK, FENCE, FENCED = 1, 2, 4, 5, 6
 _HELLO = struct.Struct(">BxHI16s")
 HELLO_BYTES = _HELLO.size
-"""What the receiving end reads of a stranger."""
+"""How many bytes the receiving end reads from a stranger."""
 _WELCOME = struct.Struct(">B3xI")
 _ACK = struct.Struct(">B7xQ")
 _FENCE = struct.Struct(">B3xIQ")
 
 CREDIT_BATCHES = 6
-"""Batches in flight on a channel: 24 MiB at the default size. Of 4, 5, 6 and 8 batches of 4 MiB on loopback with 2
-cores 1539, 1557, 1576 and 1632 MiB/s (medians of 4): four processes share the cores, and what is queued bridges
-their turns. Eight would take the receive worker past its 32 MiB."""
+"""Batches in flight on a channel: 24 MiB at the default size. On loopback with 2 cores, 4, 5, 6 and 8 batches of 4 MiB
+reached 1539, 1557, 1576 and 1632 MiB/s (medians of 4): four processes share the cores, and the queued batches bridge
+their turns. With eight, the receive worker would exceed its 32 MiB."""
 
 HEADER_BYTES = 16 * KIB
-"""What a batch's header is taken for in the credit: a table of 2,000 runs."""
+"""What the header of a batch counts in the credit: a table of 2,000 runs."""
 
 MIN_CREDIT_BYTES = 4096
 
 MAX_UNACKED = 64
-"""Batches in flight, however small they are: below the high-water mark of the transport."""
+"""Most batches in flight, even if they are small. It is below the high-water mark of the transport."""
 
 BUFFERS = CREDIT_BATCHES
-"""Private buffers of gathered or encoded pages a channel; as many as there are whole batches in the credit."""
+"""Private buffers of a channel for gathered or encoded pages: as many as there are whole batches in the credit."""
 
 STALL_LIMIT_NS = 30 * NS_PER_S
-"""Without an acknowledgement for so long the destination hangs; a 4 MiB batch takes 30 s only below 140 KiB/s."""
+"""If no acknowledgement comes for this long, the destination hangs. A 4 MiB batch takes 30 s only below 140 KiB/s."""
 
 
 def credit_bytes(batch_bytes: int) -> int:
-    """What a channel may have unacknowledged, for batches of this size."""
+    """How many bytes a channel may have unacknowledged, for batches of this size."""
     return CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
 
 
 class _Unacked(NamedTuple):
-    """A batch that was sent: its frames lie still until it is acknowledged."""
+    """A batch that was sent. Its frames must stay as they are until it is acknowledged."""
 
     sequence: int
     wire_bytes: int
@@ -77,14 +77,14 @@ class _Unacked(NamedTuple):
 
 
 _sent: list[deque[_Unacked]] = []
-"""Of every channel of this process: what was not acknowledged may still be read, even when the channel is gone."""
+"""The unacknowledged batches of every channel of this process. They may be read even after the channel is gone."""
 
 _lasting: list[Pages] = []
-"""All buffers ever made, for the same reason."""
+"""All buffers that were ever made, for the same reason."""
 
 
 class SendChannel:
-    """The sending end: numbers batches, keeps within credit, waits for fences.
+    """The sending end: numbers batches, stays within the credit, waits for fences.
 
     Args:
         transport: connected to the receive worker; owned by the caller.
@@ -122,7 +122,7 @@ class SendChannel:
         self.waiting_ns = 0
 
     def open(self, *, session: bytes, worker: int, protocol: int, limit_ns: int) -> None:
-        """Introduce ourselves and wait for the welcome.
+        """Send the hello, and wait for the welcome.
 
         Raises:
             LimitExceededError: no answer within *limit_ns*.
@@ -138,7 +138,7 @@ class SendChannel:
         return self._sequence + 1
 
     def take_buffer(self) -> Pages:
-        """A private buffer of one batch, shape (pages, 4096); it comes back when it may change again."""
+        """A private buffer for one batch, shape (pages, 4096). It returns to the channel when it may change again."""
         if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
             _lasting.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
@@ -151,8 +151,8 @@ class SendChannel:
         """Send one batch, first waiting for credit.
 
         Args:
-            frames: header and payload; the payload lies in guest memory or in *buffer*.
-            wire_bytes: of all frames.
+            frames: header and payload; the payload is in guest memory or in *buffer*.
+            wire_bytes: size of all frames.
             buffer: the private buffer that holds the payload, if any.
         """
         self._interrupt()
@@ -170,12 +170,12 @@ class SendChannel:
         return len(self._unacked) < MAX_UNACKED and self._unacked_bytes + wire_bytes <= self._credit_bytes
 
     def sleep_until(self, instant_ns: int) -> None:
-        """Let the rate limit pass, still minding acknowledgements and interruptions."""
+        """Wait for *instant_ns* (the rate limit), and handle acknowledgements and interruptions meanwhile."""
         while (left := instant_ns - time.monotonic_ns()) > 0:
             self._poll(max(1, left // NS_PER_MS) if left >= NS_PER_MS else 0, left)
 
     def idle(self) -> None:
-        """Wait for the next instruction, minding the connection; returns when there may be one."""
+        """Wait until there may be an instruction, and handle what arrives on the connection meanwhile."""
         began = time.monotonic_ns()
         self._poller.poll()
         self.waiting_ns += time.monotonic_ns() - began
@@ -184,8 +184,8 @@ class SendChannel:
     def fence(self, round_: int) -> None:
         """End a round: returns when the receive worker has placed everything that was sent.
 
-        With nothing sent since the last fence that is known already, without asking: the rounds of
-        the pause are mostly such (a round trip between four busy processes takes milliseconds).
+        If nothing was sent since the last fence, it returns without asking. Most rounds of the pause are like this,
+        and a round trip between four busy processes takes milliseconds.
         """
         if self._sequence == self._fenced_sequence:
             return
@@ -269,7 +269,7 @@ class SendChannel:
 
 
 def check_hello(message: Incoming, *, session: bytes, worker: int, protocol: int) -> bool:
-    """Whether *message* is the hello of the send worker that was agreed; anything else is a stranger."""
+    """Whether *message* is the hello of the send worker that was agreed; anything else comes from a stranger."""
     if message.frame_count != 1 or len(message.head) != _HELLO.size or message.head[0] != HELLO:
         return False
     _, its_worker, its_protocol, its_session = _HELLO.unpack(message.head)

@@ -9,7 +9,7 @@ are or encoded by a codec::
     u64 sequence             u32 runs            u32 raw_bytes      u32 payload_bytes   u32 reserved (0)
     runs x u64:  2 bits kind (1 data, 2 zero) | 22 bits pages | 40 bits first page
 
-40 bits of page number reach 4 PiB in a block, 22 bits of length 16 GiB in a run.
+40 bits of page number cover 4 PiB of a block, and 22 bits of length cover 16 GiB of a run.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _DATA, _ZERO = 1, 2
 _LENGTH_BITS, _FIRST_BITS = 22, 40
 MAX_RUN_PAGES = (1 << _LENGTH_BITS) - 1
 MAX_RUNS = 1 << 16
-"""Table entries in one batch: 512 KiB of table at most."""
+"""Most entries of the table of one batch, so that a table has at most 512 KiB."""
 MAX_ZERO_PAGES = 1 << 18
-"""Most zero pages of one batch (1 GiB): bounds what the receiver computes for one message (2 MiB)."""
+"""Most zero pages of one batch (1 GiB). It bounds what the receiver computes for one message (2 MiB)."""
 
 
 class BatchHeader(msgspec.Struct, frozen=True):
-    """One batch without its pages; the runs are block pages, data before zero.
+    """One batch without its pages. The runs are page numbers of the block; data runs come before zero runs.
 
     Attributes:
-        codec: number of the codec of the payload; 0 is none.
-        raw_bytes: of the data pages before encoding: pages times 4096.
-        payload_bytes: of all payload frames together.
+        codec: number of the codec of the payload; 0: it is not encoded.
+        raw_bytes: size of the data pages before encoding: pages times 4096.
+        payload_bytes: size of all payload frames together.
     """
 
     codec: int
@@ -74,7 +74,7 @@ def _table(kind: int, runs: Runs) -> bytes:
 
 
 def decode_batch(frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: int) -> BatchHeader:
-    """The header in *frame*, with everything in it checked against what was agreed.
+    """The header in *frame*. Every field is checked against what both sides agreed.
 
     Args:
         blocks_pages: pages of each agreed block.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages into a guest's memory: the last step of a migration's way, and of a snapshot's."""
+"""Places pages in a guest's memory: the last step of the page path, in a migration and in a restore."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PagePlacer:
 
     Args:
         blocks: the blocks, by number.
-        shared: its bits say which pages are known to exist; memory need not be empty.
+        shared: its bits record which pages are known to exist. The memory need not be empty.
     """
 
     def __init__(self, blocks: Sequence[Reach], shared: SharedArea) -> None:
@@ -36,9 +36,9 @@ class PagePlacer:
         self._blocks[block].write(runs, raw, self._shared.bits[block])
 
     def targets(self, block: int, runs: Runs, index: Index) -> list[memoryview]:
-        """Where the pages *index* can be stored as they come, a piece for each of *runs*.
+        """Where the pages *index* can be stored as they arrive: one piece for each of *runs*.
 
-        Empty where they cannot: some do not exist yet, or the memory cannot be stored to.
+        Empty if they cannot: a page does not exist yet, or this process cannot store to the memory.
         """
         return self._blocks[block].targets(runs) if test_bits(self._shared.bits[block], index).all() else []
 
@@ -68,7 +68,7 @@ class PagePlacer:
         return bytes(data)
 
     def _note_existing(self, block: int, index: Index) -> None:
-        """Note which of the pages *index* exist, of which nothing is known yet: something was there before us."""
+        """Note which of the pages *index* exist. Nothing was placed in them yet, but the memory may hold older data."""
         reach, bits = self._blocks[block], self._shared.bits[block]
         while len(index):  # a loop over spans
             first = int(index[0])

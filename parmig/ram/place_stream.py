@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages out of QEMU's sequential stream into memory files."""
+"""Places the pages of QEMU's sequential stream in guest memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StreamPlacer:
 
     Args:
         blocks: all blocks of the stream's list.
-        shared: its bits say which pages exist.
+        shared: its bits record which pages exist.
     """
 
     def __init__(self, blocks: Sequence[Reach], shared: SharedArea) -> None:
@@ -33,7 +33,7 @@ class StreamPlacer:
         """Place one run.
 
         Raises:
-            MemoryFullError: no space left in a memory file.
+            MemoryFullError: no memory is left for a page.
             StreamDataError: an encoded page that cannot be decoded.
         """
         block = self._numbers[run.block]
@@ -58,6 +58,6 @@ class StreamPlacer:
 
 
 def _ascending(index: Index) -> Iterator[tuple[int, int]]:
-    """Stretches of *index* that ascend; all of it, in the streams of any sane writer."""
+    """The stretches of *index* that ascend. In streams of QEMU and of parmig, that is all of it."""
     breaks = (np.flatnonzero(np.diff(index) <= 0) + 1).tolist()
     yield from zip([0, *breaks], [*breaks, len(index)], strict=True)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a worker has the owner of a dirty log re-arm just the slice that it is going to read.
+"""Lets a worker ask the owner of a dirty log to re-arm just the slice that the worker is going to read.
 
-Some logs can only be re-armed by the process they belong to: KVM asks for the very process that made the VM. Were all
-of a log re-armed when it is fetched, a page written between then and its turn would be sent twice.
+Some logs can only be re-armed by the process that owns them: KVM accepts only the process that made the VM. If all of
+a log were re-armed when it is fetched, a page written between then and its turn would be sent twice.
 
 A worker connects to a socket in the abstract name space, which vanishes with its process, and asks for one slice at a
-time. Only processes of the same user, or root's, are answered.
+time. The owner answers only processes of its own user and of root.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from parmig.linux import sockets
 from parmig.ram.regions import Region
 
 Rearm = Callable[[Region, bool], None]
-"""Re-arms a slice: the pages set in the shared bitmap, or all of them. ValueError or OSError: it cannot."""
+"""Re-arms a slice: the pages set in the shared bitmap, or all of them. It raises ValueError or OSError if it cannot."""
 
 _REQUEST = struct.Struct("<B3xIQQ")  # all pages or those of the bitmap, block, first page, pages
 _DONE = b"\0"
@@ -37,7 +37,7 @@ class RearmClient:
     """A worker's connection to the owner of the log.
 
     Args:
-        name: of the socket, from the dirty log.
+        name: name of the socket, from the dirty log.
 
     Raises:
         GuestError: the owner is gone.
@@ -53,7 +53,7 @@ class RearmClient:
             raise GuestError(f"the guest's monitor cannot be asked to re-arm its dirty log: {error}") from error
 
     def rearm(self, span: Region, *, everything: bool) -> None:
-        """On return writes to the slice are recorded anew: to pages set in the shared bitmap, or to all.
+        """On return, new writes to the slice are recorded: to pages set in the shared bitmap, or to all.
 
         Raises:
             GuestError: the owner is gone, does not answer, or cannot do it.
@@ -69,7 +69,7 @@ class RearmClient:
             )
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
 
@@ -80,7 +80,7 @@ class RearmServer:
         rearm: called in that thread.
 
     Attributes:
-        name: of the socket, for the dirty log.
+        name: name of the socket, for the dirty log.
     """
 
     def __init__(self, rearm: Rearm) -> None:
@@ -89,10 +89,10 @@ class RearmServer:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._listener.bind(f"\0{self.name}")
         self._listener.listen(socket.SOMAXCONN)
-        self._ours, self._end = socket.socketpair()
+        self._stop_sender, self._stop_receiver = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._end, selectors.EVENT_READ)
+        self._selector.register(self._stop_receiver, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="rearm", daemon=True)
         self._thread.start()
 
@@ -100,7 +100,7 @@ class RearmServer:
         while True:
             for key, _ in self._selector.select():
                 match key.fileobj:
-                    case self._end:
+                    case self._stop_receiver:
                         return
                     case self._listener:
                         self._accept()
@@ -117,7 +117,7 @@ class RearmServer:
     def _answer(self, worker: socket.socket) -> None:
         try:
             request = worker.recv(_REQUEST.size + 1)
-            if len(request) != _REQUEST.size:  # nothing: it hung up
+            if len(request) != _REQUEST.size:  # nothing: the worker closed it
                 raise ConnectionError
             everything, block, first_page, pages = _REQUEST.unpack(request)
             worker.send(self._handle(Region(block, first_page, pages), bool(everything)))
@@ -133,8 +133,8 @@ class RearmServer:
         return _DONE
 
     def close(self) -> None:
-        """End the thread and hang up."""
-        self._ours.close()
+        """End the thread, and close all connections."""
+        self._stop_sender.close()
         self._thread.join(_LIMIT_S)
         for key in list(self._selector.get_map().values()):
             with suppress(OSError):

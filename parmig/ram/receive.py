@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The destination end of the page path: batches in, pages placed. One instance a worker."""
+"""The destination end of the page path: takes batches and places their pages. One instance for each worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MigrationRamReceive:
         worker: its number, for the counters.
         blocks: the blocks, by number.
         codecs: the agreed codecs; a batch names the one that it was encoded with.
-        shared: what the workers of this side share; its bits say which pages exist.
+        shared: what the workers of this side share; its bits record which pages exist.
         batch_bytes: the agreed largest batch.
     """
 
@@ -40,7 +40,7 @@ class MigrationRamReceive:
         self._worker = worker
         self._blocks_pages = [mapping.block.pages for mapping in blocks]
         self._codecs = tuple(codecs)
-        self._decoders = {one.number: one.decoder() for one in codecs}
+        self._decoders = {codec.number: codec.decoder() for codec in codecs}
         self._shared = shared
         self._batch_bytes = batch_bytes
         self._placer = PagePlacer(blocks, shared)
@@ -52,7 +52,7 @@ class MigrationRamReceive:
 
         Raises:
             ProtocolError: the message is not what the protocol allows next.
-            MemoryFullError: no space left in a memory file.
+            MemoryFullError: no memory is left for a page.
         """
         kind = message.head[0] if len(message.head) else 0
         if kind == BATCH:
@@ -95,7 +95,7 @@ class MigrationRamReceive:
         if header.codec:
             payload = [self._decode(header, index, payload)]
         runs = header.data_runs
-        if len(payload) == len(runs):  # a frame a run, as it is sent from contiguous memory
+        if len(payload) == len(runs):  # one frame for each run, as the source sends them from its memory
             lengths = (runs[:, 1] - runs[:, 0]) * PAGE_BYTES
             if [len(frame) for frame in payload] == lengths.tolist():
                 for (first, _), frame in zip(runs.tolist(), payload, strict=True):
@@ -112,7 +112,7 @@ class MigrationRamReceive:
     def _decode(self, header: BatchHeader, index: Index, payload: Sequence[memoryview]) -> memoryview:
         decoder = self._decoders.get(header.codec)
         if decoder is None:
-            agreed = ", ".join(one.name for one in self._codecs)
+            agreed = ", ".join(codec.name for codec in self._codecs)
             raise ProtocolError(f"batch {header.sequence} names codec {header.codec}; the agreed codecs are {agreed}")
         if len(payload) != 1:
             raise ProtocolError(f"batch {header.sequence} is encoded in {len(payload)} frames; expected one")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A digest of all RAM, made by many workers, equal on both sides when every byte is.
+"""A digest of all RAM, computed by many workers. It is equal on both sides if every byte is equal.
 
-xxh3-64 of each 2 MiB chunk of a region; xxh3-64 of those for the region; xxh3-128 over all regions in
-order. Pages that do not exist are not read, so nothing is allocated.
+It is built in three steps: xxh3-64 of each 2 MiB chunk of a region, xxh3-64 of those for the region, and xxh3-128
+over all regions in order. Pages that do not exist are not read, so nothing is allocated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RegionDigester:
         """The digest of one region of *reach*.
 
         Args:
-            sent: (source) the pages of the block that were sent as data, one bit a page, when all was sent.
+            sent: (source) once everything was sent: the pages of the block that were sent as data, one bit a page.
         """
         chunks = [
             self._chunk(reach, first, min(_CHUNK_PAGES, region.end_page - first), sent)

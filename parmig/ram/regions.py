@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions: ranges of pages of one block, cut on bitmap-word borders; the unit that is assigned."""
+"""Regions: ranges of pages of one block, cut on the borders of bitmap words. Workers get work in regions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, RamBlock
 from parmig.units import MIB
 
 REGION_BYTES_RANGE = (2 * MIB, 64 * MIB)
-"""Small enough that idle workers find something to take, large enough that a region's own cost
-(one scan call, about 20 µs) stays under 1 % of the time to send it."""
+"""Smallest and largest region. Small enough that idle workers find regions to take over, and large enough that
+the cost of a region (one scan call, about 20 µs) stays under 1 % of the time to send it."""
 
 REGIONS_PER_WORKER = 16
 """Regions that each worker should get at least: a worker that starts last costs at most 1/16."""

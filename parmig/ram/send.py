@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source end of the page path: dirty regions in, batches to an outlet. One instance a worker."""
+"""The source end of the page path: takes dirty regions, passes on batches. One instance for each worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from parmig.ram.trackers.tracker import DirtyTracker
 
 
 class MigrationRamSend:
-    """Finds the pages of the regions that one worker was given, and passes them on in batches.
+    """Finds the dirty pages of the regions of one worker, and passes them on in batches.
 
     Args:
         worker: its number, for the counters.
@@ -29,7 +29,7 @@ class MigrationRamSend:
         tracker: reads the dirty log.
         outlet: takes the batches.
         shared: what the workers of this side share.
-        batch_bytes: guest bytes in a batch.
+        batch_bytes: most guest bytes in a batch.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class MigrationRamSend:
         self._data_pages = 0
         self._zero: list[Index] = []
         self._zero_pages = 0
-        self._zero_runs = 0  # at most: joined ones count once more
-        self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # it has waited for the peer and the dirty log
+        self._zero_runs = 0  # an upper bound: runs that join still count as two
+        self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # leave out the time in which it waited to start
         self.counters = WorkerCounters()
 
     # -- the proposal's verbs -------------------------------------------------------------------
@@ -68,7 +68,7 @@ class MigrationRamSend:
         return self._scanner.count(numbers)
 
     def migrate_ram_scan(self, numbers: Sequence[int]) -> None:
-        """Scan and re-arm the regions *numbers*, and keep what was found for whoever sends them in this round."""
+        """Scan and re-arm the regions *numbers*, and keep the result for the worker that sends them in this round."""
         began = time.monotonic_ns()
         self._scanner.scan(numbers)
         self.counters.scan_ns += time.monotonic_ns() - began
@@ -77,14 +77,14 @@ class MigrationRamSend:
     def migrate_ram_iterate(
         self, round_: int, numbers: Sequence[int], *, first_pass: bool, holes: bool = True, scanned: bool = False
     ) -> None:
-        """Send what is dirty in the regions *numbers*; full batches go out, the rest waits for the fence.
+        """Send the dirty pages of the regions *numbers*. Full batches are sent now, the rest at the fence.
 
         Args:
             round_: number of the round.
             numbers: regions that no other worker sends in this round.
-            first_pass: they were never sent.
-            holes: look for pages that were given back, too.
-            scanned: send what :meth:`migrate_ram_scan` found in them, by whichever worker; else scan them now.
+            first_pass: whether they were never sent before.
+            holes: whether to look for pages that were given back, too.
+            scanned: send what :meth:`migrate_ram_scan` of any worker found in them; else scan them now.
         """
         self._round = round_
         handled = self.counters.handled_pages
@@ -133,7 +133,7 @@ class MigrationRamSend:
             self._queue_data(part)
 
     def fence(self, round_: int) -> None:
-        """Pass on what is left of the round and wait until all of it is in place."""
+        """Pass on the rest of the round, and wait until all of the round is in place."""
         self._round = round_
         self._flush()
         self._outlet.fence(round_)
@@ -168,13 +168,13 @@ class MigrationRamSend:
             self._data, self._data_pages = [], 0
 
     def _pending(self) -> Index:
-        """The data pages that wait, ascending: regions may have come in any order."""
+        """The data pages that wait, in ascending order. Their regions may have come in any order."""
         if not self._data:
             return NO_INDEX
         return np.sort(np.concatenate(self._data)) if len(self._data) > 1 else self._data[0]
 
     def _emit(self, index: Index) -> None:
-        """Pass on one batch: the data pages *index* and every zero page that is waiting."""
+        """Pass on one batch: the data pages *index* and all zero pages that wait."""
         zero = np.sort(np.concatenate(self._zero)) if self._zero_pages else NO_INDEX
         self._zero, self._zero_pages, self._zero_runs = [], 0, 0
         self.counters.wire_bytes += self._outlet.emit(self._block, self._round, index, zero)

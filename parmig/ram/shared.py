@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker processes of one side share besides guest memory: counters, limits, a little per page.
+"""What the worker processes of one side share besides guest memory: counters, limits, and some bits for each page.
 
-One memory file, made by the coordinator, mapped by every worker. No locks are needed for most of it:
-counters have one writer each, and everything per region is touched only by the region's owner of the
-round, with a fence between owners. The exceptions have a record lock: the rate limit, and the end of a snapshot file.
+It is one memory file, which the coordinator makes and every worker maps. Most of it needs no lock: each counter has
+one writer, and only the owner of a region in a round uses what belongs to the region, with a fence between owners.
+The exceptions have a record lock: the rate limit, and the end of a snapshot file.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ _LIMIT_WORDS = 8
 _COUNTER_WORDS = 8
 
 NOT_ARMED, FRESH, ARMED = 0, 1, 2
-"""A region's dirty tracking: not begun; begun by a scan after which its pages were not read yet; begun."""
+"""State of a region's dirty tracking: not begun; begun by a scan, and its pages not read yet; begun and read."""
 
 CATCH_UP_NS = 50 * NS_PER_MS
-"""On a busy machine a worker wakes some milliseconds after its instant. Lost each time, they took 7 % of 28 MiB/s."""
+"""How much lost time a worker may make up for. On a busy machine it wakes some milliseconds after its instant; without
+making up for them, they cost 7 % of 28 MiB/s."""
 
 
 class WorkerCounters(msgspec.Struct):
     """Totals of one worker since it started.
 
     Attributes:
-        handled_pages: pages of regions that were looked at and need nothing more in their round.
-        waiting_ns: time without anything to do: no instruction, no credit, over the rate limit.
+        handled_pages: pages that need nothing more in their round.
+        waiting_ns: time without work: no instruction, no credit, or over the rate limit.
     """
 
     handled_pages: int = 0
@@ -51,7 +52,7 @@ class WorkerCounters(msgspec.Struct):
     waiting_ns: int = 0
 
     def minus(self, before: WorkerCounters) -> WorkerCounters:
-        """What was added since *before*."""
+        """The difference to *before*."""
         return WorkerCounters(
             *(
                 now - then
@@ -64,7 +65,7 @@ class SharedArea:
     """The shared memory file of one side.
 
     Args:
-        fd: an existing area, or -1 to make one; owned from here on.
+        fd: an existing area, or -1 to make a new one; owned from here on.
         workers: how many worker slots it has.
         blocks: the agreed RAM blocks.
         regions: how many regions they were cut into.
@@ -72,8 +73,8 @@ class SharedArea:
     Attributes:
         armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
         bits: for each block, one bit a page (``ram.bits``): on the source "the destination holds
-            something else than zero there", on the destination "this page is known to exist in the memory file".
-        found: for each block, one bit a page: a scan reported the page, and it was not read yet (source).
+            something else than zero there", on the destination "this page is known to exist".
+        reported: for each block, one bit a page: a scan reported the page, and it was not read yet (source).
     """
 
     def __init__(self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int) -> None:
@@ -94,30 +95,30 @@ class SharedArea:
         ends = head + armed + np.cumsum(bits_bytes * 2)
         parts = [whole[end - n : end] for n, end in zip(bits_bytes * 2, ends, strict=True)]
         self.bits: list[Bits] = parts[: len(blocks)]
-        self.found: list[Bits] = parts[len(blocks) :]
+        self.reported: list[Bits] = parts[len(blocks) :]
 
     # -- counters -------------------------------------------------------------------------------
 
     def publish(self, worker: int, counters: WorkerCounters) -> None:
-        """Show *counters* to whoever looks; called by that worker only."""
+        """Publish the counters of *worker*. Only that worker calls this."""
         self._counters[worker] = msgspec.structs.astuple(counters)
 
     def counters(self, worker: int) -> WorkerCounters:
-        """What that worker published last."""
+        """What *worker* published last."""
         return WorkerCounters(*self._counters[worker].tolist())
 
     # -- rate limit -----------------------------------------------------------------------------
 
     def set_rate(self, bytes_per_s: int) -> None:
-        """Limit all workers together; 0 is no limit. Takes effect with each worker's next batch."""
+        """Limit the rate of all workers together; 0: no limit. It takes effect with each worker's next batch."""
         self._limit[0] = bytes_per_s
 
     def reserve(self, size_bytes: int) -> int:
         """Take *size_bytes* from the common budget.
 
-        The bucket is a reservation on the clock: the next free instant moves on by size / rate, whoever takes, and
-        what was reserved is sent at the end of its time (sending the first batch at once put 6 % on top of a transfer
-        of 2.5 s). Who comes late makes up for up to CATCH_UP_NS; more than that beyond rate times time is never sent.
+        The budget is one instant on the clock. Each reservation moves it on by size / rate, and its bytes may be sent
+        from the new instant on. (Sending the first batch at once added 6 % to the rate of a transfer of 2.5 s.) A
+        worker that comes late makes up for at most CATCH_UP_NS, so never more than that is sent beyond the rate.
 
         Returns:
             the ``time.monotonic_ns()`` from which on they may be sent.
@@ -134,7 +135,7 @@ class SharedArea:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While inside, no other process is."""
+        """Keep all other processes out."""
         fcntl.lockf(self.fd, fcntl.LOCK_EX)  # a record lock: the kernel frees it when a worker dies
         try:
             yield
@@ -149,11 +150,11 @@ class SharedArea:
         return int(self._limit[2])
 
     def begin_file(self, end_bytes: int) -> None:
-        """What is appended begins at *end_bytes*; before the workers start."""
+        """Let appended data begin at *end_bytes*. Call it before the workers start."""
         self._limit[2] = end_bytes
 
     def take_space(self, size_bytes: int) -> int:
-        """Move the end of the file on by *size_bytes*, which are the caller's alone; returns where they begin."""
+        """Append *size_bytes* for the caller alone, and return where they begin."""
         with self._alone():
             began = int(self._limit[2])
             self._limit[2] = began + size_bytes
@@ -161,7 +162,7 @@ class SharedArea:
 
     def close(self) -> None:
         """Unmap and close; views handed out must be gone."""
-        del self._limit, self._counters, self.armed, self.bits, self.found
+        del self._limit, self._counters, self.armed, self.bits, self.reported
         try:
             self._map.close()
         except BufferError:

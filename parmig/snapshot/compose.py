@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes everything of a snapshot file except the pages of the guest's shared memory.
+"""Writes everything of a snapshot file except the pages of the guest's ``memory()``.
 
 The part before the pages is written first, so that the places of all pages are known. The part after them is written
 once the guest runs again. ``docs/format.md`` specifies the file.
@@ -46,7 +46,7 @@ class SnapshotWriter:
         fd: of the file, empty; used, not owned.
         name: of the file, for errors.
         machine: the guest's machine type.
-        blocks: the guest's shared memory, whose pages workers write.
+        blocks: the guest's ``memory()``, whose pages workers write.
         state_blocks: blocks that travel in the guest's state, with their sizes in bytes; their pages are written last.
         mapped: whether pages have fixed places (``mapped-ram``); else the file is one sequential stream.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: files for blocks that are no shared memory of the guest (video memory, ROMs) and travel in its state."""
+"""Images: files for blocks that the guest has not in ``memory()`` (video memory, ROMs) and that travel in its state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class BlockImages:
         total_bytes = sum(entry.size_bytes for entry in entries)
         if total_bytes > MAX_IMAGES_BYTES:
             names = ", ".join(entry.name for entry in entries[:8])
-            raise StreamTooLongError(f"{format_size(total_bytes)} of blocks are not shared memory: {names}")
+            raise StreamTooLongError(
+                f"blocks of {format_size(total_bytes)} travel in the device state, expected at most "
+                f"{format_size(MAX_IMAGES_BYTES)}: {names}"
+            )
         self.memory: list[BlockMemory] = []
         self.mappings: list[BlockMapping] = []
         for entry in entries:

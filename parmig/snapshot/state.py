@@ -149,5 +149,5 @@ def _take_blocks(parts: GuestState, walk: StreamWalk, head: StreamHead, moved_bl
     placer = StreamPlacer(parts.images.mappings, parts.shared)
     for run in walk.pages():
         if run.block in moved_blocks:
-            raise StreamDataError(f"the monitor wrote pages of block {run.block!r}, which is shared memory")
+            raise StreamDataError(f"the monitor wrote pages of block {run.block!r}, which parmig moves itself")
         placer.place(run)

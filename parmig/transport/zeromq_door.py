@@ -6,6 +6,9 @@ a password (ZMTP's PLAIN), and this module checks it (ZAP, RFC 27). Until the pe
 :data:`MAX_STRANGERS` connections may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest.
 Afterwards a socket filter makes the kernel drop new connections. ``unbind`` would not do: libzmq owns accepted
 connections through their listener, so it would end them too.
+
+From Linux 6.18 on, filters on TCP sockets need CAP_NET_ADMIN. Without it there are none. New connections are then
+closed when the worker looks, and a stranger may make libzmq read more before that.
 """
 
 from __future__ import annotations
@@ -101,7 +104,7 @@ class Door:
         """Take note of an *event* of the socket's monitor."""
         if event == zmq.EVENT_LISTENING:
             self._listener = fd
-            with _connection(fd) as listener:
+            with _connection(fd) as listener, suppress(PermissionError):
                 sockets.drop_large_packets(listener, self._max_bytes)
         elif event == zmq.EVENT_ACCEPTED:
             self._strangers[fd] = _other_end(fd)
@@ -130,7 +133,7 @@ class Door:
     def shut(self, peer_fd: int) -> None:
         """The peer is admitted: close every other connection, and admit no more."""
         self._shut = True
-        with _connection(self._listener) as listener:
+        with _connection(self._listener) as listener, suppress(PermissionError):
             sockets.drop_all_packets(listener)
         with suppress(OSError), _connection(peer_fd) as peer:  # it has ended meanwhile, or came before the filter
             sockets.drop_no_packets(peer)

@@ -31,7 +31,7 @@ class FakeGuest:
 
     def __init__(self, options: str, *, incoming: bool) -> None:
         if options == "refuse":
-            raise GuestRefusedError("memory is private; start it with share=on")
+            raise GuestRefusedError("memory is confidential; start it without")
         if options == "break":
             raise ZeroDivisionError("a fault")
         self.incoming = incoming

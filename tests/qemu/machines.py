@@ -100,6 +100,8 @@ class QemuMachine:
         files: MiB of random data that the guest keeps and sums up at each tick.
         memory: options in place of the usual memory backend; ``{dir}`` is the machine's directory.
         extra: more options.
+        program: the QEMU to run.
+        accelerator: what runs the virtual CPUs.
     """
 
     def __init__(
@@ -112,6 +114,8 @@ class QemuMachine:
         files: int = 16,
         memory: list[str] | None = None,
         extra: tuple[str, ...] = (),
+        program: str = QEMU,
+        accelerator: str = "tcg",
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="parmig-qemu-", dir="/dev/shm"))
         self.socket = str(self.directory / "qmp")
@@ -120,7 +124,8 @@ class QemuMachine:
         size = str(memory_bytes)
         backend = f"memory-backend-file,id=ram0,size={size},mem-path={{dir}}/ram,share=on"
         memory = memory or ["-machine", "pc,memory-backend=ram0", "-object", backend]
-        self.command = [QEMU, "-accel", "tcg", "-m", f"{size}B", "-nic", "none", "-display", "none", "-nodefaults"]
+        self.command = [program, "-accel", accelerator, "-m", f"{size}B", "-nic", "none", "-display", "none"]
+        self.command += ["-nodefaults"]
         self.command += [part.format(dir=self.directory) for part in memory]
         self.command += ["-vga", "std", "-serial", f"file:{self._serial}"]
         self._control = str(self.directory / "control")

@@ -27,7 +27,7 @@ MAPPED_RAM = (9, 0)
 COMPRESS_UNTIL = (9, 0)
 """The last QEMU that compresses pages."""
 PRIVATE = ["-machine", "pc,memory-backend=ram0", "-object", f"memory-backend-ram,id=ram0,size={256 * MIB}"]
-"""Memory that parmig could not reach; QEMU does not need it to be shared to load a file."""
+"""Private memory of the same name: the file does not depend on how memory is backed."""
 SMALL_Q35 = [
     *("-machine", "q35,memory-backend=ram0"),
     *("-object", "memory-backend-file,id=ram0,size=128M,mem-path={dir}/ram,share=on"),

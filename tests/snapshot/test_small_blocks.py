@@ -178,7 +178,7 @@ def put_shared(sections: SectionWriter, data: MigrationDataFile) -> None:
     [
         (put_command, "command OPEN_RETURN_PATH cannot be in a snapshot"),
         (put_live, "live state of 'block' cannot be in a snapshot"),
-        (put_shared, "pages of block 'tiny.ram', which is shared memory"),
+        (put_shared, "pages of block 'tiny.ram', which parmig moves itself"),
     ],
 )
 def test_a_state_that_cannot_be_in_a_snapshot_is_no_file_and_the_guest_runs(

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machine code written byte by byte, with labels: what an assembler would make, without one."""
+"""Machine code, written byte by byte, with labels: a small replacement for an assembler."""
 
 from __future__ import annotations
 
 import struct
 
 _NEAR = {"E8", "E9"}
-"""Jumps with a displacement of 32 bits (call, jmp); all others have 8."""
+"""Opcodes of jumps with a displacement of 32 bits (call, jmp). All others have 8."""
 
 
 class Code:
-    """A piece of 32-bit code that will lie at *origin*."""
+    """A piece of 32-bit code for the address *origin*."""
 
     def __init__(self, origin: int) -> None:
         self.labels: dict[str, int] = {}
@@ -25,11 +25,11 @@ class Code:
             self._bytes += struct.pack("<I", operand)
 
     def label(self, name: str) -> None:
-        """Call the address of what follows *name*."""
+        """Name the address of the next byte."""
         self.labels[name] = self._origin + len(self._bytes)
 
     def jump(self, opcode: str, label: str) -> None:
-        """Append the jump or call *opcode* to *label*, which may follow later."""
+        """Append the jump or call *opcode* to *label*, which may be defined later."""
         self._bytes += bytes.fromhex(opcode)
         size_bytes = 4 if opcode in _NEAR else 1
         self._jumps.append((len(self._bytes), size_bytes, label))
@@ -40,7 +40,7 @@ class Code:
         self._bytes += text.encode("ascii")
 
     def assembled(self) -> bytes:
-        """The code, its jumps resolved.
+        """The code, with its jumps resolved.
 
         Raises:
             OverflowError: a short jump is too far.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dirty log of a KVM guest: KVM's bitmap of each slot or its ring of each vCPU, and what the monitor itself wrote.
+"""The dirty log of a KVM guest: KVM's bitmaps of the slots or its rings of the vCPUs, and writes of the monitor itself.
 
-KVM sees only what virtual CPUs write. Devices write memory too, so their pages are added to KVM's. ``sync`` collects
-both in the shared bitmap; the ``pagemap`` log sees both by itself.
+KVM sees only what virtual CPUs write. Devices write memory too, so their pages are added to those of KVM. ``sync``
+collects both in the shared bitmap. The ``pagemap`` log sees both by itself.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from parmig.ram.rearm import RearmServer
 from parmig.ram.regions import Region
 
 TRACKERS = ("auto", "bitmap", "ring", "pagemap", "digest")
-"""What the guest's option ``tracker`` may be. ``ring`` decides how the VM is made; to workers it is a ``bitmap``."""
+"""Values of the guest's option ``tracker``. ``ring`` decides how the VM is made; for workers it is a ``bitmap``."""
 
 RING_BYTES = 1 << 16
-"""Of each vCPU: 4096 entries. A vCPU that has nearly filled it harvests it itself."""
+"""Size of the ring of each vCPU: 4096 entries. A vCPU whose ring is nearly full harvests it itself."""
 
 
 class DirtyRings:
-    """The rings of all vCPUs of a VM that has none yet.
+    """The dirty rings of all vCPUs of a VM that has no vCPU yet.
 
     Args:
         vm: descriptor of the VM.
-        slots: where the entries point to.
+        slots: the slots that the entries name.
     """
 
     def __init__(self, vm: int, slots: Sequence[Slot]) -> None:
@@ -48,29 +48,29 @@ class DirtyRings:
         self._next: list[int] = []
 
     def add(self, vcpu: int) -> None:
-        """Take the ring of a new vCPU too."""
+        """Add the ring of a new vCPU."""
         self._maps.append(kvm.map_dirty_ring(vcpu, RING_BYTES))
         self._next.append(0)
 
     def harvest(self, into: Bits) -> None:
-        """Move the entries of all rings to *into*, one bit a page of the block, and re-arm their pages.
+        """Move the entries of all rings to *into*, one bit for each page of the block, and re-arm their pages.
 
-        One call at a time.
+        Only one call at a time is allowed.
         """
-        found = 0
+        harvested = 0
         for number, ring in enumerate(self._maps):
             entries = np.frombuffer(ring, kvm_abi.KVM_DIRTY_GFN_DTYPE)
             order = np.roll(np.arange(len(entries)), -self._next[number])
             flags = entries["flags"][order]
-            # Entries are filled one after the other: the first that is not marked ends what is there.
+            # KVM fills the entries one after the other, so they end before the first that is not marked.
             count = int(np.argmin(np.append(flags & kvm_abi.KVM_DIRTY_GFN_DIRTY, 0)))
             taken = order[:count]
             pages = self._first_bits[entries["slot"][taken] & 0xFFFF] + entries["offset"][taken].astype(np.int64)
             set_bits(into, np.unique(pages))
             entries["flags"][taken] = kvm_abi.KVM_DIRTY_GFN_RESET
             self._next[number] = (self._next[number] + count) % len(entries)
-            found += count
-        if found:
+            harvested += count
+        if harvested:
             kvm.reset_dirty_rings(self._vm)
 
     def close(self) -> None:
@@ -84,9 +84,9 @@ class DirtyRecorder:
 
     Args:
         vm: descriptor of the VM.
-        slots: all of them, numbered from 0.
+        slots: all slots, numbered from 0.
         bitmap_fd: the shared bitmap; not owned.
-        rings: owned from here on; None: KVM's bitmaps are used.
+        rings: owned from here on; None: use KVM's bitmaps.
     """
 
     def __init__(self, vm: int, slots: Sequence[Slot], bitmap_fd: int, rings: DirtyRings | None) -> None:
@@ -111,17 +111,17 @@ class DirtyRecorder:
         self._uffd = -1
 
     def add_vcpu(self, vcpu: int) -> None:
-        """Record what a new vCPU writes, too."""
+        """Record the writes of a new vCPU, too."""
         if self._rings is not None:
             self._rings.add(vcpu)
 
     def mark(self, first_bit: int, end_bit: int) -> None:
-        """The monitor has written the pages of these bits of the bitmap."""
+        """Note that the monitor wrote the pages ``[first_bit, end_bit)`` of the bitmap."""
         with self._lock:
             set_bits(self._pending, np.arange(first_bit, end_bit))
 
     def start(self, kind: str, preferred: str) -> DirtyLog:
-        """Begin, with nothing recorded; ends a log that is on.
+        """Begin with nothing recorded. A log that is on ends first.
 
         Args:
             kind: what the engine asks for.
@@ -163,7 +163,7 @@ class DirtyRecorder:
                 self._shared[slot.first_bit // 8 :][: len(part)] |= part
 
     def ring_full(self) -> None:
-        """A vCPU cannot go on until its ring was harvested."""
+        """Harvest the rings, because a vCPU cannot continue before that."""
         with self._lock:
             if self._rings is not None:
                 self._rings.harvest(self._pending)
@@ -178,11 +178,11 @@ class DirtyRecorder:
             self._log_slots(False)
             self.ring_full()
         if self._uffd >= 0:
-            os.close(self._uffd)  # takes back what was registered, and with it all protection
+            os.close(self._uffd)  # the kernel then drops all registrations and all protection
             self._uffd = -1
 
     def close(self) -> None:
-        """Stop, and give everything back."""
+        """Stop, and release everything."""
         self.stop()
         if self._rings is not None:
             self._rings.close()
@@ -206,7 +206,7 @@ class DirtyRecorder:
             slot.show(self._vm, log=on)
 
     def _rearm(self, span: Region, everything: bool) -> None:
-        """Have KVM record writes anew to pages of *span*: those in the shared bitmap, or all."""
+        """Let KVM record new writes to pages of *span*: those in the shared bitmap, or all."""
         covered = 0
         for slot in self._slots:
             first = max(span.first_page, slot.first_page) - slot.first_page

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM keeps for a whole VM: interrupt controllers, interval timer, clock. Parts where a host has them."""
+"""What KVM keeps for a whole VM: interrupt controllers, interval timer, clock. Not every host has all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from parmig.linux import kvm
 from parmig.state import U64, Buffer, Length, migration_state
 
 _CHIPS = ("pic_master", "pic_slave", "ioapic")
-"""By the number that KVM gives them."""
+"""The interrupt controllers, in the order of KVM's numbers."""
 
 _CHIP_BYTES, _PIT_BYTES = 520, 112
 _CLOCK = struct.Struct("=Q40x")  # struct kvm_clock_data; without flags only the first member counts
@@ -30,19 +30,19 @@ class InterruptControllers(Part):
         self._vm = vm
 
     def pre_save(self) -> None:
-        """Ask KVM."""
+        """Read the state from KVM."""
         for number, name in enumerate(_CHIPS):
             setattr(self, name, kvm.get_state(self._vm, "irqchip", struct.pack("=I", number)))
 
     def post_load(self, _: int) -> None:
-        """Tell KVM."""
+        """Set the state in KVM."""
         for name in _CHIPS:
             kvm.set_state(self._vm, "irqchip", getattr(self, name))
 
 
 @migration_state("pit")
 class IntervalTimer(Part):
-    """The PIT of *vm*, which would keep ticking while the guest is paused: setting it again begins a tick."""
+    """The PIT of *vm*. It continues to tick while the guest is paused; setting it at the start begins a new tick."""
 
     pit: Annotated[Buffer, Length(_PIT_BYTES)]
 
@@ -59,7 +59,7 @@ class IntervalTimer(Part):
 
 @migration_state("clock")
 class Clock(Part):
-    """The kvmclock of *vm*: it stops while the guest is paused."""
+    """The kvmclock of *vm*, which stops while the guest is paused."""
 
     clock_ns: U64
 

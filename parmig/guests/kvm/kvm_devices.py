@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices of a KVM guest: a serial port, a timer and a disk, all reached through I/O ports.
+"""The devices of a KVM guest: a serial port, a timer and a disk. The guest uses them through I/O ports.
 
-A device has registers (``read``, ``write``), used by the vCPU that met them. ``start`` and ``stop`` frame the times in
-which the guest runs; outside of them no register is used. Its annotations declare what of it must arrive at the
-destination.
+A device has registers (``read``, ``write``), which the thread of the accessing vCPU calls. The guest runs between
+``start`` and ``stop``; at other times no register is used. The annotations of a device declare which of its values
+must arrive at the destination.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DISK_PORT = 0x520
 
 TICK_HZ = 100
 READ, WRITE = 1, 2
-"""Commands of the disk."""
+"""The commands of the disk."""
 
 Rest = Callable[[int], None]
-"""Rests the calling vCPU until an instant of time.monotonic_ns(), or until it has to stop."""
+"""Lets the calling vCPU wait until an instant of time.monotonic_ns(), or until it has to stop."""
 
 _SECTOR_BYTES = 512
 _TICK_NS = NS_PER_S // TICK_HZ
@@ -37,7 +37,7 @@ _LOG_BYTES = 16 * KIB
 
 
 class Part:
-    """Anything of a machine that has state and knows of the times in which the guest runs."""
+    """A part of a machine that has state, and that must know when the guest runs."""
 
     def start(self) -> None:
         """The guest begins to run."""
@@ -46,11 +46,11 @@ class Part:
         """The guest is paused."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release what it holds."""
 
 
 class Device(Part, ABC):
-    """Something behind a range of ports.
+    """A device with a range of ports.
 
     Attributes:
         ports: the ports.
@@ -64,7 +64,7 @@ class Device(Part, ABC):
 
     @abstractmethod
     def write(self, offset: int, value: int) -> None:
-        """*value* was written to port ``ports[offset]``."""
+        """Take *value*, which was written to port ``ports[offset]``."""
 
 
 @migration_state("serial")
@@ -75,9 +75,9 @@ class SerialPort(Device):
         path: a file to which whole lines are appended; empty: none.
 
     Attributes:
-        registers: as written, by their ports.
-        divisor: of the rate, which takes the place of the first two ports while bit 7 of line control is set.
-        text: the last 16 KiB that were sent, beginning with a whole line.
+        registers: their values as written, by port.
+        divisor: divisor of the rate. It replaces the first two ports while bit 7 of line control is set.
+        text: the last 16 KiB that were sent; it begins with a whole line.
     """
 
     ports = range(SERIAL_PORT, SERIAL_PORT + 8)
@@ -117,7 +117,7 @@ class SerialPort(Device):
     def _send(self, letter: bytes) -> None:
         text = self.text + letter
         if self._fd >= 0 and letter == b"\n":
-            with suppress(OSError):  # a full disk under its log does not stop a guest
+            with suppress(OSError):  # a full disk does not stop the guest
                 os.write(self._fd, text[text.rfind(b"\n", 0, -1) + 1 :])
         if len(text) > _LOG_BYTES:
             text = text[(text.find(b"\n") + 1) or _LOG_BYTES :]
@@ -131,7 +131,7 @@ class TimerDevice(Device):
     Port 0: the number of ticks, when the next one has come or the vCPU has to stop. Port 4: the number of ticks now.
 
     Attributes:
-        elapsed_ns: for how long the guest had run when it stopped last.
+        elapsed_ns: how long the guest had run when it last stopped.
     """
 
     ports = range(TIMER_PORT, TIMER_PORT + 8)
@@ -161,12 +161,12 @@ class TimerDevice(Device):
 
 @migration_struct("disk request")
 class DiskRequest:
-    """The registers that say what the next command of a disk concerns.
+    """The registers with the arguments of the next command of a disk.
 
     Attributes:
-        sector: of the disk.
-        address_low: of guest memory, the lower half of a guest physical address.
-        address_high: the upper half.
+        sector: number of the sector.
+        address_low: lower half of the guest physical address.
+        address_high: upper half of it.
     """
 
     sector: U32
@@ -184,13 +184,13 @@ class DiskRequest:
 
 @migration_state("disk")
 class BlockDevice(Device):
-    """A disk: sectors of a file that are copied to and from guest memory on command, before the command returns.
+    """A disk: a command copies a sector of a file to or from guest memory before it returns.
 
     Ports, 32 bits each: 0 sector, 4 and 8 the guest physical address, 12 the command, READ or WRITE. Read: 12 is 0
     when the last command succeeded, 16 the number of sectors.
 
     Args:
-        path: of the file; both sides of a migration on one host, or on shared storage, have the same.
+        path: the file. Both sides use the same one, on one host or on shared storage.
         ram: guest memory.
 
     Raises:
@@ -224,14 +224,14 @@ class BlockDevice(Device):
             self.status = 0 if self._carry(value) else 1
 
     def pre_save(self) -> None:
-        """Let the file hold all that was written: the destination may read it on another host."""
+        """Sync the file, because the destination may read it on another host."""
         os.fdatasync(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)
 
     def _carry(self, command: int) -> bool:
-        """Do *command*; returns whether all of the sector was carried."""
+        """Carry out *command*, and return whether the whole sector was copied."""
         sector, address = self.request.sector, self.request.address
         if command not in (READ, WRITE) or sector >= self.sectors:
             return False

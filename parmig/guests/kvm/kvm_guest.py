@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM guest as the engine sees it."""
+"""The engine's view of a KVM guest."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class KvmGuest(SpawnedGuest):
     """A virtual machine in a process of its own.
 
     Args:
-        options: what machine.
-        incoming: True: memory is empty and state is to come; the guest cannot run before.
+        options: what machine to make.
+        incoming: True: memory is empty, and the guest cannot run before its state is loaded.
 
     Raises:
-        HostRefusedError: this host has no KVM, or not what the options ask for.
+        HostRefusedError: this host has no KVM, or lacks something that the options need.
         GuestRefusedError: a file that the options name cannot be used.
         GuestError: the process could not be started or did not come up.
     """
@@ -47,7 +47,7 @@ class KvmGuest(SpawnedGuest):
         )
 
     def _create_file(self, name: str, size_bytes: int) -> int:
-        """A memory file; for the memory the file that the options name: made if it is not there, or of its size."""
+        """A memory file. For guest memory, the file that the options name, which must be new or of the right size."""
         path = self._options.file
         if name != BLOCK_NAME or not path:
             return super()._create_file(name, size_bytes)
@@ -56,16 +56,16 @@ class KvmGuest(SpawnedGuest):
         except OSError as error:
             raise GuestRefusedError(f"memory file {path} cannot be opened: {error.strerror}") from error
         self._fds.append(fd)
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size not in (0, size_bytes):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size not in (0, size_bytes):
             raise GuestRefusedError(
-                f"memory file {path} has {found.st_size} bytes, expected none or {size_bytes}; name another file"
+                f"memory file {path} has {status.st_size} bytes, expected none or {size_bytes}; name another file"
             )
         os.ftruncate(fd, size_bytes)
         return fd
 
     def stats(self) -> KvmStats:
-        """Counters as of now."""
+        """The counters as they are now."""
         return msgspec.msgpack.decode(self._ask(m.Ask(), m.Answer).stats, type=KvmStats)
 
 
@@ -74,6 +74,6 @@ def open_kvm(options: str, *, incoming: bool) -> KvmGuest:
 
     Raises:
         UsageError: bad options.
-        HostRefusedError, GuestRefusedError, GuestError: as KvmGuest.
+        HostRefusedError, GuestRefusedError, GuestError: as for KvmGuest.
     """
     return KvmGuest(parse_options(options), incoming=incoming)

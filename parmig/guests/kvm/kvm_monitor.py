@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in a KVM guest's process: the machine, and answers to what is asked of it."""
+"""The process of a KVM guest: the machine, and the answers to requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class KvmStats(msgspec.Struct, frozen=True):
 
     Attributes:
         beats: lines that it wrote to the serial port.
-        interrupts: of the PIT that it took.
+        interrupts: interrupts of the PIT that it handled.
     """
 
     beats: int
@@ -47,10 +47,10 @@ def main(pipe: Pipe, _: bytes, fds: Sequence[int]) -> None:
 
 
 class KvmMonitor(Monitor):
-    """The machine, as it is asked for.
+    """The monitor of a KVM guest: the machine and its requests.
 
     Args:
-        start: with what options, and whether it waits for state.
+        start: the options, and whether the guest waits for state.
     """
 
     def __init__(self, start: m.Start, memory_fd: int, bitmap_fd: int) -> None:
@@ -69,7 +69,7 @@ class KvmMonitor(Monitor):
         memory = self._vm.ram.mapping
         ranges = memory.block.ranges
         files.punch_hole(self._memory_fd, 0, memory.block.size_bytes)
-        # A vCPU without paging reaches only what lies below 3 GiB. The last page of all may be the disk's.
+        # A vCPU without paging reaches only memory below 3 GiB. The last page may be used for the disk.
         pages = ranges[0].size_bytes // PAGE_BYTES - program_layout.FIRST_PAGE - 1
         if options.touched_bytes:
             pages = max(1, min(pages, options.touched_bytes // PAGE_BYTES))
@@ -122,13 +122,13 @@ class KvmMonitor(Monitor):
         return stats, self._vm.serial.text.decode("ascii", "replace")
 
     def _read(self, first_page: int, pages: int) -> Pages:
-        """A copy of guest memory; looking at a hole through the mapping would fill it."""
+        """A copy of guest memory. Reading a hole through the mapping would fill it."""
         data = os.pread(self._memory_fd, pages * PAGE_BYTES, first_page * PAGE_BYTES)
         return np.frombuffer(data, np.uint8).reshape(-1, PAGE_BYTES)
 
 
 def _fill(pages: Pages) -> None:
-    """Random bytes into *pages*, all but the words that the program counts in."""
+    """Fill *pages* with random bytes, except the words in which the program counts."""
     random = np.random.default_rng(1)
     for start in range(0, len(pages), _CHUNK_PAGES):
         chunk = pages[start : start + _CHUNK_PAGES]

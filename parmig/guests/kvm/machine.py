@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual machine: KVM's part, memory, vCPUs and devices, put together and taken apart.
+"""A virtual machine: assembles KVM's part, memory, vCPUs and devices, and releases them.
 
-Made in the main thread of the one process that KVM then lets use it.
+It is made in the main thread of a process. KVM then lets only this process use it.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from parmig.ram.blocks import BlockMemory
 from parmig.state import StateRegistry, state_of
 
 MACHINE = "kvm-1"
-"""What device state depends on, besides the shape of the machine; to be counted up when the devices change."""
+"""What device state depends on, besides the options of the machine. Raise the number when the devices change."""
 
 _THROTTLE_PERIOD_S = 0.01
 _REST_LIMIT_S = 0.2
 
 
 class Machine:
-    """The machine, which is paused.
+    """The machine. It is paused at first.
 
     Args:
-        options: what machine.
-        memory_fd: of its memory; used, not owned.
-        bitmap_fd: of the shared dirty bitmap; used, not owned.
+        options: what machine to make.
+        memory_fd: descriptor of its memory; used, not owned.
+        bitmap_fd: descriptor of the shared dirty bitmap; used, not owned.
 
     Attributes:
         name: what device state depends on.
         ram: its memory.
         dirty: its dirty log.
         vcpus: its virtual CPUs.
-        vcpu_states: what of them moves, in the same order.
+        vcpu_states: the state of the virtual CPUs, in the same order.
         serial: its serial port.
-        registry: all that has state.
+        registry: all parts that have state.
 
     Raises:
-        HostRefusedError: this host has no KVM, or not what the options ask for.
+        HostRefusedError: this host has no KVM, or lacks something that the options need.
         GuestRefusedError: a file that the options name cannot be used.
     """
 
@@ -59,8 +59,8 @@ class Machine:
         with ExitStack() as stack:
             try:
                 self._make(options, memory_fd, bitmap_fd, stack)
-                # A host that does not take its own state is refused now, not in the pause; which is shorter, too,
-                # when all of this code has run before: 1 ms to save and 2 ms to load less.
+                # A host that does not accept its own state is refused now, and not in the pause. The pause is also
+                # shorter if this code has run before: 1 ms for saving and 2 ms for loading.
                 self.registry.load_all(self.registry.save_all(machine=self.name), machine=self.name)
             except (OSError, StateError) as error:
                 raise HostRefusedError(f"KVM cannot create this machine: {error}; run parmig doctor") from error
@@ -126,7 +126,7 @@ class Machine:
             self.dirty.add_vcpu(vcpu.fd)
 
     def run(self) -> int:
-        """Let it run; returns the instant from which on it does."""
+        """Let it run, and return the instant from which it runs."""
         for part in self._parts:
             part.start()
         for vcpu in self.vcpus:
@@ -137,10 +137,10 @@ class Machine:
         return since_ns
 
     def pause(self) -> int:
-        """Stop the running machine; returns the instant from which on nothing writes memory.
+        """Stop the running machine, and return the instant from which nothing writes memory.
 
         Raises:
-            GuestError: a vCPU did not stop; all of them go on.
+            GuestError: a vCPU did not stop; all of them continue.
         """
         for vcpu in self.vcpus:
             vcpu.hold("stopped")
@@ -161,7 +161,7 @@ class Machine:
         self._throttle.set(percent)
 
     def raise_failure(self) -> None:
-        """Raise GuestError when a vCPU cannot go on."""
+        """Raise GuestError if a vCPU cannot continue."""
         failures = [vcpu.failure for vcpu in self.vcpus if vcpu.failure]
         if failures:
             raise GuestError("; ".join(failures))
@@ -172,7 +172,7 @@ class Machine:
 
 
 class _Throttle:
-    """Lets all vCPUs run and rest in turns, in a thread that is there while it is wanted."""
+    """Lets all vCPUs run and rest in turns, in a thread that exists while there is a throttle."""
 
     def __init__(self, vcpus: list[Vcpu]) -> None:
         self._vcpus = vcpus
@@ -200,7 +200,7 @@ class _Throttle:
             for vcpu in self._vcpus:
                 vcpu.hold("throttled")
             with self._changed:
-                # By how long they really ran: a short turn is longer than meant, on a busy host much longer.
+                # In proportion to how long they really ran: a short turn may take longer, on a busy host much longer.
                 rest_s = (time.monotonic() - began) * self._percent / (100 - self._percent)
                 self._changed.wait(min(rest_s, _REST_LIMIT_S))
             for vcpu in self._vcpus:
@@ -220,10 +220,10 @@ def _owned(fd: int, stack: ExitStack) -> int:
 
 
 def _has_irqchip(kvm_fd: int, wanted: str) -> bool:
-    """Whether interrupt controllers and PIT shall be in the kernel.
+    """Whether interrupt controllers and PIT are to be in the kernel.
 
     Raises:
-        HostRefusedError: they were asked for and this host has none.
+        HostRefusedError: the user asked for them, and this host has none.
     """
     offered = all(
         kvm.check_capability(kvm_fd, capability) for capability in (kvm_abi.KVM_CAP_IRQCHIP, kvm_abi.KVM_CAP_PIT2)
@@ -234,7 +234,7 @@ def _has_irqchip(kvm_fd: int, wanted: str) -> bool:
 
 
 def _check_limits(kvm_fd: int, options: KvmOptions) -> None:
-    """Refuse what this host's KVM cannot do."""
+    """Refuse options that this host's KVM cannot provide."""
     if not kvm.check_capability(kvm_fd, kvm_abi.KVM_CAP_IMMEDIATE_EXIT):
         raise HostRefusedError(
             "this host's KVM cannot stop a vCPU at once; expected KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"

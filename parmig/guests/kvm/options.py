@@ -26,7 +26,7 @@ PATH = Unit("PATH", "a path", str)
 
 
 class KvmOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """A KVM guest as asked for."""
+    """What KVM guest to make."""
 
     memory_bytes: Annotated[
         int,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code of the programs: flat 32-bit x86, put together subroutine by subroutine."""
+"""The code of the programs: flat 32-bit x86, written subroutine by subroutine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def program_code(program: str, *, waits: bool, interrupts: bool, bounce: int | N
     code = Code(CODE)
     code.label("boot")
     if interrupts:
-        for port, value in _PIC_AND_PIT:
-            code(f"B0 {value:02X} E6 {port:02X}")  # mov al, value; out port, al
-        code("FB")  # sti
+        put_timer(code)
     code.label("main")
     _put_wait(code, "main", waits=waits)
     code("3B 05", field_address("next_beat"))  # cmp eax, [next_beat]
@@ -50,8 +48,15 @@ def program_code(program: str, *, waits: bool, interrupts: bool, bounce: int | N
     return code
 
 
+def put_timer(code: Code) -> None:
+    """Let the PIT interrupt this vCPU TICK_HZ times a second."""
+    for port, value in _PIC_AND_PIT:
+        code(f"B0 {value:02X} E6 {port:02X}")  # mov al, value; out port, al
+    code("FB")  # sti
+
+
 def _put_wait(code: Code, start: str, *, waits: bool) -> None:
-    """Wait for another tick than the last, which is in EBP, or only ask for it; into EAX."""
+    """Wait for another tick than the last one, which is in EBP, or only read the tick. It is then in EAX."""
     code("BA", TIMER_PORT if waits else TIMER_PORT + 4)  # mov edx, the port that waits, or that does not
     code("ED")  # in eax, dx
     if waits:
@@ -61,7 +66,7 @@ def _put_wait(code: Code, start: str, *, waits: bool) -> None:
 
 
 def _put_quantum(code: Code, put_addition: Callable[[Code], None]) -> None:
-    """A subroutine that does as many additions as one tick has."""
+    """A subroutine that does the additions of one tick."""
     code.label("quantum")
     code("8B 0D", field_address("quantum"))  # mov ecx, [quantum]
     code.label("next")
@@ -70,13 +75,13 @@ def _put_quantum(code: Code, put_addition: Callable[[Code], None]) -> None:
     code("C3")  # ret
     code.label("addition")
     put_addition(code)
-    code("43")  # inc ebx: the account of this vCPU
+    code("43")  # inc ebx: the count of this vCPU
     code("49")  # dec ecx
     code.jump("EB", "next")  # jmp next
 
 
 def _put_increment(code: Code) -> None:
-    """Add one to the page that the walk has come to."""
+    """Add one to the page that the walk has reached."""
     code("B8", 1)  # mov eax, 1
     code("87 05", field_address("lock"))  # xchg [lock], eax
     code("85 C0")  # test eax, eax
@@ -96,7 +101,7 @@ def _put_increment(code: Code) -> None:
 
 
 def _put_random(code: Code) -> None:
-    """Add one to a page chosen by xorshift32 in ESI."""
+    """Add one to a page that xorshift32 in ESI chooses."""
     for shift in ("C1 E0 0D", "C1 E8 11", "C1 E0 05"):  # shl eax, 13; shr eax, 17; shl eax, 5
         code("89 F0")  # mov eax, esi
         code(shift)
@@ -151,10 +156,10 @@ def _put_beat(code: Code, bounce: int | None) -> None:
 
 
 def _put_handlers(code: Code) -> None:
-    """The ends of the IDT.
+    """The interrupt handlers.
 
-    They return without IRET, which KVM cannot emulate in protected mode where it runs without virtualisation in
-    hardware. The stack has EIP, CS and EFLAGS; it becomes EFLAGS, EIP. STI holds interrupts off until RET is done.
+    They return without IRET, which KVM without hardware virtualisation cannot emulate in protected mode. The stack has
+    EIP, CS and EFLAGS; the handler turns it into EFLAGS and EIP. STI holds interrupts off until RET is done.
     """
     code.label("timer")
     code("FF 05", field_address("interrupts"))  # inc dword [interrupts]: its flags do not matter, they are restored

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a program in a guest has its code, its tables and its mailbox, and what the mailbox holds."""
+"""Where a program in a guest has its code, its tables and its mailbox, and what is in the mailbox."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from parmig.ram.blocks import PAGE_BYTES
 
 PROGRAMS = ("increment", "random")
-"""The programs by name. The position is the number in guest memory: append only."""
+"""The names of the programs. The position is the number in guest memory, so only append to it."""
 
 FIRST_PAGE = 256
-"""The pages that a program writes begin at 1 MiB; below lie code, tables, stacks and the mailbox."""
+"""The pages that a program writes begin at 1 MiB. Code, tables, stacks and the mailbox are below."""
 
 CODE_SELECTOR, DATA_SELECTOR = 8, 16
 GDT, GDT_BYTES = 0x5000, 24
@@ -24,7 +24,7 @@ FIELDS = (
     "faults", "disk_errors",
 )  # fmt: skip
 MAILBOX_DTYPE = np.dtype([(name, "<u4") for name in FIELDS])
-"""What the program knows of itself, in a page of its memory. ``cursor``, ``first`` and ``end`` are addresses."""
+"""The mailbox: values of the program, in a page of its memory. ``cursor``, ``first`` and ``end`` are addresses."""
 
 
 MAGIC = 0x4D564B50

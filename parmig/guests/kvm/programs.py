@@ -3,13 +3,13 @@
 
 Every vCPU waits for a tick of the timer device, then handles its share of pages:
 
-- ``increment`` walks over the pages with all vCPUs together, under a lock, and adds one to each. So going up the
-  pages the value may drop only once, and by exactly one: where the walk is now.
-- ``random`` adds one to pages chosen by a generator of random numbers in a register.
+- ``increment``: all vCPUs together walk over the pages, under a lock, and add one to each. From page to page, the
+  value may therefore drop only once, and by exactly one: where the walk is now.
+- ``random`` adds one to pages that a random number generator in a register chooses.
 
-Each vCPU counts its additions in EBX, which travels as device state while the pages travel as memory: their sums
-must agree. vCPU 0 also counts interrupts of the PIT, writes a numbered line to the serial port every 100 ms, and,
-where there is a disk, carries a sector through it twice, by way of the highest page of memory.
+Each vCPU counts its additions in EBX. EBX travels as device state and the pages travel as memory, and their sums must
+agree. vCPU 0 also counts interrupts of the PIT, and writes a numbered line to the serial port every 100 ms. If there is
+a disk, it copies a sector to it and back, twice, through the highest page of memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.units import MIB
 
 Reader = Callable[[int, int], Pages]
-"""Gives a copy of so many pages of guest memory, from a page on."""
+"""Returns a copy of guest memory; takes the first page and the number of pages."""
 
 _CHUNK_PAGES = 16 * MIB // PAGE_BYTES
 _BUSY_QUANTUM = 256  # pages between two looks at the clock, where the rate has no limit
@@ -56,7 +56,7 @@ def install(
     interrupts: bool,
     bounce: int | None,
 ) -> list[dict[str, int]]:
-    """Write a program with all that it needs into *memory*, which is zero.
+    """Write a program, with everything that it needs, to *memory*, which is zero.
 
     Args:
         memory: the guest's memory from address 0.
@@ -67,7 +67,7 @@ def install(
         bounce: address of a page of memory for the disk's data; None: no disk.
 
     Returns:
-        for each vCPU the registers to begin with.
+        the registers with which each vCPU begins.
     """
     quantum = _BUSY_QUANTUM if pages_per_s is None else -(-pages_per_s // (TICK_HZ * vcpus))
     first = FIRST_PAGE * PAGE_BYTES
@@ -105,14 +105,14 @@ def _gate(handler: int) -> bytes:
 
 
 def mailbox(read: Reader) -> np.void:
-    """What the program knows of itself, as it is now."""
+    """The mailbox of the program, as it is now."""
     page = read(MAILBOX // PAGE_BYTES, 1).reshape(-1)
-    found: np.void = page[: MAILBOX_DTYPE.itemsize].view(MAILBOX_DTYPE)[0]
-    return found
+    box: np.void = page[: MAILBOX_DTYPE.itemsize].view(MAILBOX_DTYPE)[0]
+    return box
 
 
 def damage(read: Reader, counts: Sequence[int]) -> str:
-    """What is wrong in the memory of a paused guest; empty: nothing.
+    """Describe the damage in the memory of a paused guest; empty: none.
 
     Args:
         read: its memory from address 0.
@@ -124,10 +124,10 @@ def damage(read: Reader, counts: Sequence[int]) -> str:
     if box["faults"] or box["disk_errors"]:
         return f"the program met {box['faults']} faults and {box['disk_errors']} wrong sectors"
     values = _values(read, int(box["pages"]))
-    found, counted = int(values.sum()), sum(counts)
+    added, counted = int(values.sum()), sum(counts)
     # An addition is made before it is counted; each vCPU may be paused between the two.
-    if (found - counted) & 0xFFFF_FFFF > len(counts):
-        return f"the pages hold {found} additions and the vCPUs have counted {counted}: pages are lost or stale"
+    if (added - counted) & 0xFFFF_FFFF > len(counts):
+        return f"the pages hold {added} additions and the vCPUs have counted {counted}: pages are lost or stale"
     steps = np.diff(values)
     places = np.flatnonzero(steps)
     if PROGRAMS[int(box["program"])] == "increment" and (len(places) > 1 or (steps[places] != -1).any()):
@@ -137,7 +137,7 @@ def damage(read: Reader, counts: Sequence[int]) -> str:
 
 
 def _values(read: Reader, pages: int) -> npt.NDArray[np.int64]:
-    """The word that the program counts in, of each page."""
+    """The word of each page in which the program counts."""
     parts = [
         read(FIRST_PAGE + start, min(_CHUNK_PAGES, pages - start))[:, :4].copy().view("<u4")
         for start in range(0, pages, _CHUNK_PAGES)

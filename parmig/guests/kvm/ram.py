@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory: one block, below and above the 3 GiB where the devices' addresses begin."""
+"""Guest memory: one block, in the guest below 3 GiB and above 4 GiB. Devices have the addresses between."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LOW_BYTES = 3 * GIB
 HIGH_START = 4 * GIB
 
 Marker = Callable[[int, int], None]
-"""Tells the dirty log that the monitor itself wrote pages [first, past the last) of the block."""
+"""Marks pages ``[first, end)`` of the block, which the monitor itself wrote, in the dirty log."""
 
 
 def ram_block(memory_bytes: int) -> RamBlock:
-    """The block of a guest with so much memory: what is over 3 GiB lies at 4 GiB."""
+    """The block of a guest with *memory_bytes*. The part over 3 GiB is at 4 GiB in the guest."""
     low_bytes = min(memory_bytes, LOW_BYTES)
     ranges = [GuestRange(0, 0, low_bytes)]
     if memory_bytes > low_bytes:
@@ -30,12 +30,12 @@ def ram_block(memory_bytes: int) -> RamBlock:
 
 
 class Slot(NamedTuple):
-    """A piece of a block as KVM knows it: *pages* pages from *first_page* of block *block* on, at *gpa* in the guest.
+    """A piece of a block as KVM knows it: *pages* pages from *first_page* of block *block*, at *gpa* in the guest.
 
     Attributes:
-        number: by which KVM knows it.
-        address: where this process has it mapped.
-        first_bit: where it begins in the dirty bitmap, a multiple of 64.
+        number: its number in KVM.
+        address: where this process maps it.
+        first_bit: where it begins in the dirty bitmap; a multiple of 64.
     """
 
     number: int
@@ -47,12 +47,12 @@ class Slot(NamedTuple):
     first_bit: int
 
     def show(self, vm: int, *, log: bool) -> None:
-        """Show it to the guest, with a dirty log or without; changes only that when it is shown already."""
+        """Show the slot to the guest, with or without a dirty log. If the guest has it, only the log changes."""
         kvm.set_memory(vm, self.number, self.gpa, self.pages * PAGE_BYTES, self.address, log=log)
 
 
 class GuestRam:
-    """The block as mapped into the monitor, by guest physical address.
+    """The block as the monitor maps it, by guest physical address.
 
     Args:
         memory: the block; its descriptor is used, not owned.
@@ -72,17 +72,17 @@ class GuestRam:
             Slot(
                 number,
                 0,
-                first := one.offset_bytes // PAGE_BYTES,
-                one.size_bytes // PAGE_BYTES,
-                one.gpa,
-                address + one.offset_bytes,
+                first := part.offset_bytes // PAGE_BYTES,
+                part.size_bytes // PAGE_BYTES,
+                part.gpa,
+                address + part.offset_bytes,
                 first,
             )
-            for number, one in enumerate(self.mapping.block.ranges)
+            for number, part in enumerate(self.mapping.block.ranges)
         ]
 
     def view(self, gpa: int, size_bytes: int) -> memoryview:
-        """The memory at *gpa*; whoever writes to it calls :meth:`wrote` afterwards.
+        """The memory at *gpa*. Call :meth:`wrote` after you write to it.
 
         Raises:
             GuestError: there is no such memory.
@@ -91,7 +91,7 @@ class GuestRam:
         return self.mapping.buffer[start : start + size_bytes]
 
     def wrote(self, gpa: int, size_bytes: int) -> None:
-        """The monitor wrote there: KVM's log does not see it."""
+        """Note that the monitor wrote there, because KVM's log does not see it."""
         start = self._offset(gpa, size_bytes)
         self.mark(start // PAGE_BYTES, (start + size_bytes - 1) // PAGE_BYTES + 1)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtual CPU and the thread that runs it.
 
-The thread is in KVM_RUN, without the interpreter's lock, or handles an exit, or is parked. It parks while anybody
-holds it, and only when KVM_RUN was interrupted: an exit that the kernel completes at the next entry (a port or
-memory access) is completed then, because ``immediate_exit`` turns a held vCPU back right after that.
+The thread is in KVM_RUN (without the interpreter's lock), handles an exit, or is parked. It parks while someone holds
+it, and only after KVM_RUN was interrupted. The kernel completes some exits (port and memory accesses) only at the next
+entry. They are complete then, because ``immediate_exit`` returns from KVM_RUN right after that.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from parmig.linux import kvm, kvm_abi
 from parmig.units import NS_PER_S
 
 KICK = signal.SIGUSR1
-"""Interrupts KVM_RUN; the process has a handler for it that does nothing."""
+"""The signal that interrupts KVM_RUN. The process has a handler for it that does nothing."""
 
 _PARK_LIMIT_S = 5.0
 
 
 class Vcpu:
-    """One virtual CPU; held as ``stopped`` from the start.
+    """One virtual CPU. It is held as ``stopped`` from the start.
 
     Args:
         kvm_fd: descriptor of /dev/kvm.
-        vm: of the VM.
-        number: of the vCPU.
-        devices: by port, with the port's place in the device.
+        vm: descriptor of the VM.
+        number: number of the vCPU.
+        devices: the device of each port, and the offset of the port in it.
         ring_full: called when the dirty ring of this vCPU is full.
 
     Attributes:
         fd: its descriptor.
-        failure: why it cannot go on; empty: it can.
+        failure: why it cannot continue; empty: it can.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Vcpu:
     # -- from other threads ---------------------------------------------------------------------
 
     def hold(self, why: str) -> None:
-        """Have it park soon; it stays so until everything it is held for was released."""
+        """Let it park soon. It stays parked until every reason for which it is held was released."""
         with self._changed:
             self._holds.add(why)
             self._run.immediate_exit = 1
@@ -68,14 +68,14 @@ class Vcpu:
         signal.pthread_kill(self._thread.ident, KICK)
 
     def release(self, why: str) -> None:
-        """Take back :meth:`hold` for this reason."""
+        """Undo :meth:`hold` for this reason."""
         with self._changed:
             self._holds.discard(why)
             self._run.immediate_exit = bool(self._holds)
             self._changed.notify_all()
 
     def wait_parked(self) -> None:
-        """Wait until it is parked: its registers may be read and set then.
+        """Wait until it is parked. Then its registers may be read and set.
 
         Raises:
             GuestError: it took too long.
@@ -85,7 +85,7 @@ class Vcpu:
                 raise GuestError(f"{self._thread.name} did not stop within {_PARK_LIMIT_S:g} s")
 
     def close(self) -> None:
-        """End the thread and give everything back; it must be held."""
+        """End the thread and release everything. The vCPU must be held."""
         self._ended = True
         self.hold("ended")
         self._thread.join(_PARK_LIMIT_S)
@@ -124,7 +124,7 @@ class Vcpu:
                 self._run.mmio.data[:] = [0xFF] * 8
         elif reason == kvm_abi.KVM_EXIT_DIRTY_RING_FULL:
             self._ring_full()
-        elif reason == kvm_abi.KVM_EXIT_HLT:  # without an interrupt controller in the kernel; nothing would end it
+        elif reason == kvm_abi.KVM_EXIT_HLT:  # no interrupt controller in the kernel: nothing would end it
             self._rest(time.monotonic_ns() + NS_PER_S // TICK_HZ)
         else:
             name = kvm_abi.KVM_EXIT_NAMES.get(reason, str(reason))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registers of a virtual CPU: read and set whole, in the order that the kernel wants.
+"""The registers of a virtual CPU: reads and sets all of them, in the order that the kernel needs.
 
-Reading: MP_STATE first, because asking for it may deliver an INIT or SIPI; the events last, because other calls may
-move an interrupt there. Setting: CPUID before all else; MP_STATE; REGS, which clears pending exceptions; SREGS,
-which brings the LAPIC's base; the LAPIC; the MSRs, of which the TSC deadline takes a configured LAPIC; the events last.
+Reading: MP_STATE first, because reading it may deliver an INIT or SIPI; the events last, because other calls may move
+an interrupt there. Setting: CPUID before everything else; MP_STATE; REGS, which clears pending exceptions; SREGS, which
+has the base of the LAPIC; the LAPIC; the MSRs, because the TSC deadline needs a configured LAPIC; the events last.
 
-What this host's KVM does not have is saved as empty. A destination that lacks what was saved refuses by name.
+Structures that this host's KVM does not have are saved as empty. A destination refuses, by name, what it lacks.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PRIORITY = 300
 """vCPUs are loaded before the interrupt controllers, which may hand them interrupts."""
 
 _BEFORE_MSRS = ("mp_state", "regs", "sregs", "sregs2", "fpu", "xsave", "xcrs", "debugregs", "lapic")
-"""The order of reading and of setting; the MSRs and the events follow."""
+"""The structures in the order of reading and setting. The MSRs and the events follow."""
 
 _STRUCTURES = (*_BEFORE_MSRS, "events")
 
 _CONTAINED_IN = {"sregs": "sregs2", "fpu": "xsave"}
-"""What is not saved where the host has something that contains it."""
+"""Structures that are not saved if the host has the other, which contains them."""
 
 Structure: TypeAlias = Annotated[Buffer, Limit(4096)]
-"""A structure as the kernel lays it out, XSAVE being the largest; empty: the source has none."""
+"""A structure in the kernel's layout. XSAVE is the largest. Empty: the source has none."""
 
 _TABLE_LIMIT = 5120  # words of CPUID, 512 entries; there are fewer MSRs
 _CPUID_ENTRY_WORDS = kvm_abi.KVM_CPUID_DTYPE.itemsize // 4
@@ -51,17 +51,17 @@ _FEATURES = {
 """CPUID leaves and registers in which each bit is a feature."""
 
 _NOT_OFFERED = {(0x1, 0, "ecx"): 1 << 27}
-"""Bits that a host does not offer and a guest has all the same: OSXSAVE follows CR4."""
+"""Bits that a host does not offer but a guest may have: OSXSAVE follows from CR4."""
 
 
 @migration_state("vcpu", priority=PRIORITY)
 class VcpuState:
-    """What of a vCPU arrives at the destination. It must be parked whenever state is saved or loaded.
+    """The state of a vCPU that moves to the destination. The vCPU must be parked when it is saved or loaded.
 
     Args:
         kvm_fd: descriptor of /dev/kvm.
-        vcpu: of the vCPU, which has not run yet.
-        number: of the vCPU.
+        vcpu: descriptor of the vCPU, which has not run yet.
+        number: number of the vCPU.
         irqchip: whether the interrupt controllers are in the kernel.
     """
 
@@ -84,7 +84,7 @@ class VcpuState:
         self._vcpu = vcpu
         self._has = {name for name in _STRUCTURES if _is_offered(kvm_fd, name, irqchip)}
         offered = kvm.supported_cpuid(kvm_fd)
-        self._offered = {(int(one["function"]), int(one["index"])): one for one in offered.copy()}
+        self._offered = {(int(entry["function"]), int(entry["index"])): entry for entry in offered.copy()}
         self.cpuid = _cpuid_for(offered, number)
         self._set_cpuid()
         self.msr_indices = _readable_msrs(vcpu, kvm.msr_indices(kvm_fd))
@@ -92,13 +92,13 @@ class VcpuState:
     def start_flat(
         self, registers: Mapping[str, int], selectors: tuple[int, int], gdt: tuple[int, int], idt: tuple[int, int]
     ) -> None:
-        """Begin in 32-bit protected mode without paging, all segments over all memory.
+        """Begin in 32-bit protected mode without paging, with all segments over all memory.
 
         Args:
-            registers: by name; the others are 0.
-            selectors: of the code segment, of the data segments.
+            registers: registers by name; the others are 0.
+            selectors: selector of the code segment, and of the data segments.
             gdt: address and size of the global descriptor table.
-            idt: of the interrupt descriptor table.
+            idt: address and size of the interrupt descriptor table.
         """
         sregs = kvm_abi.KvmSregs.from_buffer_copy(kvm.get_state(self._vcpu, "sregs"))
         sregs.make_flat(*selectors)
@@ -117,7 +117,7 @@ class VcpuState:
     # -- saving ---------------------------------------------------------------------------------
 
     def pre_save(self) -> None:
-        """Ask KVM."""
+        """Read the state from KVM."""
         for name in _BEFORE_MSRS:
             self._read(name)
         self._read_msrs()
@@ -138,7 +138,7 @@ class VcpuState:
     # -- loading --------------------------------------------------------------------------------
 
     def post_load(self, _: int) -> None:
-        """Tell KVM.
+        """Set the state in KVM.
 
         Raises:
             StateError: this host lacks something that the vCPU had; the message names it.
@@ -174,7 +174,7 @@ class VcpuState:
         return np.frombuffer(self.cpuid.astype("<u4").tobytes(), kvm_abi.KVM_CPUID_DTYPE)
 
     def _check_cpuid(self) -> None:
-        """Refuse features that this host does not offer, by name."""
+        """Refuse, by name, features that this host does not offer."""
         lacking = []
         for entry in self._cpuid_table():
             leaf = int(entry["function"]), int(entry["index"])
@@ -198,13 +198,13 @@ class VcpuState:
             table = table[done + 1 :]
 
     def _accept_unset(self, entry: np.void) -> None:
-        """An MSR cannot be set: fine only if it has that value anyway."""
-        found = np.array([entry], kvm_abi.KVM_MSR_DTYPE)
-        if kvm.get_msrs(self._vcpu, found) != 1:
+        """Accept an MSR that cannot be set only if it has that value already."""
+        current = np.array([entry], kvm_abi.KVM_MSR_DTYPE)
+        if kvm.get_msrs(self._vcpu, current) != 1:
             raise StateError(f"the source saved MSR {entry['index']:#x}, which this host's KVM does not have")
-        if found[0]["data"] != entry["data"]:
+        if current[0]["data"] != entry["data"]:
             raise StateError(
-                f"MSR {entry['index']:#x} is {entry['data']:#x} at the source and {found[0]['data']:#x} here, "
+                f"MSR {entry['index']:#x} is {entry['data']:#x} at the source and {current[0]['data']:#x} here, "
                 "and this host's KVM cannot set it"
             )
 
@@ -216,7 +216,7 @@ def _is_offered(kvm_fd: int, name: str, irqchip: bool) -> bool:
 
 
 def _cpuid_for(entries: kvm_abi.KvmTable, number: int) -> npt.NDArray[np.uint32]:
-    """All that the host offers, with the number of the vCPU where CPUID has it."""
+    """Everything that the host offers, with the number of the vCPU filled in."""
     for entry in entries:
         if entry["function"] == 0x1:
             entry["ebx"] = int(entry["ebx"]) & 0x00FF_FFFF | number << 24
@@ -226,14 +226,14 @@ def _cpuid_for(entries: kvm_abi.KvmTable, number: int) -> npt.NDArray[np.uint32]
 
 
 def _readable_msrs(vcpu: int, indices: list[int]) -> npt.NDArray[np.uint32]:
-    """Those of *indices* that can be read, in the order in which they are to be set."""
-    wanted = sorted(indices, key=lambda index: (index == _TSC_DEADLINE, index))
-    found: list[int] = []
-    while wanted:
-        done = kvm.get_msrs(vcpu, _msr_table(wanted))
-        found += wanted[:done]
-        del wanted[: done + 1]  # and with them the one that cannot be read
-    return np.array(found, np.uint32)
+    """The MSRs of *indices* that can be read, in the order in which they are set."""
+    remaining = sorted(indices, key=lambda index: (index == _TSC_DEADLINE, index))
+    readable: list[int] = []
+    while remaining:
+        done = kvm.get_msrs(vcpu, _msr_table(remaining))
+        readable += remaining[:done]
+        del remaining[: done + 1]  # also the one that cannot be read
+    return np.array(readable, np.uint32)
 
 
 def _msr_table(indices: Sequence[int] | npt.NDArray[np.uint32]) -> kvm_abi.KvmTable:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Letting the network find a guest: its network devices send their addresses to the switches."""
+"""Helps the network find a guest: its network devices send their addresses to the switches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write tracking for the memory of a process that knows nothing of it.
+"""Write tracking for the memory of a process that does not cooperate.
 
 A userfaultfd tracks the address space of the process that made it, so QEMU has to make it: one of its
 threads is stopped for a moment (0.5 ms measured) and made to run two system calls. The first makes the
@@ -162,8 +162,8 @@ def _ptrace_refused(pid: int, error: OSError) -> HostRefusedError:
     reasons.append(f"QEMU's uid is {owner}, parmig's is {os.getuid()}")
     return HostRefusedError(
         f"not allowed to attach to QEMU (process {pid}): {error.strerror or error}; {'; '.join(reasons)}. "
-        "Run parmig as root or with CAP_SYS_PTRACE, or as QEMU's own user with Yama's ptrace_scope 0, "
-        "or use --tracker digest, which needs no attaching"
+        "Run parmig as root or with CAP_SYS_PTRACE, or as QEMU's own user with Yama's ptrace_scope 0; "
+        "for shared memory, state=migrate and --tracker digest need no attaching"
     )
 
 

@@ -82,14 +82,14 @@ def rewrite(
         memory: what the destination's RAM is made of: ``same``, ``private``, ``shared``, ``hugetlb`` or ``memfd``.
             Its blocks keep their names, because both sides must have the same.
     """
-    found = _options(arguments[1:])
-    machine = _machine(found, source.machine)
-    options = [one for one in found if one.name not in _LEFT_OUT]
+    given = _options(arguments[1:])
+    machine = _machine(given, source.machine)
+    options = [option for option in given if option.name not in _LEFT_OUT]
     if memory != "same":
         options = _with_memory(options, machine, source, memory)
     line = [map_paths(arguments[0], maps), "-machine", map_paths(str(machine), maps)]
-    for one in options:
-        line += one.words if one.name in _NO_PATHS else [map_paths(word, maps) for word in one.words]
+    for option in options:
+        line += option.words if option.name in _NO_PATHS else [map_paths(word, maps) for word in option.words]
     line += ["-incoming", "defer", "-S"]
     return DestinationLine(tuple(line), tuple(_notes(options, source)))
 
@@ -110,9 +110,9 @@ def _options(arguments: Sequence[str]) -> list[_Option]:
 def _machine(options: Sequence[_Option], versioned: str) -> OptionText:
     """All ``-machine`` options as one, as QEMU merges them, with the versioned type."""
     merged = OptionText(versioned, "type")
-    for one in options:
-        if one.name in ("machine", "M"):
-            parts = OptionText(one.value, "type").parts
+    for option in options:
+        if option.name in ("machine", "M"):
+            parts = OptionText(option.value, "type").parts
             merged.parts.update((key, value) for key, value in parts.items() if key != "type")
     return merged
 
@@ -120,21 +120,21 @@ def _machine(options: Sequence[_Option], versioned: str) -> OptionText:
 def _with_memory(options: Sequence[_Option], machine: OptionText, source: SourceQemu, memory: str) -> list[_Option]:
     """*options* with RAM of another kind; *machine* is changed where it must name the backend."""
     changed, named = [], set()
-    for one in options:
-        backend = OptionText(one.value, "qom-type") if one.name == "object" else None
+    for option in options:
+        backend = OptionText(option.value, "qom-type") if option.name == "object" else None
         if backend is not None and _RAM_KINDS.fullmatch(backend.get("qom-type")):
             named.add(backend.get("id"))
             _make(backend, memory)
-            changed.append(_Option(one.name, (one.words[0], str(backend))))
-        elif one.name not in ("mem-path", "mem-prealloc"):  # of a plain -m
-            changed.append(one)
-    implied = [one for one in source.backends if one.name == source.machine_backend and one.name not in named]
+            changed.append(_Option(option.name, (option.words[0], str(backend))))
+        elif option.name not in ("mem-path", "mem-prealloc"):  # of a plain -m
+            changed.append(option)
+    implied = [item for item in source.backends if item.name == source.machine_backend and item.name not in named]
     if memory != "private":
-        for one_backend in implied:
-            backend = OptionText(f"memory-backend-ram,id={one_backend.name},size={one_backend.size_bytes}", "qom-type")
+        for item in implied:
+            backend = OptionText(f"memory-backend-ram,id={item.name},size={item.size_bytes}", "qom-type")
             _make(backend, memory)
             changed.append(_Option("object", ("-object", str(backend))))
-            machine.parts["memory-backend"] = one_backend.name
+            machine.parts["memory-backend"] = item.name
     return changed
 
 
@@ -146,12 +146,12 @@ def _make(backend: OptionText, memory: str) -> None:
 
 def _notes(options: Sequence[_Option], source: SourceQemu) -> list[str]:
     notes = []
-    for one in options:
-        if one.name == "readconfig":
-            notes.append(f"-readconfig {one.value}: parmig does not look into this file; change it where need be")
-        elif one.name not in _NO_PATHS and (one.name == "add-fd" or _DESCRIPTOR.search(one.value)):
-            notes.append(f"{' '.join(one.words)}: names a descriptor of the source's process; give another one")
-    words = "\n".join(word for one in options for word in one.words)
+    for option in options:
+        if option.name == "readconfig":
+            notes.append(f"-readconfig {option.value}: parmig does not look into this file; change it where need be")
+        elif option.name not in _NO_PATHS and (option.name == "add-fd" or _DESCRIPTOR.search(option.value)):
+            notes.append(f"{' '.join(option.words)}: names a descriptor of the source's process; give another one")
+    words = "\n".join(word for option in options for word in option.words)
     for name in source.named:
         if name != source.machine_backend and not re.search(rf"\bid\"?\s*[=:]\s*\"?{re.escape(name)}(?![\w.-])", words):
             notes.append(f"{name!r} was added to the source after its start; add it here too")

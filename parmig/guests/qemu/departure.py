@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the guest of a QEMU leaves: the interface of the two ways in which its device state can be taken."""
+"""The interface of the two ways in which the device state of a QEMU can be taken."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from parmig.guests.qemu.settings import Settings
 
 
 class Departure(ABC):
-    """One pause of a QEMU, from before its start to its end or undoing.
+    """One pause of a QEMU, from its preparation to its end or its undoing.
 
     Args:
         qmp: the session; used, not owned.
         hardware: compared at the pause with what was noted at the start of the dirty log.
 
     Attributes:
-        started: whether the pause was begun, and not undone.
+        started: whether the pause was begun and not undone.
         plain_pause: whether QEMU reports a guest that this has paused as one that its operator has paused.
     """
 
@@ -32,7 +32,7 @@ class Departure(ABC):
         self.started = False
 
     def prepare(self, settings: Settings) -> None:
-        """Change the settings that it needs; the default needs none.
+        """Change the settings that it needs. The default needs none.
 
         Raises:
             GuestError: QEMU refuses.
@@ -81,7 +81,7 @@ class Departure(ABC):
 
     @abstractmethod
     def undo(self) -> int | None:
-        """Undo all of it, wherever it is; a guest that ran until its pause runs again.
+        """Undo everything, at any stage. A guest that ran until its pause runs again.
 
         Returns:
             when it ran, on the clock of ``time.monotonic_ns()``; None if it was not resumed.
@@ -92,7 +92,7 @@ class Departure(ABC):
 
     @abstractmethod
     def undo_unfinished(self, *, running: bool, paused: bool) -> None:
-        """The same for what another process had begun, and did not live to end.
+        """The same, for a pause that another process began and could not end.
 
         Args:
             running: whether the guest ran until its pause, or, before that, when it was last asked.
@@ -113,4 +113,4 @@ class Departure(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything back on this side. Never raises; calling it twice is fine."""
+        """Release everything on this side. Never raises; may be called twice."""

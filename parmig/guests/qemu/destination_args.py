@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a running QEMU for all that the command line of its destination depends on."""
+"""Asks a running QEMU for everything on which the command line of its destination depends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def destination_line(guest: str, maps: Sequence[tuple[str, str]], memory: str) -
     """The command line of a destination for *guest*.
 
     Args:
-        guest: ``qemu:QMP-SOCKET[,OPTIONS]``, as for ``parmig send``. It is only asked, and need not be movable yet.
+        guest: ``qemu:QMP-SOCKET[,OPTIONS]``, as for ``parmig send``. It is only asked, and need not be movable.
         maps, memory: as for :func:`~parmig.guests.qemu.command_line.rewrite`.
 
     Raises:

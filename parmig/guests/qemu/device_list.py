@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices a QEMU has, and which of them write guest memory unseen. Pure functions, no I/O."""
+"""The devices of a QEMU, and those among them whose writes no tracker sees. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class Inventory(NamedTuple):
 
 def inventory(qtree: str, ramblocks: str) -> Inventory:
     """The devices and RAM blocks that HMP ``info qtree`` and ``info ramblock`` printed."""
-    found = (_DEVICE_LINE.match(line) for line in qtree.splitlines())
+    matches = (_DEVICE_LINE.match(line) for line in qtree.splitlines())
     sizes = ram_list.block_sizes(ramblocks)
     return Inventory(
-        tuple(Device(match["type"], match["id"]) for match in found if match),
+        tuple(Device(match["type"], match["id"]) for match in matches if match),
         tuple(f"{name} of {size_bytes} bytes" for name, size_bytes in sizes.items()),
     )
 
 
 def changes(before: Inventory, now: Inventory) -> str:
-    """What came and went between two inventories, for people; empty when nothing did."""
+    """The differences between two inventories, for people; empty: none."""
     words = []
     for what, then, after in (("device", before.devices, now.devices), ("RAM block", before.blocks, now.blocks)):
         came, went = list(after), list(then)
@@ -80,7 +80,7 @@ def changes(before: Inventory, now: Inventory) -> str:
 def untracked(
     devices: Iterable[Device], network: str, objects: Iterable[Mapping[str, str]], nodes: Iterable[Mapping[str, Any]]
 ) -> list[Device]:
-    """What writes guest memory from outside QEMU's process or by the hardware, where no write tracker sees it.
+    """The devices whose writes to guest memory no tracker sees: another process or hardware makes them.
 
     Args:
         devices: all of them.
@@ -88,10 +88,10 @@ def untracked(
         objects: the answer of ``qom-list`` on ``/objects``.
         nodes: the answer of ``query-named-block-nodes``.
     """
-    found = [device for device in devices if UNTRACKED_DEVICES.fullmatch(device.type)]
+    result = [device for device in devices if UNTRACKED_DEVICES.fullmatch(device.type)]
     clients = (_NETWORK_LINE.match(line) for line in network.splitlines())
-    found += [Device(match["type"], match["id"]) for match in clients if match and match["type"] in UNTRACKED_NETWORKS]
+    result += [Device(match["type"], match["id"]) for match in clients if match and match["type"] in UNTRACKED_NETWORKS]
     kinds = [Device(item["type"].removeprefix("child<").removesuffix(">"), item["name"]) for item in objects]
-    found += [item for item in kinds if item.type in UNTRACKED_OBJECTS]
-    found += [Device(str(n["drv"]), str(n.get("node-name", ""))) for n in nodes if n["drv"] in UNTRACKED_DRIVERS]
-    return found
+    result += [item for item in kinds if item.type in UNTRACKED_OBJECTS]
+    result += [Device(str(n["drv"]), str(n.get("node-name", ""))) for n in nodes if n["drv"] in UNTRACKED_DRIVERS]
+    return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dirty log a QEMU gets: the kernel's write tracking where it sees every write, digests elsewhere."""
+"""Chooses the dirty log of a QEMU: the kernel's write tracking if it sees every write, else digests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def choose_log(kind: str, hardware: Hardware) -> tuple[str, str]:
     """The kind of dirty log to use, ``pagemap`` or ``digest``, and why.
 
     Args:
-        kind: what the user wishes: ``auto``, ``pagemap`` or ``digest``.
+        kind: what the user wants: ``auto``, ``pagemap`` or ``digest``.
         hardware: notes what there is now.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file in memory that QEMU can write to by name, ``/dev/fdset/N``: no path that its user would have to reach."""
+"""A file in memory that QEMU writes to by the name ``/dev/fdset/N``, so its user needs access to no path."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class MemoryFile:
         self.name = f"/dev/fdset/{self._number}"
 
     def take(self) -> bytes:
-        """All that QEMU wrote. QEMU gives its copy up; its answer is not waited for."""
+        """Everything that QEMU wrote. QEMU is asked to close its copy; this does not wait for the answer."""
         self._removal = self._qmp.submit("remove-fd", fdset_id=self._number)
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0)
 
     def close(self) -> None:
-        """Give the memory back, whatever QEMU still holds. Never raises; calling it twice is fine."""
+        """Release the memory, also if QEMU still has a copy. Never raises; may be called twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):

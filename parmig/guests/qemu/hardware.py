@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a QEMU is made of, during a migration: asked for at its start, and compared at the pause."""
+"""The devices and RAM blocks of a QEMU: noted at the start of a migration, and compared at the pause."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ class Hardware:
         self._asked: list[Future[Any]] = []
 
     def note(self) -> None:
-        """Remember what there is, for :meth:`check`."""
+        """Note the devices and RAM blocks, for :meth:`check`."""
         self._noted = devices.inventory(*(self._qmp.monitor(line) for line in _COMMANDS))
 
     def unseen(self) -> str:
-        """Which of the devices noted write memory where the kernel tracks no writes, for people; empty: none."""
-        found = devices.untracked(
+        """The noted devices whose writes to memory the kernel does not track, for people; empty: none."""
+        untracked = devices.untracked(
             self._noted.devices,
             self._qmp.monitor("info network"),
             self._qmp.execute("qom-list", path="/objects"),
             self._qmp.execute("query-named-block-nodes", flat=True),
         )
-        if not found:
+        if not untracked:
             return ""
-        names = ", ".join(str(device) for device in found)
+        names = ", ".join(str(device) for device in untracked)
         return f"{names} of QEMU writes guest memory past QEMU's page tables, where the kernel tracks no writes"
 
     def ask(self) -> None:
-        """Ask QEMU what there is now, without waiting for the answer."""
+        """Ask QEMU for its devices and RAM blocks now, and do not wait for the answers."""
         self._asked = [self._qmp.submit("human-monitor-command", command_line=line) for line in _COMMANDS]
 
     def check(self) -> None:
-        """Compare what :meth:`ask` asked for with what was noted.
+        """Compare the answers to :meth:`ask` with what was noted.
 
         Raises:
-            GuestError: something came or went, or QEMU is gone.
+            GuestError: a device or block was added or removed, or QEMU is gone.
         """
         answers = [self._qmp.answer(line, future) for line, future in zip(_COMMANDS, self._asked, strict=True)]
         changed = devices.changes(self._noted, devices.inventory(*answers))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's own migration on the destination: device state goes in, and the guest stays paused until it is resumed."""
+"""QEMU's own migration on the destination: loads device state, and keeps the guest paused until it is resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Incoming:
         settings: the same.
 
     Attributes:
-        given: whether any state was given to QEMU, which makes it useless for another try.
+        given: whether QEMU got any state. If so, it cannot be used for another attempt.
         resumed: whether the guest was resumed.
     """
 
@@ -59,7 +59,7 @@ class Incoming:
         """Give *data* to QEMU; the first bytes start its migration.
 
         Raises:
-            StateError: QEMU does not like what it read.
+            StateError: QEMU refused what it read.
             GuestError: QEMU is gone, or took nothing for the session's limit.
         """
         stream = self._stream or self._start()

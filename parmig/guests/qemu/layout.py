@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's memory backends, and where the guest sees them, by what the monitor says. Pure functions, no I/O."""
+"""QEMU's memory backends, and where the guest sees them, from the answers of QMP. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from parmig.errors import GuestRefusedError
 from parmig.ram.blocks import GuestRange
 
 SHARED_MEMORY_HINT = (
-    "start QEMU with -object memory-backend-file,id=ram0,size=SIZE,mem-path=/dev/shm/NAME,share=on "
-    "-machine TYPE,memory-backend=ram0"
+    "use state=devices, or start QEMU with -object memory-backend-file,id=ram0,size=SIZE,mem-path=/dev/shm/NAME,"
+    "share=on -machine TYPE,memory-backend=ram0"
 )
-"""The options that make RAM reachable from outside."""
+"""The options that ``state=migrate`` needs: QEMU leaves such RAM to parmig."""
 
 NAMED_FILES_ONLY = (8, 1)
 """From this QEMU on, x-ignore-shared leaves out only RAM in named files (migration/ram.c)."""
@@ -58,23 +58,23 @@ def backends(memdevs: Iterable[Mapping[str, Any]], objects: Iterable[Mapping[str
         objects: the answer of ``qom-list`` on ``/objects``.
     """
     kinds = {item["name"]: item["type"].removeprefix("child<").removesuffix(">") for item in objects}
-    found = [
+    result = [
         Backend(str(dev["id"]), kinds.get(str(dev["id"]), ""), int(dev["size"]), bool(dev["share"]))
         for dev in memdevs
         if "id" in dev
     ]
-    return sorted(found)
+    return sorted(result)
 
 
 def check_moved(protection: str, memory_devices: Iterable[Mapping[str, Any]]) -> None:
-    """See whether the guest has memory that nobody can move from outside.
+    """Check that the guest has no memory that cannot be moved from outside.
 
     Args:
         protection: the machine's property ``confidential-guest-support``; empty where there is none.
         memory_devices: the answer of ``query-memory-devices``.
 
     Raises:
-        GuestRefusedError: it has; the message names it.
+        GuestRefusedError: it has such memory; the message names it.
     """
     if protection:
         raise GuestRefusedError(
@@ -89,15 +89,15 @@ def check_moved(protection: str, memory_devices: Iterable[Mapping[str, Any]]) ->
             )
 
 
-def check_backends(found: Sequence[Backend], version: tuple[int, int, int]) -> None:
-    """See whether QEMU's own migration leaves out every one, so that parmig can move it.
+def check_backends(used: Sequence[Backend], version: tuple[int, int, int]) -> None:
+    """Check, for ``state=migrate``, that QEMU's own migration leaves out every backend of *used*.
 
     Raises:
         GuestRefusedError: it does not; the message has the options that help.
     """
-    if not found:
+    if not used:
         raise GuestRefusedError(f"QEMU has no memory backend; {SHARED_MEMORY_HINT}")
-    for backend in found:
+    for backend in used:
         label = f"RAM of QEMU, {backend.kind or 'memory backend'} {backend.name!r}"
         if not backend.share:
             raise GuestRefusedError(f"{label}, is not shared (share=off); {SHARED_MEMORY_HINT}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``xen-save-devices-state`` leaves out without a word: state that only live sections carry. Pure functions.
+"""What ``xen-save-devices-state`` leaves out without an error: state that only live sections have. Pure functions.
 
-That command passes over everything with a live part (qemu_save_device_state in migration/savevm.c).
+The command skips everything with a live part (qemu_save_device_state in migration/savevm.c).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def left_out(
         moves_bitmaps: whether the capability ``dirty-bitmaps`` is on. Without it, a persistent bitmap travels within
             its image.
     """
-    found = [f"the storage tables of a {target} machine"] if target in LIVE_TARGETS else []
-    found += [f"the state of device {device}" for device in devices if LIVE_DEVICES.fullmatch(device.type)]
+    lost = [f"the storage tables of a {target} machine"] if target in LIVE_TARGETS else []
+    lost += [f"the state of device {device}" for device in devices if LIVE_DEVICES.fullmatch(device.type)]
     bitmaps = {
         (str(bitmap.get("name", "")), str(node.get("node-name", "")))
         for node in nodes
         for bitmap in node.get("dirty-bitmaps", ())
         if moves_bitmaps or not bitmap.get("persistent")
     }
-    found += [f"dirty bitmap {name!r} of block node {node!r}" for name, node in sorted(bitmaps)]
-    return found
+    lost += [f"dirty bitmap {name!r} of block node {node!r}" for name, node in sorted(bitmaps)]
+    return lost
 
 
 def disks_given_away(nodes: Iterable[Mapping[str, Any]], graph: Mapping[str, Any]) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a process maps a RAM block, by the text of /proc/PID/maps. Pure functions, no I/O."""
+"""Where a process maps a RAM block, from the text of /proc/PID/maps. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Vma(NamedTuple):
 
     Attributes:
         start: its first address.
-        end: the address behind it.
+        end: the address after its last one.
         writable: whether the process may read and write it.
         shared: whether writes go to the file; private otherwise.
         offset_bytes: where in the file it begins.
@@ -56,12 +56,12 @@ class Place(NamedTuple):
 
 def parse_maps(text: str) -> list[Vma]:
     """The mappings in the text of /proc/PID/maps, by address (Documentation/filesystems/proc.rst)."""
-    found = []
+    vmas = []
     for line in text.splitlines():
         fields = line.split(maxsplit=5)
         start, end = (int(number, 16) for number in fields[0].split("-"))
         major, minor = (int(number, 16) for number in fields[3].split(":"))
-        found.append(
+        vmas.append(
             Vma(
                 start=start,
                 end=end,
@@ -73,7 +73,7 @@ def parse_maps(text: str) -> list[Vma]:
                 path=fields[5] if len(fields) > 5 else "",
             )
         )
-    return found
+    return vmas
 
 
 def find_place(maps: Iterable[Vma], address: int, size_bytes: int) -> Place | None:
@@ -108,7 +108,7 @@ def find_segments(maps: Iterable[Vma], extent: Extent, size_bytes: int) -> tuple
         GuestRefusedError: it does not map all of it, or a part of it twice: writes through the second
             mapping would be seen nowhere in the first.
     """
-    found: list[Segment] = []
+    parts: list[Segment] = []
     for vma in maps:
         if (vma.device, vma.inode) != (extent.device, extent.inode) or not vma.shared:
             continue
@@ -116,9 +116,9 @@ def find_segments(maps: Iterable[Vma], extent: Extent, size_bytes: int) -> tuple
         high = min(vma.offset_bytes + vma.end - vma.start, extent.offset_bytes + size_bytes)
         if low < high:
             first_page = (low - extent.offset_bytes) // PAGE_BYTES
-            found.append(Segment(first_page, (high - low) // PAGE_BYTES, vma.start + low - vma.offset_bytes))
+            parts.append(Segment(first_page, (high - low) // PAGE_BYTES, vma.start + low - vma.offset_bytes))
     joined: list[Segment] = []
-    for segment in sorted(found, key=lambda item: item.first_page):
+    for segment in sorted(parts, key=lambda item: item.first_page):
         expected = joined[-1].first_page + joined[-1].pages if joined else 0
         if segment.first_page != expected:
             raise GuestRefusedError(

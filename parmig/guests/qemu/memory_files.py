@@ -110,8 +110,8 @@ def _addresses(
 ) -> dict[str, int]:
     """Where each block of *names* begins in QEMU's process.
 
-    QEMU translates addresses that the guest sees. What it says of guest RAM is the check of what it lists from
-    8.0 on, and of what is read from its memory before.
+    QEMU translates addresses that the guest sees. Its answers for guest RAM check the addresses in its list (from 8.0
+    on), or those that were read from its memory (before).
     """
     seen: dict[str, int] = {}
     for name, runs in pieces.items():
@@ -125,8 +125,10 @@ def _addresses(
     listed = {entry.name: entry.address for entry in entries if entry.name in names and entry.address is not None}
     if not listed and names - set(seen):
         with _open_process(pid) as fd:
-            found = ram_structs.find_addresses(entries, maps, lambda address, size: _read(fd, address, size))
-        listed = {entry.name: address for entry, address in zip(entries, found, strict=True) if entry.name in names}
+            found_addresses = ram_structs.find_addresses(entries, maps, lambda address, size: _read(fd, address, size))
+        listed = {
+            entry.name: address for entry, address in zip(entries, found_addresses, strict=True) if entry.name in names
+        }
     addresses = {**seen, **listed}
     for name, address in seen.items():
         if addresses[name] != address:
@@ -186,7 +188,7 @@ def _check_size(fd: int, needed_bytes: int, name: str) -> None:
 
 
 def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -> int:
-    """A descriptor of the file behind a block: by way of one that QEMU has open."""
+    """A descriptor of the file of a block, opened through one that QEMU has open."""
     candidates = [f"/proc/{pid}/fd/{number}" for number in _proc_names(pid, "fd")]
     # QEMU keeps the file open (RAMBlock.fd), but need not; these links need CAP_CHECKPOINT_RESTORE.
     start = f"{address:x}-"
@@ -194,8 +196,8 @@ def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -
     refusal = "no descriptor of it is open in QEMU"
     for path in candidates:
         try:
-            found = os.stat(path)
-            if (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) != (*extent.device, extent.inode):
+            status = os.stat(path)
+            if (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino) != (*extent.device, extent.inode):
                 continue
             return os.open(path, access | os.O_CLOEXEC)
         except OSError as error:
@@ -203,7 +205,7 @@ def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -
     wanted = "reading and writing" if access == os.O_RDWR else "reading"
     raise GuestRefusedError(
         f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for {wanted}: {refusal}; "
-        "run parmig as root or as QEMU's own user"
+        "run parmig as root; QEMU's own user may only open files that QEMU keeps open"
     )
 
 

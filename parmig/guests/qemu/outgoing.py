@@ -28,7 +28,7 @@ from parmig.units import KIB
 READ_BYTES = 256 * KIB
 
 CANCEL_STEP_S = 0.02
-"""How often a cancel that takes its time is looked at; one takes 3 ms."""
+"""How often a slow cancel is checked. A cancel usually takes 3 ms."""
 
 STOPPED_BY_MIGRATION = frozenset({"finish-migrate", "postmigrate"})
 """States of ``query-status`` of a guest that only QEMU's migration stopped."""
@@ -100,9 +100,9 @@ class Outgoing(Departure):
         return self._was_running
 
     def save(self, sink: StateSink, *, stays: bool) -> None:
-        """Let QEMU write the device state, and pass on all that is left of the stream.
+        """Let QEMU write the device state, and pass on the rest of the stream.
 
-        It hands its disks over in any case; ``cont`` takes them back.
+        QEMU gives its disks away in any case; ``cont`` takes them back.
         """
         command = "migrate-continue"
         # Not waited for here: QEMU may write as soon as it has the command.
@@ -180,9 +180,9 @@ class Outgoing(Departure):
             if self._listener is not None and self._listener.take() is None:
                 wait_readable(time.monotonic() + CANCEL_STEP_S, self._listener)
             if status == "cancelling":
-                # QEMU 7.2 hangs, the guest paused, when the cancel comes in the millisecond before
-                # pre-switchover: it then waits for this command without saying so. Too often is harmless,
-                # spare ones are eaten up (migration_maybe_pause in migration/migration.c).
+                # QEMU 7.2 hangs with the guest paused if the cancel comes in the millisecond before pre-switchover:
+                # it then waits for this command and does not report it. Sending it too often is harmless
+                # (migration_maybe_pause in migration/migration.c).
                 with contextlib.suppress(GuestError):
                     self._qmp.execute("migrate-continue", state="cancelling")
             if time.monotonic() > deadline:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An unmodified QEMU as a guest, on either side: see ``docs/guests.md`` for what it must be started with.
+"""An unmodified QEMU as a guest, on either side: see ``docs/qemu.md`` for what can be moved.
 
-RAM is moved by parmig straight between the files behind it. How device state is taken, and whether small memories
-such as video RAM travel with it, depends on the option ``state``: see :mod:`.departure`.
+parmig moves the RAM. How device state is taken, and whether small memories such as video RAM travel with it, depends
+on the option ``state``: see :mod:`.departure`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class QemuGuest(Guest):
         qmp: a session; owned from here on, also when this raises.
         pid: QEMU's process.
         incoming: whether this is the destination.
-        way: how to settle, one of ``settle.WAYS``; empty: tried out.
+        way: how to settle, one of ``settle.WAYS``; empty: the first call tries which one works.
         state: how device state is taken, DEVICES or MIGRATE.
 
     Raises:
@@ -95,9 +95,9 @@ class QemuGuest(Guest):
         Raises:
             GuestError: QEMU is gone.
         """
-        own = {one.memory.block.name for one in self._blocks}
-        found = ram_list.block_sizes(self._qmp.monitor("info ramblock"))
-        return {name: size_bytes for name, size_bytes in found.items() if size_bytes and name not in own}
+        moved = {block.memory.block.name for block in self._blocks}
+        sizes = ram_list.block_sizes(self._qmp.monitor("info ramblock"))
+        return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes and name not in moved}
 
     def traits(self) -> Mapping[str, Trait]:
         return qemu_traits.ask_traits(self._qmp)

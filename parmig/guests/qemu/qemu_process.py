@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The QEMU process as a whole: is it fit for a migration, how does it end."""
+"""The QEMU process as a whole: checks that it can take part in a migration, and ends it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def has_ended(pidfd: int, within_s: float = 0.0) -> bool:
 def start_ticks(pid: int) -> int | None:
     """When process *pid* was started, in the kernel's ticks since boot; None when it has ended.
 
-    With the number it names a process for ever: numbers are used again.
+    Together with the number it identifies a process, because numbers are used again.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -42,7 +42,7 @@ def quit_qemu(qmp: Qmp, pidfd: int) -> None:
         pidfd: of QEMU; used, not owned.
 
     Raises:
-        GuestError: not even that helps.
+        GuestError: SIGKILL does not end it either.
     """
     try:
         qmp.execute("quit", limit_s=QUIT_LIMIT_S)
@@ -82,10 +82,10 @@ def machine_type(qmp: Qmp) -> str:
 
 
 def check_source(qmp: Qmp) -> None:
-    """See whether QEMU can migrate its guest away now.
+    """Check that QEMU can migrate its guest away now.
 
     Raises:
-        GuestRefusedError: it cannot; the message says why and what to do.
+        GuestRefusedError: it cannot; the message has the reason, and what to do.
         GuestError: QEMU failed.
     """
     state = str(qmp.execute("query-status")["status"])

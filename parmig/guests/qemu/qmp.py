@@ -30,9 +30,9 @@ CONNECT_LIMIT_S = 5.0
 """How long QEMU may take to greet. It greets at once (below 1 ms) unless another client holds the socket."""
 
 CLOSE_LIMIT_S = 2.0
-"""How long saying goodbye may take before the connection is simply dropped."""
+"""How long an orderly end of the connection may take before it is simply dropped."""
 
-# The library logs every refused connection as an error; our exceptions carry those words already.
+# The library logs every refused connection as an error. The exceptions of this module already have that text.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
@@ -73,8 +73,8 @@ class Qmp:
             self.close()
             sock.close()
             raise
-        found = self.execute("query-version")["qemu"]
-        self.version: tuple[int, int, int] = (found["major"], found["minor"], found["micro"])
+        numbers = self.execute("query-version")["qemu"]
+        self.version: tuple[int, int, int] = (numbers["major"], numbers["minor"], numbers["micro"])
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -104,7 +104,7 @@ class Qmp:
             raise
 
     async def _watch(self) -> None:
-        """Tell waiters when the connection ends, so that a dead QEMU is known at once."""
+        """Wake all waiters when the connection ends, so that they notice a dead QEMU at once."""
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
         self._lost = "the connection was closed"
@@ -127,7 +127,7 @@ class Qmp:
         return False
 
     def check(self, doing: str) -> None:
-        """Fail when the connection is gone.
+        """Raise if the connection is gone.
 
         Raises:
             GuestError: it is, or :meth:`abort` was called; *doing* is in the message.
@@ -145,9 +145,9 @@ class Qmp:
             )
 
     def abort(self) -> None:
-        """Make whatever waits for QEMU fail, now and from now on, up to :meth:`go_on`. Safe from any thread."""
+        """Make every wait for QEMU fail, now and until :meth:`go_on`. It may be called from any thread."""
         self._aborted = True
-        waiting = self._waiting  # noted before its waiter looks at the mark, so one of both sees the other
+        waiting = self._waiting  # set before its waiter reads _aborted, so one of the two sees the other
         if waiting is not None:
             waiting.cancel()
         for listener in tuple(self._listeners):
@@ -183,7 +183,7 @@ class Qmp:
 
         Args:
             command: its name, for messages.
-            future: what ``submit`` gave.
+            future: what ``submit`` returned.
             limit_s: how long to wait, in seconds; the session's limit when None.
 
         Raises:

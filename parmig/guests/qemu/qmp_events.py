@@ -18,7 +18,7 @@ from parmig.errors import GuestError
 
 
 class Pollable(Protocol):
-    """Something with a descriptor that may be waited for."""
+    """An object with a descriptor to wait for."""
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -44,7 +44,7 @@ class Event(NamedTuple):
 
 
 class Session(Protocol):
-    """What a listener asks of the connection it belongs to."""
+    """What a listener needs from its connection."""
 
     def check(self, doing: str) -> None:
         """Raise GuestError, naming *doing*, when the connection is lost."""
@@ -54,9 +54,9 @@ class Session(Protocol):
 
 
 class Listener:
-    """A queue of events with a descriptor to wait on; holds all that came since it was made.
+    """A queue of events with a descriptor to wait for. It holds all events since it was made.
 
-    Made by :meth:`.qmp.Qmp.listen`; a context manager that ends with the listening.
+    :meth:`.qmp.Qmp.listen` makes it. It is a context manager; leaving it ends the listening.
     """
 
     def __init__(self, session: Session, names: tuple[str, ...]) -> None:
@@ -86,7 +86,7 @@ class Listener:
         """The oldest waiting event, or None.
 
         Raises:
-            GuestError: none waits and none will: the connection is lost.
+            GuestError: no event waits, and none will come: the connection is lost.
         """
         # Cleared before looking: an event that comes after the look wakes the next wait.
         with contextlib.suppress(BlockingIOError):

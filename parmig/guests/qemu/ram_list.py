@@ -22,8 +22,8 @@ class RamEntry(NamedTuple):
         name: its ``idstr``; empty for a block that is no part of a migration.
         page_size_bytes: of the backing memory.
         offset: where QEMU put it among its RAM addresses; no two blocks have the same.
-        used_bytes: what the guest uses of it now.
-        total_bytes: what it may grow to; the same for all but ROMs.
+        used_bytes: how much of it the guest uses now.
+        total_bytes: how large it may become; equal to *used_bytes* except for ROMs.
         address: where it begins in QEMU's process; None before QEMU 8.0.
     """
 

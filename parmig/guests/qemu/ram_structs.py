@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the RAM blocks of a QEMU before 8.0 are, which has no command that says it: its own list of them is read.
+"""Finds the RAM blocks of a QEMU before 8.0, which has no command that reports their addresses: reads its own list.
 
 QEMU keeps a ``struct RAMBlock`` for each block on its heap (include/exec/ramblock.h) and a list of all
 (include/exec/ramlist.h), which ``info ramblock`` prints in the same order. The three numbers of the first line lie side
@@ -21,13 +21,13 @@ from parmig.guests.qemu.maps import Vma
 from parmig.guests.qemu.ram_list import RamEntry
 
 Read = Callable[[int, int], bytes]
-"""Reads so many bytes at an address of QEMU's process; fewer or none where it has no memory."""
+"""Reads bytes of QEMU's process; takes the address and the size. Returns fewer or none if there is no memory."""
 
 HEAP_LIMIT_BYTES = 64 << 20
 """The largest mapping that is searched, besides ``[heap]``: a heap of another thread is no larger (glibc)."""
 
 _BLOCK = struct.Struct("=24x Q 8x 3Q 12x 256s 4x 2Q")
-"""Of a ``struct RAMBlock``: host, offset, used_length, max_length, idstr, and the list's next and previous pointer.
+"""Fields of a ``struct RAMBlock``: host, offset, used_length, max_length, idstr, next and previous pointer of the list.
 
 On hosts of 64 bits: rcu_head 16, mr 8, host 8, colo_cache 8, offset 8, used_length 8,
 max_length 8, resized 8, flags 4, idstr 256, 4 unused, next 16. QEMU 7.2 and 10.0 have the same.
@@ -53,32 +53,32 @@ def find_addresses(entries: Sequence[RamEntry], maps: Iterable[Vma], read: Read)
         read: reads its memory.
 
     Raises:
-        GuestRefusedError: QEMU's list is not found, or more than one that fits.
+        GuestRefusedError: there is no list that fits, or more than one.
     """
-    found: set[tuple[int, ...]] = set()
+    candidates: set[tuple[int, ...]] = set()
     for vma in _heaps(maps):
         for first in _search(entries[0], vma, read):
             if addresses := _walk(entries, first - _NUMBERS_OFFSET, read):
-                found.add(addresses)
-        if found:
+                candidates.add(addresses)
+        if candidates:
             break
-    if len(found) != 1:
+    if len(candidates) != 1:
         raise GuestRefusedError(
-            f"the addresses of QEMU's {len(entries)} RAM blocks were looked for in its heap and found {len(found)} "
-            f"times, expected once; {_HINT}"
+            f"the addresses of QEMU's {len(entries)} RAM blocks were looked for in its heap and found "
+            f"{len(candidates)} times, expected once; {_HINT}"
         )
-    return list(found.pop())
+    return list(candidates.pop())
 
 
 def _heaps(maps: Iterable[Vma]) -> list[Vma]:
-    """Where structs may be, the likeliest first: the main heap, which the guest cannot write."""
+    """Mappings in which the structs may be. The main heap, which the guest cannot write, comes first."""
     private = [vma for vma in maps if vma.writable and not vma.shared and not vma.inode]
     main = [vma for vma in private if vma.path == "[heap]"]
     return main + [vma for vma in private if not vma.path and vma.end - vma.start <= HEAP_LIMIT_BYTES]
 
 
 def _search(entry: RamEntry, vma: Vma, read: Read) -> Iterator[int]:
-    """The addresses in a mapping at which the three numbers of *entry* lie."""
+    """The addresses in a mapping that have the three numbers of *entry*."""
     content = read(vma.start, vma.end - vma.start)
     words = np.frombuffer(content, np.uint64, len(content) // _WORD.size)
     # The size, which is the second number, is rarer than the offset, which may be 0.
@@ -89,7 +89,7 @@ def _search(entry: RamEntry, vma: Vma, read: Read) -> Iterator[int]:
 
 
 def _walk(entries: Sequence[RamEntry], first: int, read: Read) -> tuple[int, ...]:
-    """The blocks' addresses by the list that begins with the struct at *first*; empty if it is not that list."""
+    """The addresses of the blocks, from the list that begins with the struct at *first*; empty: it is another list."""
     addresses = []
     address = first
     back = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Letting a QEMU go on after the process that migrated it was killed, from a process that knows only its socket."""
+"""Lets the guest of a QEMU run after the sender was killed, from another process that has only the QMP socket."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from parmig.guests.qemu.state_choice import DEPARTURES
 
 
 class QemuRescue(msgspec.Struct, frozen=True):
-    """What to know of a QEMU whose migration was begun.
+    """What the guardian must know about a QEMU whose migration has begun.
 
     Attributes:
-        path: of its QMP socket; free again, since the process that held it is dead.
+        path: path of its QMP socket, which is free again, because the process that held it is dead.
         pid: QEMU's process.
-        started_ticks: when that was started, so that another of the same number is not taken for it.
+        started_ticks: when that process was started, so that no other process with the same number is taken for it.
         running: whether the guest ran until its pause, or, before that, when this was made.
         paused: whether it may be paused by parmig by then (see Departure.undo_unfinished).
         state: ``devices`` or ``migrate``: how it was paused.
@@ -66,7 +66,7 @@ def set_right(setup: bytes) -> bool:
 
 
 class RescueNotes:
-    """Keeps what the guardian has to know of a QEMU that is about to leave.
+    """Keeps the notes for the guardian about a QEMU that is about to leave.
 
     Args:
         qmp: the session; used, not owned.
@@ -85,7 +85,7 @@ class RescueNotes:
         self._noted: QemuRescue | None = None
 
     def note(self, *, settling: bool, pausing: bool) -> Rescue:
-        """What is known now; see :meth:`.guest.Guest.rescue`.
+        """What is known now. See :meth:`.guest.Guest.rescue`.
 
         Raises:
             GuestError: QEMU is gone or hangs.
@@ -119,5 +119,5 @@ class RescueNotes:
         return bool(self._qmp.execute("query-status")["running"])
 
     def forget(self) -> None:
-        """All was undone: the next note is a first one."""
+        """Everything was undone, so the next note is a first one again."""
         self._noted = None

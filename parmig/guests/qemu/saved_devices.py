@@ -44,7 +44,7 @@ class SavedDevices(Departure):
         self._ran = False
 
     def pause(self, sink: StateSink) -> int:
-        """Stop the guest. QEMU lists its hardware behind that, while the workers do the last scan."""
+        """Stop the guest. QEMU then lists its hardware, while the workers do the last scan."""
         self.started = True
         self._machine = machine_type(self._qmp)
         self._file = MemoryFile(self._qmp)
@@ -53,15 +53,15 @@ class SavedDevices(Departure):
         status = self._qmp.submit("query-status")  # again, right before: another client may have stopped it
         stop = self._qmp.submit("stop")
         self._hardware.ask()
-        found = str(self._qmp.answer("query-status", status)["status"])
-        self._ran = found in RAN
+        state = str(self._qmp.answer("query-status", status)["status"])
+        self._ran = state in RAN
         self._qmp.answer("stop", stop)
         stopped_ns = time.monotonic_ns()
         while (event := self._listener.take()) is not None:
             if event.name == "STOP" and self._ran:
                 stopped_ns = event.at_ns
-        if found not in SAVED_STATES:
-            raise GuestError(f"the guest is {found}, expected it to run or to be paused; use state=migrate to move it")
+        if state not in SAVED_STATES:
+            raise GuestError(f"the guest is {state}, expected it to run or to be paused; use state=migrate to move it")
         return stopped_ns
 
     def ran_until_pause(self) -> bool:

@@ -16,8 +16,8 @@ SOURCE_CAPABILITIES = ("x-ignore-shared", "events", "pause-before-switchover")
 DESTINATION_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
 RESTORE_CAPABILITIES = ("events", "late-block-activate")
 
-# What QEMU moves itself goes to a local socket: no limit, and the last of it within a generous pause, so that
-# a guest that keeps drawing on its screen does not hold up the switch. TLS is the engine's matter.
+# QEMU sends its own part to a local socket: without a limit, and the last part within a long pause, so that a guest
+# that keeps drawing on its screen does not delay the switch. TLS is left to the engine.
 SOURCE_PARAMETERS: dict[str, Any] = {
     "max-bandwidth": 1 << 40,
     "downtime-limit": 2000,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting until the device writes that QEMU has begun have landed, while the guest runs.
+"""Waits until the device writes that QEMU has begun have landed, while the guest runs.
 
 A disk opened with ``cache=none`` stores into guest memory by direct I/O: the kernel pins the pages when a request is
-submitted, which write tracking sees, and the disk fills them later, which it does not see.
+submitted, which write tracking sees. The disk fills them later, which it does not see.
 
 The QMP command ``transaction`` begins by waiting for every request of every disk (bdrv_drain_all in qmp_transaction,
-blockdev.c), also without any actions, and leaves the virtual CPUs running. That is a side effect, so it is tried on
-each QEMU with a disk of our own before it is relied on. Where it fails, the guest is stopped for a moment: stopping
-waits for the same requests (do_vm_stop, system/cpus.c).
+blockdev.c), also without any actions, and leaves the virtual CPUs running. This is a side effect, so parmig tries it
+on each QEMU with a disk of its own first. If it does not work, the guest is stopped for a moment: stopping waits for
+the same requests (do_vm_stop, system/cpus.c).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ that for the commands before the transaction, so that nothing can be said: then 
 
 
 def choose_way(qmp: Qmp) -> str:
-    """How this QEMU settles: TRANSACTION where that is seen to wait for a request in flight, else STOP.
+    """How this QEMU settles: TRANSACTION if it was seen to wait for a request in flight, else STOP.
 
     Raises:
         GuestError: QEMU is gone or does not answer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option ``state`` of QEMU guests: in which way device state is taken, and whether that works with this QEMU."""
+"""The option ``state`` of QEMU guests: how device state is taken, and whether that works with this QEMU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def choose_state(qmp: Qmp, wanted: str) -> str:
         wanted: one of CHOICES.
 
     Raises:
-        GuestRefusedError: QEMU has no command for what is wanted.
+        GuestRefusedError: QEMU lacks the command for *wanted*.
         GuestError: QEMU is gone.
     """
     if MIGRATE in (wanted, PREFERRED) and wanted != DEVICES:
@@ -52,7 +52,7 @@ def check_devices(qmp: Qmp) -> None:
             f"the guest of QEMU at {qmp.path} is {status}, expected it to run or to be paused; use state=migrate"
         )
     nodes = qmp.execute("query-named-block-nodes", flat=True)
-    capabilities = {one["capability"]: one["state"] for one in qmp.execute("query-migrate-capabilities")}
+    capabilities = {item["capability"]: item["state"] for item in qmp.execute("query-migrate-capabilities")}
     lost = left_out(
         qmp.execute("query-target")["arch"],
         device_list.inventory(qmp.monitor("info qtree"), "").devices,

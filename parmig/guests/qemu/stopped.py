@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A thread of another process, stopped for a moment and made to run system calls (ptrace(2), x86-64).
 
-Should this process be killed (SIGKILL) between the two ends of one borrowed call, about 50 microseconds, the
-thread would run on with wrong registers. Nothing else leaves a trace in it.
+If this process is killed (SIGKILL) during a borrowed call, which takes about 50 microseconds, the thread continues with
+wrong registers. Nothing else leaves a trace in it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from parmig.errors import HostRefusedError
 from parmig.linux import ptrace, syscalls
 
 STOP_LIMIT_S = 5.0
-"""How long a thread may take to stop; 0.1 ms is usual, only one inside a hung file system takes long."""
+"""How long a thread may take to stop. It usually takes 0.1 ms; only a thread in a hung file system takes long."""
 
 RESTORE_LIMIT_S = 60.0
-"""How long a thread that hangs in a borrowed call is waited for on the way out. Without its own registers it would
-crash, so this is worth more patience than the call was."""
+"""How long to wait, at the end, for a thread that hangs in a borrowed call. Without its own registers it would crash,
+so this limit is longer than that of the call."""
 
 POLL_S = 50e-6
 """Pause between looks at a stopping thread: waitpid(2) has no limit of its own, and no descriptor."""
@@ -34,8 +34,8 @@ _CODE_SEGMENT_64 = 0x33  # __USER_CS, arch/x86/include/asm/segment.h
 class StoppedThread:
     """The main thread of a process, stopped, that can be made to run system calls.
 
-    A context manager for one thread of the caller. On leaving, by whatever way, registers and signal mask
-    are what they were, and the thread runs on; an interrupted system call is restarted by the kernel.
+    A context manager for one thread of the caller. When it is left, in any way, registers and signal mask
+    are as before, and the thread continues; an interrupted system call is restarted by the kernel.
 
     Args:
         pid: the process.
@@ -122,11 +122,11 @@ class StoppedThread:
         """The next stop: its signal, and above bit 8 its event. Raises ESRCH when the process ended."""
         deadline = time.monotonic() + self._limit_s
         while True:
-            found, status = os.waitpid(self._pid, os.WNOHANG | ptrace.WAIT_ALL)
-            if found and os.WIFSTOPPED(status):
+            stopped_pid, status = os.waitpid(self._pid, os.WNOHANG | ptrace.WAIT_ALL)
+            if stopped_pid and os.WIFSTOPPED(status):
                 self._stopped = True
                 return status >> 8
-            if found:
+            if stopped_pid:
                 raise ProcessLookupError(errno.ESRCH, "ended")
             if time.monotonic() > deadline:
                 raise HostRefusedError(

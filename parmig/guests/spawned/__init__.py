@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests whose monitor is a process that parmig starts: what they have in common.
+"""What guests have in common whose monitor is a process that parmig starts.
 
-``guest`` is the engine's side, ``process`` the owner's end of the pipe, ``messages`` what is said over it, ``monitor``
-the other end. This file imports nothing, so that the process starts quickly.
+``spawned_guest`` is the engine's side, ``monitor_process`` the owner's end of the pipe, ``monitor_messages`` the
+messages, and ``monitor`` the other end. This file imports nothing, so that the process starts quickly.
 """

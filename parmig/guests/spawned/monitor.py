@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor's end of the pipe: requests in, replies out, one at a time.
+"""The monitor's end of the pipe: takes requests and sends replies, one at a time.
 
 The process ends with its pipe.
 """
@@ -25,20 +25,20 @@ class Pipe(Protocol):
     """The monitor's end of the pipe (a ``multiprocess`` connection)."""
 
     def poll(self, timeout: float | None) -> bool:
-        """Whether something can be read, waiting for *timeout* seconds; None: for ever."""
+        """Whether something can be read. Waits for at most *timeout* seconds; None: without limit."""
 
     def recv_bytes(self) -> bytes:
-        """The next message; EOFError when the other end is closed."""
+        """The next message. Raises EOFError if the other end is closed."""
 
     def send_bytes(self, data: bytes) -> None:
         """Send a message."""
 
 
 class Monitor(ABC):
-    """A virtual machine and what can be asked of it.
+    """A virtual machine, and the requests that it can carry out.
 
     Args:
-        incoming: it waits for state and must not run before.
+        incoming: whether it waits for state, and must not run before that.
 
     Attributes:
         machine: what device state depends on; compared literally with the other side's.
@@ -55,15 +55,15 @@ class Monitor(ABC):
 
     @abstractmethod
     def run(self) -> int:
-        """Let it run; returns the instant from which on it runs. Called only while it is paused."""
+        """Let it run, and return the instant from which it runs. Called only while it is paused."""
 
     @abstractmethod
     def pause(self) -> int:
-        """Stop it, if it runs; returns the instant from which on nothing writes memory."""
+        """Stop it if it runs, and return the instant from which nothing writes memory."""
 
     @abstractmethod
     def throttle(self, percent: int) -> None:
-        """Let it run only ``100 - percent`` % of the time; takes effect soon."""
+        """Let it run only ``100 - percent`` % of the time. It takes effect soon."""
 
     @abstractmethod
     def start_log(self, kind: str) -> DirtyLog:
@@ -75,22 +75,22 @@ class Monitor(ABC):
 
     @abstractmethod
     def stop_log(self) -> None:
-        """End the recording; fine when none is on."""
+        """End the recording, if one is on."""
 
     @abstractmethod
     def damage(self) -> str:
-        """What differs between memory and device state of the paused guest; empty: nothing."""
+        """The difference between memory and device state of the paused guest; empty: none."""
 
     @abstractmethod
     def answer(self) -> tuple[msgspec.Struct, str]:
-        """Counters, and the serial log's last lines."""
+        """The counters, and the last lines of the serial log."""
 
     def special(self, body: bytes) -> None:
-        """Do what only this kind of guest can do; *body* is its own."""
+        """Carry out a request that only this kind of guest knows. It decodes *body* itself."""
         raise GuestError("unknown request: this kind of guest has none of its own")
 
     def tick(self) -> float | None:
-        """Do what is due by now; called between requests.
+        """Do the work that is due by now. Called between requests.
 
         Returns:
             how many seconds may pass until the next call; None: nothing is due before the next request.
@@ -98,10 +98,10 @@ class Monitor(ABC):
         return None
 
     def handle(self, request: m.Request) -> m.Reply:
-        """Do what *request* asks for.
+        """Carry out *request*.
 
         Raises:
-            ParmigError: it cannot be done; the guest is as before, after a failed load it is useless.
+            ParmigError: it failed. The guest is as before; only after a failed load it cannot be used any more.
         """
         match request:
             case m.Run():
@@ -160,9 +160,9 @@ def serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
     """The monitor's process: serve *pipe* until it is closed.
 
     Args:
-        make: makes the machine that the first request asks for.
+        make: makes the machine for the first request.
     """
-    # The guest ends by its owner's will; a Ctrl-C at the terminal is for the owner to act on.
+    # The owner ends the guest, and it is the owner that acts on a Ctrl-C at the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.die_with_parent(signal.SIGKILL)
     try:
@@ -177,7 +177,7 @@ def _serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
     monitor: Monitor | None = None
     while True:
         while not pipe.poll(None if monitor is None else monitor.tick()):
-            pass  # something is due before the next request
+            pass  # tick() has work before the next request
         question = decoder.decode(pipe.recv_bytes())
         reply: m.Reply
         try:

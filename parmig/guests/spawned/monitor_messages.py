@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said over the pipe between a guest object and its monitor's process: one reply to each request.
+"""The messages on the pipe between a guest object and its monitor's process: one reply to each request.
 
-msgpack of tagged structures, numbered so that a reply that came too late is not taken for another's.
+They are tagged structures in msgpack. They have numbers, so that a late reply is not taken for another one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Start(msgspec.Struct, tag=True):
 
     Attributes:
         options: the guest's options, in msgpack.
-        incoming: leave memory as it is, and never run before state was loaded.
+        incoming: leave memory as it is, and do not run before state is loaded.
     """
 
     options: bytes
@@ -66,23 +66,23 @@ class Check(msgspec.Struct, tag=True):
 
 
 class Special(msgspec.Struct, tag=True):
-    """What only this kind of guest can do, in msgpack of a structure of its own. Reply: Done."""
+    """A request that only this kind of guest knows: a structure of its own in msgpack. Reply: Done."""
 
     body: bytes
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Reply: Answer with counters and serial log."""
+    """Get counters and serial log. Reply: Answer."""
 
 
 class Started(msgspec.Struct, tag=True):
-    """The machine is there; *machine* is what its device state depends on."""
+    """The machine was made. *machine* is what its device state depends on."""
 
     machine: str
 
 
 class Done(msgspec.Struct, tag=True):
-    """It is done; ``value_ns`` where an instant was asked for."""
+    """The request was carried out; ``value_ns`` is the instant, for requests that return one."""
 
     value_ns: int = 0
 
@@ -107,7 +107,7 @@ class State(msgspec.Struct, tag=True):
 
 
 class Answer(msgspec.Struct, tag=True):
-    """Counters, in msgpack of a structure of the guest's own, and the serial log's last lines."""
+    """The counters, a structure of the guest's own in msgpack, and the last lines of the serial log."""
 
     stats: bytes
     serial_text: str

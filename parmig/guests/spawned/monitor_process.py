@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor's process as its owner sees it: started, asked, watched, ended. Every wait has a limit.
+"""The owner's view of a monitor's process: starts it, sends requests, watches it and ends it. Every wait has a limit.
 
-It comes from parmig's fork server, so the owner's threads and sockets are not in it. It ends with the pipe, with the
-fork server (PR_SET_PDEATHSIG), or by SIGKILL from close().
+parmig's fork server makes the process, so it has none of the owner's threads and sockets. It ends with the pipe, with
+the fork server (PR_SET_PDEATHSIG), or by SIGKILL from close().
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _END_LIMIT_S = 2.0
 
 
 class MonitorProcess:
-    """A running monitor and the owner's end of its pipe.
+    """A running monitor, and the owner's end of its pipe.
 
     Args:
         program: ``module:function`` that runs there.
-        kind: of guest, for messages: ``kvm``, ``synthetic``.
+        kind: kind of guest, for messages: ``kvm``, ``synthetic``.
         fds: handed to the process as duplicates; the caller keeps its own.
 
     Attributes:
@@ -62,7 +62,7 @@ class MonitorProcess:
 
         Raises:
             GuestError: the process ended, or did not answer within *limit_s* seconds.
-            ParmigError: what the process answered, when that is an error.
+            ParmigError: the process answered with this error.
         """
         what = type(request).__name__
         deadline = time.monotonic() + limit_s
@@ -73,12 +73,12 @@ class MonitorProcess:
                 left_s = max(0.0, deadline - time.monotonic())
                 if not mp_connection.wait([self._pipe, self.pidfd], left_s):
                     raise GuestError(f"{self._guest} (process {self.pid}) did not answer {what} in {limit_s:g} s")
-                # A process that ended may have answered before: what is in the pipe comes first.
+                # A process that ended may have answered before, so the pipe is read first.
                 if not self._pipe.poll():
                     raise self._ended(what)
                 response = self._decoder.decode(self._pipe.recv_bytes())
                 if response.number == self._number:
-                    break  # others answer requests that were given up
+                    break  # other numbers answer requests that were given up
         except BlockingIOError as error:
             raise GuestError(f"{self._guest} (process {self.pid}) hangs: {what} took {_IO_LIMIT_S} s") from error
         except (EOFError, OSError) as error:
@@ -92,22 +92,22 @@ class MonitorProcess:
         return self.pidfd >= 0 and not mp_connection.wait([self.pidfd], 0)
 
     def kill(self) -> None:
-        """End the process now, and wait until it has ended. Never raises; fine when it has ended before."""
+        """End the process now, and wait until it has ended. Never raises, also if it has ended before."""
         if self.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             mp_connection.wait([self.pidfd], _END_LIMIT_S)
 
     def close(self) -> None:
-        """End the process and give everything back. Never raises; calling it twice is fine."""
+        """End the process and release everything. Never raises; may be called twice."""
         self._pipe.close()
         if self.pidfd >= 0:
-            # The end of its pipe ends it between two requests; SIGKILL is for one that hangs.
+            # The process ends between two requests when its pipe ends. One that hangs gets SIGKILL.
             if not mp_connection.wait([self.pidfd], _END_LIMIT_S):
                 self.kill()
             os.close(self.pidfd)
             self.pidfd = -1
-        with suppress(ValueError, OSError):  # closed before, or a process that not even SIGKILL ends
+        with suppress(ValueError, OSError):  # closed before, or SIGKILL did not end the process
             self._process.join(_END_LIMIT_S)
             self._process.close()
 

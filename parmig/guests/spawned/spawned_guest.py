@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest whose monitor is a process that parmig starts, as the engine sees it."""
+"""The engine's view of a guest whose monitor is a process that parmig starts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from parmig.units import GIB, KIB
 from parmig.version import __version__
 
 _ANSWER_LIMIT_S = 10.0
-_SLOW_LIMIT_S = 30.0  # what handles all of memory: and so much more for each GiB
+_SLOW_LIMIT_S = 30.0  # for requests that handle all memory; more for each GiB
 _SLOW_LIMIT_S_PER_GIB = 10.0
 _SINK_BYTES = 256 * KIB
 
 GO_ON_S = 0.5
-"""How long an arrived guest runs before its memory is checked."""
+"""How long a guest runs at the destination before its memory is checked."""
 
 _R = TypeVar("_R")
 
@@ -34,16 +34,16 @@ _R = TypeVar("_R")
 class SpawnedGuest(Guest):
     """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.guest.Guest`.
 
-    Every method that asks the process raises GuestError when that is gone or does not answer in time.
+    Every method that asks the process raises GuestError if the process is gone or does not answer in time.
 
     Args:
-        kind: of guest: ``kvm``, ``synthetic``.
+        kind: kind of guest: ``kvm``, ``synthetic``.
         program: ``module:function`` of the monitor.
-        options: of the guest, a structure; the monitor gets it in msgpack.
+        options: options of the guest, a structure; the monitor gets it in msgpack.
         blocks: the RAM blocks; each gets a memory file of its own.
         state_limit_bytes: more device state than this is refused.
-        incoming: True: memory is empty and state is to come; the guest cannot run before.
-        running: whether it runs from the start, unless it is an incoming one.
+        incoming: True: memory is empty, and the guest cannot run before its state is loaded.
+        running: whether it runs from the start; an incoming guest does not.
 
     Raises:
         GuestError: the process could not be started or did not come up.
@@ -97,7 +97,7 @@ class SpawnedGuest(Guest):
         return GuestInfo(self._kind, self._machine, f"parmig {__version__}")
 
     def memory(self) -> Sequence[BlockMemory]:
-        """Its blocks, each in a file of its own that stays open until close()."""
+        """The blocks, each in a file of its own that stays open until close()."""
         return self._memory
 
     def is_running(self) -> bool:
@@ -127,7 +127,7 @@ class SpawnedGuest(Guest):
         return self._bitmap_fd
 
     def stop_dirty_log(self) -> None:
-        """End the recording. Fine when none is on or the process is gone: nothing of it is left then."""
+        """End the recording, if one is on. If the process is gone, its recording is gone too."""
         logging, self._logging = self._logging, ""
         if logging and self._process is not None:
             try:
@@ -137,11 +137,11 @@ class SpawnedGuest(Guest):
                     raise
 
     def pause(self, sink: StateSink) -> int:
-        """Stop; nothing goes to *sink* yet. For a guest that was paused, returns the instant of this call."""
+        """Stop the guest. Nothing goes to *sink* yet. If it was paused, the instant is that of this call."""
         return self._stop()
 
     def _stop(self) -> int:
-        # Before asking: a process that hangs past the limit may stop later, and resume_source() must undo that too.
+        # Noted before the request: a process that hangs past the limit may stop later, which must be undone too.
         self._paused_here = self._paused_here or self._running
         stopped_ns = self._ask(m.Pause(), m.Done).value_ns
         self._running = False
@@ -158,7 +158,7 @@ class SpawnedGuest(Guest):
             sink.write(data[start : start + _SINK_BYTES])
 
     def resume_source(self) -> None:
-        """Full speed, and running if :meth:`pause` had stopped it; running at whatever speed if need be."""
+        """End the throttle, and let the guest run if :meth:`pause` stopped it, even if the throttle cannot be ended."""
         try:
             self.throttle(0)
         finally:
@@ -185,10 +185,10 @@ class SpawnedGuest(Guest):
     # -- destination ----------------------------------------------------------------------------
 
     def prepare_incoming(self) -> None:
-        """Make ready to take device state.
+        """Prepare to take device state.
 
         Raises:
-            StatusError: the guest was not opened as an incoming one, or has its state.
+            StatusError: the guest was not opened with ``incoming=True``, or already has its state.
         """
         if not self._incoming:
             raise StatusError("this guest has its own state, expected one that was opened with incoming=True")
@@ -196,11 +196,11 @@ class SpawnedGuest(Guest):
         self._accepting = True
 
     def write_state(self, data: memoryview) -> None:
-        """Keep the next bytes of device state, copying them.
+        """Copy the next bytes of device state.
 
         Raises:
             StatusError: prepare_incoming() was not called.
-            StateError: they are more than this guest's state can be.
+            StateError: the device state is larger than this guest's can be.
         """
         if not self._accepting:
             raise StatusError("write_state() was called too early, expected prepare_incoming() before it")
@@ -227,7 +227,7 @@ class SpawnedGuest(Guest):
         self._incoming = False
 
     def resume(self) -> int:
-        """Run; StatusError when the guest waits for its state."""
+        """Run. Raises StatusError if the guest waits for its state."""
         since_ns = self._ask(m.Run(), m.Done).value_ns
         self._running = True
         self._paused_here = False
@@ -253,7 +253,7 @@ class SpawnedGuest(Guest):
         return None if self._process is None else self._process.pidfd
 
     def close(self) -> None:
-        """End the process and close all descriptors. Never raises; calling it twice is fine."""
+        """End the process and close all descriptors. Never raises; may be called twice."""
         self._running = False
         process, self._process = self._process, None
         if process is not None:
@@ -267,11 +267,11 @@ class SpawnedGuest(Guest):
 
     @property
     def pid(self) -> int:
-        """Process id of the monitor; GuestError when it is closed."""
+        """Process id of the monitor. Raises GuestError after close()."""
         return self._alive().pid
 
     def check(self) -> None:
-        """Compare memory with its description in the device state.
+        """Compare memory with what the device state says about it.
 
         Raises:
             StatusError: the guest runs.

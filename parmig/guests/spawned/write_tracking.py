@@ -14,7 +14,7 @@ def track_own_writes(ranges: Iterable[tuple[int, int]]) -> int:
     """Put *ranges* of this process, each an address and a size in bytes, under asynchronous write protection.
 
     Returns:
-        a userfaultfd that the caller closes, which takes back what was registered, and with it all protection.
+        a userfaultfd, which the caller closes. The kernel then drops all registrations and all protection.
 
     Raises:
         HostRefusedError: the kernel does not let this process track its writes.

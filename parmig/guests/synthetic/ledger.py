@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One block's memory and the private account of every write to it, by which a lost page is found.
+"""The memory of one block, and a private count of the writes to each page, which shows a lost page.
 
 Page p with n writes (n > 0) holds three words that only those writes leave::
 
@@ -29,7 +29,7 @@ from parmig.units import MIB
 PageNumbers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Marker = Callable[[PageNumbers | slice], None]
-"""Tells the dirty log which pages of the block were written."""
+"""Marks pages of the block as written in the dirty log."""
 
 _HEADER = np.array([0, 256, 511])
 _CHUNK_PAGES = MIB // PAGE_BYTES
@@ -51,7 +51,7 @@ def mix_one(number: int) -> int:
 
 @migration_state("ledger")
 class BlockLedger:
-    """The touched pages of a block: ``counts[i]`` writes to page ``first_page + i``.
+    """The touched pages of a block: page ``first_page + i`` had ``counts[i]`` writes.
 
     Args:
         mapping: the block's memory in this process; not owned.
@@ -76,10 +76,10 @@ class BlockLedger:
         self._mark = mark
 
     def post_load(self, _: int) -> None:
-        """Refuse an account that does not fit the block.
+        """Refuse counts that do not fit the block.
 
         Raises:
-            StateError: it counts more pages than there are.
+            StateError: there are more counts than pages.
         """
         room = self.mapping.block.pages - self.first_page
         if len(self.counts) > room:
@@ -103,13 +103,13 @@ class BlockLedger:
     def fill(self, kind: str) -> None:
         """Write every touched page once with contents of *kind*, ``random`` or ``text``.
 
-        By pwrite and one read per page: four times as fast as stores to pages that are not there yet.
+        It uses pwrite and one read per page: four times as fast as stores to pages that do not exist yet.
         """
         base = _random_base(self.key) if kind == "random" else _text_base()
         buffer = np.empty_like(base)
         for start in range(0, len(self.counts), _CHUNK_PAGES):
             count = min(_CHUNK_PAGES, len(self.counts) - start)
-            # Another constant for each MiB, or a codec with a long window would find the one before.
+            # Another constant for each MiB, so that no codec with a long window finds the MiB before.
             shift = mix_one(self.key + start + 1) if kind == "random" else 0
             np.bitwise_xor(base, np.uint64(shift), out=buffer)
             pages = np.arange(start, start + count) + self.first_page
@@ -119,7 +119,7 @@ class BlockLedger:
         self.counts[:] = 1
         touched = slice(self.first_page, self.first_page + len(self.counts))
         self._mark(touched)
-        self.mapping.words[touched, 0].any()  # maps the pages: the writer's first stores need no fault
+        self.mapping.words[touched, 0].any()  # maps the pages, so that the writer's first stores need no fault
 
     def punch(self, first_page: int, pages: int) -> None:
         """Give pages of the block back: they read as zero, and count as never written."""
@@ -130,25 +130,27 @@ class BlockLedger:
         self._mark(slice(first_page, first_page + pages))
 
     def damage(self) -> str:
-        """What differs between memory and account, naming the first few pages; empty: nothing.
+        """The difference between memory and counts, with the first few pages; empty: none.
 
-        Reads only what the file holds: looking at a hole through the mapping would fill it.
+        It reads only pages that exist, because reading a hole through the mapping would fill it.
         """
         expected = np.zeros(self.mapping.block.pages, dtype=np.uint32)
         expected[self.first_page : self.first_page + len(self.counts)] = self.counts
         present = self._present()
         wrong = [np.flatnonzero((expected > 0) & ~present)]
-        present[: self.first_page] = False  # the ring device's, checked by it
+        present[: self.first_page] = False  # these belong to the ring device, which checks them
         candidates = np.flatnonzero(present)
         for start in range(0, len(candidates), _CHECK_PAGES):
             pages = candidates[start : start + _CHECK_PAGES]
             wrong.append(pages[self._differs(pages, expected[pages])])
-        found = np.sort(np.concatenate(wrong))
-        if not len(found):
+        wrong_pages = np.sort(np.concatenate(wrong))
+        if not len(wrong_pages):
             return ""
-        shown = ", ".join(self._describe(int(page), int(expected[page])) for page in found[:_SHOWN_PAGES])
-        more = ", ..." if len(found) > _SHOWN_PAGES else ""
-        return f"block {self.mapping.block.name!r}: {len(found)} of {len(expected)} pages are wrong: {shown}{more}"
+        shown = ", ".join(self._describe(int(page), int(expected[page])) for page in wrong_pages[:_SHOWN_PAGES])
+        more = ", ..." if len(wrong_pages) > _SHOWN_PAGES else ""
+        return (
+            f"block {self.mapping.block.name!r}: {len(wrong_pages)} of {len(expected)} pages are wrong: {shown}{more}"
+        )
 
     def _header(self, pages: PageNumbers, counts: npt.NDArray[np.uint32]) -> tuple[Words, Words, Words]:
         first = ((counts.astype(np.uint64) << np.uint64(32)) | pages.astype(np.uint64)) ^ np.uint64(self.key)
@@ -156,7 +158,7 @@ class BlockLedger:
         return first, middle, mix(middle)
 
     def _present(self) -> npt.NDArray[np.bool_]:
-        """Which pages the file holds; the others are holes."""
+        """Which pages exist; the others are holes."""
         present = np.zeros(self.mapping.block.pages, dtype=np.bool_)
         base = self.mapping.file_offset_bytes
         position, end = base, base + self.mapping.block.size_bytes
@@ -185,10 +187,10 @@ class BlockLedger:
         words = self.mapping.words[page] if self._present()[page] else np.zeros(PAGE_BYTES // 8, dtype=np.uint64)
         if not words[_HEADER].any():
             return f"page {page} lost (expected count {expected}, found 0)" if expected else f"page {page} is not zero"
-        found = (int(words[0]) ^ self.key) >> 32
-        numbers, counts = np.array([page]), np.array([found], dtype=np.uint32)
+        count = (int(words[0]) ^ self.key) >> 32
+        numbers, counts = np.array([page]), np.array([count], dtype=np.uint32)
         whole = (np.concatenate(self._header(numbers, counts)) == words[_HEADER]).all()
-        return f"page {page} {'stale' if whole else 'torn'} (expected count {expected}, found {found})"
+        return f"page {page} {'stale' if whole else 'torn'} (expected count {expected}, found {count})"
 
 
 def _random_base(seed: int) -> Words:

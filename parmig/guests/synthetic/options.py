@@ -49,7 +49,7 @@ SEED = Unit("N", "a number", _read_seed)
 
 
 class SyntheticOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """A synthetic guest as asked for."""
+    """What synthetic guest to make."""
 
     memory_bytes: Annotated[
         int,
@@ -107,7 +107,7 @@ def parse_options(text: str) -> SyntheticOptions:
 
 
 def block_layout(options: SyntheticOptions) -> tuple[RamBlock, ...]:
-    """The RAM blocks, ``ram0`` and on, one after the other in guest physical memory."""
+    """The RAM blocks ``ram0``, ``ram1`` and so on, one after the other in guest physical memory."""
     total_pages = options.memory_bytes // PAGE_BYTES
     borders = [total_pages * index // options.blocks * PAGE_BYTES for index in range(options.blocks + 1)]
     return tuple(
@@ -117,7 +117,7 @@ def block_layout(options: SyntheticOptions) -> tuple[RamBlock, ...]:
 
 
 def touched_layout(options: SyntheticOptions) -> list[tuple[int, int]]:
-    """For each block the first page that the writer may write, and how many from there."""
+    """For each block: the first page that the writer may write, and how many pages from there on."""
     layout = []
     total = options.memory_bytes // PAGE_BYTES
     end = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices of a synthetic guest: a counter, a ring in guest memory, a serial log, and the writer.
 
-Each has a ``tick`` (or ``write``) that the program calls while the guest runs. Its annotations declare what of it
+The monitor calls the ``tick`` of each while the guest runs. The annotations of a device declare which of its values
 must arrive at the destination.
 """
 
@@ -34,7 +34,7 @@ _TICK_PAGES_MAX = 8192  # about 20 ms of writing: what a pause waits for at most
 
 @migration_state("counter")
 class CounterDevice:
-    """A timer: one count a tick, which must go on at the destination without a jump."""
+    """A timer: one count for each tick. It must continue at the destination without a jump."""
 
     value: U64
 
@@ -48,7 +48,7 @@ class CounterDevice:
 
 @migration_state("ring")
 class RingDevice:
-    """A queue as virtio has: entries and a copy of the indices in guest memory, the indices themselves device state.
+    """A queue like those of virtio: entries and a copy of the indices in guest memory, the indices in device state.
 
     Page 0 of the block holds RING_ENTRIES entries of two words, a sequence number and its check word.
     Page 1 holds, as words: entries produced, entries taken, times saved. The last changes while state is
@@ -73,7 +73,7 @@ class RingDevice:
         self._mark = mark
 
     def tick(self) -> None:
-        """Produce a few entries, take those that are due, and see whether they are what was produced."""
+        """Produce a few entries, take those that are due, and check that they are as they were produced."""
         new = np.arange(self.produced, self.produced + _ENTRIES_PER_TICK, dtype=np.uint64)
         self._entries[new % np.uint64(RING_ENTRIES)] = self._content(new)
         self.produced += _ENTRIES_PER_TICK
@@ -85,11 +85,11 @@ class RingDevice:
         self._publish()
 
     def damage(self) -> str:
-        """What differs between the ring's memory and its indices; empty: nothing."""
+        """The difference between the ring's memory and its indices; empty: none."""
         expected = [self.produced, self.taken, self.saves]
-        found = self._indices[: len(expected)].tolist()
-        if found != expected:
-            return f"ring device: expected [produced, taken, saves] {expected} in memory, found {found}"
+        in_memory = self._indices[: len(expected)].tolist()
+        if in_memory != expected:
+            return f"ring device: expected [produced, taken, saves] {expected} in memory, found {in_memory}"
         held = np.arange(max(0, self.produced - RING_ENTRIES), self.produced, dtype=np.uint64)
         wrong = held[(self._entries[held % np.uint64(RING_ENTRIES)] != self._content(held)).any(axis=1)]
         if len(wrong):
@@ -97,15 +97,15 @@ class RingDevice:
         return f"ring device: {self.fault}" if self.fault else ""
 
     def pre_save(self) -> None:
-        """Write to guest memory, as devices do that flush something before they are saved."""
+        """Write to guest memory, like a device that flushes something before it is saved."""
         self.saves += 1
         self._publish()
 
     def post_load(self, _: int) -> None:
-        """Refuse indices that cannot be.
+        """Refuse indices that are not possible.
 
         Raises:
-            StateError: says which.
+            StateError: an index is not; the message names it.
         """
         if not 0 <= self.produced - self.taken <= RING_ENTRIES or self.produced > _INDEX_MAX:
             raise StateError(
@@ -132,7 +132,7 @@ class SerialLog:
         self.text = b""
 
     def tick(self, counter: int) -> None:
-        """Write a heartbeat when *counter* is due."""
+        """Write a heartbeat if one is due at *counter*."""
         if counter % _TICKS_PER_LINE == 0:
             self.lines += 1
             line = f"heartbeat {self.lines} counter {counter}\n".encode("ascii")
@@ -146,14 +146,14 @@ class SerialLog:
 class Writer:
     """What the guest's programs do: write to pages at a rate, in a pattern.
 
-    The choice of pages depends only on ``seed`` and ``step``, so that it continues at the destination
-    where it stopped, whatever options that was started with.
+    The choice of pages depends only on ``seed`` and ``step``, so it continues at the destination where it stopped,
+    whatever the options of the destination are.
 
     Args:
         ledgers: of all blocks, in order.
         rate_bytes_per_s: pages written per second, in bytes.
         pattern: one of PATTERNS.
-        seed: of the choice.
+        seed: seed of the choice of pages.
     """
 
     rate_bytes_per_s: U64
@@ -203,13 +203,13 @@ class Writer:
         """Refuse an unknown pattern.
 
         Raises:
-            StateError: says which.
+            StateError: the pattern is unknown; the message names it.
         """
         if self.pattern >= len(PATTERNS):
             raise StateError(f"the pattern is {self.pattern}, expected a number below {len(PATTERNS)}")
 
     def _choose(self, pages: int, touched: int) -> PageNumbers:
-        """The next *pages* choices among *touched* pages, counted over all blocks; some may be the same."""
+        """The next *pages* choices among *touched* pages, which are numbered over all blocks. Some may be equal."""
         steps = np.arange(pages, dtype=np.uint64) + np.uint64(self.step % (1 << 63))
         if PATTERNS[self.pattern] == "sequential":
             return (steps % np.uint64(touched)).astype(np.int64)

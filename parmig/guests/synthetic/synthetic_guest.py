@@ -20,8 +20,8 @@ class SyntheticGuest(SpawnedGuest):
     """A guest process with memory, a writer and devices.
 
     Args:
-        options: what guest.
-        incoming: True: memory is empty and state is to come; the guest cannot run before.
+        options: what guest to make.
+        incoming: True: memory is empty, and the guest cannot run before its state is loaded.
 
     Raises:
         GuestError: the process could not be started or did not come up.
@@ -51,7 +51,7 @@ class SyntheticGuest(SpawnedGuest):
         self._ask(m.Special(body), m.Done, self._slow_limit_s)
 
     def stats(self) -> SyntheticStats:
-        """Counters as of now."""
+        """The counters as they are now."""
         return msgspec.msgpack.decode(self._ask(m.Ask(), m.Answer).stats, type=SyntheticStats)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dirty log inside the guest's process: a userfaultfd of its own, or a bitmap that is shared on request."""
+"""The dirty log in the guest's process: a userfaultfd of its own, or a bitmap that it updates on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from parmig.ram.reach.mapped import BlockMapping
 
 
 def choose_log(kind: str, preferred: str) -> tuple[str, str]:
-    """The dirty log to start, and why, when the engine asks for *kind* and the guest's options for *preferred*.
+    """The dirty log to start, and why, if the engine asks for *kind* and the guest's options for *preferred*.
 
     Raises:
         HostRefusedError: ``pagemap`` on a host that cannot track writes.
@@ -69,7 +69,7 @@ class DirtyRecorder:
         return mark
 
     def start(self, kind: str, preferred: str) -> DirtyLog:
-        """Begin, with nothing recorded; ends a log that is on.
+        """Begin with nothing recorded. A log that is on ends first.
 
         Args:
             kind: what the engine asks for.
@@ -98,7 +98,7 @@ class DirtyRecorder:
         """End the log and leave nothing registered."""
         self._written = None
         if self._uffd is not None:
-            os.close(self._uffd)  # takes back what was registered, and with it all protection
+            os.close(self._uffd)  # the kernel then drops all registrations and all protection
             self._uffd = None
 
     def _start_pagemap(self) -> tuple[tuple[Segment, ...], ...]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in a synthetic guest's process: one thread that ticks, and answers between ticks.
+"""The process of a synthetic guest: one thread that runs the devices in ticks, and answers between ticks.
 
-A tick is at most some 20 ms of work, so a pause never waits longer, and no page is ever half written
-when the guest is paused.
+A tick is at most about 20 ms of work, so a pause never waits longer. No page is half written when the guest is
+paused.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from parmig.state import state_of
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _TICK_NS = 5 * NS_PER_MS
-_LATE_NS = 4 * _TICK_NS  # a guest that was held up does not write for the time that it lost
+_LATE_NS = 4 * _TICK_NS  # a guest that was delayed does not make up for more lost time than this
 
 
 class SyntheticStats(msgspec.Struct, frozen=True):
     """Counters of a synthetic guest, all of them device state but ``paused`` and ``ring_fault``.
 
     Attributes:
-        pages_written: by the writer, a page counted each time.
+        pages_written: pages that the writer wrote; a page counts each time.
         counter: ticks of about 5 ms that the guest has run.
         serial_lines: heartbeat lines ever written.
         ring_index: entries that the ring device has taken.
         paused: whether the writer and the devices are stopped.
-        ring_fault: what the ring device found wrong in its memory; empty: nothing.
+        ring_fault: the fault that the ring device found in its memory; empty: none.
     """
 
     pages_written: int
@@ -62,7 +62,7 @@ def main(pipe: Pipe, _: bytes, fds: Sequence[int]) -> None:
 
     Args:
         pipe: requests in, replies out.
-        fds: one memory file a block, then the shared dirty bitmap; owned by the process from here on.
+        fds: one memory file for each block, then the shared dirty bitmap; owned by the process from here on.
     """
     serve(pipe, lambda start: SyntheticMonitor(start, fds[:-1], fds[-1]))
 
@@ -71,8 +71,8 @@ class SyntheticMonitor(Monitor):
     """The machine: memory, devices, writer, dirty log.
 
     Args:
-        start: with what options, and whether it waits for state.
-        memory_fds: one memory file a block.
+        start: the options, and whether the guest waits for state.
+        memory_fds: one memory file for each block.
         bitmap_fd: the shared dirty bitmap.
     """
 
@@ -109,7 +109,7 @@ class SyntheticMonitor(Monitor):
         return time.monotonic_ns()
 
     def tick(self) -> float | None:
-        """Run the writer and the devices when their time has come."""
+        """Run the writer and the devices if a tick is due."""
         if not self.running:
             return None
         now_ns = time.monotonic_ns()
@@ -149,7 +149,7 @@ class SyntheticMonitor(Monitor):
         return stats, self._serial.text.decode("ascii", "replace")
 
     def special(self, body: bytes) -> None:
-        """Punch."""
+        """Give pages back: *body* is a :class:`Punch`."""
         punch = msgspec.msgpack.decode(body, type=Punch)
         names = [mapping.block.name for mapping in self._mappings]
         if punch.block not in names:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches to a receive worker: header, codec, credit."""
+"""Sends batches to a receive worker: header, codec, credit."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.transport import Buffer
 
 DIRECT_RUNS = 4
-"""A batch of at most so many runs is sent straight from guest memory, a frame a run; more runs are
-gathered into one private buffer (a take of 256 scattered pages costs 38 µs, a frame about 10 µs)."""
+"""A batch of at most this many runs is sent straight from guest memory, one frame for each run. More runs are gathered
+in one private buffer: gathering 256 scattered pages costs 38 µs, and a frame about 10 µs."""
 
 
 class ChannelOutlet(Outlet):
     """Sends each batch as one message of a data channel.
 
     Args:
-        channel: to the receive worker; open.
+        channel: to the receive worker; already open.
         codec: the negotiated codec; set up here for this channel.
         blocks: the blocks, by number.
         tracker: notified of what was sent.
@@ -69,7 +69,7 @@ class ChannelOutlet(Outlet):
         return wire_bytes
 
     def _payload(self, block: int, index: Index, runs: Runs) -> tuple[int, list[Buffer], np.ndarray | None]:
-        """Codec number, frames, and the private buffer that they lie in, if any."""
+        """The codec number, the frames, and the private buffer that holds them, if any."""
         if not len(index):
             return 0, [], None
         reach = self._blocks[block]
@@ -84,7 +84,7 @@ class ChannelOutlet(Outlet):
         raw = memoryview(copies.data).cast("B")
         if self._encoder is not None:
             packed = self._encoder.encode(block, index, raw)
-            if packed is not None:  # shorter than what it was made of, so there is room for it
+            if packed is not None:  # it is shorter than the pages, so the buffer has room for it
                 raw[: len(packed)] = packed
                 return self._codec_number, [raw[: len(packed)]], buffer
         return 0, [raw], buffer

@@ -19,20 +19,20 @@ from parmig.transport.transport import Buffer
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 PIECE_BYTES = 256 * KIB
-"""Longest piece that is given to the kernel at once. Into ext4 (Linux 6.18) pieces of 64 to 512 KiB reach 2.6 to
-3.4 GiB/s, of 1 MiB 1.4 to 3, and of 4 MiB 0.4: it then looks for memory for the whole piece in one."""
+"""Longest piece that the kernel gets in one call. On ext4 (Linux 6.18), pieces of 64 to 512 KiB reach 2.6 to 3.4 GiB/s,
+pieces of 1 MiB 1.4 to 3, and pieces of 4 MiB 0.4: the kernel then allocates memory for the whole piece at once."""
 
 
 class FileOutlet(Outlet):
     """Writes batches to places of a file.
 
     Args:
-        fd: of the file, writable; used, not owned.
-        name: of the file, for errors.
+        fd: descriptor of the file, writable; used, not owned.
+        name: name of the file, for errors.
         blocks: the guest's blocks, by number.
         tracker: notified of what was written.
         shared: holds the rate limit.
-        wait: waits for an instruction, so many milliseconds (None: for ever), and raises when that is to end.
+        wait: waits for an instruction, at most the given milliseconds (None: without limit); it raises to end the wait.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class FileOutlet(Outlet):
         return self._waiting_ns
 
     def fence(self, round_: int) -> None:
-        """Nothing: what was written is in the file."""
+        """Nothing to do: what was written is in the file."""
 
     def idle(self) -> None:
-        """Wait for the next instruction; returns when there may be one."""
+        """Wait until there may be an instruction."""
         self._wait(None)
 
     def _take_turn(self, size_bytes: int) -> None:
@@ -80,7 +80,7 @@ class FileOutlet(Outlet):
         self._waiting_ns += time.monotonic_ns() - began
 
     def _frames(self, block: int, index: Index, runs: Runs) -> list[memoryview]:
-        """The pages *index* in a piece for each of *runs*: where they lie, or copied."""
+        """The pages *index* in one piece for each of *runs*: where they are, or copied."""
         views = None if self._tracker.needs_copy else self._blocks[block].views(runs)
         if views is not None:
             return views
@@ -89,14 +89,14 @@ class FileOutlet(Outlet):
         return [raw[begin:end] for begin, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
 
     def _copies(self, block: int, index: Index) -> Pages:
-        """The pages *index*, copied; the tracker sees the very bytes that are written."""
+        """Copies of the pages *index*. The tracker gets the very bytes that are written."""
         copies: Pages = np.empty((len(index), PAGE_BYTES), dtype=np.uint8)
         self._blocks[block].read(index, copies)
         self._tracker.sent(block, index, copies)
         return copies
 
     def _write(self, offset_bytes: int, frames: Sequence[Buffer]) -> None:
-        """Write *frames* one behind the other.
+        """Write *frames* one after the other.
 
         Raises:
             SnapshotError: the file system is full or failed.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages to fixed places of a file: QEMU's mapped-ram layout, which many processes can write at once.
+"""Writes pages to fixed places of a file: QEMU's mapped-ram layout, which many processes can write at once.
 
-The page space of the file is an image of the block, zero pages are holes in it. Which pages are stored is what
-``SharedArea.bits`` is bit for bit the bitmap of the format; it is written when the file is finished.
+The page space of the file is an image of the block, in which zero pages are holes. ``SharedArea.bits`` records which
+pages are stored. Bit for bit it is the bitmap of the format, which is written when the file is finished.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ class MappedRamOutlet(FileOutlet):
         self._take_turn(size_bytes)
         base = self._pages_offsets_bytes[block]
         runs = runs_of_index(data)
-        for (first, _), frame in zip(runs.tolist(), self._frames(block, data, runs), strict=True):  # a write a run
+        for (first, _), frame in zip(
+            runs.tolist(), self._frames(block, data, runs), strict=True
+        ):  # one write for each run
             self._write(base + first * PAGE_BYTES, [frame])
         for first, end in runs_of_index(zero).tolist():
             self._clear(base + first * PAGE_BYTES, (end - first) * PAGE_BYTES)
         return size_bytes
 
     def _clear(self, offset_bytes: int, size_bytes: int) -> None:
-        """Make bytes that were written zero again, as a hole where the file system has holes."""
+        """Make bytes zero that were written before. They become a hole if the file system has holes."""
         try:
             files.punch_hole(self._fd, offset_bytes, size_bytes)
         except OSError as error:

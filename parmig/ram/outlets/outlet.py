@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the source end of the page path asks of the place that pages go to."""
+"""The interface of the place to which the source end of the page path passes its pages."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ class Outlet(ABC):
     """Takes the batches of one worker, in order."""
 
     knows_nothing = True
-    """Whether zero pages of the first pass must be sent, because anything may be in their place."""
+    """Whether zero pages of the first pass must be sent, because their places may hold other data."""
 
     @abstractmethod
     def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
         """Take one batch: pages of *block* as they are now, and pages of it that are zero.
 
-        Both ascend; one of them may be empty. A page that is written to meanwhile comes again later.
+        Both ascend; one of them may be empty. A page that the guest writes meanwhile comes again later.
 
         Returns:
-            bytes that went out.
+            how many bytes were sent or written.
         """
 
     @abstractmethod
     def fence(self, round_: int) -> None:
-        """Return when everything of the round is where it belongs."""
+        """Return when every page of the round is in place."""
 
     @property
     @abstractmethod
     def waiting_ns(self) -> int:
-        """Time spent without anything to do, or with leave to do nothing."""
+        """Nanoseconds spent waiting for an instruction, for credit or for the rate limit."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages to the next free place of a file, as sections of QEMU's sequential stream.
+"""Writes pages to the next free place of a file, as sections of QEMU's sequential stream.
 
-Each batch is one complete PART section of known length, so workers need nothing of each other but the end of the
-file, which they move on in turn (``SharedArea.take_space``). Rounds are separated by fences, so the content of a page
-from a later round follows that from an earlier one in the file, and a reader ends with the last.
+Each batch is one complete PART section of known length. Workers therefore share only the end of the file, which each
+moves on before it writes (``SharedArea.take_space``). Fences separate the rounds, so the newer bytes of a page follow
+the older ones in the file, and the reader keeps the newest.
 
-Zero pages are written in the first pass too, as QEMU does: a file may be loaded where memory is not empty. It costs
-9 bytes for each.
+Zero pages are written in the first pass too, as QEMU does, because the memory that loads the file may not be empty.
+Each costs 9 bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StreamOutlet(FileOutlet):
     """Writes each batch as a section of its own.
 
     Args:
-        section_id: of RAM in the stream.
+        section_id: number of the RAM section in the stream.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StreamOutlet(FileOutlet):
         return size_bytes
 
     def _page_words(self, block: int, name: str, index: Index) -> memoryview:
-        """The words of the pages with the pages; valid until the next call."""
+        """The words of the pages *index*, each with its page; valid until the next call."""
         needed_bytes = page_words_bytes(name, len(index))
         if len(self._buffer) < needed_bytes:
             self._buffer = np.empty(needed_bytes, dtype=np.uint8)

@@ -43,13 +43,13 @@ class BlockFile(NamedTuple):
 
 
 def allocated_mask(file: BlockFile, first_page: int, pages: int, among: Mask | None = None) -> Mask:
-    """Which of the block's pages ``[first_page, first_page + pages)`` exist; one entry a page, yours to change.
+    """Which of the block's pages ``[first_page, first_page + pages)`` exist. The caller may change the mask.
 
     Args:
         among: the entries that matter; the others need not be right. None: all.
 
-    About 5 ns a page that this process has mapped, 100 ns others, and 1 µs for each run of pages that do not exist,
-    each page that was swapped out, and each huge page.
+    It takes about 5 ns for a page that this process has mapped, 100 ns for others, and 1 µs for each run of pages that
+    do not exist, each page that was swapped out, and each huge page.
     """
     if file.block.unit_pages > 1:
         return _huge_mask(file, first_page, pages, among)
@@ -67,7 +67,7 @@ def allocated_mask(file: BlockFile, first_page: int, pages: int, among: Mask | N
 
 
 def _calls(pages: int, among: Mask | None) -> list[list[int]]:
-    """What to ask the kernel about: each run by itself, or all from the first to the last where they are many."""
+    """What to ask the kernel about: each run by itself, or if there are many, all from the first to the last."""
     if among is None or among.all():
         return [[0, pages]]
     runs = runs_of_mask(among)

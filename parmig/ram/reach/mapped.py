@@ -19,12 +19,13 @@ from parmig.ram.reach.reach import Reach
 from parmig.ram.zero import zero_mask
 
 WRITE_RUN_PAGES = 8
-"""Runs from here on are placed with pwrite(2), shorter ones all at once through the mapping where they exist. Into
-fresh tmpfs memory pwrite reaches 2.3 GiB/s (the kernel allocates as it copies), a store 1.1 GiB/s
-(a page fault each); on pages that exist both are copies, and the system call costs about 2 pages."""
+"""Runs of at least this many pages are placed with pwrite(2). Shorter ones are stored together through the mapping, if
+their pages exist. In fresh tmpfs memory, pwrite reaches 2.3 GiB/s (the kernel allocates as it copies), and a store
+1.1 GiB/s (a page fault each). On pages that exist both only copy, and the system call costs as much as 2 pages."""
 
 MAX_TARGETS = 64
-"""Runs of a batch that are stored where they belong as they come; of more, a piece each costs as much as the copy."""
+"""Most runs of a batch that are stored in their places as they arrive. With more, one piece for each run costs as much
+as the copy."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
@@ -49,10 +50,10 @@ class BlockMapping(Reach):
         self.fd = memory.fd
         self.file_offset_bytes = memory.file_offset_bytes
         end = memory.file_offset_bytes + memory.block.size_bytes
-        found = os.fstat(memory.fd).st_size
-        if found < end:
+        file_bytes = os.fstat(memory.fd).st_size
+        if file_bytes < end:
             raise GuestRefusedError(
-                f"the memory file of block {self.block.name!r} has {found} bytes, expected {end}; "
+                f"the memory file of block {self.block.name!r} has {file_bytes} bytes, expected {end}; "
                 "give the memory backend the guest's full size"
             )
         _check_page_size(memory)
@@ -72,7 +73,7 @@ class BlockMapping(Reach):
     # -- which pages exist ----------------------------------------------------------------------
 
     def allocated(self, first_page: int, pages: int, among: Mask | None = None, *, tables: Mask | None = None) -> Mask:
-        """As :meth:`Reach.allocated`. What *tables* has need not be asked for: 0.1 instead of 26 ms per GiB."""
+        """As :meth:`Reach.allocated`. The kernel is not asked about pages of *tables*: 0.1 instead of 26 ms per GiB."""
         if tables is None:
             return allocated_mask(self._file, first_page, pages, among)
         unknown = ~tables if among is None else among & ~tables

@@ -28,14 +28,14 @@ class Reach(ABC):
 
     @abstractmethod
     def allocated(self, first_page: int, pages: int, among: Mask | None = None, *, tables: Mask | None = None) -> Mask:
-        """Which of the pages ``[first_page, first_page + pages)`` exist; one entry a page, the caller's.
+        """Which of the pages ``[first_page, first_page + pages)`` exist. The caller may change the mask.
 
-        Entries may be set for pages that do not exist, never the other way round. Under write tracking the page
-        tables of the owner hold a marker for each page that does not exist, which looks like one in swap.
+        Entries may be set for pages that do not exist, but are never missing for pages that do. Under write tracking,
+        the owner's page tables hold a marker for each page that does not exist, which looks like a page in swap.
 
         Args:
             among: the entries that matter; the others need not be right. None: all.
-            tables: the pages that the page tables of the owner had before they were armed, where that is known.
+            tables: if known, the pages that the page tables of the owner had before they were armed.
         """
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Reach(ABC):
     # -- reading --------------------------------------------------------------------------------
 
     def views(self, runs: Runs) -> list[memoryview] | None:
-        """The pages of *runs* where they lie, a view for each run, valid until close(); None: they must be read."""
+        """The pages of *runs* where they are: one view for each run, valid until close(). None: they must be read."""
         return None
 
     @abstractmethod
@@ -78,15 +78,15 @@ class Reach(ABC):
     # -- writing --------------------------------------------------------------------------------
 
     def targets(self, runs: Runs) -> list[memoryview]:
-        """Where the pages of *runs*, all of which exist, can be stored directly, a piece for each run.
+        """Where the pages of *runs*, all of which exist, can be stored directly: one piece for each run.
 
-        Empty: they cannot; see :meth:`write`.
+        Empty: they cannot; use :meth:`write`.
         """
         return []
 
     @abstractmethod
     def write(self, runs: Runs, pages: memoryview, existing: Bits) -> None:
-        """Write *pages*, which lie one after the other, to *runs*.
+        """Write *pages*, which follow one another, to *runs*.
 
         Args:
             existing: which pages of the block are known to exist, one bit a page.
@@ -101,4 +101,4 @@ class Reach(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything back. Views that were handed out must be gone."""
+        """Release everything. Views that were handed out must be gone."""

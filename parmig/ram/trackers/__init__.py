@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dirty trackers: one interface, one file each, chosen by the name a guest's dirty log carries."""
+"""Dirty trackers: one interface, one file each, chosen by the name in the guest's dirty log."""

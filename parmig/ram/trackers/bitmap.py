@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dirty bitmap in shared memory that the VMM itself maintains.
+"""A dirty bitmap in shared memory that the monitor itself maintains.
 
-One bit a 4 KiB page in little-endian 64-bit words, the vhost-user log layout; blocks one after the
-other, each on a word border. The VMM adds to it only inside ``Guest.sync_dirty_log()``, while no worker
-scans, so reading and clearing a slice needs no atomic operations and loses nothing.
+It has one bit for each 4 KiB page, in little-endian 64-bit words (the vhost-user log layout). Blocks follow one
+another, and each begins on a word. The monitor adds to it only inside ``Guest.sync_dirty_log()``, while no worker
+scans. Reading and clearing a slice therefore needs no atomic operations and loses nothing.
 
-Where the log behind the bitmap is re-armed slice by slice, that happens before the pages of the slice are read.
+If the log behind the bitmap is re-armed slice by slice, this happens before the pages of the slice are read.
 
-The VMM must also mark pages that it discards (balloon): a bitmap cannot see holes.
+The monitor must also mark pages that it discards (balloon), because a bitmap does not show holes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BitmapTracker(DirtyTracker):
     Args:
         fd: descriptor of the bitmap; used, not owned.
         blocks: in the order in which the bitmap has them.
-        rearm: of the dirty log.
+        rearm: from the dirty log.
 
     Raises:
         GuestRefusedError: the bitmap is shorter than the blocks need.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No tracker at all: pages are compared by 64-bit xxh3 with what was sent.
+"""Needs no record of writes: compares pages, by 64-bit xxh3, with what was sent.
 
-For hosts that allow nothing else. Every scan reads all memory (about 8 GiB/s a core), in two steps:
-one digest per 64 pages, and only where that differs one per page. The digests are of the very bytes
-that were sent, never of live memory, so a page that changes and changes back cannot be missed.
-Costs 8 bytes a page and 16 bytes per 64 pages in memory that the send workers share.
+It is for hosts that allow nothing else. Every scan reads all memory (about 8 GiB/s a core), in two steps: it compares
+one digest for 64 pages, and if that differs, one for each page. The digests are of the very bytes that were sent,
+never of live memory, so a page that changes and changes back is not missed. The send workers share memory for the
+digests: 8 bytes for each page, and 16 bytes for each 64 pages.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DigestTracker(DirtyTracker):
         whole = np.frombuffer(self._map, dtype=np.uint64)
         self._pages: list[Digests] = []
         self._groups: list[Digests] = []
-        self._counts: list[Digests] = []  # per group, what its last scan found, whoever made it
+        self._counts: list[Digests] = []  # for each group: how many dirty pages its last scan found
         at = 0
         for mapping in blocks:
             words = _words(mapping.block)
@@ -75,10 +75,10 @@ class DigestTracker(DirtyTracker):
                 at += words
 
     def arm(self, span: Region) -> None:
-        # A digest of zero means "nothing was sent": every page will differ.
+        # A digest of zero means that nothing was sent, so every page will differ.
         self._pages[span.block][span.first_page : span.end_page] = 0
         self._groups[span.block][_groups_of(span)] = 0
-        # Nothing is known of a span that was never scanned: all that exists may have been written since.
+        # Nothing is known of a span that was never scanned: every page that exists may have been written since.
         self._note_counts(span, self._allocated(span))
 
     def _allocated(self, span: Region) -> Mask:
@@ -91,13 +91,13 @@ class DigestTracker(DirtyTracker):
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
         present = self._allocated(span)
         sent = self._pages[span.block][span.first_page : span.end_page]
-        # Holes are zero pages; they changed when something else was sent. Nothing sent (0): a hole since the arming.
+        # A hole is a zero page, so it is dirty if other bytes were sent. 0: it has been a hole since it was armed.
         dirty: Mask = ~present & (sent != _ZERO_PAGE) & (sent != 0)
         for first in range(0, span.pages, WORD_PAGES):  # a loop over groups of 64 pages
             group = slice(first, min(first + WORD_PAGES, span.pages))
             if present[group].any():
                 dirty[group] |= self._differing(span, group, present[group], sent[group])
-            else:  # its pages go out as zero: what is kept of the group no longer equals what was sent
+            else:  # its pages are sent as zero pages, so the digest of the group no longer equals what was sent
                 self._groups[span.block][(span.first_page + first) // WORD_PAGES] = 0
         self._note_counts(span, dirty)
         return Scan(dirty, ~present) if dirty.any() or not present.all() else None
@@ -105,8 +105,8 @@ class DigestTracker(DirtyTracker):
     def _differing(self, span: Region, group: slice, present: Mask, sent: Digests) -> Mask:
         """Which present pages of one group differ from what was sent.
 
-        A group's digest is kept only when it is of bytes that all equal what was sent, taken from
-        one private copy; so an equal digest later proves that every page still is what was sent.
+        The digest of a group is kept only if it is of bytes that all equal what was sent, taken from one private copy.
+        An equal digest later therefore proves that every page still equals what was sent.
         """
         reach = self._blocks[span.block]
         first, end = span.first_page + group.start, span.first_page + group.stop
@@ -121,7 +121,7 @@ class DigestTracker(DirtyTracker):
         return differs
 
     def count(self, span: Region) -> int:
-        """What the last scans of this span found: looking would cost as much as scanning."""
+        """How many dirty pages the last scans of this span found. Counting anew would cost as much as a scan."""
         return int(self._counts[span.block][_groups_of(span)].sum())
 
     def sent(self, block: int, index: Index, copies: Pages | None) -> None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PAGEMAP_SCAN over asynchronous userfaultfd write protection: the guest's page tables are the log.
+"""Reads the page tables of the guest's process: PAGEMAP_SCAN over asynchronous userfaultfd write protection.
 
-The guest's process registered its memory; any process that may read its ``/proc/PID/pagemap`` scans
-and re-protects a slice in one call. Facts used here (Linux 6.18, seen by experiment):
+The guest's memory is registered with a userfaultfd. Any process that may read ``/proc/PID/pagemap`` scans and
+re-protects a slice in one call. Facts used here (Linux 6.18, seen by experiment):
 
-- an armed page that was never touched has a marker: reported SWAPPED, not WRITTEN, not PRESENT;
+- an armed page that was never touched has a marker: it is reported as SWAPPED, not WRITTEN and not PRESENT;
 - punching a hole leaves such a marker too, so a page that became zero that way shows only as
-  "not PRESENT" and is handed up as *unmapped*;
-- an entry that is neither PRESENT nor SWAPPED was never armed or lost its marker: treated as dirty. So is a
+  "not PRESENT" and is reported as *unmapped*;
+- an entry that is neither PRESENT nor SWAPPED was never armed or lost its marker, and counts as dirty. So does a
   whole page table that is missing: memory that another process filled, or that was written and then unmapped.
   Kernels before July 2026 neither report nor arm that when only WRITTEN is asked for ("fs/proc/task_mmu: report an
   unpopulated range as written"), so "not PRESENT" is always asked for beside it.
@@ -37,7 +37,7 @@ from parmig.ram.trackers.tracker import DirtyTracker, Scan
 _REARM = pagemap.PM_SCAN_WP_MATCHING | pagemap.PM_SCAN_CHECK_WPASYNC
 
 _WRITTEN = {"mask": pagemap.PAGE_IS_WRITTEN, "returned": pagemap.PAGE_IS_WRITTEN}
-"""The kernel's fast path."""
+"""The scan for which the kernel has a fast path."""
 
 _WRITTEN_OR_UNMAPPED = {
     "inverted": pagemap.PAGE_IS_PRESENT,
@@ -53,14 +53,14 @@ _ARM_HUGE = _WRITTEN | {"returned": _IN_TABLES | pagemap.PAGE_IS_PFNZERO}
 """Before it is armed, all that is present counts as written."""
 
 _VECTOR_REGIONS = SPAN_PAGES // 8
-"""Answer entries a call: 24 bytes each, 192 KiB; a span with more runs takes more calls."""
+"""Entries in the answer of one call: 24 bytes each, 192 KiB together. A span with more runs takes more calls."""
 
 
 class PagemapTracker(DirtyTracker):
-    """Scans slices of another process's page tables.
+    """Scans slices of the page tables of another process.
 
     Args:
-        log: from the guest; names the process and where it maps each block.
+        log: from the guest; has the process, and where it maps each block.
         blocks: the guest's blocks, for their page sizes.
 
     Raises:
@@ -106,29 +106,29 @@ class PagemapTracker(DirtyTracker):
             ) from error
 
     def arm(self, span: Region) -> Mask:
-        had: Mask = np.zeros(span.pages, dtype=np.bool_)
+        in_tables: Mask = np.zeros(span.pages, dtype=np.bool_)
         how = _ARM_HUGE if self._huge[span.block] else _ARM
         for offset, start, end in self._pieces(span):
             for regions in self._walk(start, end, self._vector, flags=_REARM, **how):
                 categories = regions["categories"]
-                some = (categories & _IN_TABLES != 0) & (categories & pagemap.PAGE_IS_PFNZERO == 0)
-                had[_index(regions[some], start, offset)] = True
-        return had
+                has_memory = (categories & _IN_TABLES != 0) & (categories & pagemap.PAGE_IS_PFNZERO == 0)
+                in_tables[_index(regions[has_memory], start, offset)] = True
+        return in_tables
 
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
-        found = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
+        result = Scan(np.zeros(span.pages, dtype=np.bool_), np.zeros(span.pages, dtype=np.bool_))
         huge = self._huge[span.block]
-        # Without holes two calls, which skip clean memory: a single call would report everything that is unmapped.
+        # Without holes, two calls that skip clean memory: a single call would report everything that is unmapped.
         ordinary = [_WRITTEN_OR_UNMAPPED] if holes else [_WRITTEN, _MISSING]
         arming = [_WRITTEN] if huge else ordinary
         for offset, start, end in self._pieces(span):
             for how in arming:
                 for regions in self._walk(start, end, self._vector, flags=_REARM, **how):
-                    _add(found, regions, start, offset)
+                    _add(result, regions, start, offset)
             if huge and holes:
                 for regions in self._walk(start, end, self._vector, **_UNMAPPED):
-                    found.unmapped[_index(regions, start, offset)] = True
-        return found if found.dirty.any() or found.unmapped.any() else None
+                    result.unmapped[_index(regions, start, offset)] = True
+        return result if result.dirty.any() or result.unmapped.any() else None
 
     def count(self, span: Region) -> int:
         pages = 0
@@ -159,17 +159,17 @@ def _check_borders(block: RamBlock, segments: Sequence[Segment]) -> None:
             )
 
 
-def _add(found: Scan, regions: pagemap.PageRegions, start: int, offset: int) -> None:
-    """Enter the kernel's *regions* (addresses from *start*, which is page *offset*) into *found*."""
+def _add(result: Scan, regions: pagemap.PageRegions, start: int, offset: int) -> None:
+    """Add the kernel's *regions* (addresses from *start*, which is page *offset*) to *result*."""
     lengths = ((regions["end"] - regions["start"]) // PAGE_BYTES).astype(np.int64)
     categories = regions["categories"]
     present = (categories & pagemap.PAGE_IS_PRESENT) != 0
     written = (categories & pagemap.PAGE_IS_WRITTEN) != 0
     unknown = (categories & (pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED)) == 0
-    # One flat index with its region's verdicts repeated.
+    # One flat index; the verdict of a region is repeated for each of its pages.
     index = _index(regions, start, offset)
-    found.dirty[index] = np.repeat(written | unknown, lengths)
-    found.unmapped[index] = np.repeat(~present, lengths)
+    result.dirty[index] = np.repeat(written | unknown, lengths)
+    result.unmapped[index] = np.repeat(~present, lengths)
 
 
 def _index(regions: pagemap.PageRegions, start: int, offset: int) -> Index:

@@ -26,7 +26,7 @@ def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[Reach]) -> DirtyTr
     """The tracker that reads *log*.
 
     Args:
-        log_fd: the VMM's bitmap, or the shared digests; -1 for pagemap.
+        log_fd: the monitor's bitmap, or the shared digests; -1 for pagemap.
 
     Raises:
         UsageError: no tracker of that name.

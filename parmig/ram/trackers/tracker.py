@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dirty tracker promises to the worker that reads it."""
+"""The interface of dirty trackers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from parmig.ram.regions import Region
 
 
 class Scan(NamedTuple):
-    """What a scan of a span found; both masks count from the span's first page.
+    """The result of scanning a span; both masks count from the span's first page.
 
     Attributes:
         dirty: pages written since they were last armed.
         unmapped: pages of which the tracker does not know whether they still exist: a hole punched
-            there is not in *dirty*. The caller asks the memory file.
+            there is not in *dirty*. The caller finds that out from :meth:`.Reach.allocated`.
     """
 
     dirty: Mask
@@ -27,9 +27,8 @@ class Scan(NamedTuple):
 class DirtyTracker(ABC):
     """Reads the slices of one worker from a dirty log that the guest started.
 
-    The order is arm, then read pages; later scan with ``rearm``, then read pages. A write that
-    happens while pages are read is therefore reported by the next scan. Exactly one worker scans a
-    page in a round: scanning consumes.
+    The order is: arm, then read pages; later scan, which re-arms, then read pages. The next scan therefore reports a
+    write that happens while pages are read. Exactly one worker scans a page in a round, because scanning consumes.
     """
 
     name: str
@@ -43,7 +42,7 @@ class DirtyTracker(ABC):
 
     @abstractmethod
     def arm(self, span: Region) -> Mask | None:
-        """Begin: forget what was written so far; from now on writes to *span* are recorded.
+        """Begin: forget all earlier writes, and record writes to *span* from now on.
 
         Returns:
             (``reads_page_tables``) the pages of *span* that the page tables of the guest's process had until then;
@@ -52,7 +51,7 @@ class DirtyTracker(ABC):
 
     @abstractmethod
     def scan(self, span: Region, *, holes: bool = True) -> Scan | None:
-        """What was written since the last arm or scan, re-armed in the same step.
+        """The pages written since the last arm or scan, which are re-armed in the same step.
 
         Args:
             holes: also report unmapped pages that are not dirty; a tracker may do so anyway.
@@ -65,11 +64,11 @@ class DirtyTracker(ABC):
     def count(self, span: Region) -> int:
         """How many pages a scan would report as dirty, without consuming them.
 
-        A tracker for which looking costs as much as scanning may repeat what its last scan found.
+        A tracker for which counting costs as much as scanning may return the number that its last scan found.
         """
 
     def sent(self, block: int, index: Index, copies: Pages | None) -> None:
         """Pages *index* of *block* were sent as *copies*, or as zero pages when that is None."""
 
     def close(self) -> None:
-        """Give back what the tracker holds. The log itself belongs to the guest."""
+        """Release what the tracker holds. The log itself belongs to the guest."""
