@@ -12,7 +12,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.errors import GuestRefusedError, HostRefusedError, UsageError
-from parmig.linux import files, uffd
+from parmig.linux import files, pagemap, uffd
 from parmig.ram import bits
 from parmig.ram.bits import Index, Mask
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, Pages, RamBlock
@@ -318,9 +317,9 @@ class PrivateGuest(Guest):
     remove = punch
 
     def allocated_pages(self, block: int) -> int:
-        fields = Path("/proc/self/smaps").read_text().split(f"{self.pages[block].ctypes.data:x}-")[1].splitlines()
-        rss = next(line for line in fields if line.startswith("Anonymous:"))
-        return int(rss.split()[1]) * 1024 // PAGE_BYTES
+        address = self.pages[block].ctypes.data
+        with open("/proc/self/pagemap", "rb") as tables:
+            return int(pagemap.existing(tables.fileno(), address, address + self.pages[block].nbytes).present.sum())
 
 
 class KvmGuest(Guest):
