@@ -55,30 +55,50 @@ class SavedDevice:
     body: range
 
 
-def compose(saved: bytes, machine: str) -> bytes:
-    """The whole stream: *saved*, with a configuration and a description.
+def opening(machine: str) -> bytes:
+    """The beginning of the stream, up to the configuration. It can be sent before any device is saved.
+
+    Args:
+        machine: the guest's machine type, which must be that of the QEMU that loads the stream.
+
+    Raises:
+        StreamError: the machine type cannot be written.
+    """
+    stream = MemoryStream()
+    data = MigrationDataFile(stream, "device state")
+    sections = SectionWriter(data)
+    sections.header()
+    sections.configuration(machine)
+    data.flush_data()
+    return bytes(stream.written)
+
+
+def remainder(saved: bytes) -> bytes:
+    """What follows :func:`opening`: *saved* without its header, and a description.
 
     Without a description, if the devices cannot be told apart: a guest can write bytes into its devices that look
     like other devices, and that must not keep it from moving.
 
     Args:
         saved: all that ``xen-save-devices-state`` wrote.
-        machine: the guest's machine type, which must be that of the QEMU that loads the stream.
 
     Raises:
-        StreamError: *saved* is not what this command writes, or the machine type cannot be written.
+        StreamError: *saved* is not what this command writes.
     """
     check_saved(saved)
     stream = MemoryStream()
     data = MigrationDataFile(stream, "device state")
     sections = SectionWriter(data)
-    sections.header()
-    sections.configuration(machine)
     data.put_buffer(saved[_HEADER.size :])
     with contextlib.suppress(StreamFooterError, StreamSectionError):
         sections.vmdescription(describe_devices(find_devices(saved)))
     data.flush_data()
     return bytes(stream.written)
+
+
+def compose(saved: bytes, machine: str) -> bytes:
+    """The whole stream: :func:`opening` and :func:`remainder`."""
+    return opening(machine) + remainder(saved)
 
 
 def describe_devices(devices: list[SavedDevice]) -> bytes:
@@ -103,7 +123,7 @@ def find_devices(saved: bytes) -> list[SavedDevice]:
     device that look like both end it too early; that makes the description wrong, and nothing else.
 
     Args:
-        saved: as for :func:`compose`.
+        saved: as for :func:`remainder`.
 
     Raises:
         StreamFooterError: the end of a device is not found.

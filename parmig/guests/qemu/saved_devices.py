@@ -19,7 +19,7 @@ from parmig.guests.qemu.qemu_process import machine_type
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.qmp_events import Listener
 from parmig.guests.qemu.running import run
-from parmig.stream.device_stream import compose
+from parmig.stream.device_stream import opening, remainder
 
 COMMAND = "xen-save-devices-state"
 
@@ -40,13 +40,13 @@ class SavedDevices(Departure):
         super().__init__(qmp, hardware)
         self._file: MemoryFile | None = None
         self._listener: Listener | None = None
-        self._machine = ""
         self._ran = False
 
     def pause(self, sink: StateSink) -> int:
         """Stop the guest. QEMU then lists its hardware, while the workers do the last scan."""
         self.started = True
-        self._machine = machine_type(self._qmp)
+        # The destination's QEMU begins to load now, beside the running guest: that takes it 2 to 4 ms.
+        sink.write(opening(machine_type(self._qmp)))
         self._file = MemoryFile(self._qmp)
         self._listener = self._qmp.listen("STOP", "RESUME")
         self._ran = self._qmp.execute("query-status")["status"] in RAN
@@ -78,7 +78,7 @@ class SavedDevices(Departure):
             raise GuestError("another client of QEMU let the guest run while it was paused to be moved; try again")
         saved = self._file.take()
         try:
-            stream = compose(saved, self._machine)
+            stream = remainder(saved)
         except StreamError as error:
             raise StateError(f"QEMU saved devices that cannot be moved: {error}; use state=migrate") from error
         sink.write(stream)
