@@ -64,6 +64,8 @@ def test_all_hardware_that_differs_is_listed(images: list[Path]) -> None:
         found = {one.pop("what"): one for one in report["mismatches"]}
         assert "--tracker pagemap" in found.pop("--tracker")["advice"]
         assert "leave out --auto-converge" in found.pop("--auto-converge")["advice"]
+        roms = [found.pop(what) for what in list(found) if what.startswith("RAM block")]
+        assert [(bool(rom["source"]), bool(rom["destination"])) for rom in roms] == [(True, False), (False, True)]
         assert list(found) == ["virtual CPUs", "devices", "disks", "CPU features"]
         assert (found["virtual CPUs"]["source"], found["virtual CPUs"]["destination"]) == ("2 (2 cores)", "1")
         assert found["devices"]["source"] == "virtio-net-pci 'net0' on pci.0 addr 05.0"
