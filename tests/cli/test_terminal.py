@@ -11,7 +11,7 @@ import pytest
 from tests.cli.terminal import on_terminal, screen
 
 QUICK = ("demo", "--memory", "32MiB", "--workers", "3")
-SLOW = ("demo", "--memory", "512MiB", "--dirty-rate", "1GiB/s", "--workers", "3")
+SLOW = ("demo", "--memory", "1536MiB", "--dirty-rate", "1GiB/s", "--workers", "3")
 
 
 def nothing_of_the_drawing(lines: list[str]) -> None:
