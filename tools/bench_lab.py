@@ -70,6 +70,21 @@ def touch_memory(size_bytes: int) -> None:
     os.close(fd)
 
 
+def fill_random(machine: Any, memory_bytes: int, *, first_byte: int = 0) -> None:
+    """Fill *memory_bytes* of the guest's memory from *first_byte* on with random data, different in every page.
+
+    It writes through QEMU's own mapping, as a running guest would. Memory that is filled from outside is in no page
+    table of QEMU's, and a scan of the page tables would have to ask the file what exists.
+    """
+    block = bytearray(os.urandom(16 * MIB))
+    address = machine.host_address(first_byte)
+    with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
+        for at in range(0, memory_bytes, len(block)):
+            for page in range(0, len(block), 4096):
+                block[page : page + 8] = (at + page + 1).to_bytes(8, "little")
+            os.pwrite(memory.fileno(), block, address + at)
+
+
 def median(values: Sequence[float]) -> float:
     """The median; 0 of nothing."""
     return statistics.median(values) if values else 0.0

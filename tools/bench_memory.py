@@ -13,13 +13,20 @@ PARMIG_QEMU chooses another QEMU.
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Any
 
 from parmig.config import SendConfig
 from parmig.units import NS_PER_MS
-from tools.bench_lab import MIB, QemuMachine, initrd, median, migrate_by_commands, phases_median, run_benches
+from tools.bench_lab import (
+    MIB,
+    QemuMachine,
+    fill_random,
+    initrd,
+    median,
+    migrate_by_commands,
+    phases_median,
+    run_benches,
+)
 
 RATE_BYTES = 2048 * MIB
 PAUSE_BYTES = 512 * MIB
@@ -35,19 +42,6 @@ WAYS = {
 }
 
 
-def fill_random(machine: QemuMachine, memory_bytes: int) -> None:
-    """Fill the guest's memory from 1 MiB on with random data, different in every page, through QEMU's own mapping."""
-    answer = machine.ask("human-monitor-command", **{"command-line": f"gpa2hva {MIB:#x}"})
-    found = re.search(r"is (0x[0-9a-f]+)", answer)
-    assert found, answer
-    block = bytearray(os.urandom(16 * MIB))
-    with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
-        for at in range(0, memory_bytes - 16 * MIB, len(block)):
-            for page in range(0, len(block), 4096):
-                block[page : page + 8] = (at + page + 1).to_bytes(8, "little")
-            os.pwrite(memory.fileno(), block, int(found[1], 16) + at)
-
-
 def bench_rate(runs: int, workers: int) -> dict[str, Any]:
     """MiB/s by kind of memory, and that of private memory over that of the file."""
     rates: dict[str, list[float]] = {}
@@ -57,7 +51,7 @@ def bench_rate(runs: int, workers: int) -> dict[str, Any]:
                 memory, state = WAYS[name]
                 how: dict[str, Any] = {"memory_bytes": RATE_BYTES, "memory": memory}
                 with QemuMachine(**how) as source, QemuMachine(incoming=True, **how) as destination:
-                    fill_random(source, RATE_BYTES)
+                    fill_random(source, RATE_BYTES - 16 * MIB, first_byte=MIB)
                     here, there = (f"qemu:{side.socket},state={state}" for side in (source, destination))
                     report = migrate_by_commands(here, there, SendConfig(workers=workers), touch_bytes=touch_bytes)
                 for label, milliseconds in (

@@ -15,23 +15,7 @@ import os
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.guests.qemu.maps import parse_maps
-from tools.bench_lab import MIB, QemuMachine, describe_host, median, migrate, qemu_migrate, to_json
-
-
-def fill_random(machine: Any, memory_bytes: int) -> None:
-    """Fill the guest's memory with random data, different in every page.
-
-    It writes through QEMU's own mapping, as a running guest would. Memory that is filled from outside is in no page
-    table of QEMU's, and a scan of the page tables would have to ask the file what exists.
-    """
-    block = bytearray(os.urandom(16 * MIB))
-    address = next(vma.start for vma in parse_maps(machine.maps()) if vma.path.endswith("/ram"))
-    with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
-        for at in range(0, memory_bytes, len(block)):
-            for page in range(0, len(block), 4096):
-                block[page : page + 8] = (at + page + 1).to_bytes(8, "little")
-            os.pwrite(memory.fileno(), block, address + at)
+from tools.bench_lab import MIB, QemuMachine, describe_host, fill_random, median, migrate, qemu_migrate, to_json
 
 
 def contend(name: str, count: int, memory_bytes: int, source: Any) -> dict[str, float]:

@@ -39,13 +39,13 @@ from tools.bench_lab import (
     MIB,
     QemuMachine,
     await_migration,
+    fill_random,
     initrd,
     median,
     phases_median,
     run_benches,
     touch_memory,
 )
-from tools.bench_peers import fill_random
 
 GIB = 1 << 30
 MEMORY_BYTES = 512 * MIB

@@ -118,7 +118,7 @@ def existing(pagemap_fd: int, start: int, end: int) -> Existing:
     """
     pages = (end - start) // _PAGE_BYTES
     edges = np.zeros((2, pages + 1), dtype=np.int8)  # 1 where a run begins, -1 behind its end
-    vector = np.zeros(_VECTOR_REGIONS, dtype=PAGE_REGION_DTYPE)
+    vector = np.empty(_VECTOR_REGIONS, dtype=PAGE_REGION_DTYPE)
     try:
         for regions in scan(pagemap_fd, start, end, vector, flags=0, **_EXISTING):
             kind = (regions["categories"] != 0).astype(np.int8)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from parmig.ram.bits import NO_INDEX, Index, Mask, mask_of_bits, put_mask
+from parmig.ram.bits import NO_INDEX, Bits, Index, Mask, mask_of_bits, put_mask
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region, spans
 from parmig.ram.shared import ARMED, FRESH, NOT_ARMED, SharedArea
@@ -103,8 +103,8 @@ class DirtyScanner:
             for wanted in (ARMED, NOT_ARMED, FRESH)
         }
         for span in spans(regions[ARMED]):
-            reported = self._take_reported(span)
-            if reported.any():
+            if self._reported(span).any():  # most spans are clean: their bits are not unpacked
+                reported = self._take_reported(span)
                 yield self._from_scan(span, Scan(reported, reported))  # the guest may have given pages back since
         if first_pass:
             for span in spans(regions[NOT_ARMED]):
@@ -138,11 +138,13 @@ class DirtyScanner:
 
     def _take_reported(self, span: Region) -> Mask:
         """Return what :meth:`scan` kept of *span*, and forget it."""
-        bits = self._shared.reported[span.block][span.first_page // 8 : (span.end_page + 7) // 8]
+        bits = self._reported(span)
         reported = mask_of_bits(bits, 0, span.pages)
-        if bits.any():
-            bits[:] = 0
+        bits[:] = 0
         return reported
+
+    def _reported(self, span: Region) -> Bits:
+        return self._shared.reported[span.block][span.first_page // 8 : (span.end_page + 7) // 8]
 
     def _allocated(self, span: Region, among: Mask | None = None) -> Mask:
         return self._blocks[span.block].allocated(span.first_page, span.pages, among)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu import machines
+from tests.qemu import disks, machines
 from tests.qemu.machines import QemuMachine
 
 
@@ -19,6 +19,15 @@ def qemu() -> None:
     if reason := machines.missing():
         if os.environ.get("CI"):
             pytest.fail(f"{reason}; tests with QEMU are mandatory where CI is set")
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def disk_module(qemu: None) -> None:
+    """Skip where the kernel's modules for a disk cannot be had, but never on CI."""
+    if reason := disks.missing_module(disks.MODULES[-1]):
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}; tests with a disk are mandatory where CI is set")
         pytest.skip(reason)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.errors import GuestRefusedError
+from parmig.guests.qemu.layout import parse_host_address
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.qmp_events import Listener
 
@@ -191,6 +192,13 @@ class QemuMachine:
         """Run a QMP command on a monitor of its own."""
         assert self._monitor
         return self._monitor.execute(command, **arguments)
+
+    def host_address(self, gpa: int) -> int:
+        """Where QEMU's process has guest physical address *gpa*, which is RAM."""
+        answer = str(self.ask("human-monitor-command", **{"command-line": f"gpa2hva {gpa:#x}"}))
+        address = parse_host_address(answer)
+        assert address is not None, answer
+        return address
 
     def listen(self, *names: str) -> Listener:
         """Take in events of these names from now on, on the monitor of :meth:`ask`."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -82,25 +81,17 @@ def pair(here: str, there: str, huge: Path | None) -> Iterator[tuple[QemuMachine
         )
 
 
-def memory_at(machine: QemuMachine, gpa: int) -> int:
-    """Where QEMU has guest physical address *gpa*."""
-    answer = machine.ask("human-monitor-command", **{"command-line": f"gpa2hva {gpa:#x}"})
-    found = re.search(r"is (0x[0-9a-f]+)", answer)
-    assert found, answer
-    return int(found[1], 16)
-
-
 def write(machine: QemuMachine) -> None:
     """Fill pages of the guest as its virtual CPUs would."""
     with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
         for number, gpa in enumerate(HOT):
-            os.pwrite(memory.fileno(), bytes([number + 1]) * 4096, memory_at(machine, gpa))
+            os.pwrite(memory.fileno(), bytes([number + 1]) * 4096, machine.host_address(gpa))
 
 
 def arrived(machine: QemuMachine) -> bool:
     with open(f"/proc/{machine.pid}/mem", "rb", buffering=0) as memory:
         return all(
-            os.pread(memory.fileno(), 4096, memory_at(machine, gpa)) == bytes([number + 1]) * 4096
+            os.pread(memory.fileno(), 4096, machine.host_address(gpa)) == bytes([number + 1]) * 4096
             for number, gpa in enumerate(HOT)
         )
 

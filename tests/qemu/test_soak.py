@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from parmig.guests.qemu.options import open_qemu
-from tests.qemu import disks
 from tests.qemu.carry import Buffer
 from tests.qemu.machines import QemuMachine
 from tools.soak_linux import Witness
@@ -18,14 +16,6 @@ from tools.soak_qemu import Setup, Soak, belongings, left_behind
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
 
 MOVES = 3
-
-
-@pytest.fixture
-def disk_module(qemu: None) -> None:
-    if reason := disks.missing_module(disks.MODULES[-1]):
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}; tests with a disk are mandatory where CI is set")
-        pytest.skip(reason)
 
 
 def test_a_linux_with_a_disk_moves_again_and_again(disk_module: None, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from parmig.ram.zero import zero_mask
 _ZERO_PAGES = 1024
 """Zero pages that one call writes."""
 
+_ZEROS: Pages = np.zeros((_ZERO_PAGES, PAGE_BYTES), dtype=np.uint8)
+
 
 class ProcessReach(Reach):
     """A block in the memory of process ``memory.pid``.
@@ -49,7 +51,6 @@ class ProcessReach(Reach):
         self._addresses = np.array([segment.address for segment in memory.segments], dtype=np.int64)
         self._looked: tuple[Index, Pages] = (NO_INDEX, np.empty((0, PAGE_BYTES), dtype=np.uint8))
         self._scratch: Pages = np.empty((0, PAGE_BYTES), dtype=np.uint8)
-        self._zeros: Pages = np.zeros((_ZERO_PAGES, PAGE_BYTES), dtype=np.uint8)
         self._mapping: BlockMapping | None = None
         self._file: BlockFile | None = None
         try:
@@ -163,7 +164,7 @@ class ProcessReach(Reach):
     def clear(self, index: Index) -> None:
         for first in range(0, len(index), _ZERO_PAGES):
             part = index[first : first + _ZERO_PAGES]
-            self._write(runs_of_index(part), self._zeros[: len(part)].reshape(-1))
+            self._write(runs_of_index(part), _ZEROS[: len(part)].reshape(-1))
 
     def _write(self, runs: Runs, source: np.ndarray) -> None:
         try:
