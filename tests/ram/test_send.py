@@ -21,7 +21,8 @@ from parmig.linux import files
 from parmig.ram.bits import Index, bits_for, index_of_runs, set_bits
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs import registry
-from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
+from parmig.ram.codecs.batch_encoder import open_encoder
+from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageDecoder, PageEncoder, ReadPages
 from parmig.ram.codecs.registry import codec
 from parmig.ram.dirty_scanner import DirtyRegion
 from parmig.ram.outlets.channel import DIRECT_RUNS, ChannelOutlet
@@ -99,12 +100,14 @@ class Source:
         self.channel.waiting_ns = waited_ns
         self._log = mmap.mmap(log_fd, 0)
         self.tracker = BitmapTracker(log_fd, [one.block for one in mappings])
+        names = registry.codecs_of(compress, registry.names())
+        encoder = open_encoder(compress, names, CodecSettings(), shared.codec_counters(0))
         self.ram = MigrationRamSend(
             worker=0,
             regions=self.regions,
             blocks=mappings,
             tracker=self.tracker,
-            outlet=ChannelOutlet(self.channel, codec(compress), mappings, self.tracker, shared),  # type: ignore[arg-type]
+            outlet=ChannelOutlet(self.channel, encoder, mappings, self.tracker, shared),  # type: ignore[arg-type]
             shared=shared,
             batch_bytes=BATCH_BYTES,
         )
@@ -199,10 +202,10 @@ class ToyCodec(PageCodec, PageEncoder, PageDecoder):
     name = "toy"
     number = 77
 
-    def encoder(self) -> PageEncoder:
+    def encoder(self, settings: CodecSettings) -> PageEncoder:
         return self
 
-    def decoder(self) -> PageDecoder:
+    def decoder(self, read: ReadPages) -> PageDecoder:
         return self
 
     def encode(self, block: int, index: Index, raw: memoryview) -> bytes:
