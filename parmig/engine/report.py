@@ -100,8 +100,8 @@ class WorkerReport(msgspec.Struct, kw_only=True):
 class CodecReport(msgspec.Struct, kw_only=True):
     """What one codec did. ``none`` has the batches that went as they are.
 
-    ``raw_bytes`` less ``encoded_bytes`` is what it saved. ``busy_ms`` is what it cost: the time of all workers together
-    for encoding (source) or decoding (destination), with samples and batches that did not become shorter.
+    ``raw_bytes`` less ``encoded_bytes`` is what it saved. ``busy_ms`` is what it cost: the processor time of all
+    workers for encoding (source) or decoding (destination), with samples and batches that did not become shorter.
     """
 
     codec: str

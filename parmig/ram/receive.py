@@ -120,9 +120,9 @@ class MigrationRamReceive:
             raise ProtocolError(f"batch {header.sequence} names codec {header.codec}; the agreed codecs are {agreed}")
         if len(payload) != 1:
             raise ProtocolError(f"batch {header.sequence} is encoded in {len(payload)} frames; expected one")
-        began_ns = time.monotonic_ns()
+        began_ns = time.thread_time_ns()
         raw = decoder.decode(header.block, index, payload[0], header.raw_bytes)
-        self._codec_counters.spend(header.codec, time.monotonic_ns() - began_ns)
+        self._codec_counters.spend(header.codec, time.thread_time_ns() - began_ns)
         return raw
 
     def _read_placed(self, block: int, index: Index) -> Pages:

@@ -69,7 +69,7 @@ class CodecFigures(msgspec.Struct, frozen=True):
         batches: that were sent in this codec.
         raw_bytes: size of their pages.
         encoded_bytes: what was sent of these.
-        busy_ns: time for encoding or decoding, also for samples and for batches that did not become shorter.
+        busy_ns: processor time for encoding or decoding, also for samples and for batches that did not become shorter.
     """
 
     batches: int = 0
