@@ -133,7 +133,13 @@ class MigrationSender(SourceSide):
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
             format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
         )
-        plan = Coordinator(regions, self._config.workers, _limits(self._config), verify=self._config.verify)
+        plan = Coordinator(
+            regions,
+            self._config.workers,
+            _limits(self._config),
+            verify=self._config.verify,
+            remembering="delta" in channel_codecs(self._config.compress, accept),
+        )
         return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
 
     def _agree(self, answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
