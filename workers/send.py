@@ -6,8 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-
-from multiprocess.connection import Connection
+from multiprocessing.connection import Connection
 
 from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, SendSetup, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError

@@ -23,7 +23,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.version import __version__
 
@@ -94,7 +94,7 @@ class Listeners:
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
             )
-            self.pool.start(setup, [self._shared.fd, *descriptors])
+            self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
         _logger.info("state channel listens at %s", self._state_endpoint)
 

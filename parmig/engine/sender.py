@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
-from parmig.config import WORKER_PROGRAMS, SendConfig
+from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import channel_codecs, check_accept
 from parmig.engine.coordinator import Coordinator
@@ -36,7 +36,7 @@ from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
@@ -88,7 +88,7 @@ class MigrationSender(SourceSide):
 
     def _prepare(self) -> SendRun:
         self._config.check()
-        warm_up()
+        warm_up(WORKER_PROGRAMS[0], GUARDIAN_PROGRAM)
         codecs_of(self._config.compress, names())
         data_scheme(self._config.transport)
         info, memory = self._look_at_guest()
@@ -127,7 +127,7 @@ class MigrationSender(SourceSide):
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *descriptors])
+            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),

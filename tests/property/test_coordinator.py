@@ -155,7 +155,10 @@ class World:
                 if round_ != self.round:
                     self.begin_round(round_)
                 assert worker not in self.fenced, "two fences in a round"
-                assert sum(self.given.values()) == len(self.regions), "a fence while regions are left"
+                if self.plan._remembering:  # what is left may belong to others, who remember it
+                    assert all(region in self.given for region in self.plan._owned[worker])
+                else:
+                    assert sum(self.given.values()) == len(self.regions), "a fence while regions are left"
                 self.fenced.add(worker)
                 answers.append(c.WorkerFenced(worker, self.counters[worker]))
                 if len(self.fenced) == self.workers:
