@@ -109,10 +109,11 @@ class Throttled(Event, frozen=True):
 
 
 class StateSaved(Event, frozen=True):
-    """All device state was handed to the state channel."""
+    """All device state was handed to the state channel; that took *took_ns*."""
 
     size_bytes: int
     digest: str
+    took_ns: int = 0
 
 
 class PeerDigested(Event, frozen=True):

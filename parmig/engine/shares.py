@@ -47,7 +47,7 @@ class Shares:
 
     def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False) -> None:
         self._left = [deque(regions) for regions in owned]
-        self._whole = whole
+        self.whole = whole
         self.stolen = [0] * len(owned)
 
     def take(self, worker: int) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ class Shares:
         if not left:
             return ()
         if source == worker:
-            count = len(left) if self._whole else max(1, len(left) // BUNDLE_PART)
+            count = len(left) if self.whole else max(1, len(left) // BUNDLE_PART)
             return tuple(left.popleft() for _ in range(count))
         count = max(1, len(left) // (2 * BUNDLE_PART))
         self.stolen[worker] += count

@@ -97,6 +97,7 @@ class SendRegions(Message, frozen=True):
         first_pass: these regions were never sent.
         holes: look for pages that were given back, too. Needless once the paused guest was scanned.
         scanned: send what ScanRegions has found; else scan the regions now.
+        fence: no more regions follow in this round, so a Fence is part of this; the answer is Fenced alone.
     """
 
     round: int
@@ -104,6 +105,7 @@ class SendRegions(Message, frozen=True):
     first_pass: bool
     holes: bool = True
     scanned: bool = False
+    fence: bool = False
 
 
 class ScanRegions(Message, frozen=True):
@@ -113,7 +115,7 @@ class ScanRegions(Message, frozen=True):
 
 
 class Fence(Message, frozen=True):
-    """Coordinator: no more regions in this round; answer when all of it is placed."""
+    """Coordinator: no more regions in this round; answer Fenced when all of it is placed."""
 
     round: int
 

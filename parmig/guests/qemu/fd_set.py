@@ -44,10 +44,13 @@ class MemoryFile:
             raise
         self.name = f"/dev/fdset/{self._number}"
 
-    def take(self) -> bytes:
-        """Everything that QEMU wrote. QEMU is asked to close its copy; this does not wait for the answer."""
-        self._removal = self._qmp.submit("remove-fd", fdset_id=self._number)
+    def read(self) -> bytes:
+        """Everything that QEMU wrote."""
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+
+    def remove(self) -> None:
+        """Ask QEMU to close its copy, without waiting for the answer."""
+        self._removal = self._qmp.submit("remove-fd", fdset_id=self._number)
 
     def close(self) -> None:
         """Release the memory, also if QEMU still has a copy. Never raises; may be called twice."""
