@@ -35,8 +35,8 @@ from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent
 
 WHOLE_PAGES = 2048
-"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once, with
-the fence. Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
+"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once, and
+the fence with them. Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
 
 
 class Coordinator(Plan[Instruction]):

@@ -562,5 +562,5 @@ def test_a_throttle_is_lifted_once_the_guest_is_paused() -> None:
     assert walk.count(10) == [Do.PAUSE]
     told = walk.take(c.GuestPaused(0))
     assert told[:2] == [Throttle(0), Do.SAVE_STATE]
-    assert Throttle(0) not in told[:-1]
+    assert Throttle(0) not in told[1:]
     assert walk.plan.record.max_throttle_percent == 30
