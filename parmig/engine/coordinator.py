@@ -8,7 +8,7 @@ The steps of a migration, in order. Each begins when everything that the one bef
 
 Saving may write RAM, so the round after it begins when the final round and saving are both done, in whatever order they
 end. Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round hands out
-regions until none is left and ends with a fence on every channel.
+regions until none is left and ends with a fence of every worker that takes part.
 
 If devices may store into a page after a scan has reported it (direct I/O), a round of the running guest begins with two
 more steps: all workers scan and re-arm their regions, then the guest settles. A write that was in flight at the scan
@@ -25,7 +25,7 @@ from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.plan import Plan
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
-from parmig.engine.shares import Shares, assign
+from parmig.engine.shares import Shares, assign, shares_of_round
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import ParmigError, ProtocolError
@@ -33,10 +33,6 @@ from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent
-
-WHOLE_PAGES = 2048
-"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once, and
-the fence with them. Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
 
 
 class Coordinator(Plan[Instruction]):
@@ -187,14 +183,15 @@ class Coordinator(Plan[Instruction]):
 
     def _hand_out(self, step: Step) -> list[Instruction]:
         self.step = step
-        few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= WHOLE_PAGES
-        self._shares = Shares(self._owned, whole=few or step is Step.RESCANNING)
-        self._waiting = set(range(self._workers))
+        # Only saving can have written what the last scan of a pause finds.
+        dirty_pages = 0 if step is Step.RESCANNING else self.record.dirty_pages
+        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, paused=step is not Step.SENDING)
+        self._waiting = set(self._shares.workers)
         self._fencing = set()
         instructions: list[Instruction] = []
         # A second bundle each, so that no worker waits for an answer.
         for _ in range(1 if self._shares.whole else 2):
-            for worker in range(self._workers):
+            for worker in self._shares.workers:
                 instructions += self._feed(worker)
         return instructions
 

@@ -83,6 +83,11 @@ class Record:
         self.rounds.append(report)
         return report
 
+    @property
+    def dirty_pages(self) -> int:
+        """How many pages were dirty after the last round; before it, all may be."""
+        return self.facts[-1].remaining_pages if self.facts else self._total_pages
+
     def remaining(self, pages: int) -> None:
         """Note how many pages were dirty after the last round."""
         last = self.rounds[-1]

@@ -17,6 +17,16 @@ BUNDLE_PART = 4
 that all workers finish together (guided self-scheduling). 64 regions take about 12 bundles."""
 
 
+WHOLE_PAGES = 2048
+"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once, and
+the fence with them. Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
+
+ALONE_PAGES, ALONE_DIRTY_PAGES = 1 << 18, 512
+"""With at most this much memory (1 GiB, which one worker scans in 0.8 ms) and this many dirty pages (2 MiB), one worker
+alone does a round of the pause: waking a second one and its receiver takes longer, and on few cores they wait for
+each other, for QEMU and for the coordinator."""
+
+
 def assign(weights: Sequence[int], workers: int) -> list[list[int]]:
     """Give each worker a contiguous stretch of regions of about equal weight.
 
@@ -43,12 +53,17 @@ class Shares:
     Args:
         owned: region numbers by worker.
         whole: hand each worker all of its own at once (few dirty pages: a message costs more).
+
+    Attributes:
+        stolen: how many regions each worker has taken over from others.
+        workers: who takes part in the round.
     """
 
     def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False) -> None:
         self._left = [deque(regions) for regions in owned]
         self.whole = whole
         self.stolen = [0] * len(owned)
+        self.workers = range(len(owned))
 
     def take(self, worker: int) -> tuple[int, ...]:
         """The next regions for *worker*, its own first, else from whoever has most left; empty: none left."""
@@ -65,3 +80,20 @@ class Shares:
         self.stolen[worker] += count
         # From the far end: the owner works from the front and keeps its neighbourhood.
         return tuple(reversed([left.pop() for _ in range(count)]))
+
+
+def shares_of_round(owned: Sequence[Sequence[int]], dirty_pages: int, total_pages: int, *, paused: bool) -> Shares:
+    """How the regions of one round are handed out.
+
+    Args:
+        owned: region numbers by worker.
+        dirty_pages: how many are expected to be dirty.
+        total_pages: of all regions.
+        paused: whether the guest stands still meanwhile.
+    """
+    if not paused or dirty_pages > ALONE_DIRTY_PAGES or total_pages > ALONE_PAGES:
+        return Shares(owned, whole=dirty_pages <= WHOLE_PAGES)
+    everything = [number for regions in owned for number in regions]
+    shares = Shares([everything, *([] for _ in owned[1:])], whole=True)
+    shares.workers = range(1)
+    return shares

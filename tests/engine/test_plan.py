@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from parmig.engine import events as c
-from parmig.engine.coordinator import WHOLE_PAGES, Coordinator
+from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.shares import ALONE_PAGES, WHOLE_PAGES
 from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
@@ -53,14 +56,14 @@ class Walk:
     def send(self, told: list[Instruction], *, until_ms: int, pages: int = 0) -> list[Instruction]:
         """All of a round; each worker has sent *pages* in it. What follows the last fence comes back."""
         self.now_ms = until_ms
-        waiting, fenced = list(told), 0
-        while fenced < 2:
+        waiting, round_ = list(told), self.plan.round
+        while waiting and self.plan.round == round_:
             one = waiting.pop(0)
-            assert isinstance(one, Tell)
+            if not isinstance(one, Tell) or not isinstance(one.instruction, SendRegions | Fence):
+                return [one, *waiting]
             if isinstance(one.instruction, SendRegions) and not one.instruction.fence:
                 waiting += self.take(c.WorkerIdle(one.worker))
                 continue
-            fenced += 1
             before = self.plan.record._now[one.worker].sent_pages
             waiting += self.take(c.WorkerFenced(one.worker, WorkerCounters(sent_pages=before + pages)))
         return waiting
@@ -95,16 +98,22 @@ def send(worker: int, round_: int, *regions: int, holes: bool = True, scanned: b
     return Tell(worker, SendRegions(round_, regions, round_ == 1, holes, scanned))
 
 
-def send_whole(round_: int, *, holes: bool = True) -> list[Instruction]:
+def send_whole(round_: int, owned: Sequence[tuple[int, ...]] = OWNED, *, holes: bool = True) -> list[Instruction]:
     """Each worker gets all of its regions, and its fence."""
     return [
         Tell(worker, SendRegions(round_, regions, first_pass=False, holes=holes, fence=True))
-        for worker, regions in enumerate(OWNED)
+        for worker, regions in enumerate(owned)
     ]
+
+
+def send_alone(round_: int, *, holes: bool = True) -> list[Instruction]:
+    """One worker gets all regions, and its fence."""
+    return send_whole(round_, [(0, 1, 2, 3, 4)], holes=holes)
 
 
 SCAN: list[Instruction] = [Tell(worker, ScanRegions(regions)) for worker, regions in enumerate(OWNED)]
 COUNT: list[Instruction] = [Tell(worker, CountDirty(regions)) for worker, regions in enumerate(OWNED)]
+COUNT_TWO: list[Instruction] = [Tell(worker, CountDirty((worker,))) for worker in range(2)]
 DIGEST_ALL: list[Instruction] = [Tell(worker, DigestRegions(regions)) for worker, regions in enumerate(OWNED)]
 
 
@@ -160,13 +169,13 @@ def test_rounds_of_a_guest_that_settles_and_whose_log_is_synced() -> None:
     assert walk.take(c.GuestPaused(150 * MS), 160) == [Do.SYNC_LOG, Do.SAVE_STATE]
     assert walk.plan.step is Step.SYNCING_FINAL
     told = walk.take(c.LogSynced(), 170)
-    assert told == send_whole(3)
+    assert told == send_alone(3)
     assert walk.plan.step is Step.FINAL
     assert walk.take(c.StateSaved(1, "x"), 175) == []  # the last pages take longer
     assert walk.send(told, until_ms=190, pages=10) == [Do.SYNC_LOG]
     assert walk.plan.step is Step.SYNCING_AGAIN
     told = walk.take(c.LogSynced(), 200)
-    assert told == send_whole(4, holes=False)
+    assert told == send_alone(4, holes=False)
     assert walk.plan.step is Step.RESCANNING
     assert walk.send(told, until_ms=210) == [Do.RELEASE]
     assert [one.paused for one in walk.plan.record.rounds] == [False, False, True, True]
@@ -186,6 +195,20 @@ def test_few_dirty_pages_are_handed_out_at_once(pages: int, whole: bool) -> None
     assert walk.send(walk.begin(), until_ms=120, pages=1280) == COUNT
     told = walk.count(pages)
     assert told == (send_whole(2) if whole else bundles(2))
+
+
+@pytest.mark.parametrize("region_pages", [ALONE_PAGES // 2, ALONE_PAGES // 2 + 512])
+def test_all_workers_scan_much_memory(region_pages: int) -> None:
+    plan = Coordinator([Region(0, number * region_pages, region_pages) for number in range(2)], 2, LIMITS, verify=False)
+    walk = Walk()
+    walk.plan = plan
+    assert walk.send(walk.begin(), until_ms=120, pages=1280) == COUNT_TWO
+    assert walk.count(10) == [Do.PAUSE]
+    told = walk.take(c.GuestPaused(0))[1:]
+    alone = 2 * region_pages <= ALONE_PAGES
+    assert told == send_whole(2, [(0, 1)] if alone else [(0,), (1,)])
+    walk.take(c.StateSaved(1, "x"))
+    assert walk.send(told, until_ms=130) == send_whole(3, [(0, 1)] if alone else [(0,), (1,)], holes=False)
 
 
 def test_what_remained_last_decides_how_much_is_handed_out() -> None:
@@ -235,15 +258,15 @@ def test_the_state_is_saved_beside_the_last_pages_and_whatever_ends_last_is_wait
     walk = Walk()
     walk.to_pause()
     save, *told = walk.take(c.GuestPaused(205 * MS), 210)
-    assert (save, told) == (Do.SAVE_STATE, send_whole(2))
+    assert (save, told) == (Do.SAVE_STATE, send_alone(2))
     assert (walk.plan.status, walk.plan.step) == (MigrationStatus.PRE_SWITCHOVER, Step.FINAL)
     assert walk.take(c.StateSaved(47, "abc", 12 * MS), 222) == []
     assert walk.plan.step is Step.FINAL
-    assert walk.send(told, until_ms=230, pages=5) == send_whole(3, holes=False)
+    assert walk.send(told, until_ms=230, pages=5) == send_alone(3, holes=False)
     assert (walk.plan.status, walk.plan.step) == (MigrationStatus.DEVICE, Step.RESCANNING)
     marks = walk.plan.record.marks
     assert (marks["final"], marks["saved"]) == (230 * MS, 230 * MS)
-    assert walk.send(send_whole(3), until_ms=240) == [Do.RELEASE]
+    assert walk.send(send_alone(3), until_ms=240) == [Do.RELEASE]
 
 
 @pytest.mark.parametrize("saves_first", [False, True])

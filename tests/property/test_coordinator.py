@@ -16,6 +16,7 @@ from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.shares import ALONE_PAGES
 from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
@@ -55,7 +56,8 @@ class World:
     ) -> None:
         self.random = random.Random(seed)
         self.workers = workers
-        self.regions = [Region(0, number * REGION_PAGES, REGION_PAGES) for number in range(regions)]
+        pages = ALONE_PAGES if seed % 2 else REGION_PAGES  # much memory, or little
+        self.regions = [Region(0, number * pages, pages) for number in range(regions)]
         self.needs_sync = needs_sync
         self.settles = settles
         self.scanned: Counter[int] = Counter()
@@ -76,6 +78,7 @@ class World:
         self.given: Counter[int] = Counter()
         self.fenced: set[int] = set()
         self.fenced_and_told: set[int] = set()
+        self.taking_part: set[int] = set()
         self.round = 0
         self.rounds_after: dict[str, int] = {"pause": 0, "save": 0}
         self.counters = [WorkerCounters() for _ in range(workers)]
@@ -147,6 +150,7 @@ class World:
                 assert first_pass == (round_ == 1)
                 assert regions
                 self.given.update(regions)
+                self.taking_part.add(worker)
                 self.count_pages(worker, len(regions))
                 if fence:
                     self.fence(worker)
@@ -169,8 +173,9 @@ class World:
     def fence(self, worker: int) -> None:
         assert worker not in self.fenced, "two fences in a round"
         self.fenced.add(worker)
+        self.taking_part.add(worker)
         self.queues[worker].append(c.WorkerFenced(worker, self.counters[worker]))
-        if len(self.fenced) == self.workers:
+        if self.fenced == self.taking_part:
             self.dirty = self.random.randrange(0, max(1, self.dirty))
 
     def count_pages(self, worker: int, regions: int) -> None:
@@ -185,7 +190,7 @@ class World:
         self.round_is_over()
         assert round_ == self.round + 1
         self.round, self.given, self.fenced = round_, Counter(), set()
-        self.fenced_and_told = set()
+        self.fenced_and_told, self.taking_part = set(), set()
         self.throttles.append(self.throttle_percent)
         self.rounds_after["pause"] += Do.PAUSE in self.done
         self.rounds_after["save"] += self.saved
@@ -200,7 +205,8 @@ class World:
     def round_is_over(self) -> None:
         if self.round:
             assert self.given == Counter(range(len(self.regions))), "a region was left out or handed out twice"
-            assert self.fenced_and_told == set(range(self.workers)), "a round ended before every fence was answered"
+            assert self.fenced, "a round without a fence"
+            assert self.fenced_and_told == self.fenced == self.taking_part, "a fence was not asked for or not answered"
 
     def pause(self) -> None:
         self.round_is_over()

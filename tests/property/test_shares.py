@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.shares import Shares, assign
+from parmig.engine.shares import ALONE_DIRTY_PAGES, ALONE_PAGES, WHOLE_PAGES, Shares, assign, shares_of_round
 
 weights = st.lists(st.integers(1, 64), max_size=80)
 workers = st.integers(1, 9)
@@ -95,3 +96,28 @@ def test_the_middle_of_a_region_decides_whose_it_is() -> None:
 @given(st.integers(1, 200))
 def test_an_eighth_of_what_is_left_is_taken_over_at_a_time(count: int) -> None:
     assert len(Shares([[], list(range(count))]).take(0)) == max(1, count // 8)
+
+
+@pytest.mark.parametrize(
+    ("dirty_pages", "total_pages", "paused", "alone"),
+    [
+        (ALONE_DIRTY_PAGES, ALONE_PAGES, True, True),
+        (ALONE_DIRTY_PAGES + 1, ALONE_PAGES, True, False),
+        (ALONE_DIRTY_PAGES, ALONE_PAGES + 1, True, False),
+        (0, ALONE_PAGES, False, False),
+    ],
+)
+def test_one_worker_does_a_round_of_the_pause_in_which_there_is_little_to_do(
+    dirty_pages: int, total_pages: int, paused: bool, alone: bool
+) -> None:
+    shares = shares_of_round([[0], [1, 2], [3]], dirty_pages, total_pages, paused=paused)
+    assert shares.workers == range(1 if alone else 3)
+    assert shares.whole
+    assert shares.take(0) == ((0, 1, 2, 3) if alone else (0,))
+    assert shares.stolen == [0, 0, 0]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_many_dirty_pages_are_handed_out_in_bundles(paused: bool) -> None:
+    assert shares_of_round([[0], [1]], WHOLE_PAGES, 4 * WHOLE_PAGES, paused=paused).whole
+    assert not shares_of_round([[0], [1]], WHOLE_PAGES + 1, 4 * WHOLE_PAGES, paused=paused).whole
