@@ -43,7 +43,7 @@ class SavedDevices(Departure):
         self._ran = False
 
     def pause(self, sink: StateSink) -> int:
-        """Stop the guest. QEMU lists its hardware right before."""
+        """Stop the guest, and compare its hardware, which QEMU lists right before."""
         self.started = True
         # The destination's QEMU begins to load now, beside the running guest: that takes it 2 to 4 ms.
         sink.write(opening(machine_type(self._qmp)))
@@ -53,6 +53,7 @@ class SavedDevices(Departure):
         self._hardware.ask()  # not after the pause: QEMU would save the devices 1 ms later
         status = self._qmp.submit("query-status")  # again, right before: another client may have stopped it
         stop = self._qmp.submit("stop")
+        self._hardware.check()
         state = str(self._qmp.answer("query-status", status)["status"])
         self._ran = state in RAN
         self._qmp.answer("stop", stop)
@@ -71,9 +72,7 @@ class SavedDevices(Departure):
         """Save the devices. If the guest does not stay, QEMU hands its disks over after that."""
         if self._file is None or self._listener is None:
             raise GuestError("QEMU is not paused by parmig, expected pause() before this call")
-        saving = self._qmp.submit(COMMAND, filename=self._file.name, live=not stays)
-        self._hardware.check()  # while QEMU saves
-        self._qmp.answer(COMMAND, saving)
+        self._qmp.execute(COMMAND, filename=self._file.name, live=not stays)
         event = self._listener.take()
         if event is not None and event.name == "RESUME":
             raise GuestError("another client of QEMU let the guest run while it was paused to be moved; try again")
@@ -82,7 +81,6 @@ class SavedDevices(Departure):
         except StreamError as error:
             raise StateError(f"QEMU saved devices that cannot be moved: {error}; use state=migrate") from error
         sink.write(stream)
-        self._file.remove()
 
     def undo(self) -> int | None:
         try:
