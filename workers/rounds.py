@@ -17,6 +17,7 @@ from parmig.engine.worker_messages import (
     RegionsScanned,
     ScanRegions,
     SendRegions,
+    Sent,
     StartTracking,
     WorkerEvent,
 )
@@ -61,7 +62,13 @@ def serve_rounds(
                 SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes, scanned=scanned) as send
             ):
                 ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes, scanned=scanned)
-                inbox.tell(_fence(ram, round_) if send.fence else RegionsDone())
+                if send.fence:
+                    inbox.tell(_fence(ram, round_))
+                elif send.last:
+                    ram.flush(round_)
+                    inbox.tell(Sent(round_, ram.counters))
+                else:
+                    inbox.tell(RegionsDone())
             case Fence(round=round_):
                 inbox.tell(_fence(ram, round_))
             case CountDirty(regions=numbers):

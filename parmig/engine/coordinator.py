@@ -7,8 +7,10 @@ The steps of a migration, in order. Each begins when everything that the one bef
       ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) done
 
 Saving may write RAM, so the round after it begins when the final round and saving are both done, in whatever order they
-end. Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round hands out
-regions until none is left and ends with a fence of every worker that takes part.
+end. If each worker sends the same regions in both, the final round ends without a fence, when all is sent: the channel
+keeps the order, and the fence of the last round confirms both. Before each round after the first, the guest's log is
+brought up to date (bitmap logs only). A round hands out regions until none is left and ends with a fence of every
+worker that takes part.
 
 If devices may store into a page after a scan has reported it (direct I/O), a round of the running guest begins with two
 more steps: all workers scan and re-arm their regions, then the guest settles. A write that was in flight at the scan
@@ -66,7 +68,6 @@ class Coordinator(Plan[Instruction]):
         self._fencing: set[int] = set()
         self._counted = 0
         self._digests: dict[int, int] = {}
-        self._peer_digest: str | None = None
         self.total_pages = sum(region.pages for region in regions)
         self.record = Record(workers, self.total_pages)
         self.step: Step = Step.SETUP
@@ -74,11 +75,7 @@ class Coordinator(Plan[Instruction]):
         self.state_bytes = 0
         self.state_digest = ""
         self.source_digest: str | None = None
-
-    @property
-    def peer_digest(self) -> str | None:
-        """The destination's digest, once it has sent it."""
-        return self._peer_digest
+        self.peer_digest: str | None = None
 
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
         match self.step, event:
@@ -104,6 +101,8 @@ class Coordinator(Plan[Instruction]):
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerIdle(worker=worker)):
                 return self._feed(worker)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerFenced(worker=worker, counters=counters)):
+                return self._fenced(worker, counters, now_ns)
+            case Step.FINAL, events.WorkerSent(worker=worker, counters=counters):
                 return self._fenced(worker, counters, now_ns)
             case Step.SYNCING_COUNT, events.LogSynced():
                 return self._count()
@@ -133,9 +132,9 @@ class Coordinator(Plan[Instruction]):
                 self._waiting.discard(worker)
                 return self._compare(now_ns)
             case Step.DIGESTING, events.PeerDigested(digest=digest):
-                self._peer_digest = digest
+                self.peer_digest = digest
                 return self._compare(now_ns)
-            case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self._peer_digest:
+            case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self.peer_digest:
                 return []  # the same digest once more does no harm
             case Step.LOADING, events.PeerLoaded() if self.suspected is not None:
                 return self._fail(self.suspected)  # never hand over while a failure is suspected
@@ -183,9 +182,9 @@ class Coordinator(Plan[Instruction]):
 
     def _hand_out(self, step: Step) -> list[Instruction]:
         self.step = step
-        # Only saving can have written what the last scan of a pause finds.
-        dirty_pages = 0 if step is Step.RESCANNING else self.record.dirty_pages
-        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, paused=step is not Step.SENDING)
+        dirty_pages, rescan = self.record.dirty_pages, step is Step.RESCANNING
+        paused = step is not Step.SENDING
+        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, paused=paused, rescan=rescan)
         self._waiting = set(self._shares.workers)
         self._fencing = set()
         instructions: list[Instruction] = []
@@ -200,10 +199,13 @@ class Coordinator(Plan[Instruction]):
         if regions:
             scanned = self._settles and self.step is Step.SENDING
             holes = self.step is not Step.RESCANNING
-            fence = self._shares.whole
-            if fence:
+            whole = self._shares.whole
+            if whole:
                 self._fencing.add(worker)
-            return [Tell(worker, SendRegions(self.round, regions, self.round == 1, holes, scanned, fence))]
+            # The last scan need not wait until the last pages are in place: each region stays with its worker.
+            last = whole and self.step is Step.FINAL
+            told = SendRegions(self.round, regions, self.round == 1, holes, scanned, last, whole and not last)
+            return [Tell(worker, told)]
         if worker in self._fencing:
             return []
         # No regions are left for any worker, so the fence may follow what this worker still has.
@@ -269,12 +271,12 @@ class Coordinator(Plan[Instruction]):
         return asked + [Tell(w, DigestRegions(tuple(self._owned[w]))) for w in range(self._workers)]
 
     def _compare(self, now_ns: int) -> list[Instruction]:
-        if self._waiting or self._peer_digest is None:
+        if self._waiting or self.peer_digest is None:
             return []
         self.source_digest = combine(self._digests, len(self._regions))
-        if self.source_digest != self._peer_digest:
+        if self.source_digest != self.peer_digest:
             message = (
-                f"the memories differ: digest {self.source_digest} here, {self._peer_digest} at the destination; "
+                f"the memories differ: digest {self.source_digest} here, {self.peer_digest} at the destination; "
                 "something besides parmig wrote to one of them"
             )
             return self._fail(ParmigError(message))

@@ -84,6 +84,13 @@ class WorkerIdle(Event, frozen=True):
     worker: int
 
 
+class WorkerSent(Event, frozen=True):
+    """A worker has passed on all that it sends in this round; a fence follows in the next."""
+
+    worker: int
+    counters: WorkerCounters
+
+
 class WorkerFenced(Event, frozen=True):
     """All that a worker sent in this round has been placed."""
 

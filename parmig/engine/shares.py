@@ -82,15 +82,21 @@ class Shares:
         return tuple(reversed([left.pop() for _ in range(count)]))
 
 
-def shares_of_round(owned: Sequence[Sequence[int]], dirty_pages: int, total_pages: int, *, paused: bool) -> Shares:
+def shares_of_round(
+    owned: Sequence[Sequence[int]], dirty_pages: int, total_pages: int, *, paused: bool, rescan: bool = False
+) -> Shares:
     """How the regions of one round are handed out.
 
     Args:
         owned: region numbers by worker.
-        dirty_pages: how many are expected to be dirty.
+        dirty_pages: how many were dirty at the last count.
         total_pages: of all regions.
         paused: whether the guest stands still meanwhile.
+        rescan: whether it is the round after saving, which finds little. If the final round was handed out whole, each
+            worker gets the same regions as in that.
     """
+    if rescan:
+        dirty_pages = min(dirty_pages, WHOLE_PAGES)
     if not paused or dirty_pages > ALONE_DIRTY_PAGES or total_pages > ALONE_PAGES:
         return Shares(owned, whole=dirty_pages <= WHOLE_PAGES)
     everything = [number for regions in owned for number in regions]

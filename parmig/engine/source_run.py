@@ -163,6 +163,8 @@ class SourceRun(Driver[Instruction]):
                 return events.WorkerScanned(worker)
             case worker_messages.RegionsDone():
                 return events.WorkerIdle(worker)
+            case worker_messages.Sent(counters=counters):
+                return events.WorkerSent(worker, counters)
             case worker_messages.Fenced(counters=counters):
                 return events.WorkerFenced(worker, counters)
             case worker_messages.Counted(pages=pages):

@@ -61,11 +61,13 @@ class Walk:
             one = waiting.pop(0)
             if not isinstance(one, Tell) or not isinstance(one.instruction, SendRegions | Fence):
                 return [one, *waiting]
-            if isinstance(one.instruction, SendRegions) and not one.instruction.fence:
+            if isinstance(one.instruction, SendRegions) and not (one.instruction.last or one.instruction.fence):
                 waiting += self.take(c.WorkerIdle(one.worker))
                 continue
             before = self.plan.record._now[one.worker].sent_pages
-            waiting += self.take(c.WorkerFenced(one.worker, WorkerCounters(sent_pages=before + pages)))
+            last = isinstance(one.instruction, SendRegions) and one.instruction.last
+            answer = c.WorkerSent if last else c.WorkerFenced
+            waiting += self.take(answer(one.worker, WorkerCounters(sent_pages=before + pages)))
         return waiting
 
     def count(self, pages: int) -> list[Instruction]:
@@ -98,17 +100,25 @@ def send(worker: int, round_: int, *regions: int, holes: bool = True, scanned: b
     return Tell(worker, SendRegions(round_, regions, round_ == 1, holes, scanned))
 
 
-def send_whole(round_: int, owned: Sequence[tuple[int, ...]] = OWNED, *, holes: bool = True) -> list[Instruction]:
+ALONE = ((0, 1, 2, 3, 4),)
+
+
+def send_whole(round_: int, owned: Sequence[tuple[int, ...]] = OWNED) -> list[Instruction]:
     """Each worker gets all of its regions, and its fence."""
+    return [Tell(worker, SendRegions(round_, regions, False, fence=True)) for worker, regions in enumerate(owned)]
+
+
+def send_last(round_: int, owned: Sequence[tuple[int, ...]] = ALONE) -> list[Instruction]:
+    """The final round: each worker gets all of its regions, and only says when all is sent."""
+    return [Tell(worker, SendRegions(round_, regions, False, last=True)) for worker, regions in enumerate(owned)]
+
+
+def rescan(round_: int, owned: Sequence[tuple[int, ...]] = ALONE) -> list[Instruction]:
+    """The round after saving."""
     return [
-        Tell(worker, SendRegions(round_, regions, first_pass=False, holes=holes, fence=True))
+        Tell(worker, SendRegions(round_, regions, False, holes=False, fence=True))
         for worker, regions in enumerate(owned)
     ]
-
-
-def send_alone(round_: int, *, holes: bool = True) -> list[Instruction]:
-    """One worker gets all regions, and its fence."""
-    return send_whole(round_, [(0, 1, 2, 3, 4)], holes=holes)
 
 
 SCAN: list[Instruction] = [Tell(worker, ScanRegions(regions)) for worker, regions in enumerate(OWNED)]
@@ -169,13 +179,13 @@ def test_rounds_of_a_guest_that_settles_and_whose_log_is_synced() -> None:
     assert walk.take(c.GuestPaused(150 * MS), 160) == [Do.SYNC_LOG, Do.SAVE_STATE]
     assert walk.plan.step is Step.SYNCING_FINAL
     told = walk.take(c.LogSynced(), 170)
-    assert told == send_alone(3)
+    assert told == send_last(3)
     assert walk.plan.step is Step.FINAL
     assert walk.take(c.StateSaved(1, "x"), 175) == []  # the last pages take longer
     assert walk.send(told, until_ms=190, pages=10) == [Do.SYNC_LOG]
     assert walk.plan.step is Step.SYNCING_AGAIN
     told = walk.take(c.LogSynced(), 200)
-    assert told == send_alone(4, holes=False)
+    assert told == rescan(4)
     assert walk.plan.step is Step.RESCANNING
     assert walk.send(told, until_ms=210) == [Do.RELEASE]
     assert [one.paused for one in walk.plan.record.rounds] == [False, False, True, True]
@@ -205,10 +215,10 @@ def test_all_workers_scan_much_memory(region_pages: int) -> None:
     assert walk.send(walk.begin(), until_ms=120, pages=1280) == COUNT_TWO
     assert walk.count(10) == [Do.PAUSE]
     told = walk.take(c.GuestPaused(0))[1:]
-    alone = 2 * region_pages <= ALONE_PAGES
-    assert told == send_whole(2, [(0, 1)] if alone else [(0,), (1,)])
+    owned = [(0, 1)] if 2 * region_pages <= ALONE_PAGES else [(0,), (1,)]
+    assert told == send_last(2, owned)
     walk.take(c.StateSaved(1, "x"))
-    assert walk.send(told, until_ms=130) == send_whole(3, [(0, 1)] if alone else [(0,), (1,)], holes=False)
+    assert walk.send(told, until_ms=130) == rescan(3, owned)
 
 
 def test_what_remained_last_decides_how_much_is_handed_out() -> None:
@@ -258,15 +268,15 @@ def test_the_state_is_saved_beside_the_last_pages_and_whatever_ends_last_is_wait
     walk = Walk()
     walk.to_pause()
     save, *told = walk.take(c.GuestPaused(205 * MS), 210)
-    assert (save, told) == (Do.SAVE_STATE, send_alone(2))
+    assert (save, told) == (Do.SAVE_STATE, send_last(2))
     assert (walk.plan.status, walk.plan.step) == (MigrationStatus.PRE_SWITCHOVER, Step.FINAL)
     assert walk.take(c.StateSaved(47, "abc", 12 * MS), 222) == []
     assert walk.plan.step is Step.FINAL
-    assert walk.send(told, until_ms=230, pages=5) == send_alone(3, holes=False)
+    assert walk.send(told, until_ms=230, pages=5) == rescan(3)
     assert (walk.plan.status, walk.plan.step) == (MigrationStatus.DEVICE, Step.RESCANNING)
     marks = walk.plan.record.marks
     assert (marks["final"], marks["saved"]) == (230 * MS, 230 * MS)
-    assert walk.send(send_alone(3), until_ms=240) == [Do.RELEASE]
+    assert walk.send(rescan(3), until_ms=240) == [Do.RELEASE]
 
 
 @pytest.mark.parametrize("saves_first", [False, True])

@@ -79,6 +79,7 @@ class World:
         self.fenced: set[int] = set()
         self.fenced_and_told: set[int] = set()
         self.taking_part: set[int] = set()
+        self.unfenced: dict[int, int] = {}
         self.round = 0
         self.rounds_after: dict[str, int] = {"pause": 0, "save": 0}
         self.counters = [WorkerCounters() for _ in range(workers)]
@@ -141,7 +142,7 @@ class World:
                     self.settled = -1
                 self.scanned.update(regions)
                 answers.append(c.WorkerScanned(worker))
-            case SendRegions(round=round_, regions=regions, first_pass=first_pass, scanned=scanned, fence=fence):
+            case SendRegions(round=round_, regions=regions, first_pass=first_pass, scanned=scanned) as send:
                 if round_ != self.round:
                     self.begin_round(round_)
                 assert scanned == (self.settles and not self.stands)
@@ -152,8 +153,12 @@ class World:
                 self.given.update(regions)
                 self.taking_part.add(worker)
                 self.count_pages(worker, len(regions))
-                if fence:
-                    self.fence(worker)
+                assert all(self.unfenced.get(region, worker) == worker for region in regions), "no fence between two"
+                if send.last:
+                    assert self.stands
+                    self.unfenced |= dict.fromkeys(regions, worker)
+                if send.fence or send.last:
+                    self.fence(worker, c.WorkerSent if send.last else c.WorkerFenced)
                 else:
                     answers.append(c.WorkerIdle(worker))
             case Fence(round=round_):
@@ -170,11 +175,11 @@ class World:
             case _:
                 pytest.fail(f"unknown instruction {instruction}")
 
-    def fence(self, worker: int) -> None:
+    def fence(self, worker: int, answer: type[c.WorkerSent | c.WorkerFenced] = c.WorkerFenced) -> None:
         assert worker not in self.fenced, "two fences in a round"
         self.fenced.add(worker)
         self.taking_part.add(worker)
-        self.queues[worker].append(c.WorkerFenced(worker, self.counters[worker]))
+        self.queues[worker].append(answer(worker, self.counters[worker]))
         if self.fenced == self.taking_part:
             self.dirty = self.random.randrange(0, max(1, self.dirty))
 
@@ -230,6 +235,7 @@ class World:
 
     def release(self) -> None:
         self.round_is_over()
+        assert not self.unfenced, "released before all pages were in place"
         assert self.rounds_after == {"pause": 2, "save": 1}, "no scan after the state was saved"
         assert self.verify == (Do.ASK_DIGEST in self.done)
         self.peer.append(c.PeerLoaded(self.random.randrange(0, 10 * NS_PER_MS)))
@@ -251,6 +257,8 @@ class World:
             return None
         event = self.random.choice(ready).pop(0)
         if isinstance(event, c.WorkerFenced):
+            self.unfenced = {region: worker for region, worker in self.unfenced.items() if worker != event.worker}
+        if isinstance(event, c.WorkerFenced | c.WorkerSent):
             self.fenced_and_told.add(event.worker)
         if isinstance(event, c.WorkerScanned):
             self.scans_told.add(event.worker)
@@ -508,6 +516,7 @@ anything = st.one_of(
     st.builds(c.LogStarted, st.booleans()),
     st.just(c.LogSynced()),
     st.builds(c.WorkerIdle, st.integers(0, 1)),
+    st.builds(c.WorkerSent, st.integers(0, 1), st.just(WorkerCounters())),
     st.builds(c.WorkerFenced, st.integers(0, 1), st.just(WorkerCounters())),
     st.builds(c.WorkerCounted, st.integers(0, 1), st.integers(0, 1000)),
     st.builds(c.WorkerDigested, st.integers(0, 1), st.just({0: 1})),

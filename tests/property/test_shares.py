@@ -121,3 +121,17 @@ def test_one_worker_does_a_round_of_the_pause_in_which_there_is_little_to_do(
 def test_many_dirty_pages_are_handed_out_in_bundles(paused: bool) -> None:
     assert shares_of_round([[0], [1]], WHOLE_PAGES, 4 * WHOLE_PAGES, paused=paused).whole
     assert not shares_of_round([[0], [1]], WHOLE_PAGES + 1, 4 * WHOLE_PAGES, paused=paused).whole
+
+
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2 * WHOLE_PAGES), st.sampled_from([512, ALONE_PAGES]))
+def test_after_a_final_round_that_was_handed_out_whole_each_worker_gets_the_same_regions_again(
+    workers: int, regions: int, dirty_pages: int, pages: int
+) -> None:
+    owned = assign([pages] * regions, workers)
+    rounds = [
+        shares_of_round(owned, dirty_pages, regions * pages, paused=True, rescan=rescan) for rescan in (False, True)
+    ]
+    assert rounds[1].whole
+    if rounds[0].whole:
+        taken = [[shares.take(worker) for worker in shares.workers] for shares in rounds]
+        assert taken[0] == taken[1]

@@ -335,6 +335,8 @@ def answer(worker: int, told: Instruction) -> s.Event:
     match told:
         case ScanRegions():
             return s.WorkerScanned(worker)
+        case SendRegions(last=True):
+            return s.WorkerSent(worker, WorkerCounters())
         case SendRegions(fence=False):
             return s.WorkerIdle(worker)
         case Fence() | SendRegions():
