@@ -26,7 +26,7 @@ class Step(enum.Enum):
     PAUSING = "pausing the guest"
     SYNCING_FINAL = "syncing the dirty log of the paused guest"
     FINAL = "sending the last pages"  # and saving device state
-    SAVING = "saving device state"  # the last pages are in place
+    SAVING = "saving device state"  # the last pages are sent
     SYNCING_AGAIN = "syncing the dirty log after saving"
     RESCANNING = "scanning once more after saving"
     DIGESTING = "comparing digests"
