@@ -45,6 +45,7 @@ class Coordinator(Plan[Instruction]):
         workers: how many send workers.
         limits: for the policy.
         verify: compare digests before hand-over.
+        remembering: workers remember what they have sent, so regions stay with their last sender.
     """
 
     _cancelled = "cancelled; the guest continues here"
@@ -53,27 +54,24 @@ class Coordinator(Plan[Instruction]):
         "look there, and only if it does not run, continue it here"
     )
 
-    def __init__(self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool) -> None:
+    def __init__(
+        self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool, remembering: bool = False
+    ) -> None:
         super().__init__()
         self._regions = regions
         self._workers = workers
         self._limits = limits
-        self._verify = verify
+        self._verify, self._remembering = verify, remembering
         self._owned = assign([region.pages for region in regions], workers)
-        self._needs_sync = False
-        self._settles = False
-        self._saved = False
+        self._needs_sync = self._settles = self._saved = False
         self._shares = Shares([])
-        self._waiting: set[int] = set()
-        self._fencing: set[int] = set()
-        self._counted = 0
+        self._waiting, self._fencing = set[int](), set[int]()
         self._digests: dict[int, int] = {}
         self.total_pages = sum(region.pages for region in regions)
         self.record = Record(workers, self.total_pages)
         self.step: Step = Step.SETUP
-        self.round = 0
-        self.state_bytes = 0
-        self.state_digest = ""
+        self.round = self._counted = 0
+        self.state_bytes, self.state_digest = 0, ""
         self.source_digest: str | None = None
         self.peer_digest: str | None = None
 
@@ -183,8 +181,8 @@ class Coordinator(Plan[Instruction]):
     def _hand_out(self, step: Step) -> list[Instruction]:
         self.step = step
         dirty_pages, rescan = self.record.dirty_pages, step is Step.RESCANNING
-        paused = step is not Step.SENDING
-        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, paused=paused, rescan=rescan)
+        how = {"paused": step is not Step.SENDING, "rescan": rescan, "sticky": self._remembering and self.round > 1}
+        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, **how)
         self._waiting = set(self._shares.workers)
         self._fencing = set()
         instructions: list[Instruction] = []
@@ -217,6 +215,8 @@ class Coordinator(Plan[Instruction]):
         self._waiting.discard(worker)
         if self._waiting:
             return []
+        if self._remembering:
+            self._owned = [sorted(regions) for regions in self._shares.taken]
         self.record.end_round(now_ns, paused=self.step is not Step.SENDING, stolen=self._shares.stolen)
         if self.step is Step.SENDING:
             if self._needs_sync:
