@@ -14,13 +14,13 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from parmig.config import SendConfig
 from parmig.transport.registry import data_transports
 from tools.bare_pair import started_pairs
+from tools.bench_cold import cold_memory
 from tools.bench_lab import (
     LIMIT_S,
     MIB,
@@ -44,29 +44,30 @@ class Setting(NamedTuple):
 
     Attributes:
         memory_bytes: of the guest, all of it random.
-        condition: of free memory. ``warm``: touched right before the start. ``cold``: nothing was freed for *idle_s*
-            seconds, so that the host below a virtual machine has taken free memory back, and the first touch of a page
-            costs a fault there too.
+        condition: of free memory. ``warm``: touched right before the start. ``cold``: the host below this virtual
+            machine has taken it back (:mod:`tools.bench_cold`).
         fill: who filled the source: ``guest`` through QEMU's mapping, or ``outside`` through the memory file.
         placement: each side ``free`` or ``pinned`` to a core of its own.
-        idle_s: how long nothing happens before a cold start.
     """
 
     memory_bytes: int
     condition: str
     fill: str
     placement: str
-    idle_s: float
 
     @property
     def touch_bytes(self) -> int:
         """How much to touch right before the start."""
         return self.memory_bytes + MORE_TOUCHED_BYTES if self.condition == "warm" else 0
 
-    def wait_until_cold(self) -> None:
-        """(cold) Wait; call it when all that the run needs has been filled and started."""
-        if self.condition == "cold":
-            time.sleep(self.idle_s)
+    @contextlib.contextmanager
+    def free_memory(self) -> Iterator[None]:
+        """(cold) Free memory is cold in the context; enter it when all that the run needs has been filled."""
+        if self.condition == "warm":
+            yield
+        else:
+            with cold_memory(self.memory_bytes + MORE_TOUCHED_BYTES):
+                yield
 
 
 class Outcome(NamedTuple):
@@ -96,9 +97,11 @@ def run_floor(setting: Setting, sides: Sides, pairs: int, *, placement: str) -> 
         destination = source.directory / "bare"
         with destination.open("wb") as file:
             file.truncate(setting.memory_bytes)
-        setting.wait_until_cold()
         enter = {"enter_source": sides.source.entered, "enter_destination": sides.destination.entered}
-        with started_pairs(source.directory / "ram", destination, pairs, placement, **enter) as carry:
+        with (
+            setting.free_memory(),
+            started_pairs(source.directory / "ram", destination, pairs, placement, **enter) as carry,
+        ):
             touch_memory(setting.touch_bytes)
             before = sides.processor_s()
             seconds = carry()
@@ -127,8 +130,11 @@ def run_iperf3(setting: Setting, sides: Sides, streams: int) -> Outcome:
 
 def run_qemu(setting: Setting, sides: Sides, channels: int) -> Outcome:
     """QEMU's own migration with *channels* of multifd; ``setup-time`` is what it reports as its set-up."""
-    with _filled_source(setting, sides) as source, _destination(setting, sides) as destination:
-        setting.wait_until_cold()
+    with (
+        _filled_source(setting, sides) as source,
+        _destination(setting, sides) as destination,
+        setting.free_memory(),
+    ):
         before = sides.processor_s()
         migration = qemu_migrate(source, destination, channels, touch_bytes=setting.touch_bytes)
         whole_ms = migration["wall_ms"]
@@ -138,8 +144,11 @@ def run_qemu(setting: Setting, sides: Sides, channels: int) -> Outcome:
 
 def run_parmig(setting: Setting, sides: Sides, workers: int, *, transport: str) -> Outcome:
     """A migration by the commands ``parmig receive`` and ``parmig send``."""
-    with _filled_source(setting, sides) as source, _destination(setting, sides) as destination:
-        setting.wait_until_cold()
+    with (
+        _filled_source(setting, sides) as source,
+        _destination(setting, sides) as destination,
+        setting.free_memory(),
+    ):
         before = sides.processor_s()
         report = migrate_by_commands(
             f"qemu:{source.socket}",

@@ -97,7 +97,7 @@ def run_round(number: int, settings: Sequence[Setting], contenders: Sequence[tup
                 "round": number,
                 "place_in_turn": place,
                 "memory_mib": setting.memory_bytes // MIB,
-                **{factor: getattr(setting, factor) for factor in ("condition", "fill", "placement", "idle_s")},
+                **{factor: getattr(setting, factor) for factor in ("condition", "fill", "placement")},
                 "contender": name,
                 "count": count,
                 "mib_per_s": round(outcome.moved_bytes / MIB / outcome.whole_s),
@@ -129,7 +129,6 @@ def main() -> None:
         help_text = f"{help_text}; default: {numbers}"
         parser.add_argument(option, type=_numbers, default=_numbers(numbers), metavar="LIST", help=help_text)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--idle-s", type=float, default=8.0, help="time before a cold start; default: 8")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--append", action="store_true", help="add to the file of --json")
@@ -159,7 +158,7 @@ def run_rounds(results: Results, options: argparse.Namespace) -> None:
             continue
         contenders += [(name, count) for count in counts.get(name, options.workers)]
     settings = [
-        Setting(memory_mib * MIB, condition, fill, placement, options.idle_s)
+        Setting(memory_mib * MIB, condition, fill, placement)
         for memory_mib, condition, fill, placement in itertools.product(
             options.memory_mib, options.conditions, options.fills, options.placements
         )

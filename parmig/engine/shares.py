@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who gets which regions: owners, bundles, and moving work to idle workers. Pure.
 
-Regions keep their owner from round to round (locality; one channel carries a page's history). Within a
+Regions keep their owner from round to round (locality; one channel carries a page's history). Where workers remember
+what they sent, a region's owner is whoever sent it last. Within a
 round they are handed out in bundles; a worker that has run out of its own takes regions that their
 owner was not given yet. Nothing is ever taken back, so in each round each region goes to exactly one
 worker; and rounds are separated by fences, so a region moves only when all of it has arrived.
@@ -15,6 +16,21 @@ from collections.abc import Sequence
 BUNDLE_PART = 4
 """A bundle is a quarter of the regions that their owner has left: few messages at first, small pieces at the end, so
 that all workers finish together (guided self-scheduling). 64 regions take about 12 bundles."""
+
+STICKY_PART = 4
+"""A quarter of the regions stays with an owner that remembers them: sending one elsewhere costs all of its pages, and
+its changes are a hundredth of that. A guest that rewrites 100 MiB a second over 300 Mbit/s did not converge with two
+workers that took over each other's last regions in each round."""
+
+
+WHOLE_PAGES = 2048
+"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once, and
+the fence with them. Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
+
+ALONE_PAGES, ALONE_DIRTY_PAGES = 1 << 18, 512
+"""With at most this much memory (1 GiB, which one worker scans in 0.8 ms) and this many dirty pages (2 MiB), one worker
+alone does a round of the pause: waking a second one and its receiver takes longer, and on few cores they wait for
+each other, for QEMU and for the coordinator."""
 
 
 def assign(weights: Sequence[int], workers: int) -> list[list[int]]:
@@ -43,25 +59,72 @@ class Shares:
     Args:
         owned: region numbers by worker.
         whole: hand each worker all of its own at once (few dirty pages: a message costs more).
+        sticky: a worker remembers what it sent of its regions, so another one takes over only what would keep the
+            owner busy for long: it leaves the owner STICKY_PART of its regions.
+
+    Attributes:
+        stolen: how many regions each worker has taken over.
+        taken: the regions that each worker has got.
+        workers: who takes part in the round.
     """
 
-    def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False) -> None:
+    def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False, sticky: bool = False) -> None:
         self._left = [deque(regions) for regions in owned]
-        self._whole = whole
+        self._kept = [len(regions) // STICKY_PART if sticky else 0 for regions in owned]
+        self.whole = whole
         self.stolen = [0] * len(owned)
+        self.taken: list[list[int]] = [[] for _ in owned]
+        self.workers = range(len(owned))
 
     def take(self, worker: int) -> tuple[int, ...]:
-        """The next regions for *worker*, its own first, else from whoever has most left; empty: none left."""
-        source = worker
-        if not self._left[worker]:
-            source = max(range(len(self._left)), key=lambda other: len(self._left[other]))
-        left = self._left[source]
-        if not left:
+        """The next regions for *worker*, its own first, else from whoever has most to give; empty: none left."""
+        left = self._left[worker]
+        if left:
+            count = len(left) if self.whole else max(1, len(left) // BUNDLE_PART)
+            regions = tuple(left.popleft() for _ in range(count))
+        else:
+            regions = self._steal(worker)
+        self.taken[worker] += regions
+        return regions
+
+    def _steal(self, worker: int) -> tuple[int, ...]:
+        """Regions of another worker for *worker*."""
+        spare = [len(left) - kept for left, kept in zip(self._left, self._kept, strict=True)]
+        source = max(range(len(spare)), key=spare.__getitem__)
+        if spare[source] <= 0:
             return ()
-        if source == worker:
-            count = len(left) if self._whole else max(1, len(left) // BUNDLE_PART)
-            return tuple(left.popleft() for _ in range(count))
-        count = max(1, len(left) // (2 * BUNDLE_PART))
+        left = self._left[source]
+        count = min(spare[source], max(1, len(left) // (2 * BUNDLE_PART)))
         self.stolen[worker] += count
         # From the far end: the owner works from the front and keeps its neighbourhood.
         return tuple(reversed([left.pop() for _ in range(count)]))
+
+
+def shares_of_round(
+    owned: Sequence[Sequence[int]],
+    dirty_pages: int,
+    total_pages: int,
+    *,
+    paused: bool,
+    rescan: bool = False,
+    sticky: bool = False,
+) -> Shares:
+    """How the regions of one round are handed out.
+
+    Args:
+        owned: region numbers by worker.
+        dirty_pages: how many were dirty at the last count.
+        total_pages: of all regions.
+        paused: whether the guest stands still meanwhile.
+        rescan: whether it is the round after saving, which finds little. If the final round was handed out whole, each
+            worker gets the same regions as in that.
+        sticky: as for :class:`Shares`.
+    """
+    if rescan:
+        dirty_pages = min(dirty_pages, WHOLE_PAGES)
+    if not paused or sticky or dirty_pages > ALONE_DIRTY_PAGES or total_pages > ALONE_PAGES:
+        return Shares(owned, whole=dirty_pages <= WHOLE_PAGES, sticky=sticky)
+    everything = [number for regions in owned for number in regions]
+    shares = Shares([everything, *([] for _ in owned[1:])], whole=True)
+    shares.workers = range(1)
+    return shares
