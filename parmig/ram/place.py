@@ -39,8 +39,12 @@ class PagePlacer:
         """Where the pages *index* can be stored as they arrive: one piece for each of *runs*.
 
         Empty if they cannot: a page does not exist yet, or this process cannot store to the memory.
+
+        Raises:
+            MemoryFullError: no space left in the memory.
         """
-        return self._blocks[block].targets(runs) if test_bits(self._shared.bits[block], index).all() else []
+        exist = bool(test_bits(self._shared.bits[block], index).all())
+        return self._blocks[block].targets(runs, exist=exist)
 
     def place_run(self, block: int, first_page: int, data: Buffer) -> None:
         """Place the pages in *data* from *first_page* on.
@@ -48,8 +52,7 @@ class PagePlacer:
         Raises:
             MemoryFullError: no space left in the memory.
         """
-        view = memoryview(data)
-        self.place(block, np.array([[first_page, first_page + len(view) // PAGE_BYTES]]), view)
+        self._blocks[block].write_run(first_page, memoryview(data))
 
     def place_zero(self, block: int, index: Index) -> None:
         """Make pages zero, without allocating those that do not exist."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
 from parmig.linux import files
-from parmig.ram import flow
+from parmig.ram import flow, receive
 from parmig.ram.bits import mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.codecs.registry import codec
@@ -160,13 +160,13 @@ def test_what_was_placed_is_counted() -> None:
 
 
 class Placing(Incoming):
-    """A message whose payload is not in memory: it is asked for once, and this notes how."""
+    """A message whose payload is not in memory: this notes how it is asked for."""
 
     places = True
     asked = ""
 
     def into(self, targets: Sequence[memoryview]) -> None:
-        self.asked = "into"
+        self.asked += "into "
         super().into(targets)
 
     def frames(self) -> list[memoryview]:
@@ -174,16 +174,18 @@ class Placing(Incoming):
         return super().frames()
 
 
-def test_a_payload_goes_straight_to_pages_that_exist() -> None:
+def test_a_payload_goes_straight_to_pages_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "PIECE_PAGES", 50)
     with receiving(PAGES, compress="lz4") as (ram, (mapping,), _):
         for sequence, (data, how, asked) in enumerate(
             [
-                (set(range(3, 90)), "direct", "frames"),  # nothing exists yet
-                ({5, 6, 7, 20, 40}, "direct", "into"),
-                ({5, 6, 7, 20, 40}, "gathered", "into"),
-                ({5, 6, 7, 95}, "gathered", "frames"),
+                (set(range(3, 90)), "direct", "into into "),  # nothing exists yet, and it takes two pieces
+                ({5, 6, 7, 20, 40}, "direct", "into "),
+                ({5, 6, 7, 20, 40}, "gathered", "into "),
+                ({5, 6, 7, 95}, "gathered", "into into "),
                 ({5, 6}, "lz4", "frames"),
-                (set(range(3, 90, 2)), "gathered", "into"),
+                (set(range(3, 90, 2)), "gathered", "into "),
+                (set(range(1, PAGES, 2)), "gathered", "frames"),  # many runs, and not all of them exist
             ],
             1,
         ):

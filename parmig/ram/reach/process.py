@@ -161,6 +161,9 @@ class ProcessReach(Reach):
     def write(self, runs: Runs, pages: memoryview, existing: Bits) -> None:
         self._write(runs, np.frombuffer(pages, dtype=np.uint8))
 
+    def write_run(self, first_page: int, pages: memoryview) -> None:
+        self._write(np.array([[first_page, first_page + len(pages) // PAGE_BYTES]]), np.frombuffer(pages, np.uint8))
+
     def clear(self, index: Index) -> None:
         for first in range(0, len(index), _ZERO_PAGES):
             part = index[first : first + _ZERO_PAGES]

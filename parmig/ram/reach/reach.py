@@ -77,10 +77,16 @@ class Reach(ABC):
 
     # -- writing --------------------------------------------------------------------------------
 
-    def targets(self, runs: Runs) -> list[memoryview]:
-        """Where the pages of *runs*, all of which exist, can be stored directly: one piece for each run.
+    def targets(self, runs: Runs, *, exist: bool) -> list[memoryview]:
+        """Where the pages of *runs* can be stored directly: one piece for each run. Huge pages are allocated for it.
 
-        Empty: they cannot; use :meth:`write`.
+        Empty: they cannot; use :meth:`write` or :meth:`write_run`.
+
+        Args:
+            exist: whether all of them are known to exist.
+
+        Raises:
+            MemoryFullError: as :meth:`write`.
         """
         return []
 
@@ -93,6 +99,14 @@ class Reach(ABC):
 
         Raises:
             MemoryFullError: no memory is left for a page that did not exist.
+        """
+
+    @abstractmethod
+    def write_run(self, first_page: int, pages: memoryview) -> None:
+        """Write *pages* from page *first_page* on, whether they exist or not. It is for long runs.
+
+        Raises:
+            MemoryFullError: as :meth:`write`.
         """
 
     @abstractmethod
