@@ -21,7 +21,7 @@ from parmig.engine.source import describe_guest
 from parmig.errors import CancelledError, PeerRefusedError, ProtocolError, RefusedError
 from parmig.guests.guest import Guest
 from parmig.ram.codecs.registry import codec
-from parmig.transport.registry import data_scheme
+from parmig.transport.registry import data_scheme, transport_name
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
@@ -51,7 +51,8 @@ class MigrationChecker:
         self._progress = progress
         self._thread = GuestThread()
         self._cancelled = False
-        self._report = Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers)
+        transport = transport_name(config.transport)
+        self._report = Report(parmig=__version__, side="source", transport=transport, workers=config.workers)
 
     def start(self) -> Report:
         """Check, and return the report: status ``checked``, or ``failed`` with all that has to be mended."""

@@ -22,7 +22,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
-from parmig.transport.registry import open_control
+from parmig.transport.registry import open_control, transport_name
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -80,7 +80,7 @@ class Introduction:
             blocks=blocks,
             allocated_bytes=allocated_bytes(memory),
             workers=config.workers,
-            transport=config.transport,
+            transport=transport_name(config.transport),
             codec=config.compress,
             batch_bytes=config.batch_bytes,
             credit_bytes=credit_bytes(config.batch_bytes),

@@ -35,7 +35,7 @@ from parmig.ram.codecs.registry import codec
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_name
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
@@ -71,10 +71,11 @@ class MigrationSender(SourceSide):
     def __init__(
         self, guest: Guest, uri: str, config: SendConfig, *, progress: Callable[[Progress], None] | None = None
     ) -> None:
+        transport = transport_name(config.transport)
         super().__init__(
             guest,
             WorkerPool(WORKER_PROGRAMS[0], "send worker"),
-            Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers),
+            Report(parmig=__version__, side="source", transport=transport, workers=config.workers),
             tracker=config.tracker,
             switchover_ns=config.switchover_timeout_ns,
             progress=progress,
