@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from parmig.ram.bits import NO_INDEX, Bits, Index, Mask, mask_of_bits, put_mask
+from parmig.ram.bits import NO_RUNS, Bits, Mask, Runs, index_of_runs, mask_of_bits, page_count, put_mask, runs_of_mask
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region, spans
 from parmig.ram.shared import ARMED, FRESH, NOT_ARMED, SharedArea
@@ -21,13 +21,13 @@ class DirtyRegion(msgspec.Struct, frozen=True):
     Attributes:
         region: the range; may join several neighbouring regions.
         bit_map: one entry a page: the page was written and exists. It may still turn out to be zero.
-        holes: pages that do not exist and that the destination must make zero; page numbers of the block.
+        holes: pages that do not exist and that the destination must make zero.
         skipped_pages: how many of *holes* were never allocated at all (first pass).
     """
 
     region: Region
     bit_map: Mask
-    holes: Index = NO_INDEX
+    holes: Runs = NO_RUNS
     skipped_pages: int = 0
 
     @property
@@ -87,7 +87,7 @@ class DirtyScanner:
             scan = self._tracker.scan(span)
             if scan is not None:
                 dirty = self._from_scan(span, scan)
-                dirty.bit_map[dirty.holes - span.first_page] = True
+                dirty.bit_map[index_of_runs(dirty.holes) - span.first_page] = True
                 put_mask(self._shared.reported[span.block], span.first_page, dirty.bit_map)
         for span in spans(self._regions[number] for number in fresh.begun):
             tables = self._tracker.arm(span)
@@ -154,19 +154,19 @@ class DirtyScanner:
         present = self._blocks[span.block].allocated(span.first_page, span.pages, tables=tables)
         if not first_pass:  # the whole region was empty, and so it is at the destination
             return DirtyRegion(span, present)
-        holes = np.flatnonzero(~present) + span.first_page
-        return DirtyRegion(span, present, holes, len(holes))
+        holes = runs_of_mask(~present) + span.first_page
+        return DirtyRegion(span, present, holes, page_count(holes))
 
     def _from_scan(self, span: Region, scan: Scan) -> DirtyRegion:
         """Remove pages from the dirty ones that have become holes, and add holes that no tracker sees."""
         has = mask_of_bits(self._shared.bits[span.block], span.first_page, span.pages)
         uncertain: Mask = scan.unmapped & (scan.dirty | has)
-        holes = NO_INDEX
+        holes = NO_RUNS
         dirty = scan.dirty
         if uncertain.any():
             gone: Mask = uncertain & ~self._allocated(span, uncertain)
             dirty = dirty & ~gone
-            holes = np.flatnonzero(gone & has) + span.first_page
+            holes = runs_of_mask(gone & has) + span.first_page
         return DirtyRegion(span, dirty, holes)
 
 
@@ -181,6 +181,6 @@ def _empty(span: Region) -> DirtyRegion:
     return DirtyRegion(
         span,
         np.zeros(span.pages, dtype=np.bool_),
-        np.arange(span.first_page, span.end_page, dtype=np.int64),
+        np.array([[span.first_page, span.end_page]]),
         span.pages,
     )

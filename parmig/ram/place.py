@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig.ram.bits import Index, Runs, set_bits, test_bits
+from parmig.ram.bits import (
+    Index,
+    Runs,
+    any_set,
+    clear_bits,
+    index_of_runs,
+    long_and_short,
+    set_bits,
+    test_bits,
+)
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import SPAN_PAGES
@@ -54,11 +63,19 @@ class PagePlacer:
         """
         self._blocks[block].write_run(first_page, memoryview(data))
 
-    def place_zero(self, block: int, index: Index) -> None:
-        """Make pages zero, without allocating those that do not exist."""
+    def place_zero(self, block: int, runs: Runs) -> None:
+        """Make the pages of *runs* zero, without allocating those that do not exist. The runs may come in any order."""
+        reach, bits = self._blocks[block], self._shared.bits[block]
+        long, short = long_and_short(runs)
+        self._clear(block, index_of_runs(short))
+        for first, end in long.tolist():
+            if any_set(bits, first, end) or reach.has_data(first, end - first):
+                self._clear(block, np.arange(first, end))
+
+    def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        self._blocks[block].clear(index[test_bits(bits, index)])
+        clear_bits(bits, self._blocks[block].clear(_ascending(index[test_bits(bits, index)])))
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from parmig.errors import ProtocolError
 from parmig.ram import flow
-from parmig.ram.bits import Index, Runs, index_of_runs
+from parmig.ram.bits import Index, Runs, index_of_runs, page_count
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
@@ -83,9 +83,8 @@ class MigrationRamReceive:
                 f"expected {header.payload_bytes} as in its header"
             )
         if len(header.zero_runs):
-            zero = index_of_runs(header.zero_runs)
-            self._placer.place_zero(header.block, zero)
-            self.counters.zero_pages += len(zero)
+            self._placer.place_zero(header.block, header.zero_runs)
+            self.counters.zero_pages += page_count(header.zero_runs)
         if len(header.data_runs):
             self._place_data(header, message)
         self._sequence = header.sequence

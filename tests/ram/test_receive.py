@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
 from parmig.linux import files
 from parmig.ram import flow, receive
-from parmig.ram.bits import mask_of_bits
+from parmig.ram.bits import LONG_RUN_PAGES, mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.codecs.registry import codec
 from parmig.ram.packets import BatchHeader
@@ -149,6 +149,23 @@ def test_pages_that_existed_before_are_made_zero() -> None:
         ram.migrate_ram_receive(Incoming(message(1, set(), {2, 3, 4})[0]))
         assert not file_pages(mappings[0]).any()
         assert allocated_pages(mappings[0]) == 1
+
+
+def test_long_runs_of_zero_pages_are_given_back_and_can_be_placed_again() -> None:
+    pages = LONG_RUN_PAGES + 100
+    with receiving(pages) as (ram, (mapping,), shared):
+        kept = {7, pages - 3}
+        zero = set(range(pages)) - kept
+        ram.migrate_ram_receive(Incoming(message(1, set(range(pages)))[0]))
+        ram.migrate_ram_receive(Incoming(message(2, set(), zero)[0]))
+        assert set(np.flatnonzero(file_pages(mapping).any(axis=1)).tolist()) == kept
+        # Up to page 6 the run is short. What was given back is no longer noted as existing.
+        assert allocated_pages(mapping) == len(kept) + 7 + 2
+        noted = np.flatnonzero(mask_of_bits(shared.bits[0], 0, pages))
+        assert noted.tolist() == [*range(8), *range(pages - 3, pages)]
+        frames, placed = message(3, zero, tag=3)
+        ram.migrate_ram_receive(Incoming(frames))
+        assert np.array_equal(file_pages(mapping)[sorted(zero)], placed)
 
 
 def test_what_was_placed_is_counted() -> None:
@@ -498,7 +515,7 @@ def test_memory_need_not_be_empty_whatever_is_told_in_whatever_order(
         for page in index.tolist():
             placer.place_run(0, page, memoryview(content(page)[0].data))
         placer.note_placed(0, index)
-        placer.place_zero(0, np.array(zero, dtype=np.int64))
+        placer.place_zero(0, np.array([(page, page + 1) for page in zero], dtype=np.int64).reshape(-1, 2))
         left = (before | placed) - set(zero)
         assert set(np.flatnonzero(file_pages(mapping).any(axis=1)).tolist()) == left
         assert allocated_pages(mapping) == len(before | placed)

@@ -49,7 +49,7 @@ class ChannelOutlet(Outlet):
         self._tracker = tracker
         self._shared = shared
 
-    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+    def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         data_runs = runs_of_index(data)
         codec, payload, buffer = self._payload(block, data, data_runs)
         payload_bytes = sum(map(len, payload))
@@ -61,7 +61,7 @@ class ChannelOutlet(Outlet):
             raw_bytes=len(data) * PAGE_BYTES,
             payload_bytes=payload_bytes,
             data_runs=data_runs,
-            zero_runs=runs_of_index(zero),
+            zero_runs=zero,
         ).encode()
         wire_bytes = len(header) + payload_bytes
         self._channel.sleep_until(self._shared.reserve(wire_bytes))

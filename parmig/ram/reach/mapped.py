@@ -14,7 +14,18 @@ import numpy.typing as npt
 
 from parmig.errors import GuestRefusedError, MemoryFullError
 from parmig.linux import files, uffd
-from parmig.ram.bits import Bits, Index, Mask, Runs, index_of_runs, is_one_run, test_bits
+from parmig.ram.bits import (
+    NO_INDEX,
+    Bits,
+    Index,
+    Mask,
+    Runs,
+    index_of_runs,
+    is_one_run,
+    long_and_short,
+    runs_of_index,
+    test_bits,
+)
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, Pages
 from parmig.ram.reach.extents import BlockFile, allocated_mask, has_data
 from parmig.ram.reach.reach import Reach
@@ -193,8 +204,23 @@ class BlockMapping(Reach):
                 f"expected room for {self.block.size_bytes} bytes; free space on its file system"
             ) from error
 
-    def clear(self, index: Index) -> None:
-        self.pages[index] = 0
+    def clear(self, index: Index) -> Index:
+        """As :meth:`Reach.clear`. Long runs are given back. Huge pages stay: other programs may wait to take them."""
+        if self.block.unit_pages > 1:
+            self.pages[index] = 0
+            return NO_INDEX
+        long, short = long_and_short(runs_of_index(index))
+        self.pages[index_of_runs(short)] = 0
+        try:
+            for first, end in long.tolist():
+                files.punch_hole(self.fd, self.file_offset_bytes + first * PAGE_BYTES, (end - first) * PAGE_BYTES)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            for first, end in long.tolist():
+                self.pages[first:end] = 0
+            return NO_INDEX
+        return index_of_runs(long)
 
     def close(self) -> None:
         """Unmap. Views handed out must be gone; those still held keep the mapping until they go."""

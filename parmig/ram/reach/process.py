@@ -164,10 +164,11 @@ class ProcessReach(Reach):
     def write_run(self, first_page: int, pages: memoryview) -> None:
         self._write(np.array([[first_page, first_page + len(pages) // PAGE_BYTES]]), np.frombuffer(pages, np.uint8))
 
-    def clear(self, index: Index) -> None:
+    def clear(self, index: Index) -> Index:
         for first in range(0, len(index), _ZERO_PAGES):
             part = index[first : first + _ZERO_PAGES]
             self._write(runs_of_index(part), _ZEROS[: len(part)].reshape(-1))
+        return NO_INDEX
 
     def _write(self, runs: Runs, source: np.ndarray) -> None:
         try:

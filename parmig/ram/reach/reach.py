@@ -110,8 +110,8 @@ class Reach(ABC):
         """
 
     @abstractmethod
-    def clear(self, index: Index) -> None:
-        """Make the pages *index*, all of which exist, zero."""
+    def clear(self, index: Index) -> Index:
+        """Make the pages *index*, all of which exist, zero. Returns those that do not exist any more."""
 
     @abstractmethod
     def close(self) -> None:
