@@ -14,7 +14,8 @@ import psutil
 import pytest
 import zmq
 
-from parmig.processes import _fork_server
+from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS, WORKER_PROGRAMS
+from parmig.processes import warm_up
 
 # Timings are for benchmarks: on a busy machine any example may take long.
 hypothesis.settings.register_profile("parmig", deadline=None)
@@ -37,10 +38,9 @@ def _no_signal_is_ignored() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers(_no_signal_is_ignored: None) -> None:
-    """What lives as long as the interpreter is there from the start: fork server, resource tracker, pyzmq's thread
+    """What lives as long as the interpreter is there from the start: fork server, pyzmq's thread
     that lets go of frames which were sent without a copy."""
-    with _fork_server():
-        pass
+    warm_up(*WORKER_PROGRAMS, *SNAPSHOT_PROGRAMS, GUARDIAN_PROGRAM)
     with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
         one.bind("inproc://first-frame")
         other.connect("inproc://first-frame")

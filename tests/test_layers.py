@@ -86,7 +86,7 @@ def test_nothing_is_pickled(path: Path) -> None:
     called = {
         node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
-    # multiprocess' own send() and recv() pickle; send_bytes() and recv_bytes() do not.
+    # multiprocessing's own send() and recv() pickle; send_bytes() and recv_bytes() do not.
     assert not called & {"recv_pyobj", "send_pyobj", "recv_object", "send_object"}
 
 

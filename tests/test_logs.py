@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 from pathlib import Path
 
-import multiprocess
 import pytest
 
 from parmig import logs
@@ -72,7 +72,7 @@ def test_a_line_is_dropped_where_the_pipe_has_no_room() -> None:
 
 @pytest.mark.timeout(20)
 def test_a_worker_whose_pipe_is_full_is_not_held_up() -> None:
-    ours, theirs = multiprocess.Pipe()
+    ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         inbox = Inbox(theirs)
         line = WorkerLog(logging.INFO, "workers.send", "x" * MAX_LOG_TEXT)

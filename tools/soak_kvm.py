@@ -137,7 +137,7 @@ def move(source: KvmGuest, options: str, config: SendConfig, *, cancel: bool = F
 
 
 def warm_up(options: str, config: SendConfig) -> None:
-    """Move a guest once, so that what lives as long as this process is there from now on: fork server, tracker."""
+    """Move a guest once, so that what lives as long as this process is there from now on: the fork server."""
     source = open_kvm(options, incoming=False)
     try:
         source, _ = move(source, options, config)

@@ -9,11 +9,11 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from multiprocess import reduction
-from multiprocess.connection import Connection
 
 from parmig.engine import error_reports, worker_messages
 from parmig.engine.message import encode
@@ -139,7 +139,6 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    process.die_with_parent(signal.SIGKILL)
     process.keep_freed_memory(KEPT_MEMORY_BYTES)
     inbox = Inbox(connection)
     status = 0

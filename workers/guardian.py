@@ -14,9 +14,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pkgutil import resolve_name
-
-from multiprocess.connection import Connection
 
 from parmig.engine import guardian_messages
 from parmig.engine.guardian_messages import Armed, Disarm, Guard, Leave, TakeOver
@@ -37,20 +36,18 @@ def main(connection: Connection, setup: bytes, _fds: Sequence[int]) -> None:
         os._exit(0)
     status = 1
     try:
-        _detach(connection.fileno())
+        _detach()
         _serve(connection, Log(os.fsdecode(setup)))
         status = 0
     finally:
         os._exit(status)
 
 
-def _detach(pipe: int) -> None:
+def _detach() -> None:
     os.setsid()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    # The inherited descriptors include the fork server's life line and the coordinator's standard output.
-    os.closerange(3, pipe)
-    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    # Beside its pipe it holds only the coordinator's standard output and standard error.
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from multiprocess.connection import Connection
+from multiprocessing.connection import Connection
 
 from parmig.engine.worker_messages import (
     DigestRegions,

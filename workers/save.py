@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-
-from multiprocess.connection import Connection
+from multiprocessing.connection import Connection
 
 from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError

@@ -3,29 +3,68 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import gc
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from parmig import logs
-from parmig.cli import demo, doctor, inspect, qemu_args, receive, restore, save, send
 from parmig.version import __version__
 
-app = typer.Typer(
-    name="parmig",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(demo.demo)
-app.command()(receive.receive)
-app.command()(send.send)
-app.command()(save.save)
-app.command()(restore.restore)
-app.command()(inspect.inspect)
-app.command()(qemu_args.qemu_args)
-app.command()(doctor.doctor)
+COMMANDS = {
+    "demo": "Migrate a guest that writes to its memory from this machine to itself, and compare both memories.",
+    "receive": "Wait for a sender and take over its guest.",
+    "send": "Migrate a running guest of this host to the receiver at URI.",
+    "save": "Write a running guest of this host to FILE: most memory while it runs, the rest in a short pause.",
+    "restore": "Start a guest from FILE, in a monitor that waits for it.",
+    "inspect": "Show what a stream or snapshot contains, also one that QEMU wrote: "
+    "sections, memory, devices and their values.",
+    "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
+    "doctor": "Show what this host can do, and how to enable what it cannot do.",
+}
+"""The commands, each in the module of its name, and the line that the program's help shows for it: the first one of the
+function's docstring."""
+
+
+class _Commands(TyperGroup):
+    """Imports the module of a command once it is chosen: what another command needs would only cost time."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that *args* names, and its own arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name in COMMANDS else command, rest
+
+
+def _load(name: str) -> Any:
+    """The command *name*."""
+    function = name.replace("-", "_")
+    module = import_module(f"parmig.cli.{function}")
+    gc.freeze()  # what was imported stays until the end, where looking through it costs 50 ms
+    gc.enable()
+    alone = _typer()
+    alone.command(name)(getattr(module, function))
+    return get_command(alone)
+
+
+def _not_loaded() -> None:
+    """Stands for each command in the program's help."""
+
+
+def _typer(**options: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+app = _typer(name="parmig", cls=_Commands, no_args_is_help=True)
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(_not_loaded)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated
 import msgspec
 
 from parmig.cli import options as o
-from parmig.cli.output import run
 from parmig.cli.progress import CHECKED, print_line, showing_progress
+from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import DemoConfig, SendConfig
+from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, DemoConfig, SendConfig
+from parmig.engine.demo import Demo
 from parmig.engine.report import Report
 
 SENDING = o.Only(("workers", "transport", "compress", "tracker", "auto-converge"))
@@ -28,7 +29,6 @@ def demo(config: DemoConfig, sending: Annotated[SendConfig, SENDING], output: o.
     sending = msgspec.structs.replace(sending, verify=True)
 
     def body() -> Report:
-        from parmig.engine.demo import Demo
 
         with showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress:
             demonstration = Demo(config, sending, progress=progress)
@@ -38,4 +38,4 @@ def demo(config: DemoConfig, sending: Annotated[SendConfig, SENDING], output: o.
             print_line(CHECKED)
         return report
 
-    run(body, side="source", guest=config.guest, output=output)
+    run(body, side="source", guest=config.guest, output=output, programs=[*WORKER_PROGRAMS, GUARDIAN_PROGRAM])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -14,10 +13,8 @@ from rich.text import Text
 from parmig.cli import options as o
 from parmig.cli.output import print_json
 from parmig.cli.summary import PIPE_COLUMNS
+from parmig.probes import Probe, migration_possible, probe_host
 from parmig.version import __version__
-
-if TYPE_CHECKING:
-    from parmig.probes import Probe
 
 _STYLES = {"ok": "green", "limited": "yellow", "missing": "red"}
 
@@ -28,8 +25,6 @@ def doctor(output: o.JsonOutput) -> None:
 
     Exit code 0 means that migrations are possible on this host.
     """
-    from parmig.probes import migration_possible, probe_host
-
     probes = probe_host()
     possible = migration_possible(probes)
     if output.json:

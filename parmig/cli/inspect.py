@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -17,11 +17,10 @@ from parmig.cli.output import print_json
 from parmig.cli.progress import printable
 from parmig.cli.summary import PIPE_COLUMNS
 from parmig.errors import UsageError
+from parmig.inspection import inspect_file
+from parmig.inspection.inspection_report import BlockInspection, DeviceInspection, Inspection
 from parmig.options import option
 from parmig.units import format_size
-
-if TYPE_CHECKING:
-    from parmig.inspection.inspection_report import BlockInspection, DeviceInspection, Inspection
 
 LONGEST_VALUE = 64
 """Characters of a value on a line. JSON has the whole value."""
@@ -46,8 +45,6 @@ def inspect(
 
     Exit code 1 means that it is damaged, incomplete or not a stream; parmig describes the part that is readable.
     """
-    from parmig.inspection import inspect_file
-
     try:
         inspection = inspect_file(file)
         shown = _chosen(inspection, options.device) if options.device else inspection.devices if options.fields else []

@@ -7,29 +7,15 @@ before anything is touched.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import traceback
-from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
 import typer
 
-from parmig import logs
-from parmig.cli.options import Output
 from parmig.cli.progress import printable
-from parmig.cli.summary import print_summary
-from parmig.engine.report import ErrorReport, GuestReport, Report
-from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
-from parmig.version import __version__
-
-_logger = logging.getLogger(__name__)
-
-SWITCH_INTERVAL_S = 0.0002
-"""How long one thread of this process may keep the interpreter while another waits. The loop, the guest's thread and
-QMP's hand the pause from one to the other; with Python's 5 ms each hand-over may cost that much."""
+from parmig.engine.report import ErrorReport, Report
+from parmig.errors import ParmigError
 
 
 def echo_error(error: ErrorReport) -> None:
@@ -54,78 +40,14 @@ def exit_code(report: Report) -> int:
     return code
 
 
-def failed_report(error: BaseException, *, side: str, guest: str) -> Report:
-    """The report of a migration that ended with *error* before the engine could write one."""
-    status = "failed"
-    if isinstance(error, CancelledError):
-        status = "cancelled"
-    elif isinstance(error, OutcomeUnknownError):
-        status = "unknown"
-    phase = getattr(error, "phase", None) or "setup"
-    return Report(
-        parmig=__version__,
-        side=side,
-        status=status,
-        error=ErrorReport(type=type(error).__name__, message=str(error) or type(error).__name__, phase=phase),
-        guest=GuestReport(kind=guest.partition(":")[0]),
-    )
-
-
 def finish(report: Report, *, as_json: bool) -> NoReturn:
     """Print *report* and end the command with its exit code."""
     if as_json:
         print_json(report)
     else:
+        from parmig.cli.summary import print_summary  # rich takes 50 ms to import, and JSON does not need it
+
         print_summary(report)
     if report.error is not None:
         echo_error(report.error)
     raise typer.Exit(exit_code(report))
-
-
-def run(body: Callable[[], Report], *, side: str, guest: str, output: Output) -> NoReturn:
-    """Run *body*, print its report, and end the command.
-
-    Args:
-        body: does the work. A ParmigError from it is reported like one from the engine. Any other exception is a
-            bug of parmig and is printed with its traceback.
-        side: ``source`` or ``destination``, for a report that is made here.
-        guest: the value of ``--guest``, for the same.
-        output: what the user wants to see.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        with logs.logging_to(output.log_file, output.verbose):
-            report = _logged(body, side, guest)
-    except UsageError as error:
-        echo_error(ErrorReport(type="UsageError", message=str(error)))
-        raise typer.Exit(error.exit_code) from None
-    finish(report, as_json=output.json)
-
-
-def _logged(body: Callable[[], Report], side: str, guest: str) -> Report:
-    """Run *body* and return its report, or one of its failure. Writes the first and the last line of the log."""
-    logs.begin_side(side)
-    _logger.info("parmig %s begins, process %d, guest %s", __version__, os.getpid(), guest)
-    report = _done(body, side, guest)
-    if report.error is None:
-        _logger.info("ended: %s", report.status)
-    else:
-        error = report.error
-        _logger.error(
-            "ended: %s, %s in phase %r: %s", report.status, error.type, error.phase, error.message, extra=logs.REPORTED
-        )
-    return report
-
-
-def _done(body: Callable[[], Report], side: str, guest: str) -> Report:
-    try:
-        return body()
-    except UsageError:
-        raise
-    except ParmigError as error:
-        return failed_report(error, side=side, guest=guest)
-    except KeyboardInterrupt:
-        return failed_report(CancelledError("cancelled before the start"), side=side, guest=guest)
-    except Exception as error:
-        traceback.print_exc()
-        return failed_report(error, side=side, guest=guest)

@@ -13,12 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
 from parmig.engine.report import Progress
 from parmig.units import NS_PER_S, format_ms, format_rate, format_size
 
@@ -41,18 +35,21 @@ def showing_progress(*, quiet: bool, plain: bool = False) -> Iterator[ProgressCa
         quiet: show nothing; the context yields None.
         plain: write lines on a terminal too, because something else writes there.
     """
-    global _drawn
-    console = Console(stderr=True, highlight=False)
     if quiet:
         yield None
-    elif not plain and sys.stderr.isatty() and console.is_interactive:
-        try:
-            with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
-                yield LiveProgress(live)
-        finally:
-            _drawn = False
-    else:
+    elif plain or not sys.stderr.isatty():
         yield PlainProgress(print_line)
+    else:
+        from parmig.cli.drawing import showing_drawing  # rich takes 50 ms to import, and only a terminal needs it
+
+        with showing_drawing() as draw:
+            yield draw or PlainProgress(print_line)
+
+
+def note_drawing(there: bool) -> None:
+    """Note whether the terminal shows the drawing, with the cursor in its last line."""
+    global _drawn
+    _drawn = there
 
 
 def printable(text: str) -> str:
@@ -103,25 +100,6 @@ class PlainProgress:
         self._write(plain_line(progress))
 
 
-class LiveProgress:
-    """Lines of a terminal that are redrawn.
-
-    Args:
-        live: where to draw; its owner starts and stops it.
-    """
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-
-    def __call__(self, progress: Progress) -> None:
-        """Draw *progress*."""
-        if progress.message:
-            self._live.console.print(printable(progress.message), markup=False)
-        global _drawn
-        self._live.update(drawing(progress), refresh=True)
-        _drawn = True
-
-
 def figures(progress: Progress) -> list[str]:
     """The known figures, without the status and the round."""
     parts = []
@@ -144,16 +122,3 @@ def plain_line(progress: Progress) -> str:
     if len(progress.worker_rates_bytes_per_s) > 1:
         parts.append("workers " + " ".join(format_rate(rate) for rate in progress.worker_rates_bytes_per_s))
     return ", ".join(parts)
-
-
-def drawing(progress: Progress) -> RenderableType:
-    """*progress* for a terminal: a bar and the figures, and a line for the workers. Long lines are cut."""
-    head = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        head.add_column(no_wrap=True)
-    stage = f"round {progress.round}" if progress.round else ""
-    bar = ProgressBar(total=max(progress.total_pages, 1), completed=progress.handled_pages, width=30)
-    head.add_row(Text(printable(progress.status), style="bold"), stage, bar, Text(", ".join(figures(progress))))
-    rates = [f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s)]
-    workers = Text("   ".join(["workers", *rates]) if rates else "", style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(head, workers)

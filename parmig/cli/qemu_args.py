@@ -14,6 +14,7 @@ from parmig.cli.output import echo_error, print_json
 from parmig.cli.progress import printable
 from parmig.engine.report import ErrorReport
 from parmig.errors import ParmigError, UsageError
+from parmig.guests.qemu.destination_args import destination_line
 from parmig.options import Unit, option
 
 
@@ -64,8 +65,6 @@ def qemu_args(guest: o.GuestOption, options: QemuArgsOptions, output: o.JsonOutp
 
     It is the source's own, with its machine type by version, ready to take the guest over. Nothing is started.
     """
-    from parmig.guests.qemu.destination_args import destination_line
-
     try:
         line = destination_line(guest, [(one.source, one.destination) for one in options.maps], options.memory)
     except ParmigError as error:

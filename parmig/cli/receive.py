@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from parmig.cli import options as o
-from parmig.cli.output import run
 from parmig.cli.progress import CHECKED, print_line, showing_progress
+from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import ReceiveConfig
+from parmig.config import WORKER_PROGRAMS, ReceiveConfig
+from parmig.engine.arrival import check_arrived
+from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Report
+from parmig.guests.registry import open_guest
 
 
 @o.command(config_file=True)
@@ -17,15 +20,17 @@ def receive(guest: o.GuestOption, config: ReceiveConfig, output: o.Output) -> No
 
     The guest runs here after the hand-over. If anything fails before that, it never runs here.
     """
-    run(lambda: _receive(guest, config, output), side="destination", guest=guest, output=output)
+    run(
+        lambda: _receive(guest, config, output),
+        side="destination",
+        guest=guest,
+        output=output,
+        programs=[WORKER_PROGRAMS[1]],
+    )
 
 
 def _receive(guest_text: str, config: ReceiveConfig, output: o.Output) -> Report:
     config.check()
-
-    from parmig.engine.arrival import check_arrived
-    from parmig.engine.receiver import MigrationReceiver
-    from parmig.guests.registry import open_guest
 
     with (
         open_guest(guest_text, incoming=True) as guest,

@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import run
 from parmig.cli.progress import CHECKED, print_line, showing_progress
+from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import RestoreConfig
+from parmig.config import SNAPSHOT_PROGRAMS, RestoreConfig
+from parmig.engine.arrival import check_arrived
 from parmig.engine.report import Report
+from parmig.guests.registry import open_guest
+from parmig.snapshot.restorer import SnapshotRestorer
 
 
 @o.command()
@@ -27,18 +30,17 @@ def restore(
 
     parmig checks all of FILE before it touches the guest. If anything fails, the guest never runs.
     """
-    run(lambda: _restore(guest, file, config, output), side="destination", guest=guest, output=output)
+    run(
+        lambda: _restore(guest, file, config, output),
+        side="destination",
+        guest=guest,
+        output=output,
+        programs=[SNAPSHOT_PROGRAMS[1]],
+    )
 
 
 def _restore(guest_text: str, file: Path, config: RestoreConfig, output: o.Output) -> Report:
-    from parmig.processes import warm_up
-
     config.check()
-    warm_up()  # the workers' imports run beside the ones below
-
-    from parmig.engine.arrival import check_arrived
-    from parmig.guests.registry import open_guest
-    from parmig.snapshot.restorer import SnapshotRestorer
 
     with (
         open_guest(guest_text, incoming=True) as guest,

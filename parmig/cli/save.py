@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import run
 from parmig.cli.progress import showing_progress
+from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import SaveConfig
+from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS, SaveConfig
 from parmig.engine.report import Report
+from parmig.guests.registry import open_guest
+from parmig.snapshot.saver import SnapshotSaver
 
 
 @o.command(config_file=True)
@@ -29,17 +31,17 @@ def save(
 
     The guest keeps running here in any case. FILE has QEMU's own format; parmig restore and QEMU read it.
     """
-    run(lambda: _save(guest, file, config, output), side="source", guest=guest, output=output)
+    run(
+        lambda: _save(guest, file, config, output),
+        side="source",
+        guest=guest,
+        output=output,
+        programs=[SNAPSHOT_PROGRAMS[0], GUARDIAN_PROGRAM],
+    )
 
 
 def _save(guest_text: str, file: Path, config: SaveConfig, output: o.Output) -> Report:
-    from parmig.processes import warm_up
-
     config.check()
-    warm_up()  # the workers' imports run beside the ones below
-
-    from parmig.guests.registry import open_guest
-    from parmig.snapshot.saver import SnapshotSaver
 
     with (
         open_guest(guest_text, incoming=False) as guest,

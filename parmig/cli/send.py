@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import run
 from parmig.cli.progress import showing_progress
+from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import SendConfig
+from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
+from parmig.engine.checker import MigrationChecker
 from parmig.engine.report import Report
+from parmig.engine.sender import MigrationSender
+from parmig.guests.registry import open_guest
 
 
 @o.command(config_file=True)
@@ -26,19 +29,17 @@ def send(
 
     If anything fails before the hand-over, the guest keeps running here. With --check it is not moved at all.
     """
-    run(lambda: _send(guest, uri, config, output), side="source", guest=guest, output=output)
+    run(
+        lambda: _send(guest, uri, config, output),
+        side="source",
+        guest=guest,
+        output=output,
+        programs=[WORKER_PROGRAMS[0], GUARDIAN_PROGRAM],
+    )
 
 
 def _send(guest_text: str, uri: str, config: SendConfig, output: o.Output) -> Report:
-    from parmig.processes import warm_up
-
     config.check()
-    if not config.check_only:
-        warm_up()  # the workers' imports run beside the ones below: 0.1 s of set-up less
-
-    from parmig.engine.checker import MigrationChecker
-    from parmig.engine.sender import MigrationSender
-    from parmig.guests.registry import open_guest
 
     with (
         open_guest(guest_text, incoming=False) as guest,

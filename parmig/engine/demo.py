@@ -15,7 +15,9 @@ import psutil
 
 from parmig.config import DemoConfig, ReceiveConfig, SendConfig
 from parmig.engine.arrival import check_arrived
+from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import ErrorReport, Progress, Report
+from parmig.engine.sender import MigrationSender
 from parmig.errors import CancelledError, HostRefusedError, LimitExceededError, ParmigError, UsageError
 from parmig.guests.guest import Guest
 from parmig.guests.registry import open_guest
@@ -94,8 +96,6 @@ class Demo:
         return f"{memory},rate={config.dirty_rate_bytes_per_s},pattern={config.pattern}", memory
 
     def _migrate(self, source: Guest, destination: Guest) -> tuple[Report, Report]:
-        from parmig.engine.sender import MigrationSender
-
         receiving = _Receiving(destination)
         self._cancel_side = receiving.cancel
         self._raise_if_cancelled()
@@ -121,8 +121,6 @@ class _Receiving:
     """
 
     def __init__(self, guest: Guest) -> None:
-        from parmig.engine.receiver import MigrationReceiver
-
         self._uris: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._report: Report | None = None
         self._error: BaseException | None = None

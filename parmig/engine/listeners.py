@@ -15,7 +15,7 @@ from parmig.engine.admission import announced_host
 from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import RamReport
+from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
@@ -23,7 +23,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control
+from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.version import __version__
 
@@ -94,7 +94,7 @@ class Listeners:
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
             )
-            self.pool.start(setup, [self._shared.fd, *descriptors])
+            self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
         _logger.info("state channel listens at %s", self._state_endpoint)
 
@@ -145,6 +145,10 @@ class Listeners:
             sent_pages=sum(worker.sent_pages for worker in counters),
             zero_pages=sum(worker.zero_pages for worker in counters),
         )
+
+    def codec_reports(self) -> list[CodecReport]:
+        """What the workers' codecs did."""
+        return codec_reports(self._shared.codec_figures())
 
     def close(self) -> None:
         """End the workers, close the channel, drop the state."""

@@ -9,10 +9,11 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import msgspec
-from multiprocess import reduction
 
 from parmig import logs
 from parmig.engine import worker_messages
@@ -20,7 +21,7 @@ from parmig.engine.message import encode
 from parmig.engine.report import ErrorReport
 from parmig.engine.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed, WorkerLog
 from parmig.errors import WorkerError
-from parmig.processes import describe_exit, end_process, start_process
+from parmig.processes import ChildProcess, describe_exit, end_process, start_process
 
 _logger = logging.getLogger(__name__)
 
@@ -51,16 +52,22 @@ class WorkerPool:
     def __init__(self, program: str, name: str) -> None:
         self._program = program
         self._name = name
-        self._processes: list[Any] = []
-        self._connections: list[Any] = []
+        self._processes: list[ChildProcess] = []
+        self._connections: list[Connection] = []
         self._gone: set[int] = set()
         self._stuck: dict[int, str] = {}
 
-    def start(self, setup: msgspec.Struct, fds: Sequence[int]) -> int:
-        """Start one more worker with this *setup* and these descriptors (duplicated); returns its number."""
+    def start(self, setup: msgspec.Struct, fds: Sequence[int], imports: Sequence[str] = ()) -> int:
+        """Start one more worker; returns its number.
+
+        Args:
+            setup: what it is to do.
+            fds: descriptors that it gets, duplicated.
+            imports: modules that it will import only later; workers share the memory of what is named here.
+        """
         worker = len(self._processes)
         kind = self._name.split()[0].replace("receive", "recv")  # the kernel keeps 15 characters of it all
-        process, connection = start_process(self._program, f"parmig-{kind}-{worker}", encode(setup), fds)
+        process, connection = start_process(self._program, f"parmig-{kind}-{worker}", encode(setup), fds, imports)
         _limit_pipe(connection.fileno())
         self._processes.append(process)
         self._connections.append(connection)

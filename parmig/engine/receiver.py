@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from parmig import logs
-from parmig.config import ReceiveConfig
+from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
 from parmig.engine.agreement import check_configure
@@ -109,7 +109,7 @@ class MigrationReceiver:
     def _open_port(self) -> None:
         for host in (self._admission.endpoint.host, *self._config.paths):
             check_exposure(host, insecure=self._config.insecure)
-        warm_up()
+        warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)

@@ -38,8 +38,17 @@ def open_guest(text: str, *, incoming: bool) -> Guest:
         UsageError: unknown scheme or bad options.
         RefusedError: the guest does not exist, or cannot be migrated.
     """
-    scheme, _, options = text.partition(":")
+    return _opener(text)(text.partition(":")[2], incoming=incoming)
+
+
+def import_guest(text: str) -> None:
+    """Import what :func:`open_guest` needs for *text*. Raises as it does, if the scheme is unknown."""
+    _opener(text)
+
+
+def _opener(text: str) -> Callable[..., Guest]:
+    scheme = text.partition(":")[0]
     if scheme not in _SCHEMES:
         raise UsageError(f"unknown guest scheme {scheme!r} in {text!r}; choose {', '.join(schemes())}")
     opener: Callable[..., Guest] = resolve_name(_SCHEMES[scheme])
-    return opener(options, incoming=incoming)
+    return opener

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: prctl(2), mallopt(3), proc_pid_statm(5), proc_pid_status(5)."""
+"""Processes: prctl(2), mallopt(3), proc_pid_stat(5), proc_pid_statm(5), proc_pid_status(5)."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from parmig.linux.syscalls import check, libc
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_ARGUMENTS_FIELDS = (48, 49)  # arg_start and arg_end, as proc_pid_stat(5) counts
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -21,8 +23,17 @@ def die_with_parent(signal_number: int) -> None:
 
 
 def name_process(name: str) -> None:
-    """Show this process as *name* in ``ps`` and ``top``; the kernel keeps 15 characters."""
-    check(libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
+    """Show this process as *name* in ``ps`` and ``top``, with and without arguments; the kernel keeps 15 characters.
+
+    The name takes the place of the arguments. A process that was forked from a command has those of the command, and
+    a signal to all processes with such arguments (``pkill -f``) is not for it.
+    """
+    short = name.encode()[:15]
+    check(libc.prctl(_PR_SET_NAME, short, 0, 0, 0), "prctl")
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = (int(fields[number - 3]) for number in _ARGUMENTS_FIELDS)
+    if end - start > len(short):
+        ctypes.memmove(start, short.ljust(end - start, b"\0"), end - start)
 
 
 def keep_freed_memory(size_bytes: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parmig import logs
-from parmig.config import RestoreConfig
+from parmig.config import SNAPSHOT_PROGRAMS, RestoreConfig
 from parmig.engine import error_reports
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
@@ -91,7 +91,7 @@ class SnapshotRestorer:
     def _restore(self, stack: ExitStack) -> None:
         began_ns = time.monotonic_ns()
         self._config.check()
-        warm_up()
+        warm_up(SNAPSHOT_PROGRAMS[1])
         self._tell(f"restoring from {self._path}")
         snapshot = stack.enter_context(OpenSnapshot(self._path))
         self._describe(snapshot)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from parmig.config import DEFAULT_BATCH_BYTES, SNAPSHOT_PROGRAMS, SaveConfig
+from parmig.config import DEFAULT_BATCH_BYTES, GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS, SaveConfig
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.policy import Limits
 from parmig.engine.pool import WorkerPool
@@ -60,7 +60,7 @@ class SnapshotSaver(SourceSide):
     def _prepare(self) -> SaveRun:
         config = self._config
         config.check()
-        warm_up()
+        warm_up(SNAPSHOT_PROGRAMS[0], GUARDIAN_PROGRAM)
         info, memory = self._look_at_guest()
         trailer(info.kind, 0, "0" * 32, running=True)  # raises now if a trailer cannot name this kind of guest
         self._tell_progress(Progress(status="setup", message=f"saving to {self._path}"))

@@ -92,6 +92,11 @@ def open_transport(endpoint: Endpoint, name: str, **options: Any) -> MigrationTr
     return transport
 
 
+def transport_imports(scheme: str) -> tuple[str, ...]:
+    """What a process that opens a channel of *scheme* will import; nothing if the scheme is unknown."""
+    return (TRANSPORTS[scheme].factory,) if scheme in TRANSPORTS else ()
+
+
 def open_control(endpoint: Endpoint, name: str, **options: Any) -> TcpTransport:
     """A channel for control or device state. It is plain TCP, also at an address of another scheme.
 

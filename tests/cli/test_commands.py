@@ -98,14 +98,11 @@ class FakeEngine:
             def cancel(self) -> None:
                 pass
 
-        for name, members in (
-            ("sender", {"MigrationSender": Sender}),
-            ("checker", {"MigrationChecker": Sender}),
-            ("receiver", {"MigrationReceiver": Receiver}),
-        ):
-            module = ModuleType(f"parmig.engine.{name}")
-            vars(module).update(members)
-            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr("parmig.cli.send.MigrationSender", Sender)
+        monkeypatch.setattr("parmig.cli.send.MigrationChecker", Sender)
+        monkeypatch.setattr("parmig.cli.receive.MigrationReceiver", Receiver)
+        monkeypatch.setattr("parmig.engine.demo.MigrationSender", Sender)
+        monkeypatch.setattr("parmig.engine.demo.MigrationReceiver", Receiver)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
 import os
 import signal
 import time
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import msgspec
-import multiprocess.connection
 import pytest
 
 from parmig.config import SendConfig
@@ -367,7 +367,7 @@ def kill_workers(at: Migration) -> None:
     processes = [*at.sender._pool._processes, *at.receiver._pool._processes]
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
-    multiprocess.connection.wait([process.sentinel for process in processes], LIMIT_S)
+    multiprocessing.connection.wait([process.sentinel for process in processes], LIMIT_S)
 
 
 def kill_source(at: Migration) -> None:

@@ -17,12 +17,11 @@ import msgspec
 from parmig.errors import GuestError, ParmigError, StateError, StatusError
 from parmig.guests.guest import DirtyLog
 from parmig.guests.spawned import monitor_messages as m
-from parmig.linux import process
 from parmig.state import StateRegistry
 
 
 class Pipe(Protocol):
-    """The monitor's end of the pipe (a ``multiprocess`` connection)."""
+    """The monitor's end of the pipe (a connection of ``multiprocessing``)."""
 
     def poll(self, timeout: float | None) -> bool:
         """Whether something can be read. Waits for at most *timeout* seconds; None: without limit."""
@@ -164,7 +163,6 @@ def serve(pipe: Pipe, make: Callable[[m.Start], Monitor]) -> None:
     """
     # The owner ends the guest, and it is the owner that acts on a Ctrl-C at the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.die_with_parent(signal.SIGKILL)
     try:
         _serve(pipe, make)
     except (EOFError, ConnectionError):

@@ -2,7 +2,7 @@
 """The owner's view of a monitor's process: starts it, sends requests, watches it and ends it. Every wait has a limit.
 
 parmig's fork server makes the process, so it has none of the owner's threads and sockets. It ends with the pipe, with
-the fork server (PR_SET_PDEATHSIG), or by SIGKILL from close().
+the fork server, or by SIGKILL from close().
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import connection as mp_connection
 
 import msgspec
-from multiprocess import connection as mp_connection
 
 from parmig.errors import GuestError, by_name
 from parmig.guests.spawned import monitor_messages as m
