@@ -17,6 +17,7 @@ from parmig.engine.worker_messages import (
     RegionsScanned,
     ScanRegions,
     SendRegions,
+    Sent,
     StartTracking,
     WorkerEvent,
 )
@@ -57,17 +58,29 @@ def serve_rounds(
             case ScanRegions(regions=numbers):
                 ram.migrate_ram_scan(numbers)
                 inbox.tell(RegionsScanned())
-            case SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes, scanned=scanned):
+            case (
+                SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes, scanned=scanned) as send
+            ):
                 ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes, scanned=scanned)
-                inbox.tell(RegionsDone())
+                if send.fence:
+                    inbox.tell(_fence(ram, round_))
+                elif send.last:
+                    ram.flush(round_)
+                    inbox.tell(Sent(round_, ram.counters))
+                else:
+                    inbox.tell(RegionsDone())
             case Fence(round=round_):
-                ram.fence(round_)
-                inbox.tell(Fenced(round_, ram.counters))
-                _logger.debug("round %d is complete: %s", round_, ram.counters)
+                inbox.tell(_fence(ram, round_))
             case CountDirty(regions=numbers):
                 inbox.tell(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
             case instruction:
                 inbox.tell(answer(instruction))
+
+
+def _fence(ram: MigrationRamSend, round_: int) -> Fenced:
+    ram.fence(round_)
+    _logger.debug("round %d is complete: %s", round_, ram.counters)
+    return Fenced(round_, ram.counters)
 
 
 def _next(inbox: Inbox, idle: Callable[[], None]) -> Instruction:

@@ -3,11 +3,14 @@
 
 The steps of a migration, in order. Each begins when everything that the one before has started is done::
 
-    start the log ─ round 1 ─ count ─ (round n ─ count)* ─ pause ─ final round ─ save state
+    start the log ─ round 1 ─ count ─ (round n ─ count)* ─ pause ─ final round, and save state beside it
       ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) done
 
-Before each round after the first, the guest's log is brought up to date (bitmap logs only). A round
-hands out regions until none is left and ends with a fence on every channel.
+Saving may write RAM, so the round after it begins when the final round and saving are both done, in whatever order they
+end. If each worker sends the same regions in both, the final round ends without a fence, when all is sent: the channel
+keeps the order, and the fence of the last round confirms both. Before each round after the first, the guest's log is
+brought up to date (bitmap logs only). A round hands out regions until none is left and ends with a fence of every
+worker that takes part.
 
 If devices may store into a page after a scan has reported it (direct I/O), a round of the running guest begins with two
 more steps: all workers scan and re-arm their regions, then the guest settles. A write that was in flight at the scan
@@ -24,18 +27,14 @@ from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.plan import Plan
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
-from parmig.engine.shares import Shares, assign
-from parmig.engine.source_steps import Step, does_not_converge, pause_took_too_long, took_too_long
+from parmig.engine.shares import Shares, assign, shares_of_round
+from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus, StatusEvent
-
-WHOLE_PAGES = 2048
-"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once.
-Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
 
 
 class Coordinator(Plan[Instruction]):
@@ -64,22 +63,17 @@ class Coordinator(Plan[Instruction]):
         self._limits = limits
         self._verify, self._remembering = verify, remembering
         self._owned = assign([region.pages for region in regions], workers)
-        self._needs_sync = self._settles = False
+        self._needs_sync = self._settles = self._saved = False
         self._shares = Shares([])
         self._waiting, self._fencing = set[int](), set[int]()
         self._digests: dict[int, int] = {}
-        self._peer_digest: str | None = None
         self.total_pages = sum(region.pages for region in regions)
         self.record = Record(workers, self.total_pages)
         self.step: Step = Step.SETUP
         self.round = self._counted = 0
         self.state_bytes, self.state_digest = 0, ""
         self.source_digest: str | None = None
-
-    @property
-    def peer_digest(self) -> str | None:
-        """The destination's digest, once it has sent it."""
-        return self._peer_digest
+        self.peer_digest: str | None = None
 
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
         match self.step, event:
@@ -106,6 +100,8 @@ class Coordinator(Plan[Instruction]):
                 return self._feed(worker)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerFenced(worker=worker, counters=counters)):
                 return self._fenced(worker, counters, now_ns)
+            case Step.FINAL, events.WorkerSent(worker=worker, counters=counters):
+                return self._fenced(worker, counters, now_ns)
             case Step.SYNCING_COUNT, events.LogSynced():
                 return self._count()
             case Step.COUNTING, events.WorkerCounted(worker=worker, pages=pages):
@@ -115,13 +111,18 @@ class Coordinator(Plan[Instruction]):
                 self.record.mark("stopped", min(stopped_ns, now_ns))
                 self.record.mark("paused", now_ns)
                 lifted = self._throttle(0)  # not earlier: until its pause it would write at full speed
-                return self._sync_then(Step.SYNCING_FINAL, Step.FINAL, now_ns) + lifted
+                # Saving takes longer than the instructions to the workers, so it begins first.
+                if not self._needs_sync:
+                    return [*lifted, Do.SAVE_STATE, *self._begin_round(Step.FINAL, now_ns)]
+                self.step = Step.SYNCING_FINAL
+                return [*lifted, Do.SYNC_LOG, Do.SAVE_STATE]
             case Step.SYNCING_FINAL, events.LogSynced():
                 return self._begin_round(Step.FINAL, now_ns)
-            case Step.SAVING, events.StateSaved(size_bytes=size_bytes, digest=digest):
-                self.state_bytes, self.state_digest = size_bytes, digest
-                self.record.mark("saved", now_ns)
-                return self._sync_then(Step.SYNCING_AGAIN, Step.RESCANNING, now_ns)
+            case ((Step.SYNCING_FINAL | Step.FINAL | Step.SAVING), events.StateSaved()) if not self._saved:
+                self._saved = True
+                self.state_bytes, self.state_digest = event.size_bytes, event.digest
+                self.record.state_save_ns = event.took_ns
+                return self._rescan(now_ns) if self.step is Step.SAVING else []
             case Step.SYNCING_AGAIN, events.LogSynced():
                 return self._begin_round(Step.RESCANNING, now_ns)
             case Step.DIGESTING, events.WorkerDigested(worker=worker, digests=digests):
@@ -129,9 +130,9 @@ class Coordinator(Plan[Instruction]):
                 self._waiting.discard(worker)
                 return self._compare(now_ns)
             case Step.DIGESTING, events.PeerDigested(digest=digest):
-                self._peer_digest = digest
+                self.peer_digest = digest
                 return self._compare(now_ns)
-            case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self._peer_digest:
+            case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self.peer_digest:
                 return []  # the same digest once more does no harm
             case Step.LOADING, events.PeerLoaded() if self.suspected is not None:
                 return self._fail(self.suspected)  # never hand over while a failure is suspected
@@ -160,10 +161,12 @@ class Coordinator(Plan[Instruction]):
 
     # -- rounds ---------------------------------------------------------------------------------
 
-    def _sync_then(self, syncing: Step, sending: Step, now_ns: int) -> list[Instruction]:
+    def _rescan(self, now_ns: int) -> list[Instruction]:
+        """The final round and saving are done; saving may have written RAM."""
+        self.record.mark("saved", now_ns)
         if not self._needs_sync:
-            return self._begin_round(sending, now_ns)
-        self.step = syncing
+            return self._begin_round(Step.RESCANNING, now_ns)
+        self.step = Step.SYNCING_AGAIN
         return [Do.SYNC_LOG]
 
     def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:
@@ -177,13 +180,15 @@ class Coordinator(Plan[Instruction]):
 
     def _hand_out(self, step: Step) -> list[Instruction]:
         self.step = step
-        few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= WHOLE_PAGES
-        self._shares = Shares(self._owned, whole=few, sticky=self._remembering and self.round > 1)
-        self._waiting = set(range(self._workers))
+        dirty_pages, rescan = self.record.dirty_pages, step is Step.RESCANNING
+        how = {"paused": step is not Step.SENDING, "rescan": rescan, "sticky": self._remembering and self.round > 1}
+        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, **how)
+        self._waiting = set(self._shares.workers)
         self._fencing = set()
         instructions: list[Instruction] = []
-        for _ in range(2):  # a second bundle each, so that no worker waits for an answer
-            for worker in range(self._workers):
+        # A second bundle each, so that no worker waits for an answer.
+        for _ in range(1 if self._shares.whole else 2):
+            for worker in self._shares.workers:
                 instructions += self._feed(worker)
         return instructions
 
@@ -192,7 +197,13 @@ class Coordinator(Plan[Instruction]):
         if regions:
             scanned = self._settles and self.step is Step.SENDING
             holes = self.step is not Step.RESCANNING
-            return [Tell(worker, SendRegions(self.round, regions, self.round == 1, holes, scanned))]
+            whole = self._shares.whole
+            if whole:
+                self._fencing.add(worker)
+            # The last scan need not wait until the last pages are in place: each region stays with its worker.
+            last = whole and self.step is Step.FINAL
+            told = SendRegions(self.round, regions, self.round == 1, holes, scanned, last, whole and not last)
+            return [Tell(worker, told)]
         if worker in self._fencing:
             return []
         # No regions are left for any worker, so the fence may follow what this worker still has.
@@ -216,7 +227,7 @@ class Coordinator(Plan[Instruction]):
             self.record.mark("final", now_ns)
             self.machine.move(StatusEvent.RAM_COMPLETE)
             self.step = Step.SAVING
-            return [Do.SAVE_STATE]
+            return self._rescan(now_ns) if self._saved else []
         self.record.mark("rescanned", now_ns)
         return self._digest() if self._verify else self._release(now_ns)
 
@@ -260,12 +271,12 @@ class Coordinator(Plan[Instruction]):
         return asked + [Tell(w, DigestRegions(tuple(self._owned[w]))) for w in range(self._workers)]
 
     def _compare(self, now_ns: int) -> list[Instruction]:
-        if self._waiting or self._peer_digest is None:
+        if self._waiting or self.peer_digest is None:
             return []
         self.source_digest = combine(self._digests, len(self._regions))
-        if self.source_digest != self._peer_digest:
+        if self.source_digest != self.peer_digest:
             message = (
-                f"the memories differ: digest {self.source_digest} here, {self._peer_digest} at the destination; "
+                f"the memories differ: digest {self.source_digest} here, {self.peer_digest} at the destination; "
                 "something besides parmig wrote to one of them"
             )
             return self._fail(ParmigError(message))
@@ -285,15 +296,5 @@ class Coordinator(Plan[Instruction]):
         return [Do.GIVE_UP] if status is MigrationStatus.UNKNOWN else [Do.ABANDON]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
-        marks, limits = self.record.marks, self._limits
-        if "pausing" in marks:
-            handed_over = self.status is MigrationStatus.HAND_OVER
-            began_ns = marks["loaded" if handed_over else "pausing"]
-            limited = limits.switchover_ns and self.status is not MigrationStatus.FINISHING  # the guest runs already
-            if limited and now_ns - began_ns >= limits.switchover_ns:
-                return self._fail(pause_took_too_long(self.step, limits, handed_over=handed_over))
-            return []
-        limited = self.status is MigrationStatus.ACTIVE and limits.timeout_ns and "active" in marks
-        if limited and now_ns - marks["active"] >= limits.timeout_ns:
-            return self._fail(took_too_long(self.record, limits))
-        return []
+        error = overdue(self.record, self.status, self.step, self._limits, now_ns)
+        return [] if error is None else self._fail(error)

@@ -84,6 +84,13 @@ class WorkerIdle(Event, frozen=True):
     worker: int
 
 
+class WorkerSent(Event, frozen=True):
+    """A worker has passed on all that it sends in this round; a fence follows in the next."""
+
+    worker: int
+    counters: WorkerCounters
+
+
 class WorkerFenced(Event, frozen=True):
     """All that a worker sent in this round has been placed."""
 
@@ -109,10 +116,11 @@ class Throttled(Event, frozen=True):
 
 
 class StateSaved(Event, frozen=True):
-    """All device state was handed to the state channel."""
+    """All device state was handed to the state channel; that took *took_ns*."""
 
     size_bytes: int
     digest: str
+    took_ns: int = 0
 
 
 class PeerDigested(Event, frozen=True):

@@ -39,6 +39,7 @@ class Guardian:
     def __init__(self, program: str) -> None:
         self._program = program
         self._connection: Any = None
+        self._guarded: Rescue | None = None
         self.pid = 0
         self.log = ""
 
@@ -60,15 +61,18 @@ class Guardian:
         finally:
             end_process(process, patience_s=END_PATIENCE_S)  # its child is the guardian, and this process ends
         self.pid, self.log = armed.pid, armed.log
+        self._guarded = None
         self.guard(rescue)
 
     def guard(self, rescue: Rescue | None) -> None:
-        """Replace what the guardian calls to set the guest right; None changes nothing."""
-        if rescue is not None:
+        """Replace what the guardian calls to set the guest right; None, or the same again, changes nothing."""
+        if rescue is not None and rescue != self._guarded:
+            self._guarded = rescue
             self._tell(Guard(rescue.program, rescue.setup))
 
     def disarm(self) -> None:
         """Make the guardian leave the guest alone: nobody may resume it from now on."""
+        self._guarded = None
         self._tell(Disarm())
 
     def take_over(self) -> bool:

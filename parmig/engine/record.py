@@ -20,6 +20,7 @@ class Record:
         rounds: finished rounds.
         facts: the same rounds, as the policy sees them.
         marks: instants by name; see :meth:`phases` for those of the pause.
+        state_save_ns: how long the guest took to save its device state, beside the final round.
         throttle_percent: how far the guest is slowed down now.
         max_throttle_percent: the highest value of that so far.
     """
@@ -29,7 +30,7 @@ class Record:
         self.facts: list[RoundFacts] = []
         self.marks: dict[str, int] = {}
         self.throttle_percent = self.max_throttle_percent = 0
-        self.load_ns = 0
+        self.load_ns = self.state_save_ns = 0
         self.stolen = [0] * workers
         self._total_pages = total_pages
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
@@ -82,6 +83,11 @@ class Record:
         self.rounds.append(report)
         return report
 
+    @property
+    def dirty_pages(self) -> int:
+        """How many pages were dirty after the last round; before it, all may be."""
+        return self.facts[-1].remaining_pages if self.facts else self._total_pages
+
     def remaining(self, pages: int) -> None:
         """Note how many pages were dirty after the last round."""
         last = self.rounds[-1]
@@ -99,7 +105,10 @@ class Record:
     # -- for the report -------------------------------------------------------------------------
 
     def phases(self) -> DowntimePhases:
-        """The downtime in its phases. Each begins where the one before it ends, so they add up."""
+        """The downtime in its phases. Each begins where the one before it ends, so they add up.
+
+        The device state is saved beside the final round, and only what outlasts that round is a phase of its own.
+        """
         at = [
             self.marks[name]
             for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded", "resumed")

@@ -41,7 +41,8 @@ class GuestReport(msgspec.Struct, kw_only=True):
 class DowntimePhases(msgspec.Struct, kw_only=True):
     """Where the downtime went, in milliseconds; the phases add up to it.
 
-    ``post_save_scan`` is the dirty scan after the device state was saved; ``verify`` is 0 unless asked.
+    The device state is saved beside ``final_scan`` and ``final_pages``; ``state_save`` is only the time by which saving
+    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 unless asked.
     """
 
     pause: float = 0.0
@@ -176,6 +177,7 @@ class Report(msgspec.Struct, kw_only=True):
     downtime_phases_ms: DowntimePhases = msgspec.field(default_factory=DowntimePhases)
     throughput_mib_per_s: float = 0.0
     state_bytes: int = 0
+    state_save_ms: float | None = None
     rounds: list[RoundReport] = []
     max_throttle_percent: int = 0
     ram: RamReport = msgspec.field(default_factory=RamReport)

@@ -23,6 +23,16 @@ its changes are a hundredth of that. A guest that rewrites 100 MiB a second over
 workers that took over each other's last regions in each round."""
 
 
+WHOLE_PAGES = 2048
+"""With at most this many dirty pages (8 MiB, some 8 ms of one channel) each worker gets all of its regions at once, and
+the fence with them. Twenty bundles and their answers took 10 ms of a pause; the pages themselves took 2."""
+
+ALONE_PAGES, ALONE_DIRTY_PAGES = 1 << 18, 512
+"""With at most this much memory (1 GiB, which one worker scans in 0.8 ms) and this many dirty pages (2 MiB), one worker
+alone does a round of the pause: waking a second one and its receiver takes longer, and on few cores they wait for
+each other, for QEMU and for the coordinator."""
+
+
 def assign(weights: Sequence[int], workers: int) -> list[list[int]]:
     """Give each worker a contiguous stretch of regions of about equal weight.
 
@@ -55,20 +65,22 @@ class Shares:
     Attributes:
         stolen: how many regions each worker has taken over.
         taken: the regions that each worker has got.
+        workers: who takes part in the round.
     """
 
     def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False, sticky: bool = False) -> None:
         self._left = [deque(regions) for regions in owned]
         self._kept = [len(regions) // STICKY_PART if sticky else 0 for regions in owned]
-        self._whole = whole
+        self.whole = whole
         self.stolen = [0] * len(owned)
         self.taken: list[list[int]] = [[] for _ in owned]
+        self.workers = range(len(owned))
 
     def take(self, worker: int) -> tuple[int, ...]:
         """The next regions for *worker*, its own first, else from whoever has most to give; empty: none left."""
         left = self._left[worker]
         if left:
-            count = len(left) if self._whole else max(1, len(left) // BUNDLE_PART)
+            count = len(left) if self.whole else max(1, len(left) // BUNDLE_PART)
             regions = tuple(left.popleft() for _ in range(count))
         else:
             regions = self._steal(worker)
@@ -86,3 +98,33 @@ class Shares:
         self.stolen[worker] += count
         # From the far end: the owner works from the front and keeps its neighbourhood.
         return tuple(reversed([left.pop() for _ in range(count)]))
+
+
+def shares_of_round(
+    owned: Sequence[Sequence[int]],
+    dirty_pages: int,
+    total_pages: int,
+    *,
+    paused: bool,
+    rescan: bool = False,
+    sticky: bool = False,
+) -> Shares:
+    """How the regions of one round are handed out.
+
+    Args:
+        owned: region numbers by worker.
+        dirty_pages: how many were dirty at the last count.
+        total_pages: of all regions.
+        paused: whether the guest stands still meanwhile.
+        rescan: whether it is the round after saving, which finds little. If the final round was handed out whole, each
+            worker gets the same regions as in that.
+        sticky: as for :class:`Shares`.
+    """
+    if rescan:
+        dirty_pages = min(dirty_pages, WHOLE_PAGES)
+    if not paused or sticky or dirty_pages > ALONE_DIRTY_PAGES or total_pages > ALONE_PAGES:
+        return Shares(owned, whole=dirty_pages <= WHOLE_PAGES, sticky=sticky)
+    everything = [number for regions in owned for number in regions]
+    shares = Shares([everything, *([] for _ in owned[1:])], whole=True)
+    shares.workers = range(1)
+    return shares

@@ -207,6 +207,7 @@ class SourceSide(ABC):
             report.state_bytes = plan.state_bytes
             if report.downtime_ms is not None:
                 report.downtime_phases_ms = record.phases()
+                report.state_save_ms = record.state_save_ns / NS_PER_MS
                 report.downtime_without_verify_ms = report.downtime_ms - report.downtime_phases_ms.verify
         if error is not None:
             report.error = error_reports.describe_error(error, error.phase or "setup")

@@ -163,6 +163,8 @@ class SourceRun(Driver[Instruction]):
                 return events.WorkerScanned(worker)
             case worker_messages.RegionsDone():
                 return events.WorkerIdle(worker)
+            case worker_messages.Sent(counters=counters):
+                return events.WorkerSent(worker, counters)
             case worker_messages.Fenced(counters=counters):
                 return events.WorkerFenced(worker, counters)
             case worker_messages.Counted(pages=pages):
@@ -190,7 +192,7 @@ class SourceRun(Driver[Instruction]):
                 self._begin(events.GuestPaused, self._custody.pause, self._state)
                 self._begin(lambda _: None, self._custody.note_pause)  # beside the final round
             case Do.SAVE_STATE:
-                self._begin(self._state_saved, self._save_state)
+                self._begin(self._state_saved, self._timed_save)
             case Do():
                 self._do(instruction)
 
@@ -221,5 +223,11 @@ class SourceRun(Driver[Instruction]):
     def _save_state(self) -> None:
         self._guest.save_state(self._state)
 
-    def _state_saved(self, _: object) -> Event:
-        return events.StateSaved(self._state.size_bytes, self._state.digest)
+    def _timed_save(self) -> int:
+        """Save the device state; returns how long that took."""
+        began_ns = time.monotonic_ns()
+        self._save_state()
+        return time.monotonic_ns() - began_ns
+
+    def _state_saved(self, took_ns: int) -> Event:
+        return events.StateSaved(self._state.size_bytes, self._state.digest, took_ns)

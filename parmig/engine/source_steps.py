@@ -7,8 +7,9 @@ import enum
 
 from parmig.engine.policy import Limits, expected_downtime_ns
 from parmig.engine.record import Record
-from parmig.errors import LimitExceededError, NotConvergingError
+from parmig.errors import LimitExceededError, NotConvergingError, ParmigError
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
 
 
@@ -24,8 +25,8 @@ class Step(enum.Enum):
     COUNTING = "counting dirty pages"
     PAUSING = "pausing the guest"
     SYNCING_FINAL = "syncing the dirty log of the paused guest"
-    FINAL = "sending the last pages"
-    SAVING = "saving device state"
+    FINAL = "sending the last pages"  # and saving device state
+    SAVING = "saving device state"  # the last pages are sent
     SYNCING_AGAIN = "syncing the dirty log after saving"
     RESCANNING = "scanning once more after saving"
     DIGESTING = "comparing digests"
@@ -36,6 +37,20 @@ class Step(enum.Enum):
     SUMMING = "digesting the file"
     COMMITTING = "giving the file its name"
     DONE = "done"
+
+
+def overdue(record: Record, status: MigrationStatus, step: Step, limits: Limits, now_ns: int) -> ParmigError | None:
+    """The error of a migration or a pause that is past its limit at *now_ns*, or None."""
+    marks = record.marks
+    if "pausing" in marks:
+        handed_over = status is MigrationStatus.HAND_OVER
+        began_ns = marks["loaded" if handed_over else "pausing"]
+        limited = limits.switchover_ns and status is not MigrationStatus.FINISHING  # the guest runs already
+        if limited and now_ns - began_ns >= limits.switchover_ns:
+            return pause_took_too_long(step, limits, handed_over=handed_over)
+        return None
+    limited = status is MigrationStatus.ACTIVE and limits.timeout_ns and "active" in marks
+    return took_too_long(record, limits) if limited and now_ns - marks["active"] >= limits.timeout_ns else None
 
 
 def pause_took_too_long(step: Step, limits: Limits, *, handed_over: bool) -> LimitExceededError:

@@ -103,6 +103,9 @@ class SendRegions(Message, frozen=True):
         first_pass: these regions were never sent.
         holes: look for pages that were given back, too. Needless once the paused guest was scanned.
         scanned: send what ScanRegions has found; else scan the regions now.
+        last: no more regions follow in this round, so all of it is passed on, and the answer is Sent. A later round, in
+            which this worker sends the same regions, ends with the fence.
+        fence: no more regions follow in this round, so a Fence is part of this; the answer is Fenced alone.
     """
 
     round: int
@@ -110,6 +113,8 @@ class SendRegions(Message, frozen=True):
     first_pass: bool
     holes: bool = True
     scanned: bool = False
+    last: bool = False
+    fence: bool = False
 
 
 class ScanRegions(Message, frozen=True):
@@ -119,7 +124,7 @@ class ScanRegions(Message, frozen=True):
 
 
 class Fence(Message, frozen=True):
-    """Coordinator: no more regions in this round; answer when all of it is placed."""
+    """Coordinator: no more regions in this round; answer Fenced when all of it is placed."""
 
     round: int
 
@@ -178,6 +183,13 @@ class RegionsDone(Message, frozen=True):
     """Send worker: one SendRegions is done, apart from what waits for a batch to fill."""
 
 
+class Sent(Message, frozen=True):
+    """Send worker: everything of this round was passed on; not all of it need be placed."""
+
+    round: int
+    counters: WorkerCounters
+
+
 class Fenced(Message, frozen=True):
     """Send worker: everything of this round has been placed by the destination."""
 
@@ -223,6 +235,7 @@ WorkerEvent = (
     | WorkerConnected
     | RegionsScanned
     | RegionsDone
+    | Sent
     | Fenced
     | Counted
     | RegionDigests

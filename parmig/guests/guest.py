@@ -9,7 +9,7 @@ hangs.
 Source::
 
     memory() ─ [rescue()] ─ start_dirty_log() ─ [settle(), sync_dirty_log(), throttle(percent)]* ─ [rescue()]
-             ─ pause(sink) ─ ran_until_pause() ─ [rescue()] ─ sync_dirty_log() ─ [throttle(0)] ─ save_state(sink)
+             ─ pause(sink) ─ ran_until_pause() ─ [rescue()] ─ [throttle(0)] ─ sync_dirty_log() ─ save_state(sink)
              ─ sync_dirty_log() ─ stop_dirty_log() ─ close()
     and from any point before hand-over: resume_source() ─ stop_dirty_log() ─ close()
 
@@ -135,7 +135,10 @@ class Guest(ABC):
 
     @abstractmethod
     def save_state(self, sink: StateSink) -> None:
-        """Write the device state of the paused guest to *sink*. May still write RAM: a scan follows."""
+        """Write the device state of the paused guest to *sink*, while workers read its memory.
+
+        May still write RAM: a scan follows.
+        """
 
     def save_snapshot(self, sink: StateSink) -> None:
         """The same for a snapshot, after which the guest continues here: it keeps its disks."""

@@ -126,9 +126,9 @@ class DirtyScanner:
     def _sort(self, numbers: Sequence[int]) -> tuple[list[int], _Fresh]:
         fresh = _Fresh([], [])
         armed = []
-        for number in numbers:
+        for number, state in zip(numbers, self._shared.armed[list(numbers)].tolist(), strict=True):
             region = self._regions[number]
-            if self._shared.armed[number]:
+            if state:
                 armed.append(number)
             elif self._blocks[region.block].has_data(region.first_page, region.pages):
                 fresh.begun.append(number)

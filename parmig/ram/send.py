@@ -156,10 +156,15 @@ class MigrationRamSend:
             set_bits(bits, part)
             self._queue_data(part)
 
-    def fence(self, round_: int) -> None:
-        """Pass on the rest of the round, and wait until all of the round is in place."""
+    def flush(self, round_: int) -> None:
+        """Pass on the rest of the round."""
         self._round = round_
         self._flush()
+        self._publish()
+
+    def fence(self, round_: int) -> None:
+        """Pass on the rest of the round, and wait until all that was passed on is in place."""
+        self.flush(round_)
         self._outlet.fence(round_)
         self._publish()
 

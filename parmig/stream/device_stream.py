@@ -73,7 +73,7 @@ def opening(machine: str) -> bytes:
     return bytes(stream.written)
 
 
-def remainder(saved: bytes) -> bytes:
+def remainder(saved: bytes, *, describe: bool = True) -> bytes:
     """What follows :func:`opening`: *saved* without its header, and a description.
 
     Without a description, if the devices cannot be told apart: a guest can write bytes into its devices that look
@@ -81,6 +81,8 @@ def remainder(saved: bytes) -> bytes:
 
     Args:
         saved: all that ``xen-save-devices-state`` wrote.
+        describe: list the devices in the description. A QEMU that loads the stream skips it, and finding 60 devices
+            takes 0.8 ms of a pause, so it can be left empty where nobody else reads the stream.
 
     Raises:
         StreamError: *saved* is not what this command writes.
@@ -91,7 +93,7 @@ def remainder(saved: bytes) -> bytes:
     sections = SectionWriter(data)
     data.put_buffer(saved[_HEADER.size :])
     with contextlib.suppress(StreamFooterError, StreamSectionError):
-        sections.vmdescription(describe_devices(find_devices(saved)))
+        sections.vmdescription(describe_devices(find_devices(saved) if describe else []))
     data.flush_data()
     return bytes(stream.written)
 

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from parmig.engine import events as c
-from parmig.engine.coordinator import WHOLE_PAGES, Coordinator
+from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.shares import ALONE_PAGES, WHOLE_PAGES
 from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import (
@@ -53,17 +56,19 @@ class Walk:
     def send(self, told: list[Instruction], *, until_ms: int, pages: int = 0) -> list[Instruction]:
         """All of a round; each worker has sent *pages* in it. What follows the last fence comes back."""
         self.now_ms = until_ms
-        waiting = list(told)
-        while waiting:
+        waiting, round_ = list(told), self.plan.round
+        while waiting and self.plan.round == round_:
             one = waiting.pop(0)
             if not isinstance(one, Tell) or not isinstance(one.instruction, SendRegions | Fence):
                 return [one, *waiting]
-            if isinstance(one.instruction, SendRegions):
+            if isinstance(one.instruction, SendRegions) and not (one.instruction.last or one.instruction.fence):
                 waiting += self.take(c.WorkerIdle(one.worker))
-            else:
-                before = self.plan.record._now[one.worker].sent_pages
-                waiting += self.take(c.WorkerFenced(one.worker, WorkerCounters(sent_pages=before + pages)))
-        pytest.fail("the round does not end")
+                continue
+            before = self.plan.record._now[one.worker].sent_pages
+            last = isinstance(one.instruction, SendRegions) and one.instruction.last
+            answer = c.WorkerSent if last else c.WorkerFenced
+            waiting += self.take(answer(one.worker, WorkerCounters(sent_pages=before + pages)))
+        return waiting
 
     def count(self, pages: int) -> list[Instruction]:
         """Both workers say how many pages are dirty, half of them each."""
@@ -79,16 +84,46 @@ class Walk:
     def to_release(self) -> None:
         """Up to where the destination may load, at 260 ms."""
         self.to_pause()
-        assert self.send(self.take(c.GuestPaused(205 * MS), 210), until_ms=230) == [Do.SAVE_STATE]
+        self.send_last()
         assert self.send(self.take(c.StateSaved(47, "abc"), 245), until_ms=260) == [Do.RELEASE]
+
+    def send_last(self, pages: int = 0) -> None:
+        """The final round, from 210 to 230 ms, beside which the state is saved: that lasts longer."""
+        save, *told = self.take(c.GuestPaused(205 * MS), 210)
+        assert save is Do.SAVE_STATE
+        assert self.send(told, until_ms=230, pages=pages) == []
+        assert self.plan.step is Step.SAVING
 
 
 def send(worker: int, round_: int, *regions: int, holes: bool = True, scanned: bool = False) -> Tell:
+    """A bundle of regions."""
     return Tell(worker, SendRegions(round_, regions, round_ == 1, holes, scanned))
+
+
+ALONE = ((0, 1, 2, 3, 4),)
+
+
+def send_whole(round_: int, owned: Sequence[tuple[int, ...]] = OWNED) -> list[Instruction]:
+    """Each worker gets all of its regions, and its fence."""
+    return [Tell(worker, SendRegions(round_, regions, False, fence=True)) for worker, regions in enumerate(owned)]
+
+
+def send_last(round_: int, owned: Sequence[tuple[int, ...]] = ALONE) -> list[Instruction]:
+    """The final round: each worker gets all of its regions, and only says when all is sent."""
+    return [Tell(worker, SendRegions(round_, regions, False, last=True)) for worker, regions in enumerate(owned)]
+
+
+def rescan(round_: int, owned: Sequence[tuple[int, ...]] = ALONE) -> list[Instruction]:
+    """The round after saving."""
+    return [
+        Tell(worker, SendRegions(round_, regions, False, holes=False, fence=True))
+        for worker, regions in enumerate(owned)
+    ]
 
 
 SCAN: list[Instruction] = [Tell(worker, ScanRegions(regions)) for worker, regions in enumerate(OWNED)]
 COUNT: list[Instruction] = [Tell(worker, CountDirty(regions)) for worker, regions in enumerate(OWNED)]
+COUNT_TWO: list[Instruction] = [Tell(worker, CountDirty((worker,))) for worker in range(2)]
 DIGEST_ALL: list[Instruction] = [Tell(worker, DigestRegions(regions)) for worker, regions in enumerate(OWNED)]
 
 
@@ -141,16 +176,16 @@ def test_rounds_of_a_guest_that_settles_and_whose_log_is_synced() -> None:
     assert walk.count(10) == [Do.PAUSE]
     assert walk.plan.step is Step.PAUSING
     # The paused guest has settled.
-    assert walk.take(c.GuestPaused(150 * MS), 160) == [Do.SYNC_LOG]
+    assert walk.take(c.GuestPaused(150 * MS), 160) == [Do.SYNC_LOG, Do.SAVE_STATE]
     assert walk.plan.step is Step.SYNCING_FINAL
     told = walk.take(c.LogSynced(), 170)
-    assert told == [send(0, 3, 0, 1), send(1, 3, 2, 3, 4), Tell(0, Fence(3)), Tell(1, Fence(3))]
+    assert told == send_last(3)
     assert walk.plan.step is Step.FINAL
-    assert walk.send(told, until_ms=180, pages=10) == [Do.SAVE_STATE]
-    assert walk.take(c.StateSaved(1, "x"), 190) == [Do.SYNC_LOG]
+    assert walk.take(c.StateSaved(1, "x"), 175) == []  # the last pages take longer
+    assert walk.send(told, until_ms=190, pages=10) == [Do.SYNC_LOG]
     assert walk.plan.step is Step.SYNCING_AGAIN
     told = walk.take(c.LogSynced(), 200)
-    assert told[:2] == [send(0, 4, 0, 1, holes=False), send(1, 4, 2, 3, 4, holes=False)]
+    assert told == rescan(4)
     assert walk.plan.step is Step.RESCANNING
     assert walk.send(told, until_ms=210) == [Do.RELEASE]
     assert [one.paused for one in walk.plan.record.rounds] == [False, False, True, True]
@@ -169,25 +204,37 @@ def test_few_dirty_pages_are_handed_out_at_once(pages: int, whole: bool) -> None
     walk = Walk(Limits(0))
     assert walk.send(walk.begin(), until_ms=120, pages=1280) == COUNT
     told = walk.count(pages)
-    assert told[:2] == ([send(0, 2, 0, 1), send(1, 2, 2, 3, 4)] if whole else [send(0, 2, 0), send(1, 2, 2)])
+    assert told == (send_whole(2) if whole else bundles(2))
+
+
+@pytest.mark.parametrize("region_pages", [ALONE_PAGES // 2, ALONE_PAGES // 2 + 512])
+def test_all_workers_scan_much_memory(region_pages: int) -> None:
+    plan = Coordinator([Region(0, number * region_pages, region_pages) for number in range(2)], 2, LIMITS, verify=False)
+    walk = Walk()
+    walk.plan = plan
+    assert walk.send(walk.begin(), until_ms=120, pages=1280) == COUNT_TWO
+    assert walk.count(10) == [Do.PAUSE]
+    told = walk.take(c.GuestPaused(0))[1:]
+    owned = [(0, 1)] if 2 * region_pages <= ALONE_PAGES else [(0,), (1,)]
+    assert told == send_last(2, owned)
+    walk.take(c.StateSaved(1, "x"))
+    assert walk.send(told, until_ms=130) == rescan(3, owned)
 
 
 def test_what_remained_last_decides_how_much_is_handed_out() -> None:
     walk = Walk(Limits(0))
     assert walk.send(walk.begin(), until_ms=120, pages=1280) == COUNT
     assert walk.send(walk.count(10_000), until_ms=220, pages=100) == COUNT
-    assert walk.count(10)[:2] == [send(0, 3, 0, 1), send(1, 3, 2, 3, 4)]
+    assert walk.count(10) == send_whole(3)
 
 
 def test_a_whole_migration_with_all_its_marks() -> None:
     walk = Walk(verify=True)
     walk.to_pause()
     assert walk.plan.status is MigrationStatus.ACTIVE
-    told = walk.take(c.GuestPaused(205 * MS), 210)
-    assert walk.plan.status is MigrationStatus.PRE_SWITCHOVER
-    assert walk.send(told, until_ms=230, pages=5) == [Do.SAVE_STATE]
+    walk.send_last(pages=5)
     assert (walk.plan.status, walk.plan.step) == (MigrationStatus.DEVICE, Step.SAVING)
-    told = walk.take(c.StateSaved(47, "abc"), 245)
+    told = walk.take(c.StateSaved(47, "abc", 30 * MS), 245)
     assert walk.send(told, until_ms=260) == [Do.ASK_DIGEST, *DIGEST_ALL]
     assert walk.plan.step is Step.DIGESTING
     assert walk.take(c.WorkerDigested(1, {n: DIGESTS[n] for n in OWNED[1]})) == []
@@ -213,14 +260,41 @@ def test_a_whole_migration_with_all_its_marks() -> None:
     }
     plan = walk.plan
     assert (plan.state_bytes, plan.state_digest, plan.source_digest, plan.peer_digest) == (47, "abc", DIGEST, DIGEST)
-    assert plan.record.load_ns == 6 * MS
+    assert (plan.record.load_ns, plan.record.state_save_ns) == (6 * MS, 30 * MS)
     assert (plan.error, plan.record.downtime_ms()) == (None, 112)
+
+
+def test_the_state_is_saved_beside_the_last_pages_and_whatever_ends_last_is_waited_for() -> None:
+    walk = Walk()
+    walk.to_pause()
+    save, *told = walk.take(c.GuestPaused(205 * MS), 210)
+    assert (save, told) == (Do.SAVE_STATE, send_last(2))
+    assert (walk.plan.status, walk.plan.step) == (MigrationStatus.PRE_SWITCHOVER, Step.FINAL)
+    assert walk.take(c.StateSaved(47, "abc", 12 * MS), 222) == []
+    assert walk.plan.step is Step.FINAL
+    assert walk.send(told, until_ms=230, pages=5) == rescan(3)
+    assert (walk.plan.status, walk.plan.step) == (MigrationStatus.DEVICE, Step.RESCANNING)
+    marks = walk.plan.record.marks
+    assert (marks["final"], marks["saved"]) == (230 * MS, 230 * MS)
+    assert walk.send(rescan(3), until_ms=240) == [Do.RELEASE]
+
+
+@pytest.mark.parametrize("saves_first", [False, True])
+def test_the_state_is_saved_once(saves_first: bool) -> None:
+    walk = Walk()
+    walk.to_pause()
+    if saves_first:
+        walk.take(c.GuestPaused(205 * MS), 210)
+    else:
+        walk.send_last()
+    walk.take(c.StateSaved(47, "abc"))
+    assert walk.take(c.StateSaved(48, "abd")) == [Do.ABANDON]
 
 
 def test_instants_that_cannot_be_are_moved_to_those_that_can() -> None:
     walk = Walk()
     walk.to_pause()
-    walk.send(walk.take(c.GuestPaused(10**18), 210), until_ms=230)
+    walk.send(walk.take(c.GuestPaused(10**18), 210)[1:], until_ms=230)
     walk.send(walk.take(c.StateSaved(47, "abc"), 245), until_ms=260)
     walk.take(c.PeerLoaded(0), 300)
     walk.take(c.PeerResumed(10**18), 320)
@@ -233,7 +307,7 @@ def test_instants_that_cannot_be_are_moved_to_those_that_can() -> None:
 def test_the_digest_of_the_destination_may_come_last_and_must_be_the_same() -> None:
     walk = Walk(verify=True)
     walk.to_pause()
-    walk.send(walk.take(c.GuestPaused(205 * MS), 210), until_ms=230)
+    walk.send_last()
     walk.send(walk.take(c.StateSaved(47, "abc"), 245), until_ms=260)
     assert walk.take(c.WorkerDigested(0, {n: DIGESTS[n] for n in OWNED[0]})) == []
     assert walk.take(c.WorkerDigested(1, {n: DIGESTS[n] for n in OWNED[1]})) == []
@@ -249,7 +323,7 @@ def test_the_digest_of_the_destination_may_come_last_and_must_be_the_same() -> N
 def test_a_digest_that_comes_last_ends_the_comparison_and_may_come_again() -> None:
     walk = Walk(verify=True)
     walk.to_pause()
-    walk.send(walk.take(c.GuestPaused(205 * MS), 210), until_ms=230)
+    walk.send_last()
     walk.send(walk.take(c.StateSaved(47, "abc"), 245), until_ms=260)
     for worker in range(2):
         assert walk.take(c.WorkerDigested(worker, {n: DIGESTS[n] for n in OWNED[worker]})) == []
@@ -520,6 +594,6 @@ def test_a_throttle_is_lifted_once_the_guest_is_paused() -> None:
     assert walk.send(told[1:], until_ms=walk.now_ms + 1024, pages=5120) == COUNT
     assert walk.count(10) == [Do.PAUSE]
     told = walk.take(c.GuestPaused(0))
-    assert told[-1] == Throttle(0)
-    assert Throttle(0) not in told[:-1]
+    assert told[:2] == [Throttle(0), Do.SAVE_STATE]
+    assert Throttle(0) not in told[1:]
     assert walk.plan.record.max_throttle_percent == 30

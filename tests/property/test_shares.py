@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.shares import STICKY_PART, Shares, assign
+from parmig.engine.shares import (
+    ALONE_DIRTY_PAGES,
+    ALONE_PAGES,
+    STICKY_PART,
+    WHOLE_PAGES,
+    Shares,
+    assign,
+    shares_of_round,
+)
 
 weights = st.lists(st.integers(1, 64), max_size=80)
 workers = st.integers(1, 9)
@@ -108,3 +117,42 @@ def test_the_middle_of_a_region_decides_whose_it_is() -> None:
 @given(st.integers(1, 200))
 def test_an_eighth_of_what_is_left_is_taken_over_at_a_time(count: int) -> None:
     assert len(Shares([[], list(range(count))]).take(0)) == max(1, count // 8)
+
+
+@pytest.mark.parametrize(
+    ("dirty_pages", "total_pages", "paused", "alone"),
+    [
+        (ALONE_DIRTY_PAGES, ALONE_PAGES, True, True),
+        (ALONE_DIRTY_PAGES + 1, ALONE_PAGES, True, False),
+        (ALONE_DIRTY_PAGES, ALONE_PAGES + 1, True, False),
+        (0, ALONE_PAGES, False, False),
+    ],
+)
+def test_one_worker_does_a_round_of_the_pause_in_which_there_is_little_to_do(
+    dirty_pages: int, total_pages: int, paused: bool, alone: bool
+) -> None:
+    shares = shares_of_round([[0], [1, 2], [3]], dirty_pages, total_pages, paused=paused)
+    assert shares.workers == range(1 if alone else 3)
+    assert shares.whole
+    assert shares.take(0) == ((0, 1, 2, 3) if alone else (0,))
+    assert shares.stolen == [0, 0, 0]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_many_dirty_pages_are_handed_out_in_bundles(paused: bool) -> None:
+    assert shares_of_round([[0], [1]], WHOLE_PAGES, 4 * WHOLE_PAGES, paused=paused).whole
+    assert not shares_of_round([[0], [1]], WHOLE_PAGES + 1, 4 * WHOLE_PAGES, paused=paused).whole
+
+
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 2 * WHOLE_PAGES), st.sampled_from([512, ALONE_PAGES]))
+def test_after_a_final_round_that_was_handed_out_whole_each_worker_gets_the_same_regions_again(
+    workers: int, regions: int, dirty_pages: int, pages: int
+) -> None:
+    owned = assign([pages] * regions, workers)
+    rounds = [
+        shares_of_round(owned, dirty_pages, regions * pages, paused=True, rescan=rescan) for rescan in (False, True)
+    ]
+    assert rounds[1].whole
+    if rounds[0].whole:
+        taken = [[shares.take(worker) for worker in shares.workers] for shares in rounds]
+        assert taken[0] == taken[1]

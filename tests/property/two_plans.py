@@ -253,7 +253,8 @@ class World:
             # Bytes of the state channel that are lost or repeated are a stream that ends: TCP keeps their order.
             if not (self.cut or self.hangs):
                 self.put(STATE_CHANNEL, lambda event=event: self.state_arrives(event))  # type: ignore[misc]
-        self.feed("source", s.StateSaved(*STATE[-1]))
+        # The guest's thread is done; the plan hears of it when its loop comes to that.
+        self.put_event("source", "source guest", s.StateSaved(*STATE[-1]))
 
     def state_arrives(self, event: d.StateCame) -> None:
         if self.destination.status in BEFORE_HAND_OVER:
@@ -334,9 +335,11 @@ def answer(worker: int, told: Instruction) -> s.Event:
     match told:
         case ScanRegions():
             return s.WorkerScanned(worker)
-        case SendRegions():
+        case SendRegions(last=True):
+            return s.WorkerSent(worker, WorkerCounters())
+        case SendRegions(fence=False):
             return s.WorkerIdle(worker)
-        case Fence():
+        case Fence() | SendRegions():
             return s.WorkerFenced(worker, WorkerCounters())
         case CountDirty():
             return s.WorkerCounted(worker, 0)

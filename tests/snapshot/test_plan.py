@@ -45,9 +45,11 @@ class World:
             if instruction is self.fail_at:
                 return [e.Failed(SnapshotError("full"))]
         match instruction:
-            case Tell(worker=worker, instruction=SendRegions()):
+            case Tell(worker=worker, instruction=SendRegions(last=True)):
+                return [e.WorkerSent(worker, WorkerCounters())]
+            case Tell(worker=worker, instruction=SendRegions(fence=False)):
                 return [e.WorkerIdle(worker)]
-            case Tell(worker=worker, instruction=Fence()):
+            case Tell(worker=worker, instruction=Fence() | SendRegions()):
                 return [e.WorkerFenced(worker, WorkerCounters())]
             case Tell(worker=worker, instruction=CountDirty()):
                 return [e.WorkerCounted(worker, 0)]

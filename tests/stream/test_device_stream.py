@@ -20,7 +20,7 @@ from parmig.errors import (
 )
 from parmig.stream import device_stream
 from parmig.stream.configuration import Configuration
-from parmig.stream.device_stream import compose, find_devices
+from parmig.stream.device_stream import compose, find_devices, opening, remainder
 from parmig.stream.sections import SectionHead
 from parmig.stream.vmdescription import find, parse
 from tests.stream.streams import read_whole, reading, saved_devices
@@ -36,6 +36,16 @@ bodies = st.one_of(st.binary(max_size=60), st.binary(max_size=4).map(lambda piec
 def fake_device(number: int) -> bytes:
     """The footer of a section, and a head that could follow it."""
     return struct.pack(">BI", 0x7E, number) + b"\4" + struct.pack(">IB", 77, 3) + b"cpu" + bytes(8)
+
+
+def test_a_stream_that_nobody_else_reads_has_an_empty_description() -> None:
+    saved = saved_devices(("timer", b"abc"), ("cpu", b"x"))
+    stream = opening(MACHINE) + remainder(saved, describe=False)
+    where = find(stream)
+    assert where is not None
+    assert parse(stream[where]).devices == []
+    described = compose(saved, MACHINE)
+    assert stream[: len(opening(MACHINE)) + len(saved) - 8] == described[: len(opening(MACHINE)) + len(saved) - 8]
 
 
 @given(st.lists(st.tuples(names, bodies), min_size=1, max_size=12, unique_by=lambda device: device[0]))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from concurrent.futures import Future
-from typing import Any
 
 from parmig.errors import GuestError
 from parmig.guests.qemu.qmp import Qmp
@@ -31,7 +29,6 @@ class MemoryFile:
     def __init__(self, qmp: Qmp) -> None:
         self._qmp = qmp
         self._fd = os.memfd_create("parmig-device-state", os.MFD_CLOEXEC)
-        self._removal: Future[Any] | None = None
         try:
             # QEMU opens for writing only, and takes a descriptor of just this mode (monitor_fdset_dup_fd_add).
             for_qemu = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_CLOEXEC)
@@ -44,9 +41,8 @@ class MemoryFile:
             raise
         self.name = f"/dev/fdset/{self._number}"
 
-    def take(self) -> bytes:
-        """Everything that QEMU wrote. QEMU is asked to close its copy; this does not wait for the answer."""
-        self._removal = self._qmp.submit("remove-fd", fdset_id=self._number)
+    def read(self) -> bytes:
+        """Everything that QEMU wrote."""
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0)
 
     def close(self) -> None:

@@ -43,16 +43,17 @@ class SavedDevices(Departure):
         self._ran = False
 
     def pause(self, sink: StateSink) -> int:
-        """Stop the guest. QEMU then lists its hardware, while the workers do the last scan."""
+        """Stop the guest, and compare its hardware, which QEMU lists right before."""
         self.started = True
         # The destination's QEMU begins to load now, beside the running guest: that takes it 2 to 4 ms.
         sink.write(opening(machine_type(self._qmp)))
         self._file = MemoryFile(self._qmp)
         self._listener = self._qmp.listen("STOP", "RESUME")
         self._ran = self._qmp.execute("query-status")["status"] in RAN
+        self._hardware.ask()  # not after the pause: QEMU would save the devices 1 ms later
         status = self._qmp.submit("query-status")  # again, right before: another client may have stopped it
         stop = self._qmp.submit("stop")
-        self._hardware.ask()
+        self._hardware.check()
         state = str(self._qmp.answer("query-status", status)["status"])
         self._ran = state in RAN
         self._qmp.answer("stop", stop)
@@ -71,14 +72,12 @@ class SavedDevices(Departure):
         """Save the devices. If the guest does not stay, QEMU hands its disks over after that."""
         if self._file is None or self._listener is None:
             raise GuestError("QEMU is not paused by parmig, expected pause() before this call")
-        self._hardware.check()
         self._qmp.execute(COMMAND, filename=self._file.name, live=not stays)
         event = self._listener.take()
         if event is not None and event.name == "RESUME":
             raise GuestError("another client of QEMU let the guest run while it was paused to be moved; try again")
-        saved = self._file.take()
         try:
-            stream = remainder(saved)
+            stream = remainder(self._file.read(), describe=stays)
         except StreamError as error:
             raise StateError(f"QEMU saved devices that cannot be moved: {error}; use state=migrate") from error
         sink.write(stream)

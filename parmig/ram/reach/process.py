@@ -107,8 +107,13 @@ class ProcessReach(Reach):
     def has_data(self, first_page: int, pages: int) -> bool:
         if self._file is not None and has_data(self._file, first_page, pages):
             return True
-        found = self._in_tables(first_page, pages)
-        return bool(found.present.any() or found.swapped.any())
+        try:
+            return any(
+                pagemap.any_existing(self._pagemap_fd, address, address + (end - first) * PAGE_BYTES)
+                for first, end, address in self._overlapping(first_page, first_page + pages)
+            )
+        except OSError as error:
+            raise self._refused(error) from error
 
     # -- reading --------------------------------------------------------------------------------
 
