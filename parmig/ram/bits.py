@@ -22,6 +22,7 @@ Bits = npt.NDArray[np.uint8]
 
 NO_RUNS: Runs = np.empty((0, 2), dtype=np.int64)
 NO_INDEX: Index = np.empty(0, dtype=np.int64)
+NO_MASK: Mask = np.empty(0, dtype=np.bool_)
 
 
 def runs_of_mask(mask: Mask) -> Runs:

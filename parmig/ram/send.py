@@ -27,7 +27,7 @@ from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
-from parmig.ram.regions import Region
+from parmig.ram.regions import Regions
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.tracker import DirtyTracker
 
@@ -49,7 +49,7 @@ class MigrationRamSend:
         self,
         *,
         worker: int,
-        regions: Sequence[Region],
+        regions: Regions,
         blocks: Sequence[Reach],
         tracker: DirtyTracker,
         outlet: Outlet,
@@ -112,8 +112,11 @@ class MigrationRamSend:
             self.migrate_ram_send(dirty, first_pass=first_pass)
             began = time.monotonic_ns()
         self.counters.scan_ns += time.monotonic_ns() - began
-        self.counters.handled_pages = handled + sum(self._regions[number].pages for number in numbers)
+        self.counters.handled_pages = handled + self._pages_of(numbers)
         self._publish()
+
+    def _pages_of(self, numbers: Sequence[int]) -> int:
+        return sum(stretch.pages for stretch in self._regions.stretches(np.asarray(numbers, dtype=np.int64)))
 
     def _take_over(self, numbers: Sequence[int]) -> None:
         """Become the last sender of the regions *numbers*."""

@@ -27,7 +27,7 @@ from parmig.ram.bits import (
     test_bits,
 )
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, Pages
-from parmig.ram.reach.extents import BlockFile, allocated_mask, has_data
+from parmig.ram.reach.extents import BlockFile, allocated_mask, next_data
 from parmig.ram.reach.reach import Reach
 from parmig.ram.zero import zero_mask
 
@@ -94,8 +94,8 @@ class BlockMapping(Reach):
         unknown = ~tables if among is None else among & ~tables
         return tables | allocated_mask(self._file, first_page, pages, unknown) if unknown.any() else tables.copy()
 
-    def has_data(self, first_page: int, pages: int) -> bool:
-        return has_data(self._file, first_page, pages)
+    def next_data(self, first_page: int, end_page: int) -> int | None:
+        return next_data(self._file, first_page, end_page)
 
     # -- reading --------------------------------------------------------------------------------
 

@@ -39,8 +39,12 @@ class Reach(ABC):
         """
 
     @abstractmethod
+    def next_data(self, first_page: int, end_page: int) -> int | None:
+        """The first of the pages ``[first_page, end_page)`` that exists; None: none of them does."""
+
     def has_data(self, first_page: int, pages: int) -> bool:
         """Whether any page of the range exists."""
+        return self.next_data(first_page, first_page + pages) is not None
 
     # -- reading --------------------------------------------------------------------------------
 
