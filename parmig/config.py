@@ -37,7 +37,7 @@ PATTERNS = ("random", "sequential", "hot", "burst")
 """Which pages a synthetic guest writes. The position is the number in device state: append only."""
 
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
-CODECS = "parmig.ram.codecs.registry:names"
+CODECS = "parmig.ram.codecs.registry:choices"
 TRANSPORTS = "parmig.transport.registry:data_transports"
 
 DEFAULT_BATCH_BYTES = 4 * MIB
@@ -106,7 +106,15 @@ Announce = Annotated[
 ]
 
 
-class _LiveConfig(msgspec.Struct, frozen=True, kw_only=True):
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of a command."""
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
+        check_options(self)
+
+
+class _LiveConfig(_Config, frozen=True, kw_only=True):
     """Options of what reads the memory of a running guest: a migration and a snapshot."""
 
     workers: Workers = msgspec.field(default_factory=default_workers)
@@ -137,7 +145,7 @@ class _LiveConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
-        check_options(self)
+        super().check()
         _check_pause_limits(self)
 
 
@@ -154,7 +162,13 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
             shown="the address of URI",
         ),
     ] = ()
-    compress: Annotated[str, option("How pages are compressed.", choices=CODECS)] = "none"
+    compress: Annotated[
+        str, option("How pages are compressed. auto chooses for each batch; see performance.md.", choices=CODECS)
+    ] = "none"
+    zstd_level: Annotated[int, option("Level of zstd, also in delta and auto. 1 is fast.", COUNT, ge=1, le=19)] = 1
+    delta_cache_bytes: Annotated[
+        int, option("Copies of sent pages that all workers together keep for delta and auto.", SIZE, ge=MIB)
+    ] = 256 * MIB
     batch_bytes: Annotated[
         int,
         option(
@@ -211,18 +225,14 @@ class SaveConfig(_LiveConfig, frozen=True, kw_only=True):
     replace: Annotated[bool, option("Replace FILE if it exists.", name="force")] = False
 
 
-class RestoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+class RestoreConfig(_Config, frozen=True, kw_only=True):
     """How a guest is restored from a file."""
 
     workers: Workers = msgspec.field(default_factory=default_workers)
     paused: Annotated[bool, option("Leave the guest paused, even if it ran when it was saved.")] = False
 
-    def check(self) -> None:
-        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
-        check_options(self)
 
-
-class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
+class ReceiveConfig(_Config, frozen=True, kw_only=True):
     """How the destination listens."""
 
     listen: Annotated[
@@ -256,12 +266,8 @@ class ReceiveConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_state_bytes: Annotated[int, option("Accept at most this much device state.", SIZE, ge=0)] = GIB
     announce: Announce = False
 
-    def check(self) -> None:
-        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
-        check_options(self)
 
-
-class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
+class DemoConfig(_Config, frozen=True, kw_only=True):
     """What the demonstration migrates."""
 
     guest: Annotated[
@@ -282,10 +288,6 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: Annotated[int, option("(kvm) Virtual CPUs of the guest.", COUNT, ge=1, le=64)] = 2
     kernel: Annotated[str, option("(qemu) Linux kernel to boot.", FILE, shown="firmware only")] = ""
     initrd: Annotated[str, option("(qemu) Initial RAM disk of the kernel.", FILE, shown="none")] = ""
-
-    def check(self) -> None:
-        """Raise :class:`UsageError` naming the first option whose value is not allowed."""
-        check_options(self)
 
 
 def _check_pause_limits(config: _LiveConfig) -> None:

@@ -138,9 +138,12 @@ def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch:
     return report, arrived[0]
 
 
-def migrate(source: Any, destination: Any, config: SendConfig, *, touch_bytes: int = 0) -> Report:
-    """One migration between two QEMUs by the commands; see :func:`touch_memory` for *touch_bytes*."""
-    return migrate_by_commands(f"qemu:{source.socket}", f"qemu:{destination.socket}", config, touch_bytes=touch_bytes)
+def migrate(
+    source: Any, destination: Any, config: SendConfig, *, options: Sequence[str] = (), touch_bytes: int = 0
+) -> Report:
+    """One migration between two QEMUs by the commands; as :func:`migrate_by_commands`."""
+    guests = f"qemu:{source.socket}", f"qemu:{destination.socket}"
+    return migrate_by_commands(*guests, config, *options, touch_bytes=touch_bytes)
 
 
 def migrate_by_commands(
@@ -148,7 +151,8 @@ def migrate_by_commands(
 ) -> Report:
     """One migration between two guests, as ``--guest`` names them: each side a process of its own as on two hosts.
 
-    Of *config* only the number of workers counts; *options* are more of ``parmig send``.
+    Of *config* only the number of workers counts; *options* are more of ``parmig send``. See :func:`touch_memory` for
+    *touch_bytes*.
     """
     parmig = [sys.executable, "-m", "parmig"]
     listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", destination, "--json"]

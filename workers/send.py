@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, SendSetup, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
-from parmig.ram.codecs.registry import codec
+from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.region_digest import RegionDigester
@@ -52,13 +52,15 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     _logger.info("connected to %s after %s", endpoint, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
     inbox.tell(WorkerReady())
     digester = RegionDigester()
+    counters = shared.codec_counters(setup.worker)
+    encoder = open_encoder(setup.compress, setup.codecs, setup.codec_settings, counters)
     tracker = await_tracker(inbox, channel.idle, blocks)
     ram = MigrationRamSend(
         worker=setup.worker,
         regions=regions,
         blocks=blocks,
         tracker=tracker,
-        outlet=ChannelOutlet(channel, codec(setup.codec), blocks, tracker, shared),
+        outlet=ChannelOutlet(channel, encoder, blocks, tracker, shared),
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )

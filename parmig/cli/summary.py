@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parmig.cli.progress import printable
-from parmig.engine.report import DowntimePhases, Report, SnapshotReport
+from parmig.engine.report import CodecReport, DowntimePhases, Report, SnapshotReport
 from parmig.units import MIB, format_ms, format_rate, format_size
 
 PIPE_COLUMNS = 120
@@ -58,6 +58,8 @@ def headline(report: Report) -> list[tuple[str, str]]:
         lines.append(("throughput", f"{rate} of guest memory {when}, {report.workers} workers"))
     if report.ram.total_bytes:
         lines.append(("memory", _traffic(report)))
+    if any(done.codec != "none" for done in report.codecs):
+        lines.append(("codecs", "; ".join(map(_codec, report.codecs))))
     if report.snapshot is not None:
         lines += _snapshot(report.snapshot)
     elif report.verified is not None:
@@ -82,6 +84,13 @@ def _downtime(downtime_ms: float, phases: DowntimePhases) -> list[tuple[str, str
     rows = [row.replace(NO_BREAK, " ") for row in textwrap.wrap(f"{sums} ms", PHASES_COLUMNS)] if parts else []
     names = ["of which", *[""] * len(rows)]
     return [("downtime", f"{format_ms(downtime_ms - phases.verify)}{more}"), *zip(names, rows, strict=False)]
+
+
+def _codec(done: CodecReport) -> str:
+    if done.codec == "none":
+        return f"{format_size(done.raw_bytes)} as it is"
+    sizes = f"{format_size(done.raw_bytes)} to {format_size(done.encoded_bytes)}"
+    return f"{done.codec} {sizes} in {format_ms(done.busy_ms)}"
 
 
 def _traffic(report: Report) -> str:

@@ -53,15 +53,18 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
     return max(common)
 
 
-def offer(state: str) -> tuple[str, ...]:
+def offer(state: str, compress: str = "") -> tuple[str, ...]:
     """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows.
 
     Args:
         state: how device state of its guest is taken; the usual way is not named.
+        compress: (source) what the user chose; only AUTO is named, because no field of Configure can hold it: an older
+            destination knows no codec of this name.
     """
     codec_features = (_codec_feature(name) for name in codecs.names())
     state_features = [f"{STATE_PREFIX}{state}"] if state not in USUAL_STATES else []
-    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features, *state_features)
+    auto = [_codec_feature(compress)] if compress == codecs.AUTO else []
+    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features, *auto, *state_features)
 
 
 def state_of(capabilities: Sequence[str]) -> str:
@@ -84,6 +87,21 @@ def agreed_codecs(wish: Configure) -> tuple[str, ...]:
     A source that names none uses only the one that it wishes.
     """
     return tuple(name for name in codecs.names() if name == wish.codec or _codec_feature(name) in wish.capabilities)
+
+
+def wished_codec(choice: str) -> str:
+    """(source) The codec that the destination must know if the user chose *choice*."""
+    return "none" if choice == codecs.AUTO else choice
+
+
+def channel_codecs(choice: str, accept: Accept) -> tuple[str, ...]:
+    """(source) The codecs that a channel uses if the user chose *choice*, in the order in which a batch tries them."""
+    return codecs.codecs_of(choice, [name for name in codecs.names() if _codec_feature(name) in accept.capabilities])
+
+
+def choice_of(wish: Configure) -> str:
+    """(destination) What the user at the source chose."""
+    return codecs.AUTO if _codec_feature(codecs.AUTO) in wish.capabilities else wish.codec
 
 
 def _codec_feature(name: str) -> str:

@@ -20,7 +20,7 @@ from parmig.engine.report import Progress, Report
 from parmig.engine.source import describe_guest
 from parmig.errors import CancelledError, PeerRefusedError, ProtocolError, RefusedError
 from parmig.guests.guest import Guest
-from parmig.ram.codecs.registry import codec
+from parmig.ram.codecs.registry import codecs_of, names
 from parmig.transport.registry import data_scheme
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS
@@ -86,7 +86,7 @@ class MigrationChecker:
         """Everything that has to be mended, on this host and in the comparison of both."""
         config, report = self._config, self._report
         config.check()
-        codec(config.compress)
+        codecs_of(config.compress, names())
         data_scheme(config.transport)
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))

@@ -46,6 +46,7 @@ class Coordinator(Plan[Instruction]):
         workers: how many send workers.
         limits: for the policy.
         verify: compare digests before hand-over.
+        remembering: workers remember what they have sent, so regions stay with their last sender.
     """
 
     _cancelled = "cancelled; the guest continues here"
@@ -54,27 +55,25 @@ class Coordinator(Plan[Instruction]):
         "look there, and only if it does not run, continue it here"
     )
 
-    def __init__(self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool) -> None:
+    def __init__(
+        self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool, remembering: bool = False
+    ) -> None:
         super().__init__()
         self._regions = regions
         self._workers = workers
         self._limits = limits
-        self._verify = verify
+        self._verify, self._remembering = verify, remembering
         self._owned = assign([region.pages for region in regions], workers)
-        self._needs_sync = False
-        self._settles = False
+        self._needs_sync = self._settles = False
         self._shares = Shares([])
-        self._waiting: set[int] = set()
-        self._fencing: set[int] = set()
-        self._counted = 0
+        self._waiting, self._fencing = set[int](), set[int]()
         self._digests: dict[int, int] = {}
         self._peer_digest: str | None = None
         self.total_pages = sum(region.pages for region in regions)
         self.record = Record(workers, self.total_pages)
         self.step: Step = Step.SETUP
-        self.round = 0
-        self.state_bytes = 0
-        self.state_digest = ""
+        self.round = self._counted = 0
+        self.state_bytes, self.state_digest = 0, ""
         self.source_digest: str | None = None
 
     @property
@@ -179,7 +178,7 @@ class Coordinator(Plan[Instruction]):
     def _hand_out(self, step: Step) -> list[Instruction]:
         self.step = step
         few = bool(self.record.facts) and self.record.facts[-1].remaining_pages <= WHOLE_PAGES
-        self._shares = Shares(self._owned, whole=few)
+        self._shares = Shares(self._owned, whole=few, sticky=self._remembering and self.round > 1)
         self._waiting = set(range(self._workers))
         self._fencing = set()
         instructions: list[Instruction] = []
@@ -205,6 +204,8 @@ class Coordinator(Plan[Instruction]):
         self._waiting.discard(worker)
         if self._waiting:
             return []
+        if self._remembering:
+            self._owned = [sorted(regions) for regions in self._shares.taken]
         self.record.end_round(now_ns, paused=self.step is not Step.SENDING, stolen=self._shares.stolen)
         if self.step is Step.SENDING:
             if self._needs_sync:

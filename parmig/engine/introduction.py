@@ -11,7 +11,7 @@ import msgspec
 
 from parmig.config import SendConfig
 from parmig.engine import peer_messages
-from parmig.engine.agreement import offer
+from parmig.engine.agreement import offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.peer_messages import Accept, Checked, Configure
@@ -81,14 +81,14 @@ class Introduction:
             allocated_bytes=allocated_bytes(memory),
             workers=config.workers,
             transport=config.transport,
-            codec=config.compress,
+            codec=wished_codec(config.compress),
             batch_bytes=config.batch_bytes,
             credit_bytes=credit_bytes(config.batch_bytes),
             region_pages=region_pages_for(blocks, config.workers),
             running=thread.call(guest.is_running),
             verify=config.verify,
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(info.state),
+            capabilities=offer(info.state, config.compress),
             traits=describe(thread.call(guest.traits)),
             check=check,
         )

@@ -15,7 +15,7 @@ from parmig.engine.admission import announced_host
 from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import RamReport
+from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
@@ -145,6 +145,10 @@ class Listeners:
             sent_pages=sum(worker.sent_pages for worker in counters),
             zero_pages=sum(worker.zero_pages for worker in counters),
         )
+
+    def codec_reports(self) -> list[CodecReport]:
+        """What the workers' codecs did."""
+        return codec_reports(self._shared.codec_figures())
 
     def close(self) -> None:
         """End the workers, close the channel, drop the state."""

@@ -6,10 +6,18 @@ The field names are a contract: names may be added, never renamed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from parmig.engine.mismatch import Mismatch
 from parmig.errors import ParmigError, by_name
+from parmig.ram.codecs.registry import name_of
+from parmig.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from parmig.ram.shared import CodecFigures
 
 
 class ErrorReport(msgspec.Struct, kw_only=True):
@@ -89,6 +97,34 @@ class WorkerReport(msgspec.Struct, kw_only=True):
     stolen_regions: int = 0
 
 
+class CodecReport(msgspec.Struct, kw_only=True):
+    """What one codec did. ``none`` has the batches that went as they are.
+
+    ``raw_bytes`` less ``encoded_bytes`` is what it saved. ``busy_ms`` is what it cost: the processor time of all
+    workers for encoding (source) or decoding (destination), with samples and batches that did not become shorter.
+    """
+
+    codec: str
+    batches: int = 0
+    raw_bytes: int = 0
+    encoded_bytes: int = 0
+    busy_ms: float = 0.0
+
+
+def codec_reports(figures: Mapping[int, CodecFigures]) -> list[CodecReport]:
+    """What each codec did, from *figures* by codec number."""
+    return [
+        CodecReport(
+            codec=name_of(number),
+            batches=done.batches,
+            raw_bytes=done.raw_bytes,
+            encoded_bytes=done.encoded_bytes,
+            busy_ms=done.busy_ns / NS_PER_MS,
+        )
+        for number, done in sorted(figures.items())
+    ]
+
+
 class DigestReport(msgspec.Struct, kw_only=True):
     """xxh3-128 over all RAM of either side while both were paused; null when not asked."""
 
@@ -144,6 +180,7 @@ class Report(msgspec.Struct, kw_only=True):
     max_throttle_percent: int = 0
     ram: RamReport = msgspec.field(default_factory=RamReport)
     per_worker: list[WorkerReport] = []
+    codecs: list[CodecReport] = []
     verified: bool | None = None
     digest: DigestReport = msgspec.field(default_factory=DigestReport)
     snapshot: SnapshotReport | None = None

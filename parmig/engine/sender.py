@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import check_accept
+from parmig.engine.agreement import channel_codecs, check_accept
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import DigestReport, Progress, Report
+from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender
@@ -31,7 +31,8 @@ from parmig.errors import (
 )
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.codecs.registry import codec
+from parmig.ram.codecs.codec import CodecSettings
+from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
@@ -88,7 +89,7 @@ class MigrationSender(SourceSide):
     def _prepare(self) -> SendRun:
         self._config.check()
         warm_up(WORKER_PROGRAMS[0], GUARDIAN_PROGRAM)
-        codec(self._config.compress)
+        codecs_of(self._config.compress, names())
         data_scheme(self._config.transport)
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
@@ -105,8 +106,10 @@ class MigrationSender(SourceSide):
         regions = cut(blocks, region_pages)
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
+        self._opened.callback(self._note_codecs, shared)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
+        codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint)):
             setup = SendSetup(
                 worker=worker,
@@ -117,7 +120,9 @@ class MigrationSender(SourceSide):
                 local=local,
                 session=accept.session,
                 protocol=control.version,
-                codec=accept.codec,
+                compress=self._config.compress,
+                codecs=channel_codecs(self._config.compress, accept),
+                codec_settings=codec_settings,
                 batch_bytes=self._config.batch_bytes,
                 region_pages=region_pages,
                 connect_timeout_ns=self._config.connect_timeout_ns,
@@ -128,7 +133,13 @@ class MigrationSender(SourceSide):
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
             format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
         )
-        plan = Coordinator(regions, self._config.workers, _limits(self._config), verify=self._config.verify)
+        plan = Coordinator(
+            regions,
+            self._config.workers,
+            _limits(self._config),
+            verify=self._config.verify,
+            remembering="delta" in channel_codecs(self._config.compress, accept),
+        )
         return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
 
     def _agree(self, answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
@@ -168,6 +179,10 @@ class MigrationSender(SourceSide):
         if status is not MigrationStatus.COMPLETED:
             return (self._guest.announce,) if self._config.announce and self._was_rolled_back() else ()
         return (self._guest.finish_source, *([self._guest.quit] if self._config.quit_source else []))
+
+    def _note_codecs(self, shared: SharedArea) -> None:
+        """Add to the report what the workers' codecs did, once the workers have ended."""
+        self._report.codecs = codec_reports(shared.codec_figures())
 
     def _was_rolled_back(self) -> bool:
         """Whether the guest was paused for this migration, and runs here again."""

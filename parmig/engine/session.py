@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
+from parmig.engine.agreement import choice_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, Say, Show, Tell, WriteState
@@ -172,10 +173,11 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
-        report.workers, report.compression, report.transport = wish.workers, wish.codec, wish.transport
+        report.workers, report.compression, report.transport = wish.workers, choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
+        report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(destination=self.plan.digest)
 
     def close(self) -> None:

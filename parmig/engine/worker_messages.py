@@ -11,6 +11,7 @@ from parmig import logs
 from parmig.engine.message import Message
 from parmig.engine.report import ErrorReport
 from parmig.ram.blocks import BlockMemory, RamBlock
+from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 
@@ -57,13 +58,18 @@ class SendSetup(MemorySetup, frozen=True):
 
     Attributes:
         protocol: the agreed version.
+        compress: what the user chose.
+        codecs: those that the channel uses for it, in the order in which a batch tries them.
+        codec_settings: of this channel.
     """
 
     uri: str
     local: str
     session: bytes
     protocol: int
-    codec: str
+    compress: str
+    codecs: tuple[str, ...]
+    codec_settings: CodecSettings
     batch_bytes: int
     connect_timeout_ns: int
 

@@ -34,6 +34,7 @@ _PROBES: tuple[tuple[str, Callable[[], Probe]], ...] = (
     ("locked memory", host.probe_locked_memory),
     ("open files", host.probe_open_files),
     ("lz4", host.probe_lz4),
+    ("zstd", host.probe_zstd),
 )
 
 

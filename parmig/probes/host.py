@@ -148,6 +148,15 @@ def probe_lz4() -> Probe:
     return Probe("lz4", "ok", f"lz4 {lz4.library_version_string()}")
 
 
+def probe_zstd() -> Probe:
+    """The codec for slow links."""
+    try:
+        import zstandard
+    except ImportError as error:
+        return Probe("zstd", "limited", str(error), "pip install zstandard, or migrate with --compress none or lz4")
+    return Probe("zstd", "ok", f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}")
+
+
 def probe_networks() -> list[Probe]:
     """A probe for each network interface: its speed as the driver reports it, and its addresses."""
     addresses = psutil.net_if_addrs()

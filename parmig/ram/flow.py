@@ -14,7 +14,8 @@ At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any t
 
 Pages are sent from where they are. With most transports, only the acknowledgement shows that they were read. A peer
 that acknowledges too early must not make this process read memory that is gone, so the payload is in guest memory or
-in buffers of this module, which both stay as long as the process lives. Such a peer only gets other bytes of the guest.
+in buffers of ``ram.in_flight``, which both stay as long as the process lives. Such a peer only gets other bytes of the
+guest.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from parmig.errors import LimitExceededError, ProtocolError
+from parmig.ram import in_flight
 from parmig.ram.blocks import PAGE_BYTES, Pages
+from parmig.ram.in_flight import UnackedBatch
 from parmig.transport.polling import Poller
 from parmig.transport.transport import Buffer, Incoming, MigrationTransport
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
@@ -67,22 +69,6 @@ def credit_bytes(batch_bytes: int) -> int:
     return CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
 
 
-class _Unacked(NamedTuple):
-    """A batch that was sent. Its frames must stay as they are until it is acknowledged."""
-
-    sequence: int
-    wire_bytes: int
-    frames: Sequence[Buffer]
-    buffer: Pages | None
-
-
-_sent: list[deque[_Unacked]] = []
-"""The unacknowledged batches of every channel of this process. They may be read even after the channel is gone."""
-
-_lasting: list[Pages] = []
-"""All buffers that were ever made, for the same reason."""
-
-
 class SendChannel:
     """The sending end: numbers batches, stays within the credit, waits for fences.
 
@@ -111,8 +97,8 @@ class SendChannel:
         self._agreed_bytes = credit_bytes(batch_bytes)
         self._buffers: list[Pages] = []
         self._buffers_made = 0
-        self._unacked: deque[_Unacked] = deque()
-        _sent.append(self._unacked)
+        self._unacked: deque[UnackedBatch] = deque()
+        in_flight.batches.append(self._unacked)
         self._unacked_bytes = 0
         self._credit_bytes = 0
         self._sequence = 0
@@ -141,8 +127,8 @@ class SendChannel:
         """A private buffer for one batch, shape (pages, 4096). It returns to the channel when it may change again."""
         if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
-            _lasting.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
-            self._buffers.append(_lasting[-1])
+            in_flight.buffers.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
+            self._buffers.append(in_flight.buffers[-1])
         if not self._buffers:
             self._wait(lambda: bool(self._buffers), "a free batch buffer")
         return self._buffers.pop()
@@ -160,7 +146,7 @@ class SendChannel:
             self._wait(lambda: not self._unacked or self._has_credit(wire_bytes), "credit")
         self._sequence += 1
         until_ack = self._transport.frames_free_at == "ack"
-        self._unacked.append(_Unacked(self._sequence, wire_bytes, frames, buffer if until_ack else None))
+        self._unacked.append(UnackedBatch(self._sequence, wire_bytes, frames, buffer if until_ack else None))
         self._transport.write(frames, kept=True)
         if buffer is not None and not until_ack:
             self._buffers.append(buffer)
@@ -197,6 +183,16 @@ class SendChannel:
                 f"{self._name}: fence of round {round_} passed with batch {self._unacked[0].sequence} unacknowledged"
             )
         self._fenced_sequence = self._sequence
+
+    def last_batch_ns(self) -> int:
+        """Wait until all batches are acknowledged; returns the time between the last two acknowledgements.
+
+        Both batches were under way together, so this is what the last one took on the link or at the destination.
+        """
+        self._wait(lambda: len(self._unacked) <= 1, "the acknowledgement of a batch")
+        began = time.monotonic_ns()
+        self._wait(lambda: not self._unacked, "the acknowledgement of a batch")
+        return time.monotonic_ns() - began
 
     # -- waiting --------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from parmig.errors import ProtocolError
 from parmig.ram import flow
-from parmig.ram.bits import Index, index_of_runs
-from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.bits import Index, index_of_runs, test_bits
+from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
 from parmig.ram.place import PagePlacer
@@ -38,12 +39,14 @@ class MigrationRamReceive:
         batch_bytes: int,
     ) -> None:
         self._worker = worker
+        self._blocks = blocks
         self._blocks_pages = [mapping.block.pages for mapping in blocks]
         self._codecs = tuple(codecs)
-        self._decoders = {codec.number: codec.decoder() for codec in codecs}
+        self._decoders = {codec.number: codec.decoder(self._read_placed) for codec in codecs}
         self._shared = shared
         self._batch_bytes = batch_bytes
         self._placer = PagePlacer(blocks, shared)
+        self._codec_counters = shared.codec_counters(worker)
         self._sequence = 0
         self.counters = WorkerCounters()
 
@@ -86,6 +89,7 @@ class MigrationRamReceive:
 
     def _place_data(self, header: BatchHeader, message: Incoming) -> None:
         index = index_of_runs(header.data_runs)
+        self._codec_counters.count(header.codec, header.raw_bytes, header.payload_bytes)
         if message.places and not header.codec:
             targets = self._placer.targets(header.block, header.data_runs, index)
             if targets:
@@ -116,4 +120,14 @@ class MigrationRamReceive:
             raise ProtocolError(f"batch {header.sequence} names codec {header.codec}; the agreed codecs are {agreed}")
         if len(payload) != 1:
             raise ProtocolError(f"batch {header.sequence} is encoded in {len(payload)} frames; expected one")
-        return decoder.decode(header.block, index, payload[0], header.raw_bytes)
+        began_ns = time.thread_time_ns()
+        raw = decoder.decode(header.block, index, payload[0], header.raw_bytes)
+        self._codec_counters.spend(header.codec, time.thread_time_ns() - began_ns)
+        return raw
+
+    def _read_placed(self, block: int, index: Index) -> Pages:
+        """Pages that were placed, as the memory holds them. A page that does not exist would be allocated by a look."""
+        placed = bool(test_bits(self._shared.bits[block], index).all())
+        if not placed or not bool((index[1:] > index[:-1]).all()):
+            raise ProtocolError("a batch builds on pages in disorder or never placed, expected placed pages in order")
+        return self._blocks[block].look(index)

@@ -87,6 +87,7 @@ class MigrationRamSend:
             scanned: send what :meth:`migrate_ram_scan` of any worker found in them; else scan them now.
         """
         self._round = round_
+        self._take_over(numbers)
         handled = self.counters.handled_pages
         began = time.monotonic_ns()
         for dirty in (
@@ -100,6 +101,13 @@ class MigrationRamSend:
         self.counters.scan_ns += time.monotonic_ns() - began
         self.counters.handled_pages = handled + sum(self._regions[number].pages for number in numbers)
         self._publish()
+
+    def _take_over(self, numbers: Sequence[int]) -> None:
+        """Become the last sender of the regions *numbers*."""
+        last = self._shared.senders[list(numbers)]
+        for place in np.flatnonzero((last != 0) & (last != self._worker + 1)).tolist():  # a loop over regions
+            self._outlet.taken_over(self._regions[numbers[place]])
+        self._shared.senders[list(numbers)] = self._worker + 1
 
     def migrate_ram_send(self, dirty: DirtyRegion, *, first_pass: bool) -> None:
         """Queue the pages of one dirty region, a batch's worth at a time while they are in the cache."""

@@ -25,6 +25,7 @@ from parmig.units import NS_PER_MS, NS_PER_S
 
 _LIMIT_WORDS = 8
 _COUNTER_WORDS = 8
+_CODECS, _CODEC_WORDS = 256, 4
 
 NOT_ARMED, FRESH, ARMED = 0, 1, 2
 """State of a region's dirty tracking: not begun; begun by a scan, and its pages not read yet; begun and read."""
@@ -61,6 +62,37 @@ class WorkerCounters(msgspec.Struct):
         )
 
 
+class CodecFigures(msgspec.Struct, frozen=True):
+    """What one codec did. Codec 0 has the batches that went as they are.
+
+    Attributes:
+        batches: that were sent in this codec.
+        raw_bytes: size of their pages.
+        encoded_bytes: what was sent of these.
+        busy_ns: processor time for encoding or decoding, also for samples and for batches that did not become shorter.
+    """
+
+    batches: int = 0
+    raw_bytes: int = 0
+    encoded_bytes: int = 0
+    busy_ns: int = 0
+
+
+class CodecCounters:
+    """Counts what each codec does in one worker, the only one that writes to *table*: CodecFigures by codec number."""
+
+    def __init__(self, table: npt.NDArray[np.int64]) -> None:
+        self._table = table
+
+    def count(self, codec: int, raw_bytes: int, encoded_bytes: int) -> None:
+        """Count a batch."""
+        self._table[codec, :3] += (1, raw_bytes, encoded_bytes)
+
+    def spend(self, codec: int, busy_ns: int) -> None:
+        """Count time."""
+        self._table[codec, 3] += busy_ns
+
+
 class SharedArea:
     """The shared memory file of one side.
 
@@ -72,6 +104,7 @@ class SharedArea:
 
     Attributes:
         armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
+        senders: one byte a region: the worker that sent it last, plus 1; 0: none (source).
         bits: for each block, one bit a page (``ram.bits``): on the source "the destination holds
             something else than zero there", on the destination "this page is known to exist".
         reported: for each block, one bit a page: a scan reported the page, and it was not read yet (source).
@@ -79,9 +112,9 @@ class SharedArea:
 
     def __init__(self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int) -> None:
         bits_bytes = [bits_for(block.pages) for block in blocks]
-        head = (_LIMIT_WORDS + workers * _COUNTER_WORDS) * 8
-        armed = -(-regions // 8) * 8
-        size = head + armed + 2 * sum(bits_bytes)  # pages of bits that are never set take no memory
+        head = (_LIMIT_WORDS + workers * (_COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
+        states = -(-regions // 8) * 8
+        size = head + 2 * states + 2 * sum(bits_bytes)  # pages of bits that are never set take no memory
         if fd < 0:
             fd = os.memfd_create("parmig-shared", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
@@ -89,10 +122,12 @@ class SharedArea:
         self._map = mmap.mmap(fd, size)
         whole: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         words = whole[:head].view(np.int64)
-        self._limit = words[:_LIMIT_WORDS]
-        self._counters = words[_LIMIT_WORDS:].reshape(workers, _COUNTER_WORDS)
+        self._limit, counters, codecs = np.split(words, (_LIMIT_WORDS, _LIMIT_WORDS + workers * _COUNTER_WORDS))
+        self._counters = counters.reshape(workers, _COUNTER_WORDS)
+        self._codecs = codecs.reshape(workers, _CODECS, _CODEC_WORDS)
         self.armed: Bits = whole[head : head + regions]
-        ends = head + armed + np.cumsum(bits_bytes * 2)
+        self.senders: Bits = whole[head + states : head + states + regions]
+        ends = head + 2 * states + np.cumsum(bits_bytes * 2)
         parts = [whole[end - n : end] for n, end in zip(bits_bytes * 2, ends, strict=True)]
         self.bits: list[Bits] = parts[: len(blocks)]
         self.reported: list[Bits] = parts[len(blocks) :]
@@ -106,6 +141,17 @@ class SharedArea:
     def counters(self, worker: int) -> WorkerCounters:
         """What *worker* published last."""
         return WorkerCounters(*self._counters[worker].tolist())
+
+    def codec_counters(self, worker: int) -> CodecCounters:
+        """Where *worker* counts what its codecs do."""
+        return CodecCounters(self._codecs[worker])
+
+    def codec_figures(self) -> dict[int, CodecFigures]:
+        """What the codecs of all workers did, by number, for those that did anything."""
+        totals = self._codecs.sum(axis=0)
+        return {
+            number: CodecFigures(*totals[number].tolist()) for number in np.flatnonzero(totals.any(axis=1)).tolist()
+        }
 
     # -- rate limit -----------------------------------------------------------------------------
 
@@ -162,7 +208,7 @@ class SharedArea:
 
     def close(self) -> None:
         """Unmap and close; views handed out must be gone."""
-        del self._limit, self._counters, self.armed, self.bits, self.reported
+        del self._limit, self._counters, self._codecs, self.armed, self.senders, self.bits, self.reported
         try:
             self._map.close()
         except BufferError:

@@ -96,7 +96,7 @@ def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
     ("fields", "what", "there", "here"),
     [
         *GUESTS,
-        ({"codec": "rar"}, "compression", "'rar'", "only none, lz4"),
+        ({"codec": "rar"}, "compression", "'rar'", "only none, lz4, zstd, delta"),
         ({"transport": "pigeon"}, "transport", "'pigeon'", "only zmq, tcp"),
         ({"credit_bytes": 4096}, "credit", "4096 bytes", "at least one batch of 1048576 bytes"),
     ],
@@ -141,7 +141,8 @@ def test_blocks_of_odd_sizes_are_refused_even_when_both_have_them(size: int) -> 
     ("theirs", "agreed"),
     [
         (("codec-none", "codec-lz4"), ("none", "lz4")),
-        (("codec-zstd", "codec-none"), ("none", "lz4")),  # what the source wishes is agreed in any case
+        (("codec-delta", "codec-zstd", "codec-auto"), ("lz4", "zstd", "delta")),
+        (("codec-rar", "codec-none"), ("none", "lz4")),  # what the source wishes is agreed in any case
         ((), ("lz4",)),
     ],
 )

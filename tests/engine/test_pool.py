@@ -33,6 +33,7 @@ from parmig.engine.worker_messages import (
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.flow import SendChannel
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
@@ -75,7 +76,9 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
         local="",
         session=bytes(16),
         protocol=PROTOCOL_VERSION,
-        codec="none",
+        compress="none",
+        codecs=("none",),
+        codec_settings=CodecSettings(),
         batch_bytes=MIB,
         region_pages=64,
         connect_timeout_ns=NS_PER_S // 10,

@@ -15,8 +15,10 @@ import pytest
 from parmig.config import SendConfig
 from parmig.engine.report import Report
 from parmig.guests.guest import DirtyLog
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.codecs.registry import choices
 from parmig.transport.registry import data_transports
-from parmig.units import MIB
+from parmig.units import MIB, NS_PER_S
 from tests.integration.sides import (
     Command,
     Discard,
@@ -56,25 +58,58 @@ def test_a_writing_guest_arrives_whole_with_any_number_of_workers(workers: int) 
 
 
 @pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])
-@pytest.mark.parametrize("codec", ["none", "lz4"])
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd", "delta"])
 def test_every_tracker_works_with_every_codec(tracker: str, codec: str) -> None:
     with guests("memory=32MiB,rate=40MiB/s,fill=text") as (source, destination):
         report, _ = migrate(source, destination, tracker=tracker, compress=codec)
         arrived(source, destination, report)
         assert (report.tracker, report.compression) == (tracker, codec)
-        assert (report.ram.wire_bytes < 24 * MIB) is (codec == "lz4")
+        assert (report.ram.wire_bytes < 24 * MIB) is (codec != "none")
 
 
 @pytest.mark.parametrize("transport", data_transports())
-@pytest.mark.parametrize("codec", ["none", "lz4"])
+@pytest.mark.parametrize("codec", choices())
 def test_every_transport_works_with_every_codec(transport: str, codec: str) -> None:
     """Over memory that holds something else, too: pages are put where others are, and where none are."""
     with guests("memory=32MiB,rate=40MiB/s,fill=text,blocks=2") as (source, destination):
         memory = destination.memory()[0]
         os.pwrite(memory.fd, random.Random(7).randbytes(memory.block.size_bytes), 0)
-        report, _ = migrate(source, destination, transport=transport, compress=codec)
+        report, there = migrate(source, destination, transport=transport, compress=codec)
         arrived(source, destination, report)
-        assert (report.transport, report.compression) == (transport, codec)
+        assert (report.transport, report.compression) == (there.transport, there.compression) == (transport, codec)
+        sent, placed = (
+            {done.codec: (done.batches, done.raw_bytes, done.encoded_bytes) for done in one.codecs if done.batches}
+            for one in (report, there)
+        )
+        assert sent == placed
+        assert sum(raw for _, raw, _ in sent.values()) == report.ram.sent_pages * PAGE_BYTES
+        assert all(encoded < raw for name, (_, raw, encoded) in sent.items() if name != "none")
+
+
+def test_delta_sends_the_changes_of_pages_that_are_written_again() -> None:
+    """Over a link that carries less than the guest writes. Each write changes a few bytes of a page."""
+    with guests("memory=32MiB,rate=100MiB/s,pattern=sequential") as (source, destination):
+        report, _ = migrate(
+            source,
+            destination,
+            workers=1,
+            compress="delta",
+            max_bandwidth_bytes_per_s=40 * MIB,
+            downtime_limit_ns=1,
+            max_downtime_ns=NS_PER_S,  # so there are several rounds
+        )
+        arrived(source, destination, report)
+    later = report.rounds[1:]
+    written_bytes = sum(one.sent_pages for one in later) * PAGE_BYTES
+    assert written_bytes > 16 * MIB
+    assert sum(one.wire_bytes for one in later) < written_bytes / 20
+
+
+def test_auto_compresses_for_a_slow_link() -> None:
+    with guests("memory=48MiB,rate=0,fill=text") as (source, destination):
+        report, _ = migrate(source, destination, workers=1, compress="auto", max_bandwidth_bytes_per_s=40 * MIB)
+        arrived(source, destination, report)
+    assert report.ram.wire_bytes < 24 * MIB  # two batches of 4 MiB measure the link
 
 
 @pytest.mark.parametrize("pattern", ["random", "sequential", "hot", "burst"])

@@ -50,6 +50,7 @@ class World:
         needs_sync: bool = False,
         settles: bool = False,
         verify: bool = False,
+        remembering: bool = False,
         same_memory: bool = True,
         throttle: ThrottleSteps | None = None,
     ) -> None:
@@ -63,7 +64,9 @@ class World:
         self.settled = 0  # the last round in which the guest settled
         self.verify = verify
         self.same_memory = same_memory
-        self.plan = Coordinator(self.regions, workers, Limits(300 * NS_PER_MS, 0, 0, throttle), verify=verify)
+        self.plan = Coordinator(
+            self.regions, workers, Limits(300 * NS_PER_MS, 0, 0, throttle), verify=verify, remembering=remembering
+        )
         self.throttle_percent = 0
         self.throttles: list[int] = []  # at the beginning of each round
         self.stands = False
@@ -152,7 +155,10 @@ class World:
                 if round_ != self.round:
                     self.begin_round(round_)
                 assert worker not in self.fenced, "two fences in a round"
-                assert sum(self.given.values()) == len(self.regions), "a fence while regions are left"
+                if self.plan._remembering:  # what is left may belong to others, who remember it
+                    assert all(region in self.given for region in self.plan._owned[worker])
+                else:
+                    assert sum(self.given.values()) == len(self.regions), "a fence while regions are left"
                 self.fenced.add(worker)
                 answers.append(c.WorkerFenced(worker, self.counters[worker]))
                 if len(self.fenced) == self.workers:
@@ -270,6 +276,7 @@ worlds = st.fixed_dictionaries(
         "needs_sync": st.booleans(),
         "settles": st.booleans(),
         "verify": st.booleans(),
+        "remembering": st.booleans(),
         "throttle": st.sampled_from([None, STEPS]),
     }
 )

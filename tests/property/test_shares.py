@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.shares import Shares, assign
+from parmig.engine.shares import STICKY_PART, Shares, assign
 
 weights = st.lists(st.integers(1, 64), max_size=80)
 workers = st.integers(1, 9)
@@ -37,18 +37,23 @@ def test_regions_without_weight_still_have_an_owner() -> None:
     assert assign([], 3) == [[], [], []]
 
 
-@given(weights, workers, st.booleans(), st.randoms(use_true_random=False))
-def test_each_region_is_handed_out_once(weights: list[int], workers: int, whole: bool, random: object) -> None:
+@given(weights, workers, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_each_region_is_handed_out_once(
+    weights: list[int], workers: int, whole: bool, sticky: bool, random: object
+) -> None:
     owned = assign(weights, workers)
     owner = {region: worker for worker, regions in enumerate(owned) for region in regions}
-    shares = Shares(owned, whole=whole)
+    shares = Shares(owned, whole=whole, sticky=sticky)
     taken: list[tuple[int, tuple[int, ...]]] = []
-    while True:
-        worker = random.randrange(workers)  # type: ignore[attr-defined]
+    active = list(range(workers))
+    while active:
+        worker = random.choice(active)  # type: ignore[attr-defined]
         bundle = shares.take(worker)
-        if not bundle:
-            break
-        taken.append((worker, bundle))
+        if bundle:
+            taken.append((worker, bundle))
+        else:
+            active.remove(worker)
+            assert sticky or all(shares.take(other) == () for other in range(workers))
     assert sorted(region for _, bundle in taken for region in bundle) == list(range(len(weights)))
     assert all(shares.take(worker) == () for worker in range(workers))
     foreign = [
@@ -56,6 +61,14 @@ def test_each_region_is_handed_out_once(weights: list[int], workers: int, whole:
         for worker in range(workers)
     ]
     assert shares.stolen == foreign
+    assert [[region for who, bundle in taken if who == worker for region in bundle] for worker in range(workers)] == (
+        shares.taken
+    )
+    if sticky:
+        assert all(
+            sum(owner[region] == worker for region in shares.taken[worker]) >= len(regions) // STICKY_PART
+            for worker, regions in enumerate(owned)
+        )
     assert all(list(bundle) == sorted(bundle) for _, bundle in taken)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 from parmig.errors import LimitExceededError, ProtocolError
-from parmig.ram import flow
+from parmig.ram import flow, in_flight
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import Buffer, Incoming
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -199,7 +199,7 @@ def test_a_buffer_comes_back_with_its_own_batch(sender: Sender) -> None:
     buffers = [channel.take_buffer() for _ in range(flow.BUFFERS)]
     assert {(buffer.shape, buffer.dtype.name) for buffer in buffers} == {((2, 4096), "uint8")}
     assert len({buffer.ctypes.data for buffer in buffers}) == flow.BUFFERS
-    assert all(any(buffer is one for one in flow._lasting) for buffer in buffers)
+    assert all(any(buffer is one for one in in_flight.buffers) for buffer in buffers)
     channel.send_batch([b"\3", b"x"], 2, None)
     for buffer in buffers[:3]:
         channel.send_batch([b"\3", b"x"], 2, buffer)
@@ -216,7 +216,7 @@ def test_what_is_not_acknowledged_is_held(sender: Sender) -> None:
     channel = sender.open()
     frames = [b"\3", bytes(99)]
     channel.send_batch(frames, 100, None)
-    (unacked,) = flow._sent[-1]
+    (unacked,) = in_flight.batches[-1]
     assert (unacked.sequence, unacked.wire_bytes, unacked.buffer) == (1, 100, None)
     assert unacked.frames is frames
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from parmig.errors import LimitExceededError, ProtocolError
-from parmig.ram import flow
+from parmig.ram import flow, in_flight
 from parmig.ram.bits import NO_INDEX, Index
 from parmig.ram.blocks import PAGE_BYTES, Pages
-from parmig.ram.codecs.registry import codec
+from parmig.ram.codecs.batch_encoder import open_encoder
+from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import cut
@@ -348,12 +349,13 @@ def test_pages_lie_in_memory_that_lasts_whatever_the_peer_acknowledges(codec_nam
         mappings[0].pages[:] = np.arange(pages, dtype=np.uint64).astype(np.uint8)[:, None]
         channel = SendChannel(recorder, "sender", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
         channel.open(session=SESSION, worker=0, protocol=7, limit_ns=NS_PER_S)
-        outlet = ChannelOutlet(channel, codec(codec_name), mappings, NullTracker(), shared)
+        encoder = open_encoder(codec_name, [codec_name], CodecSettings(), shared.codec_counters(0))
+        outlet = ChannelOutlet(channel, encoder, mappings, NullTracker(), shared)
         scattered = np.arange(0, pages, 2)
         for index in (np.arange(200), scattered[:200], scattered[200:], np.arange(256, 400)) * 5:
             outlet.emit(0, 1, index, NO_INDEX)
         channel._drain()  # the last acknowledgements: what was not acknowledged is held anyhow
-        lasting = (mappings[0].pages, *flow._lasting)
+        lasting = (mappings[0].pages, *in_flight.buffers)
         bounds = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in lasting]
         seen = 0
         for frames in recorder.sent[1:]:

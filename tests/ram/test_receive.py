@@ -21,6 +21,7 @@ from parmig.linux import files
 from parmig.ram import flow
 from parmig.ram.bits import mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.codecs.registry import codec
 from parmig.ram.packets import BatchHeader
 from parmig.ram.place import PagePlacer
@@ -59,7 +60,7 @@ def message(
         starts = np.cumsum([0, *lengths])
         frames = [raw[start : start + length] for start, length in zip(starts, lengths, strict=False)]
     elif how == "lz4" and raw:
-        encoder = codec("lz4").encoder()
+        encoder = codec("lz4").encoder(CodecSettings())
         assert encoder is not None
         packed = encoder.encode(block, index_of(data), memoryview(raw))
         assert packed is not None

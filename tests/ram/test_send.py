@@ -8,7 +8,7 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,73 +19,26 @@ from hypothesis import strategies as st
 from parmig.config import SendConfig
 from parmig.linux import files
 from parmig.ram.bits import Index, bits_for, index_of_runs, set_bits
-from parmig.ram.blocks import PAGE_BYTES, Pages
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs import registry
-from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
+from parmig.ram.codecs.batch_encoder import open_encoder
+from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageDecoder, PageEncoder, ReadPages
 from parmig.ram.codecs.registry import codec
 from parmig.ram.dirty_scanner import DirtyRegion
 from parmig.ram.outlets.channel import DIRECT_RUNS, ChannelOutlet
-from parmig.ram.packets import MAX_RUNS, BatchHeader, decode_batch
+from parmig.ram.packets import MAX_RUNS
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import Region, cut
 from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
-from parmig.transport.transport import Buffer, Incoming
-from parmig.units import KIB, NS_PER_S
+from parmig.transport.transport import Incoming
+from parmig.units import NS_PER_S
+from tests.ram.recorder import BATCH_BYTES, BATCH_PAGES, Recorder
 from tests.support import content, file_pages, index_of, mapped, pages_below, shared_area
 
 PAGES = (300, 130)
-BATCH_BYTES = 256 * KIB
-BATCH_PAGES = BATCH_BYTES // PAGE_BYTES
-
-
-class Recorder:
-    """A channel that keeps every batch, copied when it is sent, and checks each as the destination would."""
-
-    def __init__(self, blocks_pages: list[int]) -> None:
-        self.blocks_pages = blocks_pages
-        self.messages: list[list[bytes]] = []
-        self.headers: list[BatchHeader] = []
-        self.fences: list[tuple[int, int]] = []
-        self.waiting_ns = 0
-        self.buffers_out = 0
-        self._buffers: list[Pages] = []
-
-    def next_sequence(self) -> int:
-        return len(self.messages) + 1
-
-    def take_buffer(self) -> Pages:
-        self.buffers_out += 1
-        return self._buffers.pop() if self._buffers else np.empty((BATCH_PAGES, PAGE_BYTES), dtype=np.uint8)
-
-    def give_back(self, buffer: Pages) -> None:
-        self.buffers_out -= 1
-        self._buffers.append(buffer)
-
-    def sleep_until(self, instant_ns: int) -> None:
-        pass
-
-    def send_batch(self, frames: Sequence[Buffer], wire_bytes: int, buffer: Pages | None) -> None:
-        assert wire_bytes == sum(map(len, frames))
-        self.headers.append(
-            decode_batch(memoryview(frames[0]), blocks_pages=self.blocks_pages, max_raw_bytes=BATCH_BYTES)
-        )
-        self.messages.append([bytes(frame) for frame in frames])
-        if buffer is not None:
-            self.give_back(buffer)
-
-    def fence(self, round_: int) -> None:
-        self.fences.append((round_, len(self.messages)))
-
-    def pages(self, of: str) -> Counter[tuple[int, int]]:
-        """How often each page was told of as ``data`` or ``zero``."""
-        return Counter(
-            (header.block, page)
-            for header in self.headers
-            for page in index_of_runs(header.data_runs if of == "data" else header.zero_runs).tolist()
-        )
 
 
 class Source:
@@ -99,12 +52,14 @@ class Source:
         self.channel.waiting_ns = waited_ns
         self._log = mmap.mmap(log_fd, 0)
         self.tracker = BitmapTracker(log_fd, [one.block for one in mappings])
+        names = registry.codecs_of(compress, registry.names())
+        encoder = open_encoder(compress, names, CodecSettings(), shared.codec_counters(0))
         self.ram = MigrationRamSend(
             worker=0,
             regions=self.regions,
             blocks=mappings,
             tracker=self.tracker,
-            outlet=ChannelOutlet(self.channel, codec(compress), mappings, self.tracker, shared),  # type: ignore[arg-type]
+            outlet=ChannelOutlet(self.channel, encoder, mappings, self.tracker, shared),  # type: ignore[arg-type]
             shared=shared,
             batch_bytes=BATCH_BYTES,
         )
@@ -199,10 +154,10 @@ class ToyCodec(PageCodec, PageEncoder, PageDecoder):
     name = "toy"
     number = 77
 
-    def encoder(self) -> PageEncoder:
+    def encoder(self, settings: CodecSettings) -> PageEncoder:
         return self
 
-    def decoder(self) -> PageDecoder:
+    def decoder(self, read: ReadPages) -> PageDecoder:
         return self
 
     def encode(self, block: int, index: Index, raw: memoryview) -> bytes:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.shared import CATCH_UP_NS, SharedArea, WorkerCounters
+from parmig.ram.shared import CATCH_UP_NS, CodecFigures, SharedArea, WorkerCounters
 from parmig.units import MIB, NS_PER_S
 
 BLOCKS = [RamBlock("a", 100 * PAGE_BYTES), RamBlock("b", 64 * PAGE_BYTES), RamBlock("c", 1 * PAGE_BYTES)]
@@ -45,17 +45,35 @@ def test_counters_arrive_in_another_mapping(one: WorkerCounters, other: WorkerCo
     here.close()
 
 
+def test_what_codecs_did_is_summed_over_the_workers() -> None:
+    here = area()
+    there = area(os.dup(here.fd))
+    here.codec_counters(0).count(2, 4096, 100)
+    there.codec_counters(2).count(2, 8192, 200)
+    there.codec_counters(2).spend(2, 7)
+    there.codec_counters(1).count(0, 4096, 4096)
+    here.codec_counters(1).spend(255, 9)
+    assert here.codec_figures() == {
+        0: CodecFigures(1, 4096, 4096, 0),
+        2: CodecFigures(2, 12288, 300, 7),
+        255: CodecFigures(0, 0, 0, 9),
+    }
+    there.close()
+    here.close()
+
+
 def test_parts_do_not_overlap() -> None:
     here = area()
     there = area(os.dup(here.fd))
-    parts = [here.armed, *here.bits]
-    assert [len(part) for part in parts] == [13, *(bits_for(block.pages) for block in BLOCKS)]
+    parts = [here.armed, here.senders, *here.bits, *here.reported]
+    assert [len(part) for part in parts] == [13, 13, *(bits_for(block.pages) for block in BLOCKS * 2)]
     for number, part in enumerate(parts):
         part[:] = number + 1
     here.publish(0, WorkerCounters(*[-1] * 8))
     here.publish(2, WorkerCounters(*[-1] * 8))
+    here.codec_counters(2).count(255, -1, -1)
     here.set_rate(5)
-    for number, part in enumerate([there.armed, *there.bits]):
+    for number, part in enumerate([there.armed, there.senders, *there.bits, *there.reported]):
         assert np.array_equal(part, np.full(len(part), number + 1))
     assert there.counters(1) == WorkerCounters()
     del parts, part

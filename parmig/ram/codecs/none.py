@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from parmig.ram.codecs.codec import PageCodec, PageDecoder, PageEncoder
+from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageDecoder, PageEncoder, ReadPages
 
 
 class NoCodec(PageCodec):
@@ -12,8 +12,8 @@ class NoCodec(PageCodec):
     name = "none"
     number = 0
 
-    def encoder(self) -> PageEncoder | None:
+    def encoder(self, settings: CodecSettings) -> PageEncoder | None:
         return None
 
-    def decoder(self) -> PageDecoder | None:
+    def decoder(self, read: ReadPages) -> PageDecoder | None:
         return None

@@ -9,11 +9,12 @@ import numpy as np
 
 from parmig.ram.bits import Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.ram.codecs.codec import PageCodec
+from parmig.ram.codecs.batch_encoder import BatchEncoder
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import BatchHeader
 from parmig.ram.reach.reach import Reach
+from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.transport import Buffer
@@ -28,7 +29,7 @@ class ChannelOutlet(Outlet):
 
     Args:
         channel: to the receive worker; already open.
-        codec: the negotiated codec; set up here for this channel.
+        encoder: encodes the batches of this channel.
         blocks: the blocks, by number.
         tracker: notified of what was sent.
         shared: holds the rate limit.
@@ -37,21 +38,22 @@ class ChannelOutlet(Outlet):
     def __init__(
         self,
         channel: SendChannel,
-        codec: PageCodec,
+        encoder: BatchEncoder,
         blocks: Sequence[Reach],
         tracker: DirtyTracker,
         shared: SharedArea,
     ) -> None:
         self._channel = channel
-        self._codec_number = codec.number
-        self._encoder = codec.encoder()
+        self._encoder = encoder
         self._blocks = blocks
         self._tracker = tracker
         self._shared = shared
 
     def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+        waiting_ns = self._channel.waiting_ns
         data_runs = runs_of_index(data)
-        codec, payload, buffer = self._payload(block, data, data_runs)
+        self._encoder.forget(block, zero)
+        codec, payload, buffer = self._payload(block, round_, data, data_runs)
         payload_bytes = sum(map(len, payload))
         header = BatchHeader(
             codec=codec,
@@ -66,31 +68,40 @@ class ChannelOutlet(Outlet):
         wire_bytes = len(header) + payload_bytes
         self._channel.sleep_until(self._shared.reserve(wire_bytes))
         self._channel.send_batch([header, *payload], wire_bytes, buffer)
+        waited_ns = self._channel.waiting_ns - waiting_ns
+        if len(data) and self._encoder.passed(codec, wire_bytes, waited_ns):
+            self._encoder.measured(wire_bytes, max(waited_ns, self._channel.last_batch_ns()))
         return wire_bytes
 
-    def _payload(self, block: int, index: Index, runs: Runs) -> tuple[int, list[Buffer], np.ndarray | None]:
+    def _payload(
+        self, block: int, round_: int, index: Index, runs: Runs
+    ) -> tuple[int, list[Buffer], np.ndarray | None]:
         """The codec number, the frames, and the private buffer that holds them, if any."""
         if not len(index):
             return 0, [], None
         reach = self._blocks[block]
-        if self._encoder is None and not self._tracker.needs_copy and len(runs) <= DIRECT_RUNS:
+        if self._encoder.goes_directly(block, index) and not self._tracker.needs_copy and len(runs) <= DIRECT_RUNS:
             views = reach.views(runs)
             if views is not None:
+                self._encoder.sent_directly(block, index)
                 return 0, list(views), None
         buffer = self._channel.take_buffer()
         copies = buffer[: len(index)]
         reach.read(index, copies)
         self._tracker.sent(block, index, copies)
         raw = memoryview(copies.data).cast("B")
-        if self._encoder is not None:
-            packed = self._encoder.encode(block, index, raw)
-            if packed is not None:  # it is shorter than the pages, so the buffer has room for it
-                raw[: len(packed)] = packed
-                return self._codec_number, [raw[: len(packed)]], buffer
-        return 0, [raw], buffer
+        codec, packed = self._encoder.encode(block, round_, index, raw)
+        if packed is None:
+            return 0, [raw], buffer
+        raw[: len(packed)] = packed  # it is shorter than the pages, so the buffer has room for it
+        return codec, [raw[: len(packed)]], buffer
+
+    def taken_over(self, region: Region) -> None:
+        self._encoder.forget(region.block, np.arange(region.first_page, region.end_page))
 
     def fence(self, round_: int) -> None:
         self._channel.fence(round_)
+        self._encoder.fenced()
 
     @property
     def waiting_ns(self) -> int:

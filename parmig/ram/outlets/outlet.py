@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from parmig.ram.bits import Index
+from parmig.ram.regions import Region
 
 
 class Outlet(ABC):
@@ -23,6 +24,9 @@ class Outlet(ABC):
         Returns:
             how many bytes were sent or written.
         """
+
+    def taken_over(self, region: Region) -> None:
+        """Take note that another worker sent *region* since this outlet took pages of it."""
 
     @abstractmethod
     def fence(self, round_: int) -> None:
