@@ -38,7 +38,7 @@ PATTERNS = ("random", "sequential", "hot", "burst")
 
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
 CODECS = "parmig.ram.codecs.registry:choices"
-TRANSPORTS = "parmig.transport.registry:data_transports"
+TRANSPORTS = "parmig.transport.registry:transport_choices"
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs
@@ -152,7 +152,7 @@ class _LiveConfig(_Config, frozen=True, kw_only=True):
 class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     """How the source migrates. The destination starts as many workers as the source."""
 
-    transport: Annotated[str, option("What carries the pages.", choices=TRANSPORTS)] = "zmq"
+    transport: Annotated[str, option("What carries the pages; auto is tcp.", choices=TRANSPORTS)] = "auto"
     paths: Annotated[
         tuple[Path, ...],
         option(

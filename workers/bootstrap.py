@@ -29,7 +29,7 @@ from parmig.engine.worker_messages import (
 from parmig.linux import process
 from parmig.ram.reach.open_reach import open_reach
 from parmig.ram.reach.reach import Reach
-from parmig.ram.regions import Region, cut
+from parmig.ram.regions import Regions, cut
 from parmig.ram.shared import SharedArea
 from parmig.units import MIB
 from workers.pipe_log import log_over_pipe
@@ -116,7 +116,7 @@ class Memory(NamedTuple):
     """The guest's memory in a worker: its blocks, its regions by number, the shared area."""
 
     blocks: list[Reach]
-    regions: list[Region]
+    regions: Regions
     shared: SharedArea
 
 

@@ -15,7 +15,7 @@ from parmig.ram.flow import HELLO_BYTES, check_hello, welcome
 from parmig.ram.reach.reach import Reach
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.region_digest import RegionDigester
-from parmig.ram.regions import Region
+from parmig.ram.regions import Regions
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
@@ -93,7 +93,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
 
 
 def _answer(
-    inbox: Inbox, instruction: object, digester: RegionDigester, blocks: Sequence[Reach], regions: list[Region]
+    inbox: Inbox, instruction: object, digester: RegionDigester, blocks: Sequence[Reach], regions: Regions
 ) -> None:
     match instruction:
         case DigestRegions(regions=numbers):

@@ -21,7 +21,7 @@ from parmig.engine.source import describe_guest
 from parmig.errors import CancelledError, PeerRefusedError, ProtocolError, RefusedError
 from parmig.guests.guest import Guest
 from parmig.ram.codecs.registry import codecs_of, names
-from parmig.transport.registry import data_scheme
+from parmig.transport.registry import data_scheme, transport_name
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
@@ -51,7 +51,8 @@ class MigrationChecker:
         self._progress = progress
         self._thread = GuestThread()
         self._cancelled = False
-        self._report = Report(parmig=__version__, side="source", transport=config.transport, workers=config.workers)
+        transport = transport_name(config.transport)
+        self._report = Report(parmig=__version__, side="source", transport=transport, workers=config.workers)
 
     def start(self) -> Report:
         """Check, and return the report: status ``checked``, or ``failed`` with all that has to be mended."""
@@ -96,7 +97,7 @@ class MigrationChecker:
         if self._progress is not None:
             self._progress(Progress(status="setup", message=f"checking with {self._uri}"))
         introduction = Introduction(parse_uri(self._uri), config, opened, self._check_cancelled)
-        answer = introduction.ask(introduction.make_wish(self._guest, self._thread, info, memory, check=True))
+        _, answer = introduction.ask(introduction.make_wish(self._guest, self._thread, info, memory, check=True))
         if not isinstance(answer, Checked):
             raise ProtocolError(f"the receiver at {self._uri} answered {type(answer).__name__} to a check")
         _logger.info("the receiver found %s to mend", _count(answer.mismatches))

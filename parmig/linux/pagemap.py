@@ -134,17 +134,23 @@ def existing(pagemap_fd: int, start: int, end: int) -> Existing:
     return Existing(masks[0], masks[1])
 
 
-def any_existing(pagemap_fd: int, start: int, end: int) -> bool:
-    """Whether :func:`existing` has any page of ``[start, end)``. It stops at the first: 10 µs instead of 90 for 16 MiB.
+def first_existing(pagemap_fd: int, start: int, end: int) -> int | None:
+    """Where the first page of ``[start, end)`` is that :func:`existing` has; None: it has none.
+
+    It stops at that page: 10 µs instead of 90 for 16 MiB.
 
     Raises:
         OSError: the page tables cannot be read.
     """
     vector = np.empty(1, dtype=PAGE_REGION_DTYPE)
     try:
-        return any(True for _ in scan(pagemap_fd, start, end, vector, flags=0, **_EXISTING))
+        for regions in scan(pagemap_fd, start, end, vector, flags=0, **_EXISTING):
+            if len(regions):
+                return int(regions["start"][0])
+        return None
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.EINVAL):
             raise
     found = existing(pagemap_fd, start, end)
-    return bool(found.present.any() or found.swapped.any())
+    pages = np.flatnonzero(found.present | found.swapped)
+    return start + int(pages[0]) * _PAGE_BYTES if len(pages) else None

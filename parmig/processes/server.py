@@ -80,7 +80,11 @@ def _import(modules: Iterable[str]) -> None:
 
 
 class _Server:
-    """Args: control: to the owner."""
+    """The loop of the fork server.
+
+    Args:
+        control: to the owner.
+    """
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control

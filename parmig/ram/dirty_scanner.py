@@ -8,9 +8,21 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from parmig.ram.bits import NO_INDEX, Bits, Index, Mask, mask_of_bits, put_mask
+from parmig.ram.bits import (
+    NO_MASK,
+    NO_RUNS,
+    Bits,
+    Index,
+    Mask,
+    Runs,
+    index_of_runs,
+    mask_of_bits,
+    page_count,
+    put_mask,
+    runs_of_mask,
+)
 from parmig.ram.reach.reach import Reach
-from parmig.ram.regions import Region, spans
+from parmig.ram.regions import Region, Regions
 from parmig.ram.shared import ARMED, FRESH, NOT_ARMED, SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
@@ -20,14 +32,15 @@ class DirtyRegion(msgspec.Struct, frozen=True):
 
     Attributes:
         region: the range; may join several neighbouring regions.
-        bit_map: one entry a page: the page was written and exists. It may still turn out to be zero.
-        holes: pages that do not exist and that the destination must make zero; page numbers of the block.
+        bit_map: one entry a page: the page was written and exists. It may still turn out to be zero. Empty if no page
+            exists.
+        holes: pages that do not exist and that the destination must make zero.
         skipped_pages: how many of *holes* were never allocated at all (first pass).
     """
 
     region: Region
     bit_map: Mask
-    holes: Index = NO_INDEX
+    holes: Runs = NO_RUNS
     skipped_pages: int = 0
 
     @property
@@ -50,9 +63,7 @@ class DirtyScanner:
         shared: has the state of each region, and the bits that record what the destination has.
     """
 
-    def __init__(
-        self, regions: Sequence[Region], blocks: Sequence[Reach], tracker: DirtyTracker, shared: SharedArea
-    ) -> None:
+    def __init__(self, regions: Regions, blocks: Sequence[Reach], tracker: DirtyTracker, shared: SharedArea) -> None:
         self._regions = regions
         self._blocks = blocks
         self._tracker = tracker
@@ -65,14 +76,14 @@ class DirtyScanner:
         With *holes* false, pages that were given back are not looked for (0.6 instead of 2 ms per GiB).
         """
         armed, fresh = self._sort(numbers)
-        for span in spans(self._regions[number] for number in armed):
+        for span in self._regions.spans(armed):
             scan = self._tracker.scan(span, holes=holes)
             if scan is not None:
                 yield self._from_scan(span, scan)
         if first_pass:
-            for span in spans(self._regions[number] for number in fresh.empty):
-                yield _empty(span)
-        for span in spans(self._regions[number] for number in fresh.begun):
+            for stretch in self._regions.stretches(fresh.empty):
+                yield _empty(stretch)
+        for span in self._regions.spans(fresh.begun):
             yield self._from_extents(span, self._tracker.arm(span), first_pass=first_pass)
         self._shared.armed[fresh.begun] = ARMED
 
@@ -83,13 +94,13 @@ class DirtyScanner:
         the two halves. Any worker may do the second half, :meth:`take`.
         """
         armed, fresh = self._sort(numbers)
-        for span in spans(self._regions[number] for number in armed):
+        for span in self._regions.spans(armed):
             scan = self._tracker.scan(span)
             if scan is not None:
                 dirty = self._from_scan(span, scan)
-                dirty.bit_map[dirty.holes - span.first_page] = True
+                dirty.bit_map[index_of_runs(dirty.holes) - span.first_page] = True
                 put_mask(self._shared.reported[span.block], span.first_page, dirty.bit_map)
-        for span in spans(self._regions[number] for number in fresh.begun):
+        for span in self._regions.spans(fresh.begun):
             tables = self._tracker.arm(span)
             if tables is not None:
                 put_mask(self._shared.reported[span.block], span.first_page, tables)
@@ -97,44 +108,42 @@ class DirtyScanner:
 
     def take(self, numbers: Sequence[int], *, first_pass: bool) -> Iterator[DirtyRegion]:
         """The second half: return what the scans of this round found in the regions *numbers*, and forget it."""
-        states = self._shared.armed[list(numbers)].tolist()
-        regions = {
-            wanted: [self._regions[number] for number, state in zip(numbers, states, strict=True) if state == wanted]
-            for wanted in (ARMED, NOT_ARMED, FRESH)
-        }
-        for span in spans(regions[ARMED]):
+        wanted = np.asarray(numbers, dtype=np.int64)
+        states = self._shared.armed[wanted]
+        for span in self._regions.spans(wanted[states == ARMED]):
             if self._reported(span).any():  # most spans are clean: their bits are not unpacked
                 reported = self._take_reported(span)
                 yield self._from_scan(span, Scan(reported, reported))  # the guest may have given pages back since
         if first_pass:
-            for span in spans(regions[NOT_ARMED]):
-                yield _empty(span)
-        for span in spans(regions[FRESH]):
+            for stretch in self._regions.stretches(wanted[states == NOT_ARMED]):
+                yield _empty(stretch)
+        fresh = wanted[states == FRESH]
+        for span in self._regions.spans(fresh):
             tables = self._take_reported(span) if self._tracker.reads_page_tables else None
             yield self._from_extents(span, tables, first_pass=first_pass)
-        fresh = [number for number, state in zip(numbers, states, strict=True) if state == FRESH]
         self._shared.armed[fresh] = ARMED
 
     def count(self, numbers: Sequence[int]) -> int:
         """How many pages :meth:`find` would have to look at, without consuming them."""
         armed, fresh = self._sort(numbers)
-        pages = sum(self._tracker.count(span) for span in spans(self._regions[number] for number in armed))
-        for number in fresh.begun:
-            pages += int(self._allocated(self._regions[number]).sum())
-        return pages
+        pages = sum(self._tracker.count(span) for span in self._regions.spans(armed))
+        return pages + sum(int(self._allocated(span).sum()) for span in self._regions.spans(fresh.begun))
 
-    def _sort(self, numbers: Sequence[int]) -> tuple[list[int], _Fresh]:
-        fresh = _Fresh([], [])
-        armed = []
-        for number, state in zip(numbers, self._shared.armed[list(numbers)].tolist(), strict=True):
-            region = self._regions[number]
-            if state:
-                armed.append(number)
-            elif self._blocks[region.block].has_data(region.first_page, region.pages):
-                fresh.begun.append(number)
-            else:
-                fresh.empty.append(number)
-        return armed, fresh
+    def _sort(self, numbers: Sequence[int]) -> tuple[Index, _Fresh]:
+        """Those of the regions *numbers* that are armed, and the others: one look-up for each that has begun."""
+        wanted = np.asarray(numbers, dtype=np.int64)
+        is_armed = self._shared.armed[wanted] != NOT_ARMED
+        fresh = wanted[~is_armed]
+        begun: list[int] = []
+        for stretch in self._regions.stretches(fresh):
+            reach, end_page = self._blocks[stretch.block], stretch.end_page
+            page = reach.next_data(stretch.first_page, end_page)
+            while page is not None:
+                number = self._regions.number_of(stretch.block, page)
+                begun.append(number)
+                page = reach.next_data(min(self._regions[number].end_page, end_page), end_page)
+        has_begun = np.isin(fresh, begun)
+        return wanted[is_armed], _Fresh(fresh[has_begun], fresh[~has_begun])
 
     def _take_reported(self, span: Region) -> Mask:
         """Return what :meth:`scan` kept of *span*, and forget it."""
@@ -154,33 +163,28 @@ class DirtyScanner:
         present = self._blocks[span.block].allocated(span.first_page, span.pages, tables=tables)
         if not first_pass:  # the whole region was empty, and so it is at the destination
             return DirtyRegion(span, present)
-        holes = np.flatnonzero(~present) + span.first_page
-        return DirtyRegion(span, present, holes, len(holes))
+        holes = runs_of_mask(~present) + span.first_page
+        return DirtyRegion(span, present, holes, page_count(holes))
 
     def _from_scan(self, span: Region, scan: Scan) -> DirtyRegion:
         """Remove pages from the dirty ones that have become holes, and add holes that no tracker sees."""
         has = mask_of_bits(self._shared.bits[span.block], span.first_page, span.pages)
         uncertain: Mask = scan.unmapped & (scan.dirty | has)
-        holes = NO_INDEX
+        holes = NO_RUNS
         dirty = scan.dirty
         if uncertain.any():
             gone: Mask = uncertain & ~self._allocated(span, uncertain)
             dirty = dirty & ~gone
-            holes = np.flatnonzero(gone & has) + span.first_page
+            holes = runs_of_mask(gone & has) + span.first_page
         return DirtyRegion(span, dirty, holes)
 
 
 class _Fresh(msgspec.Struct):
     """Regions that are not armed yet: those that have memory now, and those that still have none."""
 
-    begun: list[int]
-    empty: list[int]
+    begun: Index
+    empty: Index
 
 
 def _empty(span: Region) -> DirtyRegion:
-    return DirtyRegion(
-        span,
-        np.zeros(span.pages, dtype=np.bool_),
-        np.arange(span.first_page, span.end_page, dtype=np.int64),
-        span.pages,
-    )
+    return DirtyRegion(span, NO_MASK, np.array([[span.first_page, span.end_page]]), span.pages)

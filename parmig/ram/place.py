@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig.ram.bits import Index, Runs, set_bits, test_bits
+from parmig.ram.bits import (
+    Index,
+    Runs,
+    any_set,
+    clear_bits,
+    index_of_runs,
+    long_and_short,
+    set_bits,
+    test_bits,
+)
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import SPAN_PAGES
@@ -39,8 +48,12 @@ class PagePlacer:
         """Where the pages *index* can be stored as they arrive: one piece for each of *runs*.
 
         Empty if they cannot: a page does not exist yet, or this process cannot store to the memory.
+
+        Raises:
+            MemoryFullError: no space left in the memory.
         """
-        return self._blocks[block].targets(runs) if test_bits(self._shared.bits[block], index).all() else []
+        exist = bool(test_bits(self._shared.bits[block], index).all())
+        return self._blocks[block].targets(runs, exist=exist)
 
     def place_run(self, block: int, first_page: int, data: Buffer) -> None:
         """Place the pages in *data* from *first_page* on.
@@ -48,14 +61,21 @@ class PagePlacer:
         Raises:
             MemoryFullError: no space left in the memory.
         """
-        view = memoryview(data)
-        self.place(block, np.array([[first_page, first_page + len(view) // PAGE_BYTES]]), view)
+        self._blocks[block].write_run(first_page, memoryview(data))
 
-    def place_zero(self, block: int, index: Index) -> None:
-        """Make pages zero, without allocating those that do not exist."""
+    def place_zero(self, block: int, runs: Runs) -> None:
+        """Make the pages of *runs* zero, without allocating those that do not exist. The runs may come in any order."""
+        reach, bits = self._blocks[block], self._shared.bits[block]
+        long, short = long_and_short(runs)
+        self._clear(block, index_of_runs(short))
+        for first, end in long.tolist():
+            if any_set(bits, first, end) or reach.has_data(first, end - first):
+                self._clear(block, np.arange(first, end))
+
+    def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        self._blocks[block].clear(index[test_bits(bits, index)])
+        clear_bits(bits, self._blocks[block].clear(_ascending(index[test_bits(bits, index)])))
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""

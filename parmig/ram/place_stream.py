@@ -38,7 +38,8 @@ class StreamPlacer:
         """
         block = self._numbers[run.block]
         if isinstance(run, ZeroRun):
-            self._placer.place_zero(block, run.index)
+            for begin, end in _ascending(run.index):
+                self._placer.place_zero(block, runs_of_index(run.index[begin:end]))
             self.zero_pages += len(run.index)
             return
         if isinstance(run, PageRun):

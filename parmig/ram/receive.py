@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Sequence
 
 from parmig.errors import ProtocolError
 from parmig.ram import flow
-from parmig.ram.bits import Index, index_of_runs, test_bits
+from parmig.ram.bits import Index, Runs, index_of_runs, page_count, test_bits
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
@@ -16,6 +17,13 @@ from parmig.ram.place import PagePlacer
 from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.transport.transport import Incoming
+
+PIECE_PAGES = 256
+"""Payload for pages that do not exist yet passes through a buffer of 1 MiB, which stays in the processor's cache. With
+2 pairs of processes on 2 cores, 256 KiB and 1 MiB reached the same 1.2 GiB/s (medians of 10), a bare pair 1.4."""
+
+MAX_LONG_RUNS = 64
+"""With more runs than this, the payload is taken as a whole: a read and a write for each run would cost more."""
 
 
 class MigrationRamReceive:
@@ -46,6 +54,7 @@ class MigrationRamReceive:
         self._shared = shared
         self._batch_bytes = batch_bytes
         self._placer = PagePlacer(blocks, shared)
+        self._piece = memoryview(mmap.mmap(-1, PIECE_PAGES * PAGE_BYTES))
         self._codec_counters = shared.codec_counters(worker)
         self._sequence = 0
         self.counters = WorkerCounters()
@@ -77,9 +86,8 @@ class MigrationRamReceive:
                 f"expected {header.payload_bytes} as in its header"
             )
         if len(header.zero_runs):
-            zero = index_of_runs(header.zero_runs)
-            self._placer.place_zero(header.block, zero)
-            self.counters.zero_pages += len(zero)
+            self._placer.place_zero(header.block, header.zero_runs)
+            self.counters.zero_pages += page_count(header.zero_runs)
         if len(header.data_runs):
             self._place_data(header, message)
         self._sequence = header.sequence
@@ -92,8 +100,12 @@ class MigrationRamReceive:
         self._codec_counters.count(header.codec, header.raw_bytes, header.payload_bytes)
         if message.places and not header.codec:
             targets = self._placer.targets(header.block, header.data_runs, index)
-            if targets:
-                message.into(targets)
+            if targets or len(header.data_runs) <= MAX_LONG_RUNS:
+                if targets:
+                    message.into(targets)
+                else:
+                    self._place_pieces(header.block, header.data_runs, message)
+                self._placer.note_placed(header.block, index)
                 return
         payload: Sequence[memoryview] = message.frames()
         if header.codec:
@@ -112,6 +124,14 @@ class MigrationRamReceive:
             )
         self._placer.place(header.block, runs, payload[0])
         self._placer.note_placed(header.block, index)
+
+    def _place_pieces(self, block: int, runs: Runs, message: Incoming) -> None:
+        """Take the payload by way of a small buffer that stays in the cache of the processor."""
+        for first, end in runs.tolist():
+            for page in range(first, end, PIECE_PAGES):
+                piece = self._piece[: min(PIECE_PAGES, end - page) * PAGE_BYTES]
+                message.into([piece])
+                self._placer.place_run(block, page, piece)
 
     def _decode(self, header: BatchHeader, index: Index, payload: Sequence[memoryview]) -> memoryview:
         decoder = self._decoders.get(header.codec)

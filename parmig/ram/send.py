@@ -8,13 +8,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig.ram.bits import NO_INDEX, Index, clear_bits, set_bits, test_bits
+from parmig.ram.bits import (
+    NO_INDEX,
+    Index,
+    Runs,
+    clear_bits,
+    clear_runs,
+    index_of_runs,
+    join_runs,
+    page_count,
+    portions,
+    runs_of_index,
+    set_bits,
+    test_bits,
+)
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
-from parmig.ram.regions import Region
+from parmig.ram.regions import Regions
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.tracker import DirtyTracker
 
@@ -36,7 +49,7 @@ class MigrationRamSend:
         self,
         *,
         worker: int,
-        regions: Sequence[Region],
+        regions: Regions,
         blocks: Sequence[Reach],
         tracker: DirtyTracker,
         outlet: Outlet,
@@ -55,7 +68,7 @@ class MigrationRamSend:
         self._block = 0
         self._data: list[Index] = []
         self._data_pages = 0
-        self._zero: list[Index] = []
+        self._zero: list[Runs] = []
         self._zero_pages = 0
         self._zero_runs = 0  # an upper bound: runs that join still count as two
         self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # leave out the time in which it waited to start
@@ -99,8 +112,11 @@ class MigrationRamSend:
             self.migrate_ram_send(dirty, first_pass=first_pass)
             began = time.monotonic_ns()
         self.counters.scan_ns += time.monotonic_ns() - began
-        self.counters.handled_pages = handled + sum(self._regions[number].pages for number in numbers)
+        self.counters.handled_pages = handled + self._pages_of(numbers)
         self._publish()
+
+    def _pages_of(self, numbers: Sequence[int]) -> int:
+        return sum(stretch.pages for stretch in self._regions.stretches(np.asarray(numbers, dtype=np.int64)))
 
     def _take_over(self, numbers: Sequence[int]) -> None:
         """Become the last sender of the regions *numbers*."""
@@ -119,12 +135,15 @@ class MigrationRamSend:
         # In the first pass the destination may hold anything, so every zero page is sent.
         send_all = first_pass and self._outlet.knows_nothing
         if len(dirty.holes):
-            self._queue_zero(dirty.holes if send_all else dirty.holes[test_bits(bits, dirty.holes)])
-            clear_bits(bits, dirty.holes)
-            self._tracker.sent(block, dirty.holes, None)
-            self.counters.handled_pages += len(dirty.holes)
+            if send_all or not first_pass:  # in the first pass, an outlet that knows something has nothing there
+                self._queue_zero(dirty.holes)
+            clear_runs(bits, dirty.holes)
+            if self._tracker.needs_copy:
+                self._tracker.sent(block, index_of_runs(dirty.holes), None)
+            hole_pages = page_count(dirty.holes)
+            self.counters.handled_pages += hole_pages
             self.counters.skipped_pages += dirty.skipped_pages
-            self.counters.zero_pages += len(dirty.holes) - dirty.skipped_pages
+            self.counters.zero_pages += hole_pages - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
         for first in range(0, len(index), self._batch_pages):
@@ -133,7 +152,7 @@ class MigrationRamSend:
             zero = reach.zero_mask(part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
-                self._queue_zero(zeros if send_all else zeros[test_bits(bits, zeros)])
+                self._queue_zero(runs_of_index(zeros if send_all else zeros[test_bits(bits, zeros)]))
                 clear_bits(bits, zeros)
                 self._tracker.sent(block, zeros, None)
                 self.counters.zero_pages += len(zeros)
@@ -154,17 +173,14 @@ class MigrationRamSend:
 
     # -- batches --------------------------------------------------------------------------------
 
-    def _queue_zero(self, index: Index) -> None:
-        runs = int(np.count_nonzero(np.diff(index) != 1)) + 1
-        pages = MAX_ZERO_PAGES // 2 if runs <= MAX_RUNS // 2 else MAX_RUNS // 2
-        for first in range(0, len(index), pages):
-            part = index[first : first + pages]
-            part_runs = min(runs, len(part))
-            if self._zero_pages + len(part) > MAX_ZERO_PAGES // 2 or self._zero_runs + part_runs > MAX_RUNS // 2:
+    def _queue_zero(self, runs: Runs) -> None:
+        for part in portions(runs, MAX_ZERO_PAGES, MAX_RUNS // 2):
+            pages = page_count(part)
+            if self._zero_pages + pages > MAX_ZERO_PAGES or self._zero_runs + len(part) > MAX_RUNS // 2:
                 self._flush()
             self._zero.append(part)
-            self._zero_pages += len(part)
-            self._zero_runs += part_runs
+            self._zero_pages += pages
+            self._zero_runs += len(part)
 
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
@@ -188,7 +204,7 @@ class MigrationRamSend:
 
     def _emit(self, index: Index) -> None:
         """Pass on one batch: the data pages *index* and all zero pages that wait."""
-        zero = np.sort(np.concatenate(self._zero)) if self._zero_pages else NO_INDEX
+        zero = join_runs(self._zero)
         self._zero, self._zero_pages, self._zero_runs = [], 0, 0
         self.counters.wire_bytes += self._outlet.emit(self._block, self._round, index, zero)
         self.counters.sent_pages += len(index)

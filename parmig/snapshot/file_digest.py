@@ -6,11 +6,11 @@ from __future__ import annotations
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
-from parmig.ram.regions import Region, cut
+from parmig.ram.regions import Regions, cut
 from parmig.stream.trailer import DIGEST_PIECE_BYTES
 
 
-def digest_pieces(file: str, body_bytes: int) -> list[Region]:
+def digest_pieces(file: str, body_bytes: int) -> Regions:
     """The pieces of a file of *body_bytes*, whole pages."""
     return cut([RamBlock(file, body_bytes)], DIGEST_PIECE_BYTES // PAGE_BYTES)
 

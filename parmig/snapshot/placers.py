@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from parmig.errors import SnapshotError
-from parmig.ram.bits import mask_of_bits, runs_of_index
+from parmig.ram.bits import mask_of_bits, runs_of_index, runs_of_mask
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.place import PagePlacer
 from parmig.ram.place_stream import StreamPlacer
@@ -64,8 +64,7 @@ class MappedPlacer:
         bitmap = memoryview(bytearray(-(-region.pages // 8)))
         self._read(self._setup.bitmap_offsets_bytes[region.block] + region.first_page // 8, bitmap)
         stored = mask_of_bits(np.frombuffer(bitmap, dtype=np.uint8), 0, region.pages)
-        zero = np.flatnonzero(~stored) + region.first_page
-        self._placer.place_zero(region.block, zero)
+        self._placer.place_zero(region.block, runs_of_mask(~stored) + region.first_page)
         index = np.flatnonzero(stored) + region.first_page
         for first in range(0, len(index), BATCH_PAGES):
             self._check()
@@ -83,8 +82,8 @@ class MappedPlacer:
         self._placer.note_placed(region.block, index)
         self.counters.sent_pages += len(index)
         self.counters.wire_bytes += len(index) * PAGE_BYTES
-        self.counters.zero_pages += len(zero)
-        self.counters.handled_pages += len(zero)
+        self.counters.zero_pages += region.pages - len(index)
+        self.counters.handled_pages += region.pages - len(index)
         self._shared.publish(self._setup.worker, self.counters)
 
     def _read(self, offset_bytes: int, target: memoryview) -> None:

@@ -40,7 +40,7 @@ class StreamedMessage(Incoming):
         self._scratch = scratch
 
     def into(self, targets: Sequence[memoryview]) -> None:
-        self._left_bytes = 0
+        self._left_bytes -= sum(target.nbytes for target in targets)
         self._fill(targets)
 
     def frames(self) -> list[memoryview]:

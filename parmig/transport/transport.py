@@ -56,8 +56,8 @@ def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException 
 class Incoming:
     """One message whose head has arrived. Its lengths are within the limits of the channel.
 
-    The receiver reads the head, and then calls :meth:`into` or :meth:`frames`, once. If it calls neither, the next call
-    of :meth:`MigrationTransport.receive` drops the payload.
+    The receiver reads the head, and then takes the payload: by :meth:`frames`, or piece by piece by :meth:`into`. The
+    next call of :meth:`MigrationTransport.receive` drops what it did not take.
 
     In this class the payload is in memory. A transport whose payload is still with the kernel overrides both methods.
 
@@ -78,18 +78,21 @@ class Incoming:
         self.head = frames[0]
         self.frame_count = len(frames)
         self._payload = list(frames[1:])
+        self._taken_bytes = 0
         self.payload_bytes = sum(map(len, self._payload))
 
     def into(self, targets: Sequence[memoryview]) -> None:
-        """Put the payload into *targets*, one after the other. Together they have exactly ``payload_bytes``.
+        """Put the next bytes of the payload into *targets*, one after the other, until all of them are full.
+
+        The targets of all calls together have at most ``payload_bytes``.
 
         Raises:
-            PeerLostError: the connection ended before all of it arrived.
+            PeerLostError: the connection ended before these bytes arrived.
         """
-        source, at = memoryview(b"".join(self._payload)), 0
+        source = memoryview(b"".join(self._payload))
         for target in targets:
-            target[:] = source[at : at + len(target)]
-            at += len(target)
+            target[:] = source[self._taken_bytes : self._taken_bytes + len(target)]
+            self._taken_bytes += len(target)
 
     def frames(self) -> list[memoryview]:
         """The frames of the payload. They are valid until the next message is received.

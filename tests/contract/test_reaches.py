@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -24,9 +25,19 @@ from tests.huge import HUGE_BYTES, UNIT_PAGES, more_huge_pages
 from tests.support import content, index_of, pages_below
 
 PAGES = 64
+MAPPED = ["mapped", "disk"]
+"""The file of "disk" lies where temporary files lie, on a disk on most hosts. Userfaultfd does not know those."""
 KINDS = ["mapped", "anonymous", "pieces", "private"]
 FILE_PAGE = 60
 """(private) a page that the file has and the process never wrote."""
+
+
+def unnamed_file(kind: str) -> int:
+    """A new file of the *kind* of a :class:`Place`."""
+    if kind != "disk":
+        return os.memfd_create(kind)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class Place:
@@ -35,11 +46,11 @@ class Place:
     def __init__(self, kind: str, stack: ExitStack) -> None:
         self.kind = kind
         self._fd = -1
-        if kind in ("mapped", "private"):
-            self._fd = os.memfd_create(kind)
+        if kind not in ("anonymous", "pieces"):
+            self._fd = unnamed_file(kind)
             stack.callback(os.close, self._fd)
             os.ftruncate(self._fd, PAGES * PAGE_BYTES)
-        if kind == "mapped":
+        if kind in MAPPED:
             self.memory = BlockMemory(RamBlock("pc.ram", PAGES * PAGE_BYTES), self._fd)
         else:
             if kind == "private":
@@ -51,19 +62,19 @@ class Place:
         stack.callback(self.reach.close)
 
     def store(self, page: int, byte: int) -> None:
-        if self.kind == "mapped":
+        if self.kind in MAPPED:
             os.pwrite(self._fd, bytes([byte]) * PAGE_BYTES, page * PAGE_BYTES)
         else:
             self.owner.store(page, byte)
 
     def fetch(self, page: int) -> bytes:
-        if self.kind == "mapped":
+        if self.kind in MAPPED:
             return os.pread(self._fd, PAGE_BYTES, page * PAGE_BYTES)
         return self.owner.fetch(page)
 
     def wipe(self) -> None:
         """Give all pages back."""
-        if self.kind == "mapped":
+        if self.kind in MAPPED:
             files.punch_hole(self._fd, 0, PAGES * PAGE_BYTES)
         else:
             self.owner.wipe()
@@ -129,7 +140,7 @@ def test_looking_allocates_nothing(place: Place) -> None:
 
 
 def test_a_page_that_the_owner_only_read_needs_not_be_sent(place: Place) -> None:
-    if place.kind in ("mapped", "private"):
+    if place.kind in (*MAPPED, "private"):
         pytest.skip("reading a hole of a file allocates it")
     assert place.fetch(5) == bytes(PAGE_BYTES)
     assert place.existing() == set()
@@ -200,11 +211,22 @@ def test_short_and_long_runs_of_pages_that_exist_are_written(place: Place) -> No
     assert np.array_equal(place.reach.look(index), content(3, len(pages)))
 
 
+@pytest.mark.parametrize("place", [*KINDS, "disk"], indirect=True)
+def test_a_run_is_written_whatever_exists_in_it(place: Place) -> None:
+    for page in (12, 13, 30):
+        place.store(page, 1)
+    for first, count, tag in ((0, 8, 1), (10, 30, 2), (0, PAGES, 3)):
+        pages = content(tag, count)
+        place.reach.write_run(first, pages.data.cast("B"))
+        assert np.array_equal(place.reach.look(np.arange(first, first + count)), pages)
+        assert [place.fetch(page) for page in (first, first + count - 1)] == [pages[0].tobytes(), pages[-1].tobytes()]
+
+
 def test_views_and_targets_are_the_memory_or_are_not_given(place: Place) -> None:
     place.store(7, 1)
     runs = runs_of_index(index_of([7]))
-    views, targets = place.reach.views(runs), place.reach.targets(runs)
-    assert (views is None) == (targets == []) == (place.kind != "mapped")
+    views, targets = place.reach.views(runs), place.reach.targets(runs, exist=True)
+    assert (views is None) == (targets == []) == (place.kind not in MAPPED)
     if views is not None:
         targets[0][:] = b"\x0b" * PAGE_BYTES
         assert bytes(views[0]) == b"\x0b" * PAGE_BYTES == place.fetch(7)
@@ -325,4 +347,4 @@ def test_private_huge_pages(with_file: bool) -> None:
 
 
 def test_the_class_is_chosen_by_what_holds_the_bytes(place: Place) -> None:
-    assert type(place.reach) is (BlockMapping if place.kind == "mapped" else ProcessReach)
+    assert type(place.reach) is (BlockMapping if place.kind in MAPPED else ProcessReach)

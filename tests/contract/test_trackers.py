@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from parmig.errors import GuestRefusedError, HostRefusedError, UsageError
 from parmig.linux import files, pagemap, uffd
 from parmig.ram import bits
-from parmig.ram.bits import Index, Mask
+from parmig.ram.bits import Index, Mask, Runs, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, Pages, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment
 from parmig.ram.dirty_scanner import DirtyScanner
@@ -70,15 +70,15 @@ class Destination(Outlet):
         self.before_copy: Callable[[], None] = lambda: None
         self.after_copy: Callable[[], None] = lambda: None
 
-    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+    def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         self.before_copy()
         copies = np.empty((len(data), PAGE_BYTES), dtype=np.uint8)
         self._mappings[block].read(data, copies)
         self._tracker.sent(block, data, copies)
         self._images[block][data] = copies
-        self._images[block][zero] = 0
+        self._images[block][index_of_runs(zero)] = 0
         self.found.data += [(block, page) for page in data.tolist()]
-        self.found.holes += [(block, page) for page in zero.tolist()]
+        self.found.holes += [(block, page) for page in index_of_runs(zero).tolist()]
         self.after_copy()
         return int(copies.nbytes)
 

@@ -164,6 +164,18 @@ def test_the_state_connects_first_and_the_workers_after_it() -> None:
     assert walk.plan.step is Step.RECEIVING
 
 
+@pytest.mark.parametrize("last", [e.StateConnected(), e.WorkerConnected(0)], ids=str)
+def test_silence_counts_from_the_last_connection(last: Event) -> None:
+    walk = Walk().to(Step.CONNECTING)
+    for event in (e.StateConnected(), e.WorkerConnected(0), e.WorkerConnected(1)):
+        if event != last:
+            walk.take(event)
+    walk.take(last, walk.now_ms + 7000)
+    assert walk.plan.step is Step.RECEIVING
+    words = "the source sent nothing for 60 s; is it stuck?"
+    ended(walk, limit(walk, 60_000), LimitExceededError, words, Act.DISCARD)
+
+
 def test_a_release_that_comes_after_all_state_loads_at_once() -> None:
     walk = Walk().to(Step.RECEIVING)
     assert walk.take(e.StateCame(47, "abcd")) == []
@@ -431,6 +443,13 @@ def test_nothing_but_the_guest_matters_after_hand_over(event: Event) -> None:
     assert told[1:] == ([Act.FINISH] if isinstance(event, e.PeerVanished) else [])
     assert walk.plan.over == isinstance(event, e.PeerVanished)
     assert (walk.plan.status, walk.plan.error) == (MigrationStatus.COMPLETED, None)
+
+
+def test_a_source_that_is_gone_stays_gone_whatever_comes_then() -> None:
+    walk = Walk().to(Step.RESUMING)
+    assert walk.take(e.PeerVanished(GONE)) == []
+    assert walk.take(e.CancelAsked()) == []
+    assert walk.take(e.GuestRuns(walk.now_ms * MS))[1:] == [Act.FINISH]
 
 
 @pytest.mark.parametrize("event", [*NOISE, e.Failed(GuestError("died"))], ids=str)

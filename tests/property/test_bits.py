@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -152,3 +154,56 @@ def test_a_run_of_any_length_is_set_and_cleared_to_its_last_page(first: int, end
     found[:] = 0xFF
     bits.clear_bits(found, index)
     assert np.flatnonzero(~bits.mask_of_bits(found, 0, 64)).tolist() == index.tolist()
+
+
+@st.composite
+def short_and_long_runs(draw: st.DrawFn) -> bits.Runs:
+    """Ascending runs; some of them are long."""
+    lengths = st.one_of(st.integers(1, 20), st.integers(bits.LONG_RUN_PAGES - 9, 3 * bits.LONG_RUN_PAGES))
+    drawn = draw(st.lists(st.tuples(st.integers(1, 700), lengths), max_size=6))
+    ends = np.cumsum([gap + length for gap, length in drawn], dtype=np.int64)
+    return np.array([(end - length, end) for end, (_, length) in zip(ends.tolist(), drawn, strict=True)]).reshape(-1, 2)
+
+
+def pages_of(runs: bits.Runs) -> set[int]:
+    return {page for first, end in runs.tolist() for page in range(first, end)}
+
+
+@given(short_and_long_runs())
+def test_runs_are_long_or_short(runs: bits.Runs) -> None:
+    long, short = bits.long_and_short(runs)
+    assert sorted([*long.tolist(), *short.tolist()]) == runs.tolist()
+    assert all(end - first >= bits.LONG_RUN_PAGES for first, end in long.tolist())
+    assert all(end - first < bits.LONG_RUN_PAGES for first, end in short.tolist())
+    assert bits.page_count(runs) == len(pages_of(runs))
+
+
+@given(st.lists(st.sets(st.integers(0, 60), max_size=20), max_size=4), st.randoms())
+def test_runs_of_any_order_are_joined(parts: list[set[int]], random: Random) -> None:
+    seen: set[int] = set()
+    runs = []
+    for part in parts:
+        runs += runs_of(part - seen).tolist()
+        seen |= part
+    random.shuffle(runs)
+    halves = [np.array(half, dtype=np.int64).reshape(-1, 2) for half in (runs[::2], runs[1::2])]
+    assert np.array_equal(bits.join_runs(halves), runs_of(seen))
+    assert len(bits.join_runs([])) == 0
+
+
+@given(short_and_long_runs(), st.integers(1, 2000), st.integers(1, 4))
+def test_portions_are_all_of_it_and_never_too_large(runs: bits.Runs, max_pages: int, max_runs: int) -> None:
+    parts = list(bits.portions(runs, max_pages, max_runs))
+    assert all(0 < len(part) <= max_runs and bits.page_count(part) <= max_pages for part in parts)
+    assert sum(map(bits.page_count, parts)) == bits.page_count(runs)
+    assert set().union(*map(pages_of, parts)) == pages_of(runs)
+
+
+@given(short_and_long_runs(), st.integers(0, 4000), st.integers(0, 2000))
+def test_runs_are_cleared_and_looked_for_in_a_bitmap(runs: bits.Runs, first: int, count: int) -> None:
+    limit = 16_000
+    bitmap = np.full(bits.bits_for(limit), 0xFF, dtype=np.uint8)
+    bits.clear_runs(bitmap, runs)
+    left = set_of(bitmap)
+    assert left == set(range(len(bitmap) * 8)) - pages_of(runs)
+    assert bits.any_set(bitmap, first, first + count) == bool(left & set(range(first, first + count)))

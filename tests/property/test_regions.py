@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parmig.ram.blocks import PAGE_BYTES, WORD_PAGES, RamBlock
-from parmig.ram.regions import REGION_BYTES_RANGE, REGIONS_PER_WORKER, SPAN_PAGES, Region, cut, region_pages_for, spans
+from parmig.ram.regions import REGION_BYTES_RANGE, REGIONS_PER_WORKER, SPAN_PAGES, Region, cut, region_pages_for
 from parmig.units import GIB, MIB
 
 sizes = st.lists(st.integers(1, 3000), min_size=1, max_size=4)
@@ -40,7 +42,7 @@ def test_no_region_and_no_span_ends_inside_a_huge_page(sizes: list[tuple[int, in
         for number, (count, unit) in enumerate(sizes)
     ]
     regions = cut(blocks, region_pages)
-    for pieces in (regions, list(spans(regions))):
+    for pieces in (list(regions), list(regions.spans(np.arange(len(regions))))):
         assert sum(piece.pages for piece in pieces) == sum(block.pages for block in blocks)
         for piece in pieces:
             unit = blocks[piece.block].unit_pages
@@ -55,31 +57,47 @@ def test_regions_off_the_word_borders_are_refused(pages: int) -> None:
         cut(blocks_of([128]), pages)
 
 
+def flat(regions: Iterable[Region]) -> list[tuple[int, int]]:
+    return [(region.block, page) for region in regions for page in range(region.first_page, region.end_page)]
+
+
 @given(sizes, region_sizes, st.data())
-def test_spans_keep_order_and_coverage(pages: list[int], region_pages: int, data: st.DataObject) -> None:
-    chosen = data.draw(
-        st.permutations(cut(blocks_of(pages), region_pages)).flatmap(lambda all_: st.just(all_[: len(all_) // 2 + 1]))
-    )
+def test_stretches_and_spans_keep_order_and_coverage(pages: list[int], region_pages: int, data: st.DataObject) -> None:
+    regions = cut(blocks_of(pages), region_pages)
+    chosen = data.draw(st.permutations(range(len(regions))))[: data.draw(st.integers(0, len(regions)))]
     if data.draw(st.booleans()):
-        chosen = sorted(chosen, key=lambda region: (region.block, region.first_page))
-    joined = list(spans(chosen))
-
-    def flat(regions: list[Region]) -> list[tuple[int, int]]:
-        return [(region.block, page) for region in regions for page in range(region.first_page, region.end_page)]
-
-    assert flat(joined) == flat(chosen)
-    for before, after in pairwise(joined):
+        chosen = sorted(chosen)
+    numbers = np.array(chosen, dtype=np.int64)
+    for joined in (list(regions.stretches(numbers)), list(regions.spans(numbers))):
+        assert flat(joined) == flat(regions[number] for number in chosen)
+    for before, after in pairwise(regions.stretches(numbers)):
         assert (before.block, before.end_page) != (after.block, after.first_page)  # else they were joined
+    for number in chosen:
+        assert regions.number_of(regions[number].block, regions[number].end_page - 1) == number
+
+
+@given(sizes, region_sizes)
+def test_regions_are_a_sequence(pages: list[int], region_pages: int) -> None:
+    regions = cut(blocks_of(pages), region_pages)
+    everything = list(regions)
+    assert len(everything) == len(regions)
+    assert [regions[number] for number in range(-len(regions), 0)] == everything == regions[:]
+    assert regions[1::2] == everything[1::2]
+    for number in (len(regions), -len(regions) - 1):
+        with pytest.raises(IndexError, match=f"region {number} of {len(regions)}"):
+            regions[number]
 
 
 def test_a_span_grows_to_its_limit_and_no_further() -> None:
     region_pages = 64 * MIB // PAGE_BYTES
-    joined = list(spans(cut(blocks_of([2 * SPAN_PAGES + region_pages]), region_pages)))
+    regions = cut(blocks_of([2 * SPAN_PAGES + region_pages]), region_pages)
+    joined = list(regions.spans(np.arange(len(regions))))
     assert [span.pages for span in joined] == [SPAN_PAGES, SPAN_PAGES, region_pages]
 
 
 def test_no_regions_make_no_spans() -> None:
-    assert list(spans([])) == []
+    regions = cut(blocks_of([64]), 64)
+    assert list(regions.spans(np.arange(0))) == list(regions.stretches(np.arange(0))) == []
 
 
 @given(st.lists(st.integers(1, 4 << 20), min_size=1, max_size=4), st.integers(1, 64))

@@ -15,7 +15,7 @@ import pytest
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import flow, in_flight
-from parmig.ram.bits import NO_INDEX, Index
+from parmig.ram.bits import NO_RUNS, Index
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.codecs.codec import CodecSettings
@@ -353,7 +353,7 @@ def test_pages_lie_in_memory_that_lasts_whatever_the_peer_acknowledges(codec_nam
         outlet = ChannelOutlet(channel, encoder, mappings, NullTracker(), shared)
         scattered = np.arange(0, pages, 2)
         for index in (np.arange(200), scattered[:200], scattered[200:], np.arange(256, 400)) * 5:
-            outlet.emit(0, 1, index, NO_INDEX)
+            outlet.emit(0, 1, index, NO_RUNS)
         channel._drain()  # the last acknowledgements: what was not acknowledged is held anyhow
         lasting = (mappings[0].pages, *in_flight.buffers)
         bounds = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in lasting]

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
 from parmig.linux import files
-from parmig.ram import flow
-from parmig.ram.bits import mask_of_bits
+from parmig.ram import flow, receive
+from parmig.ram.bits import LONG_RUN_PAGES, mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.codecs.registry import codec
@@ -152,6 +152,23 @@ def test_pages_that_existed_before_are_made_zero() -> None:
         assert allocated_pages(mappings[0]) == 1
 
 
+def test_long_runs_of_zero_pages_are_given_back_and_can_be_placed_again() -> None:
+    pages = LONG_RUN_PAGES + 100
+    with receiving(pages) as (ram, (mapping,), shared):
+        kept = {7, pages - 3}
+        zero = set(range(pages)) - kept
+        ram.migrate_ram_receive(Incoming(message(1, set(range(pages)))[0]))
+        ram.migrate_ram_receive(Incoming(message(2, set(), zero)[0]))
+        assert set(np.flatnonzero(file_pages(mapping).any(axis=1)).tolist()) == kept
+        # Up to page 6 the run is short. What was given back is no longer noted as existing.
+        assert allocated_pages(mapping) == len(kept) + 7 + 2
+        noted = np.flatnonzero(mask_of_bits(shared.bits[0], 0, pages))
+        assert noted.tolist() == [*range(8), *range(pages - 3, pages)]
+        frames, placed = message(3, zero, tag=3)
+        ram.migrate_ram_receive(Incoming(frames))
+        assert np.array_equal(file_pages(mapping)[sorted(zero)], placed)
+
+
 def test_what_was_placed_is_counted() -> None:
     with receiving(PAGES) as (ram, _, shared):
         frames = message(1, {1, 2, 9}, {20, 21})[0]
@@ -161,13 +178,13 @@ def test_what_was_placed_is_counted() -> None:
 
 
 class Placing(Incoming):
-    """A message whose payload is not in memory: it is asked for once, and this notes how."""
+    """A message whose payload is not in memory: this notes how it is asked for."""
 
     places = True
     asked = ""
 
     def into(self, targets: Sequence[memoryview]) -> None:
-        self.asked = "into"
+        self.asked += "into "
         super().into(targets)
 
     def frames(self) -> list[memoryview]:
@@ -175,16 +192,18 @@ class Placing(Incoming):
         return super().frames()
 
 
-def test_a_payload_goes_straight_to_pages_that_exist() -> None:
+def test_a_payload_goes_straight_to_pages_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "PIECE_PAGES", 50)
     with receiving(PAGES, compress="lz4") as (ram, (mapping,), _):
         for sequence, (data, how, asked) in enumerate(
             [
-                (set(range(3, 90)), "direct", "frames"),  # nothing exists yet
-                ({5, 6, 7, 20, 40}, "direct", "into"),
-                ({5, 6, 7, 20, 40}, "gathered", "into"),
-                ({5, 6, 7, 95}, "gathered", "frames"),
+                (set(range(3, 90)), "direct", "into into "),  # nothing exists yet, and it takes two pieces
+                ({5, 6, 7, 20, 40}, "direct", "into "),
+                ({5, 6, 7, 20, 40}, "gathered", "into "),
+                ({5, 6, 7, 95}, "gathered", "into into "),
                 ({5, 6}, "lz4", "frames"),
-                (set(range(3, 90, 2)), "gathered", "into"),
+                (set(range(3, 90, 2)), "gathered", "into "),
+                (set(range(1, PAGES, 2)), "gathered", "frames"),  # many runs, and not all of them exist
             ],
             1,
         ):
@@ -497,7 +516,7 @@ def test_memory_need_not_be_empty_whatever_is_told_in_whatever_order(
         for page in index.tolist():
             placer.place_run(0, page, memoryview(content(page)[0].data))
         placer.note_placed(0, index)
-        placer.place_zero(0, np.array(zero, dtype=np.int64))
+        placer.place_zero(0, np.array([(page, page + 1) for page in zero], dtype=np.int64).reshape(-1, 2))
         left = (before | placed) - set(zero)
         assert set(np.flatnonzero(file_pages(mapping).any(axis=1)).tolist()) == left
         assert allocated_pages(mapping) == len(before | placed)

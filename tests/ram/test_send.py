@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from parmig.config import SendConfig
 from parmig.linux import files
-from parmig.ram.bits import Index, bits_for, index_of_runs, set_bits
+from parmig.ram.bits import Index, bits_for, index_of_runs, runs_of_index, set_bits
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs import registry
 from parmig.ram.codecs.batch_encoder import open_encoder
@@ -271,9 +271,12 @@ def test_any_number_of_scattered_zero_pages_fits_what_the_destination_takes(step
     pages = 8 * MAX_RUNS
     with sending(pages) as source:
         holes = np.arange(0, pages, step, dtype=np.int64)
+        runs = runs_of_index(holes)
         span = Region(0, 0, pages)
-        source.ram.migrate_ram_send(DirtyRegion(span, np.zeros(pages, dtype=np.bool_), holes, 0), first_pass=True)
-        source.ram.migrate_ram_send(DirtyRegion(span, np.zeros(pages, dtype=np.bool_), holes[:5], 0), first_pass=True)
+        source.ram.migrate_ram_send(DirtyRegion(span, np.zeros(pages, dtype=np.bool_), runs, 0), first_pass=True)
+        source.ram.migrate_ram_send(
+            DirtyRegion(span, np.zeros(pages, dtype=np.bool_), runs_of_index(holes[:5]), 0), first_pass=True
+        )
         source.ram.fence(1)
         told = np.concatenate([index_of_runs(header.zero_runs) for header in source.channel.headers])
         assert np.array_equal(np.sort(told), np.sort(np.concatenate((holes, holes[:5]))))

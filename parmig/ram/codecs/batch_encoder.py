@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from parmig.ram.bits import Index
+from parmig.ram.bits import Index, Runs, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs import registry
 from parmig.ram.codecs.choice import Choice, Plan, Sample
@@ -43,6 +43,11 @@ class BatchEncoder:
         """Take note that this side does not know what the destination holds for the pages *index*."""
         for encoder in self._encoders.values():
             encoder.forget(block, index)
+
+    def forget_runs(self, block: int, runs: Runs) -> None:
+        """As :meth:`forget`. Without an encoder, the pages of *runs* are not numbered."""
+        if self._encoders:
+            self.forget(block, index_of_runs(runs))
 
     def goes_directly(self, block: int, index: Index, look: Callable[[Index], Pages]) -> bool:
         """Whether the next batch, of the pages *index*, may be sent straight from guest memory.

@@ -49,10 +49,10 @@ class ChannelOutlet(Outlet):
         self._tracker = tracker
         self._shared = shared
 
-    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+    def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         waiting_ns = self._channel.waiting_ns
         data_runs = runs_of_index(data)
-        self._encoder.forget(block, zero)
+        self._encoder.forget_runs(block, zero)
         codec, payload, buffer = self._payload(block, round_, data, data_runs)
         payload_bytes = sum(map(len, payload))
         header = BatchHeader(
@@ -63,7 +63,7 @@ class ChannelOutlet(Outlet):
             raw_bytes=len(data) * PAGE_BYTES,
             payload_bytes=payload_bytes,
             data_runs=data_runs,
-            zero_runs=runs_of_index(zero),
+            zero_runs=zero,
         ).encode()
         wire_bytes = len(header) + payload_bytes
         self._channel.sleep_until(self._shared.reserve(wire_bytes))
@@ -98,7 +98,7 @@ class ChannelOutlet(Outlet):
         return codec, [raw[: len(packed)]], buffer
 
     def taken_over(self, region: Region) -> None:
-        self._encoder.forget(region.block, np.arange(region.first_page, region.end_page))
+        self._encoder.forget_runs(region.block, np.array([[region.first_page, region.end_page]]))
 
     def fence(self, round_: int) -> None:
         self._channel.fence(round_)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from parmig.errors import SnapshotError
 from parmig.linux import files
-from parmig.ram.bits import Index, runs_of_index
+from parmig.ram.bits import Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.outlets.file_outlet import FileOutlet
 from parmig.ram.reach.reach import Reach
@@ -43,7 +43,7 @@ class MappedRamOutlet(FileOutlet):
         super().__init__(fd, name, blocks, tracker, shared, wait=wait)
         self._pages_offsets_bytes = pages_offsets_bytes
 
-    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+    def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         size_bytes = len(data) * PAGE_BYTES
         self._take_turn(size_bytes)
         base = self._pages_offsets_bytes[block]
@@ -52,7 +52,7 @@ class MappedRamOutlet(FileOutlet):
             runs.tolist(), self._frames(block, data, runs), strict=True
         ):  # one write for each run
             self._write(base + first * PAGE_BYTES, [frame])
-        for first, end in runs_of_index(zero).tolist():
+        for first, end in zero.tolist():
             self._clear(base + first * PAGE_BYTES, (end - first) * PAGE_BYTES)
         return size_bytes
 

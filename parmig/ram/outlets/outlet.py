@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from parmig.ram.bits import Index
+from parmig.ram.bits import Index, Runs
 from parmig.ram.regions import Region
 
 
@@ -16,10 +16,10 @@ class Outlet(ABC):
     """Whether zero pages of the first pass must be sent, because their places may hold other data."""
 
     @abstractmethod
-    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
-        """Take one batch: pages of *block* as they are now, and pages of it that are zero.
+    def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
+        """Take one batch: the pages *data* of *block* as they are now, and runs of its pages that are zero.
 
-        Both ascend; one of them may be empty. A page that the guest writes meanwhile comes again later.
+        One of them may be empty. A page that the guest writes meanwhile comes again later.
 
         Returns:
             how many bytes were sent or written.

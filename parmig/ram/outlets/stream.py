@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from parmig.ram.bits import Index
+from parmig.ram.bits import Index, Runs, index_of_runs
 from parmig.ram.outlets.file_outlet import FileOutlet
 from parmig.ram.reach.reach import Reach
 from parmig.ram.shared import SharedArea
@@ -46,11 +46,11 @@ class StreamOutlet(FileOutlet):
         self._section_id = section_id
         self._buffer = np.empty(0, dtype=np.uint8)
 
-    def emit(self, block: int, round_: int, data: Index, zero: Index) -> int:
+    def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         name = self._blocks[block].block.name
         pieces: list[Buffer] = []
         if len(zero):
-            pieces.append(encode_zero_words(name, zero))
+            pieces.append(encode_zero_words(name, index_of_runs(zero)))
         if len(data):
             pieces.append(self._page_words(block, name, data))
         frames = part_section(self._section_id, pieces)

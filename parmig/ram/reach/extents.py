@@ -59,10 +59,10 @@ def allocated_mask(file: BlockFile, first_page: int, pages: int, among: Mask | N
         present[begin:end] = files.mincore(address + begin * PAGE_BYTES, end - begin)
     absent = ~present if among is None else among & ~present
     for begin, end in runs_of_mask(absent).tolist() if absent.any() else ():  # extents, only those not in memory
-        page = _next_data(file, first_page + begin, first_page + end)
+        page = next_data(file, first_page + begin, first_page + end)
         while page is not None:
             present[page - first_page] = True
-            page = _next_data(file, page + 1, first_page + end)
+            page = next_data(file, page + 1, first_page + end)
     return present
 
 
@@ -94,20 +94,16 @@ def _huge_mask(file: BlockFile, first_page: int, pages: int, among: Mask | None)
     return np.repeat(exists, block.unit_pages)[before : before + pages]
 
 
-def has_data(file: BlockFile, first_page: int, pages: int) -> bool:
-    """Whether any page of the range exists: one system call, except for huge pages."""
-    if file.block.unit_pages > 1:
-        return bool(_huge_mask(file, first_page, pages, None).any())
-    return _next_data(file, first_page, first_page + pages) is not None
-
-
-def _next_data(file: BlockFile, first_page: int, end_page: int) -> int | None:
-    """The first of the pages that has data; None when there is none."""
-    at, end = _offset(file, first_page), _offset(file, end_page)
-    if at >= end:
+def next_data(file: BlockFile, first_page: int, end_page: int) -> int | None:
+    """The first of the pages that exists; None when none does. One system call, except for huge pages."""
+    if first_page >= end_page:
         return None
+    if file.block.unit_pages > 1:
+        exists = np.flatnonzero(_huge_mask(file, first_page, end_page - first_page, None))
+        return first_page + int(exists[0]) if len(exists) else None
+    end = _offset(file, end_page)
     try:
-        data = os.lseek(file.fd, at, os.SEEK_DATA)
+        data = os.lseek(file.fd, _offset(file, first_page), os.SEEK_DATA)
     except OSError as error:
         if error.errno == errno.ENXIO:  # nothing but hole follows
             return None

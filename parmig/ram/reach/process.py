@@ -21,7 +21,7 @@ from parmig.errors import GuestError, HostRefusedError, MemoryFullError
 from parmig.linux import pagemap, process_memory
 from parmig.ram.bits import NO_INDEX, Bits, Index, Mask, Runs, runs_of_index, runs_of_mask
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, Pages
-from parmig.ram.reach.extents import BlockFile, allocated_mask, has_data
+from parmig.ram.reach.extents import BlockFile, allocated_mask, next_data
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.reach.reach import Reach
 from parmig.ram.zero import zero_mask
@@ -104,16 +104,16 @@ class ProcessReach(Reach):
             found.swapped[first - first_page : end - first_page] = part.swapped
         return found
 
-    def has_data(self, first_page: int, pages: int) -> bool:
-        if self._file is not None and has_data(self._file, first_page, pages):
-            return True
+    def next_data(self, first_page: int, end_page: int) -> int | None:
+        in_file = None if self._file is None else next_data(self._file, first_page, end_page)
         try:
-            return any(
-                pagemap.any_existing(self._pagemap_fd, address, address + (end - first) * PAGE_BYTES)
-                for first, end, address in self._overlapping(first_page, first_page + pages)
-            )
+            for first, end, address in self._overlapping(first_page, end_page if in_file is None else in_file):
+                at = pagemap.first_existing(self._pagemap_fd, address, address + (end - first) * PAGE_BYTES)
+                if at is not None:
+                    return first + (at - address) // PAGE_BYTES
         except OSError as error:
             raise self._refused(error) from error
+        return in_file
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -166,10 +166,14 @@ class ProcessReach(Reach):
     def write(self, runs: Runs, pages: memoryview, existing: Bits) -> None:
         self._write(runs, np.frombuffer(pages, dtype=np.uint8))
 
-    def clear(self, index: Index) -> None:
+    def write_run(self, first_page: int, pages: memoryview) -> None:
+        self._write(np.array([[first_page, first_page + len(pages) // PAGE_BYTES]]), np.frombuffer(pages, np.uint8))
+
+    def clear(self, index: Index) -> Index:
         for first in range(0, len(index), _ZERO_PAGES):
             part = index[first : first + _ZERO_PAGES]
             self._write(runs_of_index(part), _ZEROS[: len(part)].reshape(-1))
+        return NO_INDEX
 
     def _write(self, runs: Runs, source: np.ndarray) -> None:
         try:

@@ -39,8 +39,12 @@ class Reach(ABC):
         """
 
     @abstractmethod
+    def next_data(self, first_page: int, end_page: int) -> int | None:
+        """The first of the pages ``[first_page, end_page)`` that exists; None: none of them does."""
+
     def has_data(self, first_page: int, pages: int) -> bool:
         """Whether any page of the range exists."""
+        return self.next_data(first_page, first_page + pages) is not None
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -77,10 +81,16 @@ class Reach(ABC):
 
     # -- writing --------------------------------------------------------------------------------
 
-    def targets(self, runs: Runs) -> list[memoryview]:
-        """Where the pages of *runs*, all of which exist, can be stored directly: one piece for each run.
+    def targets(self, runs: Runs, *, exist: bool) -> list[memoryview]:
+        """Where the pages of *runs* can be stored directly: one piece for each run. Huge pages are allocated for it.
 
-        Empty: they cannot; use :meth:`write`.
+        Empty: they cannot; use :meth:`write` or :meth:`write_run`.
+
+        Args:
+            exist: whether all of them are known to exist.
+
+        Raises:
+            MemoryFullError: as :meth:`write`.
         """
         return []
 
@@ -96,8 +106,16 @@ class Reach(ABC):
         """
 
     @abstractmethod
-    def clear(self, index: Index) -> None:
-        """Make the pages *index*, all of which exist, zero."""
+    def write_run(self, first_page: int, pages: memoryview) -> None:
+        """Write *pages* from page *first_page* on, whether they exist or not. It is for long runs.
+
+        Raises:
+            MemoryFullError: as :meth:`write`.
+        """
+
+    @abstractmethod
+    def clear(self, index: Index) -> Index:
+        """Make the pages *index*, all of which exist, zero. Returns those that do not exist any more."""
 
     @abstractmethod
     def close(self) -> None:
