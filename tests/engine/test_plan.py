@@ -597,3 +597,26 @@ def test_a_throttle_is_lifted_once_the_guest_is_paused() -> None:
     assert told[:2] == [Throttle(0), Do.SAVE_STATE]
     assert Throttle(0) not in told[1:]
     assert walk.plan.record.max_throttle_percent == 30
+
+
+def test_regions_stay_with_the_worker_that_remembers_them() -> None:
+    """In round 1 an idle worker takes over all that is left. From then on it leaves the owner a quarter."""
+    walk = Walk()
+    regions = [Region(0, number * 4096, 4096) for number in range(8)]
+    walk.plan = Coordinator(regions, 2, LIMITS, verify=False, remembering=True)
+    assert walk.begin() == [send(0, 1, 0), send(1, 1, 4), send(0, 1, 1), send(1, 1, 5)]
+    assert [walk.take(c.WorkerIdle(0)) for _ in range(5)] == [
+        *([send(0, 1, number)] for number in (2, 3, 7, 6)),
+        [Tell(0, Fence(1))],
+    ]
+    assert walk.take(c.WorkerIdle(1)) == [Tell(1, Fence(1))]
+    assert walk.take(c.WorkerFenced(0, WorkerCounters(sent_pages=24_000)), 1000) == []
+    told = walk.take(c.WorkerFenced(1, WorkerCounters(sent_pages=8000)), 1001)
+    assert told == [Tell(0, CountDirty((0, 1, 2, 3, 6, 7))), Tell(1, CountDirty((4, 5)))]
+    assert walk.take(c.WorkerCounted(0, 30_000), 1002) == []
+    told = walk.take(c.WorkerCounted(1, 2000), 1003)
+    assert told == [send(0, 2, 0), send(1, 2, 4), send(0, 2, 1), send(1, 2, 5)]
+    assert [walk.take(c.WorkerIdle(1)) for _ in range(4)] == [
+        *([send(1, 2, number)] for number in (7, 6, 3)),
+        [Tell(1, Fence(2))],
+    ]

@@ -184,9 +184,11 @@ def test_a_sender_killed_as_soon_as_it_changed_settings_leaves_them_as_they_were
         "import os\n"
         "from parmig.guests.qemu.settings import Settings\n"
         "changed = Settings._set_parameters\n"
+        "sender = os.getpid()\n"  # the guardian is forked from it
         "def die(self, values):\n"
         "    changed(self, values)\n"
-        "    os.kill(os.getpid(), 9)\n"
+        "    if os.getpid() == sender:\n"
+        "        os.kill(sender, 9)\n"
         "Settings._set_parameters = die\n"
     )
     with QemuMachine(initrd, incoming=True) as destination, receive(destination, ",state=migrate") as there:
