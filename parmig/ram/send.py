@@ -27,6 +27,7 @@ from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
+from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import Regions
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.tracker import DirtyTracker
@@ -64,6 +65,7 @@ class MigrationRamSend:
         self._shared = shared
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._scanner = DirtyScanner(regions, blocks, tracker, shared)
+        self._tables = TableBudget(blocks)
         self._round = 0
         self._block = 0
         self._data: list[Index] = []
@@ -149,6 +151,7 @@ class MigrationRamSend:
         for first in range(0, len(index), self._batch_pages):
             part = index[first : first + self._batch_pages]
             self.counters.handled_pages += len(part)
+            self._tables.use(part)
             zero = reach.zero_mask(part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
