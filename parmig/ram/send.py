@@ -122,10 +122,11 @@ class MigrationRamSend:
 
     def _take_over(self, numbers: Sequence[int]) -> None:
         """Become the last sender of the regions *numbers*."""
-        last = self._shared.senders[list(numbers)]
-        for place in np.flatnonzero((last != 0) & (last != self._worker + 1)).tolist():  # a loop over regions
-            self._outlet.taken_over(self._regions[numbers[place]])
-        self._shared.senders[list(numbers)] = self._worker + 1
+        wanted = np.asarray(numbers, dtype=np.int64)
+        last = self._shared.senders[wanted]
+        for stretch in self._regions.stretches(wanted[(last != 0) & (last != self._worker + 1)]):
+            self._outlet.taken_over(stretch)
+        self._shared.senders[wanted] = self._worker + 1
 
     def migrate_ram_send(self, dirty: DirtyRegion, *, first_pass: bool) -> None:
         """Queue the pages of one dirty region, a batch's worth at a time while they are in the cache."""
