@@ -88,6 +88,13 @@ def test_the_command_line_has_priority(commands: Commands) -> None:
     assert config == SendConfig(workers=2, paths=(PathPair("10.0.0.2"),), batch_bytes=MIB)
 
 
+def test_a_flag_of_the_file_is_switched_off_on_the_command_line(commands: Commands) -> None:
+    toml = "[send]\nannounce = true\nauto-converge = true"
+    assert commands("send", toml, "--no-announce").exit_code == 0
+    ((_, _, config, _),) = commands.got
+    assert config == SendConfig(announce=False, auto_converge=True)
+
+
 def test_one_file_serves_every_command_with_a_table(commands: Commands) -> None:
     toml = """
     [send]
