@@ -62,8 +62,7 @@ class Coordinator(Plan[Instruction]):
         self._workers = workers
         self._limits = limits
         self._verify, self._remembering = verify, remembering
-        weights = [region.pages for region in regions]
-        self._owned = assign(weights, workers)
+        self._owned = assign(weights := [region.pages for region in regions], workers)
         self._needs_sync = self._settles = self._saved = False
         self._shares = Shares([])
         self._waiting, self._fencing = set[int](), set[int]()
