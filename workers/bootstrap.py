@@ -125,7 +125,13 @@ def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) ->
     fds = [*block_fds, -1]
     blocks = [open_reach(msgspec.structs.replace(item, fd=fds[item.fd])) for item in setup.memory]
     regions = cut(setup.blocks, setup.region_pages)
-    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    shared = SharedArea(
+        area_fd,
+        workers=setup.workers,
+        blocks=setup.blocks,
+        regions=len(regions),
+        page_digests=setup.page_digests,
+    )
     return Memory(blocks, regions, shared)
 
 

@@ -18,6 +18,7 @@ from parmig.ram.bits import (
     test_bits,
 )
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
@@ -29,12 +30,14 @@ class PagePlacer:
 
     Args:
         blocks: the blocks, by number.
-        shared: its bits record which pages are known to exist. The memory need not be empty.
+        shared: its bits record which pages are known to exist. The memory need not be empty. If it has a table of
+            digests, each page is read back once it was placed.
     """
 
     def __init__(self, blocks: Sequence[Reach], shared: SharedArea) -> None:
         self._blocks = blocks
         self._shared = shared
+        self._digests = PlacedDigests(shared, blocks) if shared.page_digests else None
 
     def place(self, block: int, runs: Runs, raw: memoryview) -> None:
         """Place pages that lie one after the other in *raw*.
@@ -75,11 +78,19 @@ class PagePlacer:
     def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        clear_bits(bits, self._blocks[block].clear(_ascending(index[test_bits(bits, index)])))
+        existing = _ascending(index[test_bits(bits, index)])
+        gone = self._blocks[block].clear(existing)
+        clear_bits(bits, gone)
+        if self._digests is not None:
+            self._digests.forget(block, gone)
+            self._digests.note(block, existing[test_bits(bits, existing)])
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
-        set_bits(self._shared.bits[block], _ascending(index))
+        index = _ascending(index)
+        set_bits(self._shared.bits[block], index)
+        if self._digests is not None:
+            self._digests.note(block, index)
 
     def read_page(self, block: int, page: int) -> bytes:
         """A page as it is now, zero where there is none."""
