@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, Unit, check_options, option
+from parmig.options import COUNT, DURATION, FILE, PERCENT, PORTS, RATE, SIZE, TEXT, Unit, check_options, option
 from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
 
 MAX_WORKERS = 64
@@ -37,13 +37,13 @@ PATTERNS = ("random", "sequential", "hot", "burst")
 """Which pages a synthetic guest writes. The position is the number in device state: append only."""
 
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
+COMPARISONS = ("after", "before")
 CODECS = "parmig.ram.codecs.registry:choices"
 TRANSPORTS = "parmig.transport.registry:transport_choices"
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs
 half a millisecond of processor time on both sides together."""
-
 
 SWITCHOVER_TIMEOUT_NS = 30 * NS_PER_S
 """A hundred times the usual pause: whatever takes longer hangs, and a guest should not wait for it."""
@@ -76,24 +76,7 @@ def parse_path(text: str) -> Path:
     return Path(local=parts[1] or "", remote=parts[2])
 
 
-def _read_ports(text: str) -> tuple[int, int]:
-    first, separator, last = text.partition("-")
-    if not (separator and first.isdecimal() and last.isdecimal()):
-        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
-    if not 1 <= int(first) <= int(last) <= 65535:
-        raise UsageError(f"{text!r} is not a range of ports; write two ports from 1 to 65535, the lower one first")
-    return int(first), int(last)
-
-
-def _read_file(text: str) -> str:
-    if not os.path.isfile(text):
-        raise UsageError(f"there is no file {text!r}; give the path of an existing file")
-    return text
-
-
 PATH_PAIR = Unit("LOCAL-REMOTE", "a pair of addresses", parse_path)
-PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
-FILE = Unit("FILE", "a file", _read_file)
 
 Workers = Annotated[int, option("Worker processes.", COUNT, shown="one per core, at most 4", ge=1, le=MAX_WORKERS)]
 
@@ -191,7 +174,14 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         int, option("Give up if the receiver cannot be reached within this time.", DURATION, ge=0)
     ] = 3 * NS_PER_S
     verify: Annotated[
-        bool, option("Compare a digest of all memory while both sides are paused. This makes the pause longer.")
+        bool | str,
+        option(
+            "Compare both memories. after (also without a value): once the guest runs at the destination, with the "
+            "memory that the source keeps. before: while both sides are paused, which makes the pause longer.",
+            choices=COMPARISONS,
+            bare=COMPARISONS[0],
+            shown="off",
+        ),
     ] = False
     check_only: Annotated[
         bool, option("Compare the guest, both hosts and the options, and move nothing.", name="check")
@@ -200,6 +190,11 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
     announce: Announce = False
+
+    @property
+    def compares(self) -> str:
+        """When both memories are compared: one of COMPARISONS; empty: not at all."""
+        return self.verify if isinstance(self.verify, str) else COMPARISONS[0] * self.verify
 
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -42,6 +43,21 @@ class Unit(msgspec.Struct, frozen=True):
     write: Callable[[Any], str] = str
 
 
+def _read_ports(text: str) -> tuple[int, int]:
+    first, separator, last = text.partition("-")
+    if not (separator and first.isdecimal() and last.isdecimal()):
+        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
+    if not 1 <= int(first) <= int(last) <= 65535:
+        raise UsageError(f"{text!r} is not a range of ports; write two ports from 1 to 65535, the lower one first")
+    return int(first), int(last)
+
+
+def _read_file(text: str) -> str:
+    if not os.path.isfile(text):
+        raise UsageError(f"there is no file {text!r}; give the path of an existing file")
+    return text
+
+
 TEXT = Unit("TEXT", "text", str)
 COUNT = Unit("N", "a number", parse_number)
 PERCENT = Unit("PERCENT", "a percentage", parse_number)
@@ -50,6 +66,8 @@ TIMES = Unit("", "a number", parse_number)
 SIZE = Unit("SIZE", "a size", parse_size, write_size)
 RATE = Unit("RATE", "a rate", parse_rate, lambda value: f"{write_size(value)}/s" if value else "0")
 DURATION = Unit("DURATION", "a duration", parse_duration_ns, write_duration_ns)
+PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
+FILE = Unit("FILE", "a file", _read_file)
 
 
 class _Declared(msgspec.Struct, frozen=True):
@@ -61,6 +79,7 @@ class _Declared(msgspec.Struct, frozen=True):
     shown: str
     choices: tuple[str, ...] | str
     required: bool
+    bare: str
 
 
 def option(
@@ -72,6 +91,7 @@ def option(
     shown: str = "",
     choices: tuple[str, ...] | str = (),
     required: bool = False,
+    bare: str = "",
     **limits: Any,
 ) -> msgspec.Meta:
     """The declaration of an option, for the ``Annotated`` type of a field.
@@ -84,9 +104,11 @@ def option(
         shown: the default in words, where its value says nothing to a user.
         choices: the values that are allowed, or ``module:function`` that returns them, called when first needed.
         required: the command line asks for a value although the field has a default.
+        bare: which of *choices* the option means without a value. The type of the field has ``bool``, too: True means
+            the same, and False none of them.
         limits: ``ge``, ``gt``, ``le``, ``multiple_of`` of :class:`msgspec.Meta`.
     """
-    declared = _Declared(unit, metavar or unit.metavar, name, shown, choices, required)
+    declared = _Declared(unit, metavar or unit.metavar, name, shown, choices, required, bare)
     return msgspec.Meta(description=help_text, extra={"option": declared}, **limits)
 
 
@@ -114,6 +136,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     def required(self) -> bool:
         """Whether the command line asks for a value."""
         return self.declared.required
+
+    @property
+    def bare(self) -> str:
+        """The value that it means if it is given without one; empty: it needs a value."""
+        return self.declared.bare
 
     @property
     def is_counted(self) -> bool:
@@ -183,6 +210,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self, value: Any) -> None:
         """Raise :class:`UsageError` unless *value* has the type of the field and is within its limits."""
+        if self.bare and isinstance(value, bool):
+            return
         if self.choices and value not in self.choices:
             raise UsageError(f"{value!r} is unknown; expected {self.expected}")
         try:

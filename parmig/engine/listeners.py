@@ -12,7 +12,7 @@ from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
+from parmig.engine.agreement import ENDPOINT_SCHEMES, VERIFY_AFTER, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
@@ -61,7 +61,14 @@ class Listeners:
         self._ports: dict[int, int] = {}
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
-        self._shared = SharedArea(-1, workers=wish.workers, blocks=wish.blocks, regions=len(self.regions))
+        self._keeps_digests = VERIFY_AFTER in wish.capabilities
+        self._shared = SharedArea(
+            -1,
+            workers=wish.workers,
+            blocks=wish.blocks,
+            regions=len(self.regions),
+            page_digests=self._keeps_digests,
+        )
         self._transport = open_control(
             Endpoint(CONTROL_SCHEME, self._hosts[0], 0),
             "state channel",
@@ -93,6 +100,7 @@ class Listeners:
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
+                page_digests=self._keeps_digests,
             )
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))

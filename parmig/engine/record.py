@@ -136,6 +136,12 @@ class Record:
             return None
         return (self.marks["resumed"] - self.marks["stopped"]) / NS_PER_MS
 
+    def verify_ms(self) -> float | None:
+        """How long both memories were compared after the hand-over; None: they were not."""
+        if "compared" not in self.marks:
+            return None
+        return (self.marks["compared"] - self.marks["comparing"]) / NS_PER_MS
+
     def throughput_mib_per_s(self) -> float:
         """Guest bytes handled in round 1 divided by its duration."""
         if not self.rounds or not self.rounds[0].duration_ms:

@@ -19,7 +19,7 @@ from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.source_run import Means, SourceRun
-from parmig.errors import CancelledError, ParmigError
+from parmig.errors import CancelledError, NotVerifiedError, ParmigError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
@@ -204,6 +204,7 @@ class SourceSide(ABC):
             report.per_worker, report.paths = record.per_worker(self._paths), sorted(set(self._paths))
             report.throughput_mib_per_s = record.throughput_mib_per_s()
             report.downtime_ms = record.downtime_ms()
+            report.verify_ms = record.verify_ms()
             report.state_bytes = plan.state_bytes
             if report.downtime_ms is not None:
                 report.downtime_phases_ms = record.phases()
@@ -211,6 +212,7 @@ class SourceSide(ABC):
                 report.downtime_without_verify_ms = report.downtime_ms - report.downtime_phases_ms.verify
         if error is not None:
             report.error = error_reports.describe_error(error, error.phase or "setup")
-            if report.status not in ("cancelled", "unknown"):
+            moved = isinstance(error, NotVerifiedError)
+            if report.status not in ("cancelled", "unknown") and not moved:
                 report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
         return report

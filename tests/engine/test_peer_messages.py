@@ -52,8 +52,8 @@ EXAMPLES = [
     ),
     m.Refuse("no"),
     m.Checked((Mismatch("machine type", "a", "b", "start both with the same"), Mismatch("x", "", "", "y"))),
-    m.DigestRequest(),
-    m.Digested("abc"),
+    DigestRequest(),
+    Digested("abc"),
     m.Release(7, "def"),
     m.Loaded(1, 2),
     m.HandOver(True),
@@ -172,7 +172,7 @@ def test_an_endpoint_that_nobody_can_have_is_refused(port: int, host: str) -> No
 
 @pytest.mark.parametrize(
     "message",
-    [m.Progressed("active\x1b[2J", 1), m.Progressed("asleep", 1), m.Progressed("active\n", 1), m.Digested("no")],
+    [m.Progressed("active\x1b[2J", 1), m.Progressed("asleep", 1), m.Progressed("active\n", 1), Digested("no")],
 )
 def test_words_that_are_not_known_are_refused(message: m.ControlMessage) -> None:
     with pytest.raises(ProtocolError, match="malformed"):

@@ -228,8 +228,8 @@ def say(at: Migration, message: m.ControlMessage) -> None:
 
 LATE: list[m.ControlMessage] = [
     m.Loaded(1, 1),
-    m.Digested("another"),
-    m.DigestRequest(),
+    Digested("another"),
+    DigestRequest(),
     m.Release(1, "x"),
     m.HandOver(True),
     m.Progressed("active", 1),
@@ -258,7 +258,7 @@ def test_a_digest_that_is_said_again_after_hand_over_does_no_harm() -> None:
         assert at.receiver is not None
         assert at.receiver._session is not None
         assert at.receiver._session.plan.digest
-        say(at, m.Digested(at.receiver._session.plan.digest))
+        say(at, Digested(at.receiver._session.plan.digest))
         destination.open_gates()
         assert (at.sent().status, at.sent().source_guest) == ("completed", "moved")
 

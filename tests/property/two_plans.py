@@ -227,7 +227,7 @@ class World:
             case Do.SAVE_STATE:
                 self.put("source guest", self.save)
             case Do.ASK_DIGEST:
-                self.tell_destination(m.DigestRequest())
+                self.tell_destination(DigestRequest())
             case Do.RELEASE:
                 self.tell_destination(m.Release(self.source.state_bytes, self.source.state_digest))
             case Do.HAND_OVER:
@@ -273,7 +273,7 @@ class World:
     def hear_destination(self, message: m.ControlMessage) -> None:
         event: s.Event
         match message:
-            case m.Digested(digest=digest):
+            case Digested(digest=digest):
                 event = s.PeerDigested(digest)
             case m.Loaded(load_ns=load_ns):
                 event = s.PeerLoaded(load_ns)
