@@ -292,6 +292,23 @@ def test_the_summary_shows_the_pause_without_the_comparison_first(engine: FakeEn
     assert ["of", "which     pause 3.0 + final pages 44.8 ms"] in lines
 
 
+@pytest.mark.parametrize(
+    ("given", "compares"),
+    [
+        ([], ""),
+        (["--verify"], "after"),
+        (["--verify=after"], "after"),
+        (["--verify=before"], "before"),
+        (["--verify", "before"], "before"),
+        (["--verify", "--quiet"], "after"),
+    ],
+)
+def test_verify_needs_no_value(engine: FakeEngine, given: list[str], compares: str) -> None:
+    assert invoke(*SEND, *given).exit_code == 0
+    assert invoke(SEND[0], *given, *SEND[1:]).exit_code == 0
+    assert [one.compares for one in engine.configs if isinstance(one, SendConfig)] == [compares] * 2
+
+
 def test_the_summary_of_a_pause_without_comparison_has_only_that(engine: FakeEngine) -> None:
     engine.sent.downtime_phases_ms = DowntimePhases(pause=12.5)
     assert "downtime     12.5 ms\nof which     pause 12.5 ms\n" in invoke(*SEND).stdout
@@ -326,7 +343,7 @@ def test_the_demo_verifies_and_passes_its_options_on(engine: FakeEngine) -> None
     options = ["--memory", "64MiB", "--dirty-rate", "5MiB/s", "--pattern", "hot", "--workers", "2", "--auto-converge"]
     invoke("demo", *options)
     config = next(one for one in engine.configs if isinstance(one, SendConfig))
-    assert config.verify
+    assert config.compares == "after"
     assert config.auto_converge
     assert config.workers == 2
     source, destination = FakeGuest.opened

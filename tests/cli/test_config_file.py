@@ -88,6 +88,16 @@ def test_the_command_line_has_priority(commands: Commands) -> None:
     assert config == SendConfig(workers=2, paths=(PathPair("10.0.0.2"),), batch_bytes=MIB)
 
 
+@pytest.mark.parametrize(
+    ("value", "compares"), [("true", "after"), ("false", ""), ("'after'", "after"), ("'before'", "before")]
+)
+def test_an_option_that_needs_no_value_is_true_or_false_or_has_one(
+    commands: Commands, value: str, compares: str
+) -> None:
+    assert commands("send", f"[send]\nverify = {value}").exit_code == 0
+    assert commands.got[0][2].compares == compares
+
+
 def test_one_file_serves_every_command_with_a_table(commands: Commands) -> None:
     toml = """
     [send]
@@ -129,7 +139,11 @@ def test_a_file_without_the_table_of_the_command_changes_nothing(commands: Comma
         ("[sendd]\nworkers = 1", "no table for a command named 'sendd'; known tables: [receive], [save], [send]"),
         ("workers = 1", "no table for a command named 'workers'"),
         ("send = 1", "no table for a command named 'send'"),
-        ("[send]\nverify = 'yes'", "option 'verify' in table [send] of FILE is 'yes'; expected true or false"),
+        ("[send]\nverify = 'yes'", "'--verify': 'yes' is unknown; expected one of after, before"),
+        (
+            "[send]\nannounce = 'yes'",
+            "option 'announce' in table [send] of FILE is 'yes'; expected true or false",
+        ),
         ("[send]\nworkers = true", "option 'workers' in table [send] of FILE is True; write the value as on the"),
         ("[send]\nworkers = [1, 2]", "is [1, 2]; write the value as on the command line, in quotes"),
         ("[send]\npath = [1979-05-27]", "write the value as on the command line, in quotes"),

@@ -10,6 +10,7 @@ from parmig.engine import peer_messages as m
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, Say
 from parmig.engine.destination_steps import Step
+from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.report import ErrorReport
 from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from parmig.engine import error_reports
 from parmig.engine import peer_messages as m
+from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name
@@ -54,6 +55,10 @@ EXAMPLES = [
     m.Checked((Mismatch("machine type", "a", "b", "start both with the same"), Mismatch("x", "", "", "y"))),
     DigestRequest(),
     Digested("abc"),
+    DigestsRequest(-1, 0),
+    DigestsRequest(3, 32768),
+    Digests(-1, 0, bytes(16)),
+    m.Goodbye("abc"),
     m.Release(7, "def"),
     m.Loaded(1, 2),
     m.HandOver(True),

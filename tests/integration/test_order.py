@@ -13,6 +13,7 @@ import pytest
 
 from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
+from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerLostError
 from parmig.ram.flow import SendChannel
