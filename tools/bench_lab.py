@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
@@ -26,10 +27,15 @@ from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import DowntimePhases, Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.guest import Guest
+from parmig.guests.qemu.qmp_events import Listener
+from parmig.units import NS_PER_MS
 from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
 
 MIB = 1 << 20
 LIMIT_S = 120.0
+
+EnterSide = Callable[[], contextlib.AbstractContextManager[None]]
+"""Makes a context; what is started inside it belongs to one side of a move (:mod:`tools.bench_sides`)."""
 
 __all__ = [
     "MIB",
@@ -70,19 +76,19 @@ def touch_memory(size_bytes: int) -> None:
     os.close(fd)
 
 
-def fill_random(machine: Any, memory_bytes: int, *, first_byte: int = 0) -> None:
+def fill_random(machine: Any, memory_bytes: int, *, first_byte: int = 0, outside: bool = False) -> None:
     """Fill *memory_bytes* of the guest's memory from *first_byte* on with random data, different in every page.
 
-    It writes through QEMU's own mapping, as a running guest would. Memory that is filled from outside is in no page
-    table of QEMU's, and a scan of the page tables would have to ask the file what exists.
+    It writes through QEMU's own mapping, as a running guest would. *outside* writes to the memory file instead: the
+    pages are then in no page table of QEMU's, as those of a guest that was restored from a file by another program.
     """
-    block = bytearray(os.urandom(16 * MIB))
-    address = machine.host_address(first_byte)
-    with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
-        for at in range(0, memory_bytes, len(block)):
-            for page in range(0, len(block), 4096):
-                block[page : page + 8] = (at + page + 1).to_bytes(8, "little")
-            os.pwrite(memory.fileno(), block, address + at)
+    block = np.frombuffer(os.urandom(16 * MIB), dtype=np.uint64).reshape(-1, 512).copy()
+    path = machine.directory / "ram" if outside else f"/proc/{machine.pid}/mem"
+    address = first_byte if outside else machine.host_address(first_byte)
+    with open(path, "r+b", buffering=0) as memory:
+        for at in range(0, memory_bytes, block.nbytes):
+            block[:, 0] = np.arange(at, at + block.nbytes, 4096) + 1
+            os.pwrite(memory.fileno(), block.data, address + at)
 
 
 def median(values: Sequence[float]) -> float:
@@ -147,21 +153,30 @@ def migrate(
 
 
 def migrate_by_commands(
-    source: str, destination: str, config: SendConfig, *options: str, touch_bytes: int = 0
+    source: str,
+    destination: str,
+    config: SendConfig,
+    *options: str,
+    touch_bytes: int = 0,
+    enter_source: EnterSide = contextlib.nullcontext,
+    enter_destination: EnterSide = contextlib.nullcontext,
 ) -> Report:
     """One migration between two guests, as ``--guest`` names them: each side a process of its own as on two hosts.
 
-    Of *config* only the number of workers counts; *options* are more of ``parmig send``. See :func:`touch_memory` for
-    *touch_bytes*.
+    Of *config* only the number of workers counts; *options* are more of ``parmig send``. Each command is started in
+    the context of its side. See :func:`touch_memory` for *touch_bytes*.
     """
     parmig = [sys.executable, "-m", "parmig"]
     listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", destination, "--json"]
-    with subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as receiver:
+    with enter_destination():
+        receiver = subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         touch_memory(touch_bytes)
         send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet", *options]
-        output = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
+        with enter_source():
+            output = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout
         report = msgspec.json.decode(output, type=Report)
         if report.error is not None:
             receiver.terminate()  # it would wait for the next sender
@@ -173,7 +188,7 @@ def migrate_by_commands(
 def qemu_migrate(source: Any, destination: Any, channels: int, *, touch_bytes: int = 0) -> dict[str, Any]:
     """One migration between two QEMUs by QEMU itself over loopback TCP: multifd with *channels*, or without (0).
 
-    See :func:`touch_memory` for *touch_bytes*.
+    See :func:`touch_memory` for *touch_bytes*. It waits for events: to ask in a loop would take QEMU processor time.
 
     Returns:
         the source's ``query-migrate``, with ``wall_ms`` from the command until the destination has loaded everything:
@@ -189,12 +204,20 @@ def qemu_migrate(source: Any, destination: Any, channels: int, *, touch_bytes: i
     destination.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
     port = destination.ask("query-migrate")["socket-address"][0]["port"]
     touch_memory(touch_bytes)
-    began = time.monotonic()
-    source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
-    migration = await_migration(source)
-    while destination.ask("query-status")["status"] == "inmigrate":
-        time.sleep(0.002)
-    return {**migration, "wall_ms": (time.monotonic() - began) * 1000}
+    with source.listen("MIGRATION") as sent, destination.listen("MIGRATION") as loaded:
+        began_ns = time.monotonic_ns()
+        source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
+        _await_completed(sent)
+        ended_ns = _await_completed(loaded)
+    return {**source.ask("query-migrate"), "wall_ms": (ended_ns - began_ns) / NS_PER_MS}
+
+
+def _await_completed(events: Listener) -> int:
+    """When QEMU's migration had completed, on the clock of ``time.monotonic_ns()``."""
+    while (event := events.get(LIMIT_S)).status != "completed":
+        if event.status == "failed":
+            raise RuntimeError(f"QEMU's own migration failed: {event.data}")
+    return event.at_ns
 
 
 def await_migration(machine: Any) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class MigrationChecker:
         if self._progress is not None:
             self._progress(Progress(status="setup", message=f"checking with {self._uri}"))
         introduction = Introduction(parse_uri(self._uri), config, opened, self._check_cancelled)
-        answer = introduction.ask(introduction.make_wish(self._guest, self._thread, info, memory, check=True))
+        _, answer = introduction.ask(introduction.make_wish(self._guest, self._thread, info, memory, check=True))
         if not isinstance(answer, Checked):
             raise ProtocolError(f"the receiver at {self._uri} answered {type(answer).__name__} to a check")
         _logger.info("the receiver found %s to mend", _count(answer.mismatches))

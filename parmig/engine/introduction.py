@@ -22,7 +22,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
-from parmig.transport.registry import open_control, transport_name
+from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, open_control, transport_name
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -93,8 +93,11 @@ class Introduction:
             check=check,
         )
 
-    def ask(self, wish: Configure) -> Accept | Checked:
+    def ask(self, wish: Configure) -> tuple[Configure, Accept | Checked]:
         """Connect, send *wish*, and wait for the answer. An older receiver is asked again in a way that it knows.
+
+        Returns:
+            The wish that was answered last, and the answer.
 
         Raises:
             PeerRefusedError: the destination refused, or is too old to check.
@@ -104,19 +107,21 @@ class Introduction:
             ProtocolError: it answered something else.
         """
         answer = self._answer(wish)
-        if isinstance(answer, peer_messages.Refuse):
-            older = for_older_peer(wish, answer.reason)
-            if older is not None and wish.check:
+        while isinstance(answer, peer_messages.Refuse):
+            older = for_older_peer(wish, answer.reason, self._config.transport)
+            if older is None:
+                break
+            if wish.check and not older.check:
                 raise PeerRefusedError(
                     f"the receiver at {self._endpoint} is an older parmig, which cannot check; install this version "
                     "there, or leave out --check: it compares what it knows before it touches anything"
                 )
-            if older is not None:
-                _logger.info("the receiver is an older parmig; it is asked again without what it does not know")
-                answer = self._answer(older)
+            _logger.info("the receiver is an older parmig; it is asked again without what it does not know")
+            wish = older
+            answer = self._answer(wish)
         match answer:
             case Accept() | Checked():
-                return answer
+                return wish, answer
             case peer_messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
             case peer_messages.Failure(error=report):
@@ -144,13 +149,19 @@ _UNKNOWN_FIELD = "unknown field"
 """Words in the refusal of every parmig that is sent a message with a field that it does not know (msgspec's)."""
 
 
-def for_older_peer(wish: Configure, reason: str) -> Configure | None:
-    """*wish* for a destination that refused it for *reason*: without the fields that an older one does not know.
+def for_older_peer(wish: Configure, reason: str, transport: str) -> Configure | None:
+    """*wish* for a destination that refused it for *reason*: without what an older one does not know.
 
-    None: the reason is another one, or *wish* has no such field.
+    That is a field, or the transport that parmig chose because the user's *transport* leaves the choice to it.
+
+    None: the reason is another one, or *wish* has nothing of the kind.
     """
-    older = msgspec.structs.replace(wish, traits={}, check=False)
-    return older if _UNKNOWN_FIELD in reason and older != wish else None
+    older = wish
+    if _UNKNOWN_FIELD in reason:
+        older = msgspec.structs.replace(wish, traits={}, check=False)
+    elif transport == AUTO and "transport" in reason:
+        older = msgspec.structs.replace(wish, transport=OLDEST_TRANSPORT)
+    return older if older != wish else None
 
 
 def check_throttle(guest: Guest, thread: GuestThread, kind: str) -> None:

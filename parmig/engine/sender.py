@@ -102,7 +102,9 @@ class MigrationSender(SourceSide):
         endpoint = parse_uri(self._uri)
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
-        accept = self._agree(introduction.ask(wish), wish, info)
+        wish, answer = introduction.ask(wish)
+        accept = self._agree(answer, wish, info)
+        self._report.transport = wish.transport
         region_pages, control = wish.region_pages, introduction.control
         assert control is not None
         regions = cut(blocks, region_pages)
@@ -112,7 +114,7 @@ class MigrationSender(SourceSide):
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
-        for worker, (uri, local) in enumerate(self._channels(accept, endpoint)):
+        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
@@ -168,13 +170,13 @@ class MigrationSender(SourceSide):
         logs.note_session(answer.session)
         return answer
 
-    def _channels(self, accept: Accept, control: Endpoint) -> Iterator[tuple[str, str]]:
+    def _channels(self, accept: Accept, control: Endpoint, transport: str) -> Iterator[tuple[str, str]]:
         """Where each worker connects to, and from which local address."""
         for worker, data in enumerate(accept.data):
             path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
             host = path.remote if path else data.host or control.host
             self._paths.append(str(path) if path else host)
-            scheme = data.scheme or data_scheme(self._config.transport)
+            scheme = data.scheme or data_scheme(transport)
             yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:

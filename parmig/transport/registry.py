@@ -48,6 +48,10 @@ AUTO_TRANSPORT = "tcp"
 ZeroMQ allocates it and fills it in a thread of its own; TCP fills the guest's pages, or a buffer in the cache."""
 
 
+OLDEST_TRANSPORT = "zmq"
+"""What every release of parmig knows."""
+
+
 def data_transports() -> tuple[str, ...]:
     """The names of the transports that can carry pages."""
     return tuple(kind.name for kind in TRANSPORTS.values())

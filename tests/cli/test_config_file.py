@@ -98,6 +98,13 @@ def test_an_option_that_needs_no_value_is_true_or_false_or_has_one(
     assert commands.got[0][2].compares == compares
 
 
+def test_a_flag_of_the_file_is_switched_off_on_the_command_line(commands: Commands) -> None:
+    toml = "[send]\nannounce = true\nauto-converge = true\nverify = true"
+    assert commands("send", toml, "--no-announce", "--no-verify").exit_code == 0
+    ((_, _, config, _),) = commands.got
+    assert config == SendConfig(announce=False, auto_converge=True)
+
+
 def test_one_file_serves_every_command_with_a_table(commands: Commands) -> None:
     toml = """
     [send]

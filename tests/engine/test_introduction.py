@@ -22,9 +22,17 @@ def test_an_older_destination_is_asked_without_what_it_does_not_know(fields: dic
     body["news"] = body.pop(name)  # as a field that this parmig does not know
     with pytest.raises(ProtocolError) as refusal:
         m.decode_control(memoryview(m.encode_control(PLAIN)[:12] + msgspec.msgpack.encode(body)))
-    assert for_older_peer(wish, str(refusal.value)) == PLAIN
+    assert for_older_peer(wish, str(refusal.value), "zmq") == PLAIN
+
+
+def test_an_older_destination_is_asked_for_a_transport_that_it_knows_if_the_user_names_none() -> None:
+    wish = msgspec.structs.replace(PLAIN, transport="tcp")
+    reason = "transport: 'tcp' at the source, only zmq at the destination"
+    assert for_older_peer(wish, reason, "auto") == msgspec.structs.replace(PLAIN, transport="zmq")
+    assert for_older_peer(wish, reason, "tcp") is None
+    assert for_older_peer(msgspec.structs.replace(PLAIN, transport="zmq"), reason, "auto") is None
 
 
 def test_any_other_refusal_stands() -> None:
-    assert for_older_peer(CONFIGURE, "machine type: 'a' at the source, 'b' at the destination") is None
-    assert for_older_peer(PLAIN, "Object contains unknown field `workers`") is None
+    assert for_older_peer(CONFIGURE, "machine type: 'a' at the source, 'b' at the destination", "auto") is None
+    assert for_older_peer(PLAIN, "Object contains unknown field `workers`", "auto") is None

@@ -62,7 +62,7 @@ def test_both_logs_show_why_a_migration_failed(tmp_path: Path) -> None:
     assert here.find("status active -> failed", session=session, side="source")
     assert here.find("^ended: failed, WorkerError", level="ERROR", session=session)
     assert here.find("^guest: resume_source took", session=session)
-    assert here.find("^connected to zmq", worker="0", session=session)  # a line of a worker itself
+    assert here.find("^connected to tcp", worker="0", session=session)  # a line of a worker itself
     assert here.find("^tear-down", session=session)
 
     assert there.find("^the peer sent Failure: WorkerError .*send worker 1 .*killed by signal 9", session=session)

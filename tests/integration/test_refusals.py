@@ -274,16 +274,17 @@ def test_space_that_runs_out_on_the_way_is_told_with_block_and_cure(small_disk: 
 # -- strangers -----------------------------------------------------------------------------------------
 
 
-def test_nobody_reaches_any_port_during_a_migration() -> None:
-    """The control and state ports are closed then; those of the workers answer nobody."""
+@pytest.mark.parametrize(("transport", "worker_ports"), [("tcp", 0), ("zmq", 2)])
+def test_nobody_reaches_any_port_during_a_migration(transport: str, worker_ports: int) -> None:
+    """The control and state ports are closed then. ZeroMQ keeps those of the workers open, and they answer nobody."""
     before = set(_listening(os.getpid()))
     with guests("memory=32MiB,rate=5MiB/s") as (source, destination):
-        config = SendConfig(workers=2, verify=True, max_bandwidth_bytes_per_s=25 * MIB)
+        config = SendConfig(workers=2, verify=True, transport=transport, max_bandwidth_bytes_per_s=25 * MIB)
         with Migration(source, destination, config) as migration:
             migration.at_round(1)
             assert set(_listening(os.getpid())) <= before
             ports = [port for pid in migration.receive_workers() for port in _listening(pid)]
-            assert len(ports) == 2
+            assert len(ports) == worker_ports
             for port in [*ports, int(migration.uri.rpartition(":")[2])]:
                 with pytest.raises(OSError):
                     socket.create_connection(("127.0.0.1", port), timeout=0.2).close()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.ram.codecs.choice import CALM_BATCHES, CLEARLY, MEASURING_SHARE, Choice, Plan, Sample
+from parmig.ram.codecs.choice import CALM_BATCHES, CLEARLY, FAST_NS_PER_BYTE, MEASURING_SHARE, Choice, Plan, Sample
 from parmig.units import KIB, MIB, NS_PER_MS
 
 BATCH = 4 * MIB
@@ -80,7 +80,7 @@ def test_a_codec_is_used_only_if_it_clearly_saves_time(
         assert cost + ratio * link < CLEARLY * link * 1.15 + 0.1
 
 
-@given(link=st.floats(0.5, 300), table=codecs)
+@given(link=st.floats(1.1 * FAST_NS_PER_BYTE, 300), table=codecs)
 def test_the_best_codec_is_found_after_a_few_batches(link: float, table: dict[int, tuple[float, float]]) -> None:
     channel = Channel(link, table)
     for _ in range(12):

@@ -138,6 +138,23 @@ def test_one_worker_does_a_round_of_the_pause_in_which_there_is_little_to_do(
     assert shares.stolen == [0, 0, 0]
 
 
+def taken_over(shares: Shares) -> int:
+    """How many regions worker 1 takes over while worker 0 does nothing."""
+    while shares.take(1):
+        pass
+    return shares.stolen[1]
+
+
+@given(st.integers(1, 200))
+def test_an_owner_that_remembers_its_regions_keeps_a_quarter_of_them(count: int) -> None:
+    owned = [list(range(count)), []]
+    kept = count // STICKY_PART
+    many = {"dirty_pages": 10 * WHOLE_PAGES, "total_pages": 20 * WHOLE_PAGES, "paused": False}
+    assert taken_over(Shares(owned)) == taken_over(shares_of_round(owned, **many)) == count
+    assert taken_over(Shares(owned, sticky=True)) == count - kept
+    assert taken_over(shares_of_round(owned, **many, sticky=True)) == count - kept
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_many_dirty_pages_are_handed_out_in_bundles(paused: bool) -> None:
     assert shares_of_round([[0], [1]], WHOLE_PAGES, 4 * WHOLE_PAGES, paused=paused).whole

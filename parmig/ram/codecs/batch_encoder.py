@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from parmig.ram.bits import Index, Runs, index_of_runs
-from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs import registry
 from parmig.ram.codecs.choice import Choice, Plan, Sample
 from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageEncoder
@@ -51,8 +49,12 @@ class BatchEncoder:
         if self._encoders:
             self.forget(block, index_of_runs(runs))
 
-    def goes_directly(self, block: int, index: Index) -> bool:
-        """Whether the next batch, of the pages *index*, may be sent straight from guest memory."""
+    def goes_directly(self, block: int, index: Index, look: Callable[[Index], Pages]) -> bool:
+        """Whether the next batch, of the pages *index*, may be sent straight from guest memory.
+
+        Args:
+            look: returns some of these pages as they are now.
+        """
         return not self._encoders
 
     def sent_directly(self, block: int, index: Index) -> None:
@@ -122,34 +124,31 @@ class AutoEncoder(BatchEncoder):
         self._choice = Choice()
         self._plan = Plan.AS_IS
         self._known = False
+        self._codec = 0
 
-    def goes_directly(self, block: int, index: Index) -> bool:
+    def goes_directly(self, block: int, index: Index, look: Callable[[Index], Pages]) -> bool:
         self._known = any(encoder.knows(block, index) for encoder in self._encoders.values())
         self._plan = self._choice.plan(len(index) * PAGE_BYTES, time.monotonic_ns(), known=self._known)
-        if self._choice.is_slow or self._plan is Plan.SAMPLE:
-            return False
-        return self._plan is not Plan.AS_BEFORE or not self._choice.before(known=self._known)
+        self._codec = 0
+        if self._plan is Plan.SAMPLE:
+            part = index[:: max(1, len(index) // SAMPLE_PAGES)]
+            self._codec = self._sample(block, part, memoryview(look(part).tobytes()))
+        elif self._plan is Plan.AS_BEFORE:
+            self._codec = self._choice.before(known=self._known)
+        return not self._codec and not self._choice.is_slow
 
     def _encode(self, block: int, index: Index, raw: memoryview) -> tuple[int, bytes | None]:
-        codec = 0
-        if self._plan is Plan.SAMPLE:
-            codec = self._sample(block, index, raw)
-        elif self._plan is Plan.AS_BEFORE:
-            codec = self._choice.before(known=self._known)
-        packed = self._try(codec, block, index, raw)[0] if codec else None
-        return (codec, packed) if packed is not None else (0, None)
+        packed = self._try(self._codec, block, index, raw)[0] if self._codec else None
+        return (self._codec, packed) if packed is not None else (0, None)
 
     def _sample(self, block: int, index: Index, raw: memoryview) -> int:
-        """The codec that is best for a sample of the batch; 0: none."""
-        step = max(1, len(index) // SAMPLE_PAGES)
-        part_index = index[::step]
-        part = memoryview(np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)[::step].tobytes())
+        """The codec that is best for the pages *index* with the content *raw*; 0: none."""
         samples, spent_ns = [], 0
         for codec in self._encoders:
-            packed, took_ns = self._try(codec, block, part_index, part)
+            packed, took_ns = self._try(codec, block, index, raw)
             spent_ns += took_ns
             if packed is not None:
-                samples.append(Sample(codec, took_ns, len(part), len(packed)))
+                samples.append(Sample(codec, took_ns, len(raw), len(packed)))
         return self._choice.sampled(samples, spent_ns, time.monotonic_ns(), known=self._known)
 
     def _sent(self, block: int, round_: int, index: Index, raw: memoryview) -> None:

@@ -36,9 +36,15 @@ the time. More than the batches in flight, which leave without a wait after each
 WAITED_PART = 8
 """A batch waited for the destination if it did so for at least 1 / 8 of the time since the batch before."""
 
-SLOW_NS_PER_BYTE = 2.0
-"""From this cost of the link on, copies of pages are kept for the delta codec: keeping a copy, comparing with it, and
-compressing the changes take about 1 ns a byte, and decompressing them 0.5 ns. 2 ns a byte are 4 Gbit/s."""
+FAST_NS_PER_BYTE = 3.0
+"""Below this cost of the link pages go as they are: 3 ns a byte are 2.7 Gbit/s a channel. Copying the batch and
+decoding it cost time as well, at worst on the same cores. Text that lz4 compresses to a twentieth at 0.55 ns a byte
+went 15 % slower with it through a loopback device that took 1 to 2 ns a byte."""
+
+SLOW_NS_PER_BYTE = 8.0
+"""From this cost of the link on, copies of pages are kept for the delta codec: 8 ns a byte are 1 Gbit/s a channel.
+Keeping copies takes fresh memory, which costs 1 to 2 ns a byte. With 2 ns here, two workers on a loopback device that
+took 2.8 ns a byte reached 0.66 of the rate without a codec."""
 
 _WEIGHT = 0.25
 """Of the newest measurement of the link in the moving average."""
@@ -98,7 +104,7 @@ class Choice:
             return Plan.MEASURE
         if not self.link_ns_per_byte or (self._last[known] and now_ns >= self._trial_due_ns):
             return Plan.TRIAL
-        if self._calm >= CALM_BATCHES:
+        if self._calm >= CALM_BATCHES or self.link_ns_per_byte < FAST_NS_PER_BYTE:
             return Plan.AS_IS
         return Plan.SAMPLE if now_ns >= self._sample_due_ns[known] else Plan.AS_BEFORE
 

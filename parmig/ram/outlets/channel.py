@@ -80,7 +80,8 @@ class ChannelOutlet(Outlet):
         if not len(index):
             return 0, [], None
         reach = self._blocks[block]
-        if self._encoder.goes_directly(block, index) and not self._tracker.needs_copy and len(runs) <= DIRECT_RUNS:
+        direct = self._encoder.goes_directly(block, index, reach.look)
+        if direct and not self._tracker.needs_copy and len(runs) <= DIRECT_RUNS:
             views = reach.views(runs)
             if views is not None:
                 self._encoder.sent_directly(block, index)
