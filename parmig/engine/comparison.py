@@ -27,7 +27,7 @@ from parmig.units import NS_PER_S
 
 SILENCE_LIMIT_NS = 60 * NS_PER_S
 """How long the comparison may go on without an answer of a worker or of the destination. Each answer of a worker is for
-BUNDLE regions, at most 1 GiB, which takes under a second, or half a minute if it was swapped out."""
+BUNDLE regions, usually at most 1 GiB, which takes under a second, or half a minute if it was swapped out."""
 
 BUNDLE = 16
 """Regions that a worker digests at a time."""
@@ -53,7 +53,8 @@ class Comparison:
     def __init__(self, regions: Sequence[Region], blocks: Sequence[RamBlock], workers: int) -> None:
         self._regions = regions
         self._blocks = blocks
-        self._left = assign([region.pages for region in regions], workers)
+        self._workers = workers
+        self._left: list[list[int]] = []
         self._ours: dict[int, int] = {}
         self._theirs: dict[int, int] = {}
         self._differ: list[int] = []
@@ -71,7 +72,8 @@ class Comparison:
     def begin(self, now_ns: int) -> list[Instruction]:
         """Ask the destination and all workers."""
         self._since_ns = now_ns
-        told = [instruction for worker in range(len(self._left)) for instruction in self._next_bundle(worker)]
+        self._left = assign([region.pages for region in self._regions], self._workers)
+        told = [instruction for worker in range(self._workers) for instruction in self._next_bundle(worker)]
         return [Do.COMPARE, AskDigests(ALL_REGIONS, 0), *told]
 
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:
@@ -206,6 +208,7 @@ class PlacedAnswers:
         self._owned = owned
         self._kept = kept
         self._asked: DigestsRequest | None = None
+        self._refused = False
         self._waiting: set[int] = set()
         self._digests: dict[int, int] = {}
         self.begun = False
@@ -243,6 +246,9 @@ class PlacedAnswers:
         return [destination_events.Act.COMPARE, *told]
 
     def _refuse(self, error: ParmigError) -> list[destination_events.Instruction]:
+        if self._refused:
+            return []
+        self._refused = True
         return [destination_events.Say(peer_messages.Failure(error_reports.describe_error(error)))]
 
     def _answer_regions(self) -> list[destination_events.Instruction]:

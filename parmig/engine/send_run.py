@@ -11,6 +11,7 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.events import AskDigests, Do, Event, Instruction
+from parmig.engine.report import Progress
 from parmig.engine.source_run import Means, SourceRun
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerFailedError, PeerLostError, ProtocolError
@@ -106,6 +107,8 @@ class SendRun(SourceRun):
                 self._say(peer_messages.HandOver(run=self._custody.ran is not False))
             case Do.COMPARE:
                 self._watch_all(*self._control.pollables())
+                status, round_ = self.plan.status.value, self.plan.round
+                self._show(Progress(status=status, round=round_, message=self.plan.step.value))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends, and the tear-down does it
 
