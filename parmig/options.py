@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -43,21 +42,6 @@ class Unit(msgspec.Struct, frozen=True):
     write: Callable[[Any], str] = str
 
 
-def _read_ports(text: str) -> tuple[int, int]:
-    first, separator, last = text.partition("-")
-    if not (separator and first.isdecimal() and last.isdecimal()):
-        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
-    if not 1 <= int(first) <= int(last) <= 65535:
-        raise UsageError(f"{text!r} is not a range of ports; write two ports from 1 to 65535, the lower one first")
-    return int(first), int(last)
-
-
-def _read_file(text: str) -> str:
-    if not os.path.isfile(text):
-        raise UsageError(f"there is no file {text!r}; give the path of an existing file")
-    return text
-
-
 TEXT = Unit("TEXT", "text", str)
 COUNT = Unit("N", "a number", parse_number)
 PERCENT = Unit("PERCENT", "a percentage", parse_number)
@@ -66,8 +50,6 @@ TIMES = Unit("", "a number", parse_number)
 SIZE = Unit("SIZE", "a size", parse_size, write_size)
 RATE = Unit("RATE", "a rate", parse_rate, lambda value: f"{write_size(value)}/s" if value else "0")
 DURATION = Unit("DURATION", "a duration", parse_duration_ns, write_duration_ns)
-PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
-FILE = Unit("FILE", "a file", _read_file)
 
 
 class _Declared(msgspec.Struct, frozen=True):

@@ -54,7 +54,7 @@ class Comparison:
         self._regions = regions
         self._blocks = blocks
         self._workers = workers
-        self._left: list[list[int]] = []
+        self._left: list[Sequence[int]] = []
         self._ours: dict[int, int] = {}
         self._theirs: dict[int, int] = {}
         self._differ: list[int] = []

@@ -20,6 +20,7 @@ from parmig.ram.bits import (
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.reach.reach import Reach
+from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
 from parmig.transport.transport import Buffer
@@ -38,6 +39,7 @@ class PagePlacer:
         self._blocks = blocks
         self._shared = shared
         self._digests = PlacedDigests(shared, blocks) if shared.page_digests else None
+        self._tables = TableBudget(blocks)
 
     def place(self, block: int, runs: Runs, raw: memoryview) -> None:
         """Place pages that lie one after the other in *raw*.
@@ -79,6 +81,7 @@ class PagePlacer:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
         existing = _ascending(index[test_bits(bits, index)])
+        self._tables.use(existing)
         gone = self._blocks[block].clear(existing)
         clear_bits(bits, gone)
         if self._digests is not None:
@@ -89,6 +92,7 @@ class PagePlacer:
         """Note that pages exist; they may come in any order."""
         index = _ascending(index)
         set_bits(self._shared.bits[block], index)
+        self._tables.use(index)
         if self._digests is not None:
             self._digests.note(block, index)
 

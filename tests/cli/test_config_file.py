@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 from parmig.cli import receive, save, send
 from parmig.cli.app import app
 from parmig.cli.config_file import TABLES
-from parmig.config import Path as PathPair
 from parmig.config import ReceiveConfig, SaveConfig, SendConfig
 from parmig.engine.report import Report
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from parmig.values import Path as PathPair
 
 ARGUMENTS = {
     "send": ["send", "zmq+tcp://127.0.0.1:1", "--guest", "synthetic"],
