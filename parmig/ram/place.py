@@ -80,13 +80,13 @@ class PagePlacer:
     def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        existing = _ascending(index[test_bits(bits, index)])
-        self._tables.use(existing)
-        gone = self._blocks[block].clear(existing)
-        clear_bits(bits, gone)
-        if self._digests is not None:
-            self._digests.forget(block, gone)
-            self._digests.note(block, existing[test_bits(bits, existing)])
+        for part in self._tables.portions(_ascending(index[test_bits(bits, index)])):
+            self._tables.use(part)
+            gone = self._blocks[block].clear(part)
+            clear_bits(bits, gone)
+            if self._digests is not None:
+                self._digests.forget(block, gone)
+                self._digests.note(block, part[test_bits(bits, part)])
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
