@@ -9,10 +9,18 @@ from tools.bench_table import medians, slopes, write_table
 def run(contender: str, rate: int, *, memory_mib: int = 1024, processor_s: float | None = 1.0) -> dict[str, Any]:
     seconds = None if processor_s is None else processor_s / memory_mib * 1024
     return {
-        **{"memory_mib": memory_mib, "condition": "cold", "fill": "guest", "placement": "free"},
-        **{"contender": contender, "count": 2, "mib_per_s": rate, "without_setup_mib_per_s": rate},
-        **{"source_processor_s": processor_s and processor_s / 2, "destination_processor_s": processor_s},
-        **{"processor_s": processor_s, "processor_s_per_gib": seconds},
+        "memory_mib": memory_mib,
+        "condition": "cold",
+        "fill": "guest",
+        "placement": "free",
+        "contender": contender,
+        "count": 2,
+        "mib_per_s": rate,
+        "without_setup_mib_per_s": rate,
+        "source_processor_s": processor_s and processor_s / 2,
+        "destination_processor_s": processor_s and processor_s / 2,
+        "processor_s": processor_s,
+        "processor_s_per_gib": seconds,
     }
 
 
