@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of a migration: pause of a working Linux guest, sparse guests, memory beyond the guest, scan time.
 
-usage: python -m tools.bench_migration [pause|kvm|sparse|memory|scan|rate|all] [--runs 5] [--workers 2] [--json]
+usage: python -m tools.bench_migration [BENCH|all] [--runs 5] [--workers 2] [--json]
 
 pause   Linux guest of 512 MiB writing 20 MiB/s under QEMU: pause to resume by parmig and, in turns, by QEMU itself
 kvm     KVM guest of 256 MiB with 2 vCPUs writing 20 MiB/s at random: pause to resume, and its phases (7 runs at least)
 sparse  a 16 GiB guest of which 512 MiB was touched beside a 512 MiB guest, both wholly random
+terabyte  a guest of 1 TiB of which 512 MiB was touched: time, pause, memory and page tables beyond the guest
 memory  Pss of parmig's processes without guest memory, at its highest, a side
 scan    a clean dirty scan of 1 GiB by one worker
 rate    2 GiB synthetic guest at rest, by number of workers
@@ -13,6 +14,7 @@ rate    2 GiB synthetic guest at rest, by number of workers
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -23,7 +25,7 @@ import numpy as np
 import psutil
 
 from parmig.config import SendConfig
-from parmig.engine.report import DowntimePhases
+from parmig.engine.report import DowntimePhases, Report
 from parmig.guests.registry import open_guest
 from parmig.linux import uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
@@ -119,20 +121,64 @@ def overhead_bytes(pids: list[int], guest_names: tuple[str, ...]) -> int:
     return total
 
 
+def table_bytes(pids: list[int]) -> int:
+    """Page tables of *pids*, without those of the upper levels."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPTE:"))
+    return total
+
+
+def watch_peaks(peaks: dict[str, int], sender: Any, receiver: Any) -> None:
+    """Note the highest Pss and page tables beyond the guest, until the migration has ended.
+
+    "everything else" is both coordinators, both guests and the fork server. Their page tables are the guests'.
+    """
+    while not sender._plan or not sender._plan.machine.ended:
+        groups = {
+            "send workers": sender._pool.pids(),
+            "receive workers": receiver._pool.pids(),
+            "everything else": [os.getpid(), *(child.pid for child in psutil.Process().children())],
+        }
+        now = {name: overhead_bytes(pids, ("memfd:parmig-ram",)) for name, pids in groups.items()}
+        for name in ("send workers", "receive workers"):
+            now[f"page tables of {name}"] = table_bytes(groups[name])
+        for name, size_bytes in now.items():
+            peaks[name] = max(peaks.get(name, 0), size_bytes)
+        time.sleep(0.05)
+
+
+def bench_terabyte(runs: int, workers: int) -> dict[str, Any]:
+    """A guest of 1 TiB of which 512 MiB was touched."""
+    reports: list[Report] = []
+    peaks: dict[str, int] = {}
+    for run in range(runs + 1):
+        with (
+            open_guest("synthetic:memory=1TiB,touched=512MiB,rate=0", incoming=False) as source,
+            open_guest("synthetic:memory=1TiB,touched=512MiB,rate=0", incoming=True) as destination,
+        ):
+            watch = functools.partial(watch_peaks, peaks) if run == runs else None  # watching costs time
+            reports.append(migrate_guests(source, destination, SendConfig(workers=workers), watch)[0])
+    timed = reports[:runs]
+    return {
+        "total_time_ms": {"median": round(median([report.total_time_ms for report in timed]), 1)},
+        "downtime_ms": {
+            "median": round(median([report.downtime_ms or 0.0 for report in timed]), 1),
+            "runs": [round(report.downtime_ms or 0.0, 1) for report in timed],
+        },
+        "phases_median_ms": phases_median([report.downtime_phases_ms for report in timed]),
+        "mib": {name: round(value / MIB, 1) for name, value in peaks.items()},
+    }
+
+
 def bench_memory(runs: int, workers: int) -> dict[str, Any]:
-    """The highest Pss beyond the guest: workers of either side; all else (both coordinators, the fork server)."""
-    peaks = {"send workers": 0, "receive workers": 0, "everything else": 0}
-
-    def watch(sender: Any, receiver: Any) -> None:
-        while not sender._plan or not sender._plan.machine.ended:
-            for name, pids in (
-                ("send workers", sender._pool.pids()),
-                ("receive workers", receiver._pool.pids()),
-                ("everything else", [os.getpid(), *(child.pid for child in psutil.Process().children())]),
-            ):
-                peaks[name] = max(peaks[name], overhead_bytes(pids, ("memfd:parmig-ram",)))
-            time.sleep(0.05)
-
+    """The highest Pss beyond the guest, by :func:`watch_peaks`."""
+    peaks: dict[str, int] = {}
+    watch = functools.partial(watch_peaks, peaks)
     memory = "memory=1GiB,rate=50MiB/s"
     for _ in range(runs):
         with (
@@ -199,6 +245,7 @@ BENCHES = {
     "pause": bench_pause,
     "kvm": bench_kvm,
     "sparse": bench_sparse,
+    "terabyte": bench_terabyte,
     "memory": bench_memory,
     "scan": bench_scan,
     "rate": bench_rate,

@@ -87,6 +87,8 @@ def option_table(command: Callable[..., None]) -> str:
     lines = ["| option | default | meaning |", "|---|---|---|"]
     for parameter in inspect.signature(command).parameters.values():
         kind, described = get_args(parameter.annotation)[0], get_args(parameter.annotation)[1]
+        if described.hidden:
+            continue
         words = [described.default if isinstance(described, OptionInfo) else "", described.metavar or ""]
         default = str(parameter.default)
         if parameter.default is inspect.Parameter.empty:

@@ -63,6 +63,7 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         structures: dict[str, tuple[type[msgspec.Struct], list[Option]]] = {}
         parameters = []
+        flags: list[str] = []
         for name, hint in get_type_hints(function, include_extras=True).items():
             if name == "return":
                 continue
@@ -72,12 +73,16 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
             else:
                 structures[name] = struct, options
                 parameters += map(_parameter, options)
+                flags += [declared.name for declared in options if declared.is_flag]
         if config_file:
-            parameters.append(_CONFIG_FILE)
+            parameters += [*map(_undo, flags), _CONFIG_FILE]
 
         @functools.wraps(function)
         def run(**values: Any) -> None:
             values.pop(_CONFIG_FILE.name, None)  # its callback has read the file
+            for name in flags:
+                if values.pop(_field("no-" + name), False):
+                    values[_field(name)] = False
             made = {
                 name: struct(**dict(given for declared in options if (given := _value(declared, values))))
                 for name, (struct, options) in structures.items()
@@ -127,11 +132,23 @@ def _parameter(declared: Option) -> inspect.Parameter:
         else declared.shown,
     )
     return inspect.Parameter(
-        declared.name.replace("-", "_"),
+        _field(declared.name),
         inspect.Parameter.KEYWORD_ONLY,
         annotation=Annotated[kind, described],
         default=inspect.Parameter.empty if declared.required else default,
     )
+
+
+def _undo(flag: str) -> inspect.Parameter:
+    """The parameter that switches off a *flag* that the configuration file sets. The help is shorter without it."""
+    described = typer.Option(f"--no-{flag}", hidden=True)
+    return inspect.Parameter(
+        _field("no-" + flag), inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool, described], default=False
+    )
+
+
+def _field(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _reader(declared: Option) -> Callable[[Any], Any]:
@@ -148,7 +165,7 @@ def _reader(declared: Option) -> Callable[[Any], Any]:
 
 def _value(declared: Option, values: dict[str, Any]) -> tuple[str, Any] | None:
     """Field and value of an option that was given, taken out of *values*."""
-    value = values.pop(declared.name.replace("-", "_"))
+    value = values.pop(_field(declared.name))
     if value is None or value == []:
         return None
     return declared.field, tuple(value) if declared.is_repeated else value
@@ -161,13 +178,15 @@ def _load_config_file(context: typer.Context, path: Path | None) -> None:
     known = {
         parameter.name.replace("_", "-"): get_args(parameter.annotation)[0]
         for parameter in inspect.signature(context.command.callback).parameters.values()
-        if isinstance(get_args(parameter.annotation)[1], OptionInfo) and parameter.name != _CONFIG_FILE.name
+        if isinstance(described := get_args(parameter.annotation)[1], OptionInfo)
+        and not described.hidden
+        and parameter.name != _CONFIG_FILE.name
     }
     try:
         table = read_table(path, str(context.info_name), known)
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
-    context.default_map = {name.replace("-", "_"): value for name, value in table.items()}
+    context.default_map = {_field(name): value for name, value in table.items()}
 
 
 _CONFIG_FILE = inspect.Parameter(

@@ -62,12 +62,12 @@ class Coordinator(Plan[Instruction]):
         self._workers = workers
         self._limits = limits
         self._verify, self._remembering = verify, remembering
-        self._owned = assign([region.pages for region in regions], workers)
+        self._owned = assign(weights := [region.pages for region in regions], workers)
         self._needs_sync = self._settles = self._saved = False
         self._shares = Shares([])
         self._waiting, self._fencing = set[int](), set[int]()
         self._digests: dict[int, int] = {}
-        self.total_pages = sum(region.pages for region in regions)
+        self.total_pages = sum(weights)
         self.record = Record(workers, self.total_pages)
         self.step: Step = Step.SETUP
         self.round = self._counted = 0

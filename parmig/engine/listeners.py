@@ -14,6 +14,7 @@ from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
 from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
+from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
@@ -58,6 +59,7 @@ class Listeners:
         self._memory = memory
         self._hosts = config.paths or (parse_uri(config.listen).host,)
         self._next_port = config.data_ports[0]
+        self._cpus = config.cpus
         self._ports: dict[int, int] = {}
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
@@ -80,6 +82,7 @@ class Listeners:
         check_reachable(self._memory)  # before the source is let in
         wish = self.wish
         memory, descriptors = memory_for_workers(self._memory)
+        pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
             setup = ReceiveSetup(
                 worker=worker,
@@ -93,6 +96,7 @@ class Listeners:
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
+                cpus=pinning.cpus(worker, local=self._host(worker)),
             )
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))

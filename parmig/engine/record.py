@@ -152,12 +152,13 @@ class Record:
             skipped_pages=sum(r.skipped_pages for r in self.rounds),
         )
 
-    def per_worker(self, paths: Sequence[str]) -> list[WorkerReport]:
+    def per_worker(self, paths: Sequence[str], cpus: Sequence[Sequence[int]] = ()) -> list[WorkerReport]:
         """What each worker did."""
         return [
             WorkerReport(
                 worker=worker,
                 path=paths[worker] if worker < len(paths) else "",
+                cpus=list(cpus[worker]) if worker < len(cpus) else [],
                 sent_pages=counters.sent_pages,
                 wire_bytes=counters.wire_bytes,
                 busy_ms=counters.busy_ns / NS_PER_MS,

@@ -87,10 +87,11 @@ class RamReport(msgspec.Struct, kw_only=True):
 
 
 class WorkerReport(msgspec.Struct, kw_only=True):
-    """What one send worker did."""
+    """What one send worker did. It was kept to the processors ``cpus``; empty: to none."""
 
     worker: int
     path: str = ""
+    cpus: list[int] = []
     sent_pages: int = 0
     wire_bytes: int = 0
     busy_ms: float = 0.0

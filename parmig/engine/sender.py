@@ -15,6 +15,7 @@ from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
+from parmig.engine.pinning import Pinning
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
@@ -112,8 +113,11 @@ class MigrationSender(SourceSide):
         self._opened.callback(self._note_codecs, shared)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
+        pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
+            cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
+            self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
@@ -128,6 +132,7 @@ class MigrationSender(SourceSide):
                 codec_settings=codec_settings,
                 batch_bytes=self._config.batch_bytes,
                 region_pages=region_pages,
+                cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
             self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))

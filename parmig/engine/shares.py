@@ -10,8 +10,11 @@ worker; and rounds are separated by fences, so a region moves only when all of i
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
+
+import numpy as np
 
 BUNDLE_PART = 4
 """A bundle is a quarter of the regions that their owner has left: few messages at first, small pieces at the end, so
@@ -33,24 +36,21 @@ alone does a round of the pause: waking a second one and its receiver takes long
 each other, for QEMU and for the coordinator."""
 
 
-def assign(weights: Sequence[int], workers: int) -> list[list[int]]:
+def assign(weights: Sequence[int], workers: int) -> list[Sequence[int]]:
     """Give each worker a contiguous stretch of regions of about equal weight.
 
     Args:
         weights: one a region (its pages).
 
     Returns:
-        region numbers by worker; every region exactly once. Workers beyond the regions get none.
+        ranges of region numbers by worker; every region exactly once. Workers beyond the regions get none.
     """
-    total = sum(weights)
-    owned: list[list[int]] = [[] for _ in range(workers)]
-    passed = 0
-    for region, weight in enumerate(weights):
-        # The middle of the region decides whose stretch it belongs to.
-        owner = min(workers - 1, (2 * passed + weight) * workers // (2 * total)) if total else 0
-        owned[owner].append(region)
-        passed += weight
-    return owned
+    each = np.asarray(weights, dtype=np.int64)
+    total = int(each.sum())
+    # The middle of the region decides whose stretch it belongs to.
+    owners = np.minimum(workers - 1, (2 * np.cumsum(each) - each) * workers // (2 * total)) if total else 0 * each
+    ends = np.searchsorted(owners, np.arange(workers), side="right").tolist()
+    return [range(first, end) for first, end in itertools.pairwise((0, *ends))]
 
 
 class Shares:

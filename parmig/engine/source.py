@@ -72,6 +72,7 @@ class SourceSide(ABC):
         self._cancelled = False
         self._run: SourceRun | None = None
         self._paths: list[str] = []
+        self._worker_cpus: list[tuple[int, ...]] = []
         self._opened = contextlib.ExitStack()
 
     # -- the caller's side ----------------------------------------------------------------------
@@ -201,7 +202,8 @@ class SourceSide(ABC):
             report.status = plan.status.value
             report.rounds, report.ram = record.rounds, record.ram()
             report.max_throttle_percent = record.max_throttle_percent
-            report.per_worker, report.paths = record.per_worker(self._paths), sorted(set(self._paths))
+            report.per_worker = record.per_worker(self._paths, self._worker_cpus)
+            report.paths = sorted(set(self._paths))
             report.throughput_mib_per_s = record.throughput_mib_per_s()
             report.downtime_ms = record.downtime_ms()
             report.state_bytes = plan.state_bytes

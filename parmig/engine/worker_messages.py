@@ -29,6 +29,7 @@ class MemorySetup(Message, frozen=True, kw_only=True):
         workers: how many there are on this side.
         blocks: as the source has them; regions are cut from these.
         memory: each block on this side and what holds its bytes; ``fd`` is the place in the list of descriptors, or -1.
+        cpus: the processors that it may use; empty: all.
         log_level: the lowest level of log lines to send.
     """
 
@@ -37,6 +38,7 @@ class MemorySetup(Message, frozen=True, kw_only=True):
     blocks: tuple[RamBlock, ...]
     memory: tuple[BlockMemory, ...]
     region_pages: int
+    cpus: tuple[int, ...] = ()
     log_level: int = msgspec.field(default_factory=logs.level)
 
 

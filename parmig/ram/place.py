@@ -19,6 +19,7 @@ from parmig.ram.bits import (
 )
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.reach.reach import Reach
+from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
 from parmig.transport.transport import Buffer
@@ -35,6 +36,7 @@ class PagePlacer:
     def __init__(self, blocks: Sequence[Reach], shared: SharedArea) -> None:
         self._blocks = blocks
         self._shared = shared
+        self._tables = TableBudget(blocks)
 
     def place(self, block: int, runs: Runs, raw: memoryview) -> None:
         """Place pages that lie one after the other in *raw*.
@@ -75,11 +77,15 @@ class PagePlacer:
     def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        clear_bits(bits, self._blocks[block].clear(_ascending(index[test_bits(bits, index)])))
+        exist = _ascending(index[test_bits(bits, index)])
+        self._tables.use(exist)
+        clear_bits(bits, self._blocks[block].clear(exist))
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
-        set_bits(self._shared.bits[block], _ascending(index))
+        index = _ascending(index)
+        set_bits(self._shared.bits[block], index)
+        self._tables.use(index)
 
     def read_page(self, block: int, page: int) -> bytes:
         """A page as it is now, zero where there is none."""

@@ -84,6 +84,11 @@ class Regions(Sequence[Region]):
         block = bisect.bisect_right(self._firsts, number) - 1
         return self._span(block, number, number + 1)
 
+    def __iter__(self) -> Iterator[Region]:
+        for block, (block_pages, step) in enumerate(zip(self._blocks_pages, self._steps, strict=True)):
+            for page in range(0, block_pages, step):
+                yield Region(block, page, min(step, block_pages - page))
+
     def _span(self, block: int, first: int, end: int) -> Region:
         step = self._steps[block]
         begin_page = (first - self._firsts[block]) * step

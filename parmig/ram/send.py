@@ -27,6 +27,7 @@ from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
+from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import Regions
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.tracker import DirtyTracker
@@ -64,6 +65,7 @@ class MigrationRamSend:
         self._shared = shared
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._scanner = DirtyScanner(regions, blocks, tracker, shared)
+        self._tables = TableBudget(blocks)
         self._round = 0
         self._block = 0
         self._data: list[Index] = []
@@ -120,10 +122,11 @@ class MigrationRamSend:
 
     def _take_over(self, numbers: Sequence[int]) -> None:
         """Become the last sender of the regions *numbers*."""
-        last = self._shared.senders[list(numbers)]
-        for place in np.flatnonzero((last != 0) & (last != self._worker + 1)).tolist():  # a loop over regions
-            self._outlet.taken_over(self._regions[numbers[place]])
-        self._shared.senders[list(numbers)] = self._worker + 1
+        wanted = np.asarray(numbers, dtype=np.int64)
+        last = self._shared.senders[wanted]
+        for stretch in self._regions.stretches(wanted[(last != 0) & (last != self._worker + 1)]):
+            self._outlet.taken_over(stretch)
+        self._shared.senders[wanted] = self._worker + 1
 
     def migrate_ram_send(self, dirty: DirtyRegion, *, first_pass: bool) -> None:
         """Queue the pages of one dirty region, a batch's worth at a time while they are in the cache."""
@@ -149,6 +152,7 @@ class MigrationRamSend:
         for first in range(0, len(index), self._batch_pages):
             part = index[first : first + self._batch_pages]
             self.counters.handled_pages += len(part)
+            self._tables.use(part)
             zero = reach.zero_mask(part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]

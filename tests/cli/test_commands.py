@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -13,11 +14,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from parmig.cli.app import app
-from parmig.config import PATH_PAIR, PORTS, ReceiveConfig, SendConfig
+from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
 from parmig.options import TEXT, Option, options_of
+from parmig.values import CPUS, PATH_PAIR, PORTS
 
 RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "fake:yes"]
 SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "fake:yes"]
@@ -205,7 +207,12 @@ def sample(one: Option) -> str:
     """A text for *one* that does not mean its default."""
     if one.choices:
         return next(choice for choice in one.choices if choice != one.default)
-    samples = {PATH_PAIR: "10.0.0.1-10.0.0.2", PORTS: "4700-4731", TEXT: "zmq+tcp://127.0.0.1:7"}
+    samples = {
+        PATH_PAIR: "10.0.0.1-10.0.0.2",
+        PORTS: "4700-4731",
+        CPUS: str(min(os.sched_getaffinity(0))),
+        TEXT: "zmq+tcp://127.0.0.1:7",
+    }
     return samples[one.unit] if one.unit in samples else one.unit.write(one.default // 2 or 2 * one.default or 1 << 30)
 
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 from parmig.cli import receive, save, send
 from parmig.cli.app import app
 from parmig.cli.config_file import TABLES
-from parmig.config import Path as PathPair
 from parmig.config import ReceiveConfig, SaveConfig, SendConfig
 from parmig.engine.report import Report
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from parmig.values import Path as PathPair
 
 ARGUMENTS = {
     "send": ["send", "zmq+tcp://127.0.0.1:1", "--guest", "synthetic"],
@@ -86,6 +86,13 @@ def test_the_command_line_has_priority(commands: Commands) -> None:
     assert commands("send", toml, "--workers", "2", "--path", "10.0.0.2").exit_code == 0
     ((_, _, config, _),) = commands.got
     assert config == SendConfig(workers=2, paths=(PathPair("10.0.0.2"),), batch_bytes=MIB)
+
+
+def test_a_flag_of_the_file_is_switched_off_on_the_command_line(commands: Commands) -> None:
+    toml = "[send]\nannounce = true\nauto-converge = true"
+    assert commands("send", toml, "--no-announce").exit_code == 0
+    ((_, _, config, _),) = commands.got
+    assert config == SendConfig(announce=False, auto_converge=True)
 
 
 def test_one_file_serves_every_command_with_a_table(commands: Commands) -> None:

@@ -207,6 +207,14 @@ def test_the_registers_of_the_disk_arrive(disk: BlockDevice, image: Path, ram: G
     other.close()
 
 
+def test_a_status_of_zero_does_not_travel(disk: BlockDevice) -> None:
+    good = migration_state_push(state_of(disk))
+    order(disk, 9, 6, 0)
+    failed = migration_state_push(state_of(disk))
+    assert b"failed" not in bytes(good)
+    assert b"failed" in bytes(failed)
+
+
 def test_a_disk_that_is_not_there_is_refused_by_name(tmp_path: Path, ram: GuestRam) -> None:
     with pytest.raises(GuestRefusedError, match="none: No such file"):
         BlockDevice(str(tmp_path / "none"), ram)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,12 @@ from parmig.engine.shares import (
     assign,
     shares_of_round,
 )
+
+
+def lists(owned: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The same as lists, which can be compared."""
+    return [list(regions) for regions in owned]
+
 
 weights = st.lists(st.integers(1, 64), max_size=80)
 workers = st.integers(1, 9)
@@ -42,8 +50,8 @@ def test_equal_regions_are_spread_evenly(count: int, workers: int) -> None:
 
 
 def test_regions_without_weight_still_have_an_owner() -> None:
-    assert assign([0, 0, 0], 2) == [[0, 1, 2], []]
-    assert assign([], 3) == [[], [], []]
+    assert lists(assign([0, 0, 0], 2)) == [[0, 1, 2], []]
+    assert lists(assign([], 3)) == [[], [], []]
 
 
 @given(weights, workers, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
@@ -109,9 +117,12 @@ def test_bundles_shrink_towards_the_end(count: int) -> None:
 
 
 def test_the_middle_of_a_region_decides_whose_it_is() -> None:
-    assert assign([1, 1], 2) == [[0], [1]]
-    assert assign([1, 0], 2) == [[], [0, 1]]  # nothing lies behind the end of all weight, and somebody must have it
-    assert assign([1, 2, 1], 2) == [[0], [1, 2]]
+    assert lists(assign([1, 1], 2)) == [[0], [1]]
+    assert lists(assign([1, 0], 2)) == [
+        [],
+        [0, 1],
+    ]  # nothing lies behind the end of all weight, and somebody must have it
+    assert lists(assign([1, 2, 1], 2)) == [[0], [1, 2]]
 
 
 @given(st.integers(1, 200))
@@ -136,6 +147,23 @@ def test_one_worker_does_a_round_of_the_pause_in_which_there_is_little_to_do(
     assert shares.whole
     assert shares.take(0) == ((0, 1, 2, 3) if alone else (0,))
     assert shares.stolen == [0, 0, 0]
+
+
+def taken_over(shares: Shares) -> int:
+    """How many regions worker 1 takes over while worker 0 does nothing."""
+    while shares.take(1):
+        pass
+    return shares.stolen[1]
+
+
+@given(st.integers(1, 200))
+def test_an_owner_that_remembers_its_regions_keeps_a_quarter_of_them(count: int) -> None:
+    owned = [list(range(count)), []]
+    kept = count // STICKY_PART
+    many = {"dirty_pages": 10 * WHOLE_PAGES, "total_pages": 20 * WHOLE_PAGES, "paused": False}
+    assert taken_over(Shares(owned)) == taken_over(shares_of_round(owned, **many)) == count
+    assert taken_over(Shares(owned, sticky=True)) == count - kept
+    assert taken_over(shares_of_round(owned, **many, sticky=True)) == count - kept
 
 
 @pytest.mark.parametrize("paused", [False, True])

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.kvm.ram import GuestRam
-from parmig.state import U16, U32, U64, Buffer, Length, Limit, migration_state, migration_struct
+from parmig.state import U16, U32, U64, Buffer, Length, Limit, Subsection, migration_state, migration_struct
 from parmig.units import KIB, NS_PER_S
 
 SERIAL_PORT = 0x3F8
@@ -193,13 +193,19 @@ class BlockDevice(Device):
         path: the file. Both sides use the same one, on one host or on shared storage.
         ram: guest memory.
 
+    Attributes:
+        request: the registers with the arguments of the next command.
+        status: 0 if the last command succeeded. It travels only if it did not.
+
     Raises:
         GuestRefusedError: the file cannot be opened.
     """
 
+    FAILED = Subsection("failed", needed=lambda disk: disk.status != 0)
+
     ports = range(DISK_PORT, DISK_PORT + 20)
     request: DiskRequest
-    status: U32
+    status: Annotated[U32, FAILED]
 
     def __init__(self, path: str, ram: GuestRam) -> None:
         self.request = DiskRequest()

@@ -62,6 +62,7 @@ class BlockMapping(Reach):
         self.block = memory.block
         self.fd = memory.fd
         self.file_offset_bytes = memory.file_offset_bytes
+        self._writable = writable
         end = memory.file_offset_bytes + memory.block.size_bytes
         file_bytes = os.fstat(memory.fd).st_size
         if file_bytes < end:
@@ -221,6 +222,15 @@ class BlockMapping(Reach):
                 self.pages[first:end] = 0
             return NO_INDEX
         return index_of_runs(long)
+
+    def drop_tables(self) -> None:
+        """As :meth:`Reach.drop_tables`. Those of huge pages stay: they take 4 KiB per GiB."""
+        if self.block.unit_pages > 1:
+            return
+        files.map_again(self.fd, self.file_offset_bytes, self._address, self.block.size_bytes, writable=self._writable)
+        if self._filler_fd is not None and self._filler_fd >= 0:
+            os.close(self._filler_fd)
+            self._filler_fd = None  # it was for the old mapping
 
     def close(self) -> None:
         """Unmap. Views handed out must be gone; those still held keep the mapping until they go."""

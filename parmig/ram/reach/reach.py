@@ -117,6 +117,13 @@ class Reach(ABC):
     def clear(self, index: Index) -> Index:
         """Make the pages *index*, all of which exist, zero. Returns those that do not exist any more."""
 
+    def drop_tables(self) -> None:
+        """Give back the page tables with which this process maps the block, if it maps it. The pages stay.
+
+        Views stay valid: a page is mapped again when it is used.
+        """
+        return
+
     @abstractmethod
     def close(self) -> None:
         """Release everything. Views that were handed out must be gone."""

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounds the page tables with which a worker maps a guest's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from parmig.ram.bits import Index
+from parmig.ram.reach.reach import Reach
+
+TABLE_PAGES = 512
+"""A page table has 4 KiB and maps so many pages, 2 MiB."""
+
+MOST_TABLES = 1024
+"""4 MiB of page tables, which map 2 GiB. Without a limit the workers of a side need 24 GiB of them for 12 TiB. To drop
+the tables of 1 GiB takes a worker 65 ms, to map it once more 90 ms. A worker that handles less than the limit, as in
+most guests, pays nothing; of others, the first round becomes 6 % slower at 1 GiB/s."""
+
+
+class TableBudget:
+    """Drops the page tables of *blocks* when too many may be in use.
+
+    Args:
+        most_tables: how many page tables may be in use.
+    """
+
+    def __init__(self, blocks: Sequence[Reach], most_tables: int = MOST_TABLES) -> None:
+        self._blocks = blocks
+        self._most_tables = most_tables
+        self._tables = 0
+        self._last = -1
+
+    def use(self, index: Index) -> None:
+        """Count the page tables of the pages *index*, which are about to be used, and drop all before if they are many.
+
+        A table counts once for each time the index comes to it, so page numbers that ascend are counted best.
+        """
+        if not len(index):
+            return
+        numbers = index // TABLE_PAGES
+        tables = int(np.count_nonzero(np.diff(numbers))) + int(numbers[0] != self._last)
+        self._last = int(numbers[-1])
+        if self._tables and self._tables + tables > self._most_tables:
+            for block in self._blocks:
+                block.drop_tables()
+            self._tables = 0
+        self._tables += tables

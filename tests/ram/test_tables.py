@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page tables of a worker, as the kernel counts them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parmig.ram.bits import Index
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.reach.mapped import BlockMapping
+from parmig.ram.reach.tables import TABLE_PAGES, TableBudget
+from tests.support import content
+
+TABLES = 64
+TABLE_BYTES = 4096
+SLACK_BYTES = 4 * TABLE_BYTES
+"""What Python itself may map meanwhile. Some files are mapped in huge pages, which need fewer tables."""
+
+
+def table_bytes() -> int:
+    """Page tables of this process."""
+    found = re.search(r"VmPTE:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.fixture(params=["memfd", "file"])
+def mapping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlockMapping]:
+    name = tmp_path / "ram"
+    fd = os.memfd_create("ram") if request.param == "memfd" else os.open(name, os.O_RDWR | os.O_CREAT)
+    block = RamBlock("ram0", TABLES * TABLE_PAGES * PAGE_BYTES)
+    os.ftruncate(fd, block.size_bytes + PAGE_BYTES)
+    mapping = BlockMapping(BlockMemory(block, fd, PAGE_BYTES))
+    yield mapping
+    mapping.close()
+    os.close(fd)
+
+
+def every_table(mapping: BlockMapping) -> Index:
+    return np.arange(0, mapping.block.pages, TABLE_PAGES)
+
+
+def test_dropped_tables_are_given_back_and_the_pages_stay(mapping: BlockMapping) -> None:
+    index = every_table(mapping)
+    data = content(0, len(index))
+    view = mapping.buffer[:PAGE_BYTES]
+    before = table_bytes()
+    mapping.pages[index] = data
+    assert table_bytes() > before + SLACK_BYTES
+    mapping.drop_tables()
+    assert table_bytes() <= before + SLACK_BYTES
+    assert (mapping.pages[index] == data).all()
+    assert bytes(view) == data[0].tobytes()
+    del view
+    mapping.pages[1] = 7
+    assert os.pread(mapping.fd, 2 * PAGE_BYTES, PAGE_BYTES) == data[0].tobytes() + bytes([7]) * PAGE_BYTES
+
+
+def test_absent_pages_are_placed_after_a_drop_as_before(mapping: BlockMapping) -> None:
+    pages = content(0, 32)
+    for first in (0, 100, 200):
+        mapping.write_run(first, memoryview(pages.tobytes()))
+        mapping.drop_tables()
+        assert (mapping.pages[first : first + 32] == pages).all()
+    assert mapping.allocated(0, 300).sum() == 96
+
+
+def test_a_read_only_mapping_stays_one(mapping: BlockMapping) -> None:
+    memory = BlockMemory(mapping.block, mapping.fd, mapping.file_offset_bytes)
+    reader = BlockMapping(memory, writable=False)
+    reader.drop_tables()
+    with pytest.raises(TypeError):
+        reader.buffer[0] = 1
+    protections = [
+        line.split()[1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.startswith(f"{reader.pages.ctypes.data:x}-")
+    ]
+    assert protections == ["r--s"]
+    reader.close()
+
+
+def test_a_budget_drops_tables_once_too_many_were_used(mapping: BlockMapping) -> None:
+    budget = TableBudget([mapping], most_tables=TABLES // 4)
+    most = 0
+    before = table_bytes()
+    for part in np.array_split(np.arange(0, mapping.block.pages, 16), 4 * TABLES):
+        budget.use(part)
+        mapping.pages[part] = 1
+        most = max(most, table_bytes())
+    assert before < most <= before + TABLES // 4 * TABLE_BYTES + SLACK_BYTES
+
+
+def test_within_its_budget_nothing_is_dropped(mapping: BlockMapping) -> None:
+    index = every_table(mapping)
+    budget = TableBudget([mapping], most_tables=TABLES)
+    before = table_bytes()
+    budget.use(index)
+    mapping.pages[index] = 1
+    full = table_bytes()
+    budget.use(index[:0])
+    assert table_bytes() == full > before + SLACK_BYTES
+    budget.use(index[:1])
+    assert table_bytes() <= before + SLACK_BYTES
