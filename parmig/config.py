@@ -62,7 +62,7 @@ Cpus = Annotated[
         "Keep each worker to one of these processors: worker 0 to the first, worker 1 to the second, and so on, from "
         "the start again if there are more workers. Write 0-3,8.",
         CPUS,
-        shown="those of the network device's NUMA node",
+        shown="see performance.md",
     ),
 ]
 

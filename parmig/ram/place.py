@@ -78,8 +78,9 @@ class PagePlacer:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
         exist = _ascending(index[test_bits(bits, index)])
-        self._tables.use(exist)
-        clear_bits(bits, self._blocks[block].clear(exist))
+        for part in self._tables.portions(exist):
+            self._tables.use(part)
+            clear_bits(bits, self._blocks[block].clear(part))
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
