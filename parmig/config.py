@@ -8,14 +8,14 @@ A rule that concerns several options is a function of this file. Every number th
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated
 
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, Unit, check_options, option
-from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
+from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, check_options, option
+from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, format_cpus, parse_cpus, write_duration_ns
+from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, Path
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
@@ -37,13 +37,13 @@ PATTERNS = ("random", "sequential", "hot", "burst")
 """Which pages a synthetic guest writes. The position is the number in device state: append only."""
 
 TRACKERS = ("auto", "pagemap", "bitmap", "digest")
+COMPARISONS = ("after", "before")
 CODECS = "parmig.ram.codecs.registry:choices"
 TRANSPORTS = "parmig.transport.registry:transport_choices"
 
 DEFAULT_BATCH_BYTES = 4 * MIB
 """On loopback with 2 cores batches of 1, 2 and 4 MiB reach 926, 1088 and 1158 MiB/s with one worker: a message costs
 half a millisecond of processor time on both sides together."""
-
 
 SWITCHOVER_TIMEOUT_NS = 30 * NS_PER_S
 """A hundred times the usual pause: whatever takes longer hangs, and a guest should not wait for it."""
@@ -54,48 +54,17 @@ def default_workers() -> int:
     return max(1, min(4, os.cpu_count() or 1))
 
 
-class Path(msgspec.Struct, frozen=True):
-    """A pair of addresses that channels may use; ``local`` is empty where the kernel may choose."""
-
-    remote: str
-    local: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.local}-{self.remote}" if self.local else self.remote
-
-
-def parse_path(text: str) -> Path:
-    """``LOCAL-REMOTE`` or ``REMOTE``, IPv4 addresses or names without a hyphen, IPv6 in brackets.
-
-    Raises:
-        UsageError: neither form.
-    """
-    parts = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)-)?(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)", text)
-    if parts is None:
-        raise UsageError(f"{text!r} is not a path; write LOCAL-REMOTE, like 10.0.0.1-10.0.0.2")
-    return Path(local=parts[1] or "", remote=parts[2])
-
-
-def _read_ports(text: str) -> tuple[int, int]:
-    first, separator, last = text.partition("-")
-    if not (separator and first.isdecimal() and last.isdecimal()):
-        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
-    if not 1 <= int(first) <= int(last) <= 65535:
-        raise UsageError(f"{text!r} is not a range of ports; write two ports from 1 to 65535, the lower one first")
-    return int(first), int(last)
-
-
-def _read_file(text: str) -> str:
-    if not os.path.isfile(text):
-        raise UsageError(f"there is no file {text!r}; give the path of an existing file")
-    return text
-
-
-PATH_PAIR = Unit("LOCAL-REMOTE", "a pair of addresses", parse_path)
-PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
-FILE = Unit("FILE", "a file", _read_file)
-
 Workers = Annotated[int, option("Worker processes.", COUNT, shown="one per core, at most 4", ge=1, le=MAX_WORKERS)]
+
+Cpus = Annotated[
+    str,
+    option(
+        "Keep each worker to one of these processors: worker 0 to the first, worker 1 to the second, and so on, from "
+        "the start again if there are more workers. Write 0-3,8.",
+        CPUS,
+        shown="see performance.md",
+    ),
+]
 
 Announce = Annotated[
     bool,
@@ -112,6 +81,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
         check_options(self)
+        _check_cpus(getattr(self, "cpus", ""))
 
 
 class _LiveConfig(_Config, frozen=True, kw_only=True):
@@ -187,11 +157,19 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     throttle_max_percent: Annotated[
         int, option("CPU time that all steps together take at most.", PERCENT, ge=1, le=99)
     ] = 99
+    cpus: Cpus = ""
     connect_timeout_ns: Annotated[
         int, option("Give up if the receiver cannot be reached within this time.", DURATION, ge=0)
     ] = 3 * NS_PER_S
     verify: Annotated[
-        bool, option("Compare a digest of all memory while both sides are paused. This makes the pause longer.")
+        bool | str,
+        option(
+            "Compare both memories. after (also without a value): once the guest runs at the destination, with the "
+            "memory that the source keeps. before: while both sides are paused, which makes the pause longer.",
+            choices=COMPARISONS,
+            bare=COMPARISONS[0],
+            shown="off",
+        ),
     ] = False
     check_only: Annotated[
         bool, option("Compare the guest, both hosts and the options, and move nothing.", name="check")
@@ -200,6 +178,11 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
     announce: Announce = False
+
+    @property
+    def compares(self) -> str:
+        """When both memories are compared: one of COMPARISONS; empty: not at all."""
+        return self.verify if isinstance(self.verify, str) else COMPARISONS[0] * self.verify
 
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
@@ -257,6 +240,7 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     data_ports: Annotated[
         tuple[int, int], option("Ports for device state and page data, for a firewall.", PORTS, shown="any free port")
     ] = (0, 0)
+    cpus: Cpus = ""
     insecure: Annotated[
         bool, option("Allow addresses other than loopback, although there are no keys and no encryption.")
     ] = False
@@ -297,4 +281,14 @@ def _check_pause_limits(config: _LiveConfig) -> None:
         raise UsageError(
             f"--switchover-timeout is {write_duration_ns(config.switchover_timeout_ns)}, but --downtime-limit and "
             f"--max-downtime allow a pause of {write_duration_ns(longest_ns)}; give a longer --switchover-timeout"
+        )
+
+
+def _check_cpus(text: str) -> None:
+    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
+    allowed = os.sched_getaffinity(0)
+    denied = set(parse_cpus(text)) - allowed if text else ()
+    if denied:
+        raise UsageError(
+            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
         )

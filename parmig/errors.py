@@ -33,7 +33,8 @@
     ├── StatusError                  1  an operation in a status that does not allow it
     ├── CancelledError             130  cancelled by the user
     ├── OutcomeUnknownError          4  the peer was lost after the hand-over
-    └── SourcePausedError            5  failed, and the source guest could not be resumed
+    ├── SourcePausedError            5  failed, and the source guest could not be resumed
+    └── NotVerifiedError             6  the guest moved, but its memory was not shown to be the same
 
 A message says what happened, what was expected, and what to do, in this order.
 """
@@ -193,6 +194,12 @@ class SourcePausedError(ParmigError):
     """The migration failed or was cancelled, and the source guest could not be resumed: it is paused."""
 
     exit_code = 5
+
+
+class NotVerifiedError(ParmigError):
+    """The guest runs at the destination, but ``--verify`` did not find its memory equal to that of the source."""
+
+    exit_code = 6
 
 
 def by_name(name: str) -> type[ParmigError]:

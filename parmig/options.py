@@ -61,6 +61,7 @@ class _Declared(msgspec.Struct, frozen=True):
     shown: str
     choices: tuple[str, ...] | str
     required: bool
+    bare: str
 
 
 def option(
@@ -72,6 +73,7 @@ def option(
     shown: str = "",
     choices: tuple[str, ...] | str = (),
     required: bool = False,
+    bare: str = "",
     **limits: Any,
 ) -> msgspec.Meta:
     """The declaration of an option, for the ``Annotated`` type of a field.
@@ -84,9 +86,11 @@ def option(
         shown: the default in words, where its value says nothing to a user.
         choices: the values that are allowed, or ``module:function`` that returns them, called when first needed.
         required: the command line asks for a value although the field has a default.
+        bare: which of *choices* the option means without a value. The type of the field has ``bool``, too: True means
+            the same, and False none of them.
         limits: ``ge``, ``gt``, ``le``, ``multiple_of`` of :class:`msgspec.Meta`.
     """
-    declared = _Declared(unit, metavar or unit.metavar, name, shown, choices, required)
+    declared = _Declared(unit, metavar or unit.metavar, name, shown, choices, required, bare)
     return msgspec.Meta(description=help_text, extra={"option": declared}, **limits)
 
 
@@ -114,6 +118,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     def required(self) -> bool:
         """Whether the command line asks for a value."""
         return self.declared.required
+
+    @property
+    def bare(self) -> str:
+        """The value that it means if it is given without one; empty: it needs a value."""
+        return self.declared.bare
 
     @property
     def is_counted(self) -> bool:
@@ -183,6 +192,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self, value: Any) -> None:
         """Raise :class:`UsageError` unless *value* has the type of the field and is within its limits."""
+        if self.bare and isinstance(value, bool):
+            return
         if self.choices and value not in self.choices:
             raise UsageError(f"{value!r} is unknown; expected {self.expected}")
         try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes, rates and durations as people write and read them: IEC units in, IEC units out."""
+"""Sizes, rates, durations and lists of processors as people write and read them: IEC units in, IEC units out."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import humanfriendly
 
@@ -91,3 +92,36 @@ def format_rate(bytes_per_s: float) -> str:
 def format_ms(milliseconds: float) -> str:
     """*milliseconds* for people: ``12.3 ms``, from ten seconds on ``12.3 s``."""
     return f"{milliseconds:.1f} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:.1f} s"
+
+
+MAX_CPU = 8191
+"""The highest number of a processor that Linux can be built for."""
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """The processors in a list such as ``0-3,8``, in its order, as taskset(1) and the kernel's cpulist files write it.
+
+    Raises:
+        UsageError: *text* is no such list, or it names a processor twice.
+    """
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        numbers = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (1, 0)
+        if not first <= last <= MAX_CPU:
+            raise UsageError(f"{text!r} is not a list of processors; write numbers and ranges, like 0-3,8")
+        cpus += range(first, last + 1)
+    if len(set(cpus)) < len(cpus):
+        raise UsageError(f"{text!r} names a processor twice; name each once")
+    return tuple(cpus)
+
+
+def format_cpus(cpus: Iterable[int]) -> str:
+    """*cpus* in ascending order, as :func:`parse_cpus` takes them."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and parts[-1][1] == cpu - 1:
+            parts[-1][1] = cpu
+        else:
+            parts.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

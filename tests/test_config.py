@@ -9,16 +9,15 @@ import pytest
 from parmig.config import (
     MAX_WORKERS,
     DemoConfig,
-    Path,
     ReceiveConfig,
     RestoreConfig,
     SaveConfig,
     SendConfig,
     default_workers,
-    parse_path,
 )
 from parmig.errors import UsageError
 from parmig.units import KIB, MIB
+from parmig.values import Path, parse_path
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from parmig.units import (
     GIB,
     KIB,
     MIB,
+    format_cpus,
     format_ms,
     format_rate,
     format_size,
+    parse_cpus,
     parse_duration_ns,
     parse_number,
     parse_rate,
@@ -115,3 +117,24 @@ def test_a_number_has_digits_only() -> None:
     for text in ("", "-1", "1.5", "two", "1" * 21):
         with pytest.raises(UsageError, match="is not a whole number; write digits only, like 4"):
             parse_number(text)
+
+
+def test_a_list_of_processors_keeps_its_order() -> None:
+    assert parse_cpus("8,0-3") == (8, 0, 1, 2, 3)
+    assert format_cpus((8, 0, 1, 2, 3)) == "0-3,8"
+
+
+@given(st.sets(st.integers(0, 8191), min_size=1))
+def test_a_written_list_of_processors_is_read_as_the_same(cpus: set[int]) -> None:
+    assert set(parse_cpus(format_cpus(cpus))) == cpus
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "3-1", "0-8192", "-1", "0 1", "1-2-3"])
+def test_what_is_no_list_of_processors_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a list of processors; write numbers and ranges, like 0-3,8"):
+        parse_cpus(text)
+
+
+def test_a_processor_is_named_once() -> None:
+    with pytest.raises(UsageError, match="'0-2,1' names a processor twice"):
+        parse_cpus("0-2,1")

@@ -117,13 +117,16 @@ def run_iperf3(setting: Setting, sides: Sides, streams: int) -> Outcome:
     with sides.destination.entered():
         server = subprocess.Popen(listen, stdout=subprocess.PIPE, text=True)
     with server:
-        assert server.stdout is not None
-        next(line for line in server.stdout if "listening" in line)
-        send = ["iperf3", "--client", "127.0.0.1", "--port", port, "--parallel", str(streams), "--json"]
-        send += ["--bytes", str(setting.memory_bytes)]
-        with sides.source.entered():
-            answer = subprocess.run(send, stdout=subprocess.PIPE, check=True, timeout=LIMIT_S).stdout
-        server.communicate(timeout=LIMIT_S)
+        try:
+            assert server.stdout is not None
+            next(line for line in server.stdout if "listening" in line)
+            send = ["iperf3", "--client", "127.0.0.1", "--port", port, "--parallel", str(streams), "--json"]
+            send += ["--bytes", str(setting.memory_bytes)]
+            with sides.source.entered():
+                answer = subprocess.run(send, stdout=subprocess.PIPE, check=True, timeout=LIMIT_S).stdout
+            server.communicate(timeout=LIMIT_S)
+        finally:
+            server.kill()  # it has ended by itself, unless something failed
     received = json.loads(answer)["end"]["sum_received"]
     return _outcome(sides, before, received["bytes"], received["seconds"], received["seconds"])
 

@@ -166,7 +166,7 @@ def run_rounds(results: Results, options: argparse.Namespace) -> None:
     if options.rounds:
         _compile_parmig()
         version = subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
-        host = {**describe_host(), "qemu": version.splitlines()[0]}
+        host = {**describe_host(), "qemu": version.splitlines()[0], "parmig": parmig.__version__}
         command = sys.argv[1:]
         results.invocations.append(
             {"host": host, "arguments": command, "began": time.strftime("%FT%TZ", time.gmtime())}

@@ -2,7 +2,7 @@
 """Both sides of a move on one machine: which core each may use, and how much processor time each has used.
 
 A side is what was started while it was entered, with all children. It has a cgroup of its own, so that processes which
-have ended count too. Where no cgroup can be made (not root), the processor time is None.
+have ended count too. Where no cgroup can be made, the processor time is None.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ class _Home(NamedTuple):
 
 
 def _find_home() -> _Home | None:
-    """Version 1's ``cpuacct`` where it is mounted, else version 2, which counts in every cgroup."""
+    """Version 1's ``cpuacct`` where it is mounted, else version 2, which counts in every cgroup; None: not writable."""
     memberships = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    places = {controllers: path for _, controllers, path in memberships}
-    version_2 = None
+    places = {controller: path for _, controllers, path in memberships for controller in controllers.split(",")}
+    homes: list[_Home] = []
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, kind, options, *_ = line.split()
         if kind == "cgroup" and "cpuacct" in options.split(","):
-            names = next(names for names in places if "cpuacct" in names.split(","))
-            return _Home(Path(mount + places[names]), first_version=True)
-        if kind == "cgroup2" and "" in places:
-            version_2 = _Home(Path(mount + places[""]), first_version=False)
-    return version_2
+            homes.insert(0, _Home(Path(mount + places["cpuacct"]), first_version=True))
+        elif kind == "cgroup2" and "" in places:
+            homes.append(_Home(Path(mount + places[""]), first_version=False))
+    return next((home for home in homes if os.access(home.path, os.W_OK)), None)
 
 
 class Side:
@@ -110,11 +109,7 @@ def two_sides(*, pinned: bool) -> Iterator[Sides]:
     with contextlib.ExitStack() as stack:
         sides = []
         for name, core in (("source", cores[0]), ("destination", cores[-1])):
-            try:
-                side = Side(home, name, core if pinned else None)
-            except PermissionError:
-                home = None
-                side = Side(home, name, core if pinned else None)
+            side = Side(home, name, core if pinned else None)
             stack.callback(side.close)
             sides.append(side)
         yield Sides(*sides)

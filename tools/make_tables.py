@@ -46,6 +46,7 @@ EXIT_CODES = {
     3: "refused by a check before the start, or by the peer",
     4: "outcome unknown: the peer was lost after the hand-over, the source stays paused",
     5: "failed or cancelled, and the source guest could not be resumed: it is paused",
+    6: "the guest runs at the destination, but `--verify` did not find its memory equal to the source's",
     130: "cancelled; the source guest continues",
 }
 

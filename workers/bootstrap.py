@@ -31,7 +31,7 @@ from parmig.ram.reach.open_reach import open_reach
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Regions, cut
 from parmig.ram.shared import SharedArea
-from parmig.units import MIB
+from parmig.units import MIB, format_cpus
 from workers.pipe_log import log_over_pipe
 
 _logger = logging.getLogger(__name__)
@@ -125,7 +125,13 @@ def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) ->
     fds = [*block_fds, -1]
     blocks = [open_reach(msgspec.structs.replace(item, fd=fds[item.fd])) for item in setup.memory]
     regions = cut(setup.blocks, setup.region_pages)
-    shared = SharedArea(area_fd, workers=setup.workers, blocks=setup.blocks, regions=len(regions))
+    shared = SharedArea(
+        area_fd,
+        workers=setup.workers,
+        blocks=setup.blocks,
+        regions=len(regions),
+        page_digests=setup.page_digests,
+    )
     return Memory(blocks, regions, shared)
 
 
@@ -145,7 +151,9 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     try:
         decoded = msgspec.msgpack.decode(setup, type=kind)
         log_over_pipe(decoded.log_level, inbox.log)
-        _logger.info("runs as process %d", os.getpid())
+        if decoded.cpus:
+            os.sched_setaffinity(0, decoded.cpus)  # threads of ZeroMQ begin later and inherit it
+        _logger.info("runs as process %d on processors %s", os.getpid(), format_cpus(os.sched_getaffinity(0)))
         work(decoded, inbox)
     except StopRequestedError:
         pass

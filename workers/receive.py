@@ -7,20 +7,27 @@ import logging
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from parmig.engine.worker_messages import DigestRegions, ReceiveSetup, RegionDigests, WorkerConnected, WorkerReady
+from parmig.engine.worker_messages import (
+    DigestPages,
+    DigestRegions,
+    ReceiveSetup,
+    RegionDigests,
+    WorkerConnected,
+    WorkerReady,
+)
 from parmig.errors import ProtocolError
 from parmig.linux import process
 from parmig.ram.codecs.registry import codec
 from parmig.ram.flow import HELLO_BYTES, check_hello, welcome
-from parmig.ram.reach.reach import Reach
+from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.region_digest import RegionDigester
-from parmig.ram.regions import Regions
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB
-from workers.bootstrap import Inbox, attach_memory, run_worker
+from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
+from workers.by_page import answer_by_page
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +52,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 
 def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
-    blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
+    memory = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
     transport = open_transport(
         endpoint,
@@ -60,9 +67,9 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     inbox.tell(WorkerReady(listening.port))
     ram = MigrationRamReceive(
         worker=setup.worker,
-        blocks=blocks,
+        blocks=memory.blocks,
         codecs=[codec(name) for name in setup.codecs],
-        shared=shared,
+        shared=memory.shared,
         batch_bytes=setup.batch_bytes,
     )
     poller = Poller(transport, inbox.fileno())
@@ -89,13 +96,14 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         # After the last check, everything that was read is answered before the next wait.
         inbox.check()
         while (instruction := inbox.take()) is not None:
-            _answer(inbox, instruction, digester, blocks, regions)
+            _answer(inbox, instruction, digester, memory)
 
 
-def _answer(
-    inbox: Inbox, instruction: object, digester: RegionDigester, blocks: Sequence[Reach], regions: Regions
-) -> None:
+def _answer(inbox: Inbox, instruction: object, digester: RegionDigester, memory: Memory) -> None:
+    blocks, regions, shared = memory
     match instruction:
+        case DigestRegions(by_page=True) | DigestPages():
+            inbox.tell(answer_by_page(instruction, PlacedDigests(shared, blocks), regions))
         case DigestRegions(regions=numbers):
             inbox.tell(RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers}))
         case _:

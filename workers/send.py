@@ -8,17 +8,27 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, SendSetup, WorkerEvent, WorkerReady
+from parmig.engine.worker_messages import (
+    DigestPages,
+    DigestRegions,
+    Instruction,
+    RegionDigests,
+    SendSetup,
+    WorkerEvent,
+    WorkerReady,
+)
 from parmig.errors import ProtocolError
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
+from parmig.ram.page_digests import MemoryDigests
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.send import MigrationRamSend
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
+from workers.by_page import answer_by_page
 from workers.rounds import await_tracker, serve_rounds
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +79,8 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
 
 def _answer(instruction: Instruction, digester: RegionDigester, memory: Memory) -> WorkerEvent:
     match instruction:
+        case DigestRegions(by_page=True) | DigestPages():
+            return answer_by_page(instruction, MemoryDigests(memory.blocks, memory.shared.bits), memory.regions)
         case DigestRegions(regions=numbers):
             regions = {number: memory.regions[number] for number in numbers}
             return RegionDigests(

@@ -35,7 +35,12 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that *args* names, and its own arguments."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, _load(name) if name in COMMANDS else command, rest
+        if name in COMMANDS:
+            from parmig.cli.options import with_values
+
+            command = _load(name)
+            rest = with_values(command.callback, rest)
+        return name, command, rest
 
 
 def _load(name: str) -> Any:

@@ -22,7 +22,7 @@ def read_table(path: Path, table: str, known: Mapping[str, Any]) -> dict[str, An
         path: of the file. Tables of other commands are left alone, so one file serves several commands.
         table: name of the command.
         known: the options of the command by name without dashes at the front, with their type: ``bool`` for a flag,
-            ``list[str]`` for an option that may be given several times.
+            ``list[str]`` for an option that may be given several times, ``bool | str`` for one that needs no value.
 
     Raises:
         UsageError: the file cannot be read, is not TOML, or has a table, option or value that is not allowed.
@@ -49,6 +49,8 @@ def read_table(path: Path, table: str, known: Mapping[str, Any]) -> dict[str, An
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     """*value* as typer takes it for an option of type *kind*."""
+    if kind == bool | str and isinstance(value, bool):
+        return value
     if kind is bool:
         if not isinstance(value, bool):
             raise UsageError(f"{where} is {value!r}; expected true or false")

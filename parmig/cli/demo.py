@@ -23,8 +23,8 @@ SENDING = o.Only(("workers", "transport", "compress", "tracker", "auto-converge"
 def demo(config: DemoConfig, sending: Annotated[SendConfig, SENDING], output: o.Output) -> None:
     """Migrate a guest that writes to its memory from this machine to itself, and compare both memories.
 
-    Exit code 0 means: the migration completed, both memories were equal while both sides were paused, and the
-    guest continued at the destination.
+    Exit code 0 means: the migration completed, the memory that was placed equals that of the source, and the guest
+    continued at the destination.
     """
     sending = msgspec.structs.replace(sending, verify=True)
 

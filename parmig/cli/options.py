@@ -73,7 +73,7 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
             else:
                 structures[name] = struct, options
                 parameters += map(_parameter, options)
-                flags += [declared.name for declared in options if declared.is_flag]
+                flags += [declared.name for declared in options if declared.is_flag or declared.bare]
         if config_file:
             parameters += [*map(_undo, flags), _CONFIG_FILE]
 
@@ -134,9 +134,26 @@ def _parameter(declared: Option) -> inspect.Parameter:
     return inspect.Parameter(
         _field(declared.name),
         inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[kind, described],
+        annotation=Annotated[kind, described, declared],
         default=inspect.Parameter.empty if declared.required else default,
     )
+
+
+def with_values(function: Callable[..., None], arguments: list[str]) -> list[str]:
+    """*arguments* of the command *function*, with a value for each option that was given without one and may be."""
+    given = []
+    for place, word in enumerate(arguments):
+        declared = _optional_values(function).get(word)
+        alone = declared is not None and arguments[place + 1 : place + 2] not in [[name] for name in declared.choices]
+        given.append(f"{word}={declared.bare}" if declared is not None and alone else word)
+    return given
+
+
+def _optional_values(function: Callable[..., None]) -> dict[str, Option]:
+    """The options of the command *function* that may be given without a value, by name with dashes."""
+    parameters = inspect.signature(function).parameters.values()
+    declared = [mark for one in parameters for mark in get_args(one.annotation)[2:] if isinstance(mark, Option)]
+    return {f"--{option_.name}": option_ for option_ in declared if option_.bare}
 
 
 def _undo(flag: str) -> inspect.Parameter:
@@ -182,6 +199,7 @@ def _load_config_file(context: typer.Context, path: Path | None) -> None:
         and not described.hidden
         and parameter.name != _CONFIG_FILE.name
     }
+    known |= {name.lstrip("-"): bool | str for name in _optional_values(context.command.callback)}
     try:
         table = read_table(path, str(context.info_name), known)
     except UsageError as error:

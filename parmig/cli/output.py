@@ -15,7 +15,7 @@ import typer
 
 from parmig.cli.progress import printable
 from parmig.engine.report import ErrorReport, Report
-from parmig.errors import ParmigError
+from parmig.errors import NotVerifiedError, ParmigError
 
 
 def echo_error(error: ErrorReport) -> None:
@@ -35,8 +35,10 @@ def print_json(value: object) -> None:
 def exit_code(report: Report) -> int:
     """The exit code of *report*: 0 only if it completed, or was only to check, and no comparison found a difference."""
     code = report.exit_code
-    if code == 0 and (report.status not in ("completed", "checked") or report.verified is False):
+    if code == 0 and report.status not in ("completed", "checked"):
         return ParmigError.exit_code
+    if code == 0 and report.verified is False:
+        return NotVerifiedError.exit_code  # only the source has the error
     return code
 
 

@@ -24,7 +24,11 @@ CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 ENDPOINT_SCHEMES = "endpoint-schemes"
 """Feature: the destination names the scheme of each endpoint in Accept."""
 
-FEATURES = (ENDPOINT_SCHEMES,)
+VERIFY_AFTER = "verify-after"
+"""Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
+after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
+
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER)
 """What this version does only if the other side names it too."""
 
 
@@ -53,18 +57,20 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
     return max(common)
 
 
-def offer(state: str, compress: str = "") -> tuple[str, ...]:
+def offer(state: str, compress: str = "", *, verify_after: bool = True) -> tuple[str, ...]:
     """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows.
 
     Args:
         state: how device state of its guest is taken; the usual way is not named.
         compress: (source) what the user chose; only AUTO is named, because no field of Configure can hold it: an older
             destination knows no codec of this name.
+        verify_after: (source) whether the user wants that.
     """
     codec_features = (_codec_feature(name) for name in codecs.names())
     state_features = [f"{STATE_PREFIX}{state}"] if state not in USUAL_STATES else []
     auto = [_codec_feature(compress)] if compress == codecs.AUTO else []
-    return (*CAPABILITIES, *FEATURES, f"protocol-{VERSIONS[-1]}", *codec_features, *auto, *state_features)
+    features = [name for name in FEATURES if verify_after or name != VERIFY_AFTER]
+    return (*CAPABILITIES, *features, f"protocol-{VERSIONS[-1]}", *codec_features, *auto, *state_features)
 
 
 def state_of(capabilities: Sequence[str]) -> str:

@@ -4,7 +4,7 @@
 The steps of a migration, in order. Each begins when everything that the one before has started is done::
 
     start the log ─ round 1 ─ count ─ (round n ─ count)* ─ pause ─ final round, and save state beside it
-      ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) done
+      ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) [comparison] done
 
 Saving may write RAM, so the round after it begins when the final round and saving are both done, in whatever order they
 end. If each worker sends the same regions in both, the final round ends without a fence, when all is sent: the channel
@@ -23,21 +23,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine import events
+from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
-from parmig.engine.plan import Plan
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign, shares_of_round
+from parmig.engine.source_end import SourceEnd
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
 from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
-from parmig.status import MigrationStatus, StatusEvent
+from parmig.status import StatusEvent
 
 
-class Coordinator(Plan[Instruction]):
+class Coordinator(SourceEnd):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -46,6 +47,7 @@ class Coordinator(Plan[Instruction]):
         limits: for the policy.
         verify: compare digests before hand-over.
         remembering: workers remember what they have sent, so regions stay with their last sender.
+        comparison: what to compare after the hand-over, if anything.
     """
 
     _cancelled = "cancelled; the guest continues here"
@@ -55,13 +57,20 @@ class Coordinator(Plan[Instruction]):
     )
 
     def __init__(
-        self, regions: Sequence[Region], workers: int, limits: Limits, *, verify: bool, remembering: bool = False
+        self,
+        regions: Sequence[Region],
+        workers: int,
+        limits: Limits,
+        *,
+        verify: bool,
+        remembering: bool = False,
+        comparison: Comparison | None = None,
     ) -> None:
         super().__init__()
         self._regions = regions
         self._workers = workers
         self._limits = limits
-        self._verify, self._remembering = verify, remembering
+        self._verify, self._remembering, self.comparison = verify, remembering, comparison
         self._owned = assign(weights := [region.pages for region in regions], workers)
         self._needs_sync = self._settles = self._saved = False
         self._shares = Shares([])
@@ -144,14 +153,8 @@ class Coordinator(Plan[Instruction]):
                 return [Do.HAND_OVER]
             case Step.RESUMING, events.HandOverNotSent(error=error):
                 return self._end(StatusEvent.NOT_SENT, error)
-            case Step.RESUMING, events.PeerResumed(since_ns=since_ns):
-                # Never before hand-over, whatever the peer reports.
-                ran_ns = max(now_ns - since_ns, self.record.marks["loaded"])
-                self.record.mark("resumed", ran_ns)
-                self.record.mark("finished", ran_ns)
-                self.machine.move(StatusEvent.RESUMED)
-                self.step = Step.DONE
-                return [Do.FINISH]
+            case Step.RESUMING, events.PeerResumed():
+                return self._resumed(event, now_ns)
         kind = (
             ProtocolError
             if isinstance(event, events.PeerDigested | events.PeerLoaded | events.PeerResumed)
@@ -286,14 +289,6 @@ class Coordinator(Plan[Instruction]):
         self.record.mark("verified", now_ns)
         self.step = Step.LOADING
         return [Do.RELEASE]
-
-    def _suspect(self, error: ParmigError, now_ns: int) -> list[Instruction]:
-        if self.status is MigrationStatus.HAND_OVER:
-            return self._end(StatusEvent.PEER_LOST, error)  # no better reason would change anything
-        return super()._suspect(error, now_ns)
-
-    def _ending(self, status: MigrationStatus) -> list[Instruction]:
-        return [Do.GIVE_UP] if status is MigrationStatus.UNKNOWN else [Do.ABANDON]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
         error = overdue(self.record, self.status, self.step, self._limits, now_ns)

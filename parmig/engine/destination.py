@@ -20,8 +20,10 @@ from collections.abc import Sequence
 
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages
+from parmig.engine.comparison import PlacedAnswers
 from parmig.engine.destination_events import Act, Event, Instruction, Say, StateCame, Tell, WriteState
-from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, Step, overdue
+from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, SILENCE_LIMIT_NS, Step, overdue
+from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.plan import Plan
 from parmig.engine.shares import assign
 from parmig.engine.state_channel import NO_STATE, check_size
@@ -49,6 +51,7 @@ class DestinationPlan(Plan[Instruction]):
         regions: all regions of all blocks.
         workers: how many receive workers.
         verify: whether the source announced that it asks for a digest.
+        compared: whether the workers keep digests of what they place, for a comparison after the hand-over.
         switchover_ns: how long the source's pause may take.
         max_state_bytes: the most device state that is taken.
         now_ns: the time now.
@@ -56,6 +59,7 @@ class DestinationPlan(Plan[Instruction]):
     Attributes:
         established: whether the source has connected all its channels.
         digest: of all memory, once the source asked for it and every worker has answered.
+        source_digest: what the source reported of its own memory in the end, if it compared after the hand-over.
         state_bytes: size of the device state that was loaded.
     """
 
@@ -71,6 +75,7 @@ class DestinationPlan(Plan[Instruction]):
         workers: int,
         *,
         verify: bool,
+        compared: bool = False,
         switchover_ns: int,
         max_state_bytes: int,
         now_ns: int,
@@ -79,9 +84,11 @@ class DestinationPlan(Plan[Instruction]):
         self.step: Step = Step.STARTING
         self.established = False
         self.digest: str | None = None
+        self.source_digest: str | None = None
         self.state_bytes = 0
         self._owned = assign([region.pages for region in regions], workers)
         self._regions = len(regions)
+        self._answers = PlacedAnswers(regions, self._owned, kept=compared)
         self._may_digest = verify
         self._switchover_ns = switchover_ns
         self._max_state_bytes = max_state_bytes
@@ -100,6 +107,11 @@ class DestinationPlan(Plan[Instruction]):
     def over(self) -> bool:
         """Whether the plan has ended; every further event is ignored."""
         return self.machine.ended and self.step is not Step.GOODBYE
+
+    @property
+    def hears_workers(self) -> bool:
+        """Whether the workers matter now."""
+        return super().hears_workers or self._answers.begun
 
     @property
     def handed_over(self) -> bool:
@@ -171,7 +183,7 @@ class DestinationPlan(Plan[Instruction]):
                 return [events.Show(status, round_)]
             case _, peer_messages.Failure(error=report):
                 return self._fail(PeerFailedError(f"the source failed: {report.message}"))
-            case Step.RECEIVING, peer_messages.DigestRequest():
+            case Step.RECEIVING, DigestRequest():
                 return self._ask_digest()
             case Step.RECEIVING, peer_messages.Release() if not self._digesting:
                 return self._take_release(message, now_ns)
@@ -201,7 +213,7 @@ class DestinationPlan(Plan[Instruction]):
         if self._digesting:
             return []
         self.digest = combine(self._digests, self._regions)
-        return [Say(peer_messages.Digested(self.digest))]
+        return [Say(Digested(self.digest))]
 
     def _take_release(self, release: peer_messages.Release, now_ns: int) -> list[Instruction]:
         try:
@@ -249,13 +261,20 @@ class DestinationPlan(Plan[Instruction]):
 
     def _await_goodbye(self, event: Event, now_ns: int) -> list[Instruction]:
         match event:
-            case events.Heard(message=peer_messages.Goodbye()) | events.PeerVanished():
+            case events.Heard(message=peer_messages.Goodbye(digest=digest)):
+                self.source_digest = digest
                 return self._finish()
-            case events.Tick() if now_ns - self._since_ns >= GOODBYE_LIMIT_NS:
+            case events.PeerVanished():
                 return self._finish()
-        return []
+            case events.Tick():
+                limit_ns = SILENCE_LIMIT_NS if self._answers.begun else GOODBYE_LIMIT_NS
+                return self._finish() if now_ns - self._since_ns >= limit_ns else []
+        if isinstance(event, events.Heard):
+            self._since_ns = now_ns
+        return self._answers.handle(event)
 
     def _finish(self) -> list[Instruction]:
+        self.digest = self.digest or self._answers.digest
         self.step = Step.DONE
         return [Act.FINISH]
 

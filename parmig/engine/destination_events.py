@@ -7,11 +7,29 @@ import enum
 
 import msgspec
 
-from parmig.engine.events import CancelAsked, Event, Failed, Suspected, Tell, Tick, WorkerDigested
+from parmig.engine.events import (
+    CancelAsked,
+    Event,
+    Failed,
+    Suspected,
+    Tell,
+    Tick,
+    WorkerDigested,
+    WorkerDigestedPages,
+)
 from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import PeerLostError, ProtocolError
 
-__all__ = ["CancelAsked", "Event", "Failed", "Suspected", "Tell", "Tick", "WorkerDigested"]
+__all__ = [
+    "CancelAsked",
+    "Event",
+    "Failed",
+    "Suspected",
+    "Tell",
+    "Tick",
+    "WorkerDigested",
+    "WorkerDigestedPages",
+]
 """Imported from ``events``: both plans use these."""
 
 # -- events -------------------------------------------------------------------------------------
@@ -84,6 +102,7 @@ class Act(enum.Enum):
     LOAD = "load the device state that was held back"
     TAKE_OVER = "attend to the guest and the source alone; the workers matter no more"
     RUN = "run the guest"
+    COMPARE = "attend to the workers again: they compare"
     FINISH = "finish: the guest runs here, or is paused as it was"
     LET_GO = "end this session, and wait for another source"
     DISCARD = "discard the copy: the guest stays at the source"

@@ -25,7 +25,6 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import Progress
 from parmig.errors import GuestError, ParmigError, PeerLostError
 from parmig.guests.guest import Guest
-from parmig.status import BEFORE_HAND_OVER
 from parmig.transport.polling import Poller
 
 _logger = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Driver(ABC, Generic[Instruction]):
         self._thread.finished()
         if self._guest.watch_fd() in ready:
             self._feed(events.Failed(GuestError("the guest's virtual machine monitor died during the migration")))
-        if self._plan.status in BEFORE_HAND_OVER:  # afterwards no worker is needed any more
+        if self._plan.hears_workers:
             for worker, message in self._pool.read():
                 self._hear_worker(worker, message)
         self._listen()

@@ -48,6 +48,14 @@ class WorkerDigested(Event, frozen=True):
     digests: dict[int, int]
 
 
+class WorkerDigestedPages(Event, frozen=True):
+    """Digests of pages of a region from *first* on, 8 bytes each."""
+
+    region: int
+    first: int
+    digests: bytes
+
+
 # -- events of the source -----------------------------------------------------------------------
 
 
@@ -129,6 +137,14 @@ class PeerDigested(Event, frozen=True):
     digest: str
 
 
+class PeerDigests(Event, frozen=True):
+    """The destination's digests of what was placed, as in ``peer_messages.Digests``."""
+
+    region: int
+    first: int
+    digests: bytes
+
+
 class PeerLoaded(Event, frozen=True):
     """The destination has loaded the state and could run."""
 
@@ -177,6 +193,7 @@ class Do(enum.Enum):
     ASK_DIGEST = "ask the destination for its digest"
     RELEASE = "let the destination load the state"
     HAND_OVER = "hand over"
+    COMPARE = "attend to the workers again: they compare"
     FINISH = "finish: the guest runs at the destination"
     GO_ON = "let the guest go on here"
     COMPOSE = "write what is left of the file"
@@ -198,4 +215,11 @@ class Throttle(msgspec.Struct, frozen=True):
     percent: int
 
 
-Instruction = Do | Tell | Throttle
+class AskDigests(msgspec.Struct, frozen=True):
+    """Ask the destination for digests, as in ``peer_messages.DigestsRequest``."""
+
+    region: int
+    first: int
+
+
+Instruction = Do | Tell | Throttle | AskDigests

@@ -86,9 +86,9 @@ class Introduction:
             credit_bytes=credit_bytes(config.batch_bytes),
             region_pages=region_pages_for(blocks, config.workers),
             running=thread.call(guest.is_running),
-            verify=config.verify,
+            verify=bool(config.compares),
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(info.state, config.compress),
+            capabilities=offer(info.state, config.compress, verify_after=config.compares == "after"),
             traits=describe(thread.call(guest.traits)),
             check=check,
         )

@@ -12,8 +12,9 @@ from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, agreed_codecs, agreed_version, offer
+from parmig.engine.agreement import ENDPOINT_SCHEMES, VERIFY_AFTER, agreed_codecs, agreed_version, offer
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
+from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
@@ -58,10 +59,18 @@ class Listeners:
         self._memory = memory
         self._hosts = config.paths or (parse_uri(config.listen).host,)
         self._next_port = config.data_ports[0]
+        self._cpus = config.cpus
         self._ports: dict[int, int] = {}
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
-        self._shared = SharedArea(-1, workers=wish.workers, blocks=wish.blocks, regions=len(self.regions))
+        self._keeps_digests = VERIFY_AFTER in wish.capabilities
+        self._shared = SharedArea(
+            -1,
+            workers=wish.workers,
+            blocks=wish.blocks,
+            regions=len(self.regions),
+            page_digests=self._keeps_digests,
+        )
         self._transport = open_control(
             Endpoint(CONTROL_SCHEME, self._hosts[0], 0),
             "state channel",
@@ -80,6 +89,7 @@ class Listeners:
         check_reachable(self._memory)  # before the source is let in
         wish = self.wish
         memory, descriptors = memory_for_workers(self._memory)
+        pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
             setup = ReceiveSetup(
                 worker=worker,
@@ -93,6 +103,8 @@ class Listeners:
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
                 region_pages=wish.region_pages,
+                page_digests=self._keeps_digests,
+                cpus=pinning.cpus(worker, local=self._host(worker)),
             )
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))

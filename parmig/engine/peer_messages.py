@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from parmig.config import MAX_WORKERS
+from parmig.engine.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import MAX_NAME, peer_text
 from parmig.engine.message import Message, encode
 from parmig.engine.mismatch import Mismatch
@@ -46,7 +47,6 @@ _Count = Annotated[int, Meta(ge=0)]
 _Name = Annotated[str, Meta(max_length=MAX_NAME)]
 _Names = Annotated[tuple[_Name, ...], Meta(max_length=64)]
 _Blocks = Annotated[tuple[RamBlock, ...], Meta(max_length=1024)]
-_Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 _Status = Annotated[str, Meta(pattern=rf"\A({'|'.join(status.value for status in MigrationStatus)})\Z")]
 
 
@@ -126,21 +126,11 @@ class Checked(Message, frozen=True):
     mismatches: Annotated[tuple[Mismatch, ...], Meta(max_length=MAX_MISMATCHES)]
 
 
-class Digested(Message, frozen=True):
-    """Destination: the digest of all RAM, as asked."""
-
-    digest: _Digest
-
-
-class DigestRequest(Message, frozen=True):
-    """Source: all of RAM has arrived and both guests are paused; send me its digest."""
-
-
 class Release(Message, frozen=True):
     """Source: RAM is complete; load the device state, *size_bytes* long with this xxh3-128 digest."""
 
     size_bytes: _Count
-    digest: _Digest
+    digest: Digest
 
 
 class Loaded(Message, frozen=True):
@@ -185,8 +175,14 @@ class Failure(Message, frozen=True):
     error: ErrorReport
 
 
-class Goodbye(Message, frozen=True):
-    """Source: completed, nothing more will come."""
+class Goodbye(Message, frozen=True, omit_defaults=True):
+    """Source: completed, nothing more will come.
+
+    Attributes:
+        digest: of its memory, if it was compared after the hand-over. Only a destination that was asked gets it.
+    """
+
+    digest: Digest | None = None
 
 
 ControlMessage = (
@@ -196,6 +192,8 @@ ControlMessage = (
     | Checked
     | DigestRequest
     | Digested
+    | DigestsRequest
+    | Digests
     | Release
     | Loaded
     | HandOver

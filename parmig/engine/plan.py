@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from parmig.engine.events import CancelAsked, Event, Failed, Suspected, Tick
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError
-from parmig.status import MigrationStatus, StatusEvent, StatusMachine
+from parmig.status import BEFORE_HAND_OVER, MigrationStatus, StatusEvent, StatusMachine
 from parmig.units import NS_PER_MS
 
 EXPLANATION_NS = 400 * NS_PER_MS
@@ -51,6 +51,11 @@ class Plan(ABC, Generic[Instruction]):
     def over(self) -> bool:
         """Whether the plan has ended; every further event is ignored."""
         return self.machine.ended
+
+    @property
+    def hears_workers(self) -> bool:
+        """Whether the workers matter now. Before the hand-over they do."""
+        return self.status in BEFORE_HAND_OVER
 
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:
         """Take one event and return what to do next, in order."""

@@ -136,6 +136,12 @@ class Record:
             return None
         return (self.marks["resumed"] - self.marks["stopped"]) / NS_PER_MS
 
+    def verify_ms(self) -> float | None:
+        """How long both memories were compared after the hand-over; None: they were not."""
+        if "compared" not in self.marks:
+            return None
+        return (self.marks["compared"] - self.marks["comparing"]) / NS_PER_MS
+
     def throughput_mib_per_s(self) -> float:
         """Guest bytes handled in round 1 divided by its duration."""
         if not self.rounds or not self.rounds[0].duration_ms:
@@ -152,12 +158,13 @@ class Record:
             skipped_pages=sum(r.skipped_pages for r in self.rounds),
         )
 
-    def per_worker(self, paths: Sequence[str]) -> list[WorkerReport]:
+    def per_worker(self, paths: Sequence[str], cpus: Sequence[Sequence[int]] = ()) -> list[WorkerReport]:
         """What each worker did."""
         return [
             WorkerReport(
                 worker=worker,
                 path=paths[worker] if worker < len(paths) else "",
+                cpus=list(cpus[worker]) if worker < len(cpus) else [],
                 sent_pages=counters.sent_pages,
                 wire_bytes=counters.wire_bytes,
                 busy_ms=counters.busy_ns / NS_PER_MS,

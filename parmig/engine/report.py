@@ -42,7 +42,7 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
     """Where the downtime went, in milliseconds; the phases add up to it.
 
     The device state is saved beside ``final_scan`` and ``final_pages``; ``state_save`` is only the time by which saving
-    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 unless asked.
+    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 but for a comparison in the pause.
     """
 
     pause: float = 0.0
@@ -87,10 +87,11 @@ class RamReport(msgspec.Struct, kw_only=True):
 
 
 class WorkerReport(msgspec.Struct, kw_only=True):
-    """What one send worker did."""
+    """What one send worker did. It was kept to the processors ``cpus``; empty: to none."""
 
     worker: int
     path: str = ""
+    cpus: list[int] = []
     sent_pages: int = 0
     wire_bytes: int = 0
     busy_ms: float = 0.0
@@ -127,7 +128,7 @@ def codec_reports(figures: Mapping[int, CodecFigures]) -> list[CodecReport]:
 
 
 class DigestReport(msgspec.Struct, kw_only=True):
-    """xxh3-128 over all RAM of either side while both were paused; null when not asked."""
+    """Digest of all RAM of either side, made in the same way on both; null when not asked."""
 
     source: str | None = None
     destination: str | None = None
@@ -184,6 +185,7 @@ class Report(msgspec.Struct, kw_only=True):
     per_worker: list[WorkerReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
+    verify_ms: float | None = None
     digest: DigestReport = msgspec.field(default_factory=DigestReport)
     snapshot: SnapshotReport | None = None
     mismatches: list[Mismatch] = []

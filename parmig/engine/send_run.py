@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from parmig.engine import events, peer_messages
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event
+from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
+from parmig.engine.events import AskDigests, Do, Event, Instruction
+from parmig.engine.report import Progress
 from parmig.engine.source_run import Means, SourceRun
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerFailedError, PeerLostError, ProtocolError
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
-from parmig.status import BEFORE_HAND_OVER
 from parmig.units import NS_PER_S
 
 REPORT_EVERY_NS = 5 * NS_PER_S
@@ -56,7 +57,7 @@ class SendRun(SourceRun):
         self._say(peer_messages.Progressed(self.plan.status.value, self.plan.round))
 
     def _listen(self) -> None:
-        if time.monotonic_ns() - self._reported_ns > REPORT_EVERY_NS and self.plan.status in BEFORE_HAND_OVER:
+        if time.monotonic_ns() - self._reported_ns > REPORT_EVERY_NS and self.plan.hears_workers:
             self._round_began()  # a sign of life
         try:
             for message in self._messages(self._control):
@@ -69,8 +70,10 @@ class SendRun(SourceRun):
 
     def _peer_event(self, message: peer_messages.ControlMessage) -> Event:
         match message:
-            case peer_messages.Digested(digest=digest):
+            case Digested(digest=digest):
                 return events.PeerDigested(digest)
+            case Digests(region=region, first=first, digests=digests):
+                return events.PeerDigests(region, first, digests)
             case peer_messages.Loaded(load_ns=load_ns):
                 return events.PeerLoaded(load_ns)
             case peer_messages.Resumed(since_ns=since_ns):
@@ -85,10 +88,16 @@ class SendRun(SourceRun):
 
     # -- doing ----------------------------------------------------------------------------------
 
+    def _carry_out(self, instruction: Instruction) -> None:
+        if isinstance(instruction, AskDigests):
+            self._say(DigestsRequest(instruction.region, instruction.first))
+        else:
+            super()._carry_out(instruction)
+
     def _do(self, what: Do) -> None:
         match what:
             case Do.ASK_DIGEST:
-                self._say(peer_messages.DigestRequest())
+                self._say(DigestRequest())
             case Do.RELEASE:
                 self._say(peer_messages.Release(self.plan.state_bytes, self.plan.state_digest))
             case Do.HAND_OVER:
@@ -96,6 +105,10 @@ class SendRun(SourceRun):
                 self.handed_over = True
                 self._watch(*self._control.pollables())  # nothing else matters from now on
                 self._say(peer_messages.HandOver(run=self._custody.ran is not False))
+            case Do.COMPARE:
+                self._watch_all(*self._control.pollables())
+                status, round_ = self.plan.status.value, self.plan.round
+                self._show(Progress(status=status, round=round_, message=self.plan.step.value))
             case Do.FINISH | Do.ABANDON | Do.GIVE_UP:
                 pass  # the loop ends, and the tear-down does it
 

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import channel_codecs, check_accept
+from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
+from parmig.engine.pinning import Pinning
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
@@ -112,8 +114,11 @@ class MigrationSender(SourceSide):
         self._opened.callback(self._note_codecs, shared)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
+        pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
+            cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
+            self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
@@ -128,6 +133,7 @@ class MigrationSender(SourceSide):
                 codec_settings=codec_settings,
                 batch_bytes=self._config.batch_bytes,
                 region_pages=region_pages,
+                cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
             self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))
@@ -136,14 +142,24 @@ class MigrationSender(SourceSide):
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
             format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
         )
+        after = self._compares_after(accept)
         plan = Coordinator(
             regions,
             self._config.workers,
             _limits(self._config),
-            verify=self._config.verify,
+            verify=bool(self._config.compares) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
+            comparison=Comparison(regions, blocks, self._config.workers) if after else None,
         )
         return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
+
+    def _compares_after(self, accept: Accept) -> bool:
+        """Whether both memories are compared after the hand-over; an older destination can only do it before."""
+        if self._config.compares != "after" or VERIFY_AFTER in accept.capabilities:
+            return self._config.compares == "after"
+        line = "the destination is an older parmig: it compares both memories in the pause, which will be longer"
+        self._tell_progress(Progress(status="setup", message=line))
+        return False
 
     def _agree(self, answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
         """Check the destination's answer to *wish*.
@@ -181,6 +197,9 @@ class MigrationSender(SourceSide):
     def _last_steps(self, status: MigrationStatus) -> Sequence[Callable[[], None]]:
         if status is not MigrationStatus.COMPLETED:
             return (self._guest.announce,) if self._config.announce and self._was_rolled_back() else ()
+        run = self._run
+        if run is not None and run.plan.error is not None:
+            return (self._guest.finish_source,)  # the memory here is needed: it was not verified
         return (self._guest.finish_source, *([self._guest.quit] if self._config.quit_source else []))
 
     def _note_codecs(self, shared: SharedArea) -> None:
@@ -196,7 +215,9 @@ class MigrationSender(SourceSide):
         control = self._introduction.control if self._introduction is not None else None
         if control is None:
             return
-        message: peer_messages.ControlMessage = peer_messages.Goodbye()
+        plan = self._plan
+        compared = plan.source_digest if plan is not None and plan.comparison is not None else None
+        message: peer_messages.ControlMessage = peer_messages.Goodbye(compared)
         if status is not MigrationStatus.COMPLETED:
             message = peer_messages.Failure(error_reports.describe_error(error or CancelledError("the source gave up")))
         with contextlib.suppress(PeerLostError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import choice_of
+from parmig.engine.agreement import VERIFY_AFTER, choice_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, Say, Show, Tell, WriteState
@@ -66,6 +66,7 @@ class ReceiveSession(Driver[Instruction]):
             self._listeners.regions,
             wish.workers,
             verify=wish.verify,
+            compared=VERIFY_AFTER in wish.capabilities,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
             now_ns=time.monotonic_ns(),
@@ -124,6 +125,8 @@ class ReceiveSession(Driver[Instruction]):
                 return events.WorkerConnected(worker)
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
+            case worker_messages.PagesDigested(region=region, first=first, digests=pages):
+                return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
 
     # -- doing ----------------------------------------------------------------------------------
@@ -144,6 +147,8 @@ class ReceiveSession(Driver[Instruction]):
                 self._begin(lambda _: events.StateLoaded(), self._load)
             case Act.TAKE_OVER:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
+            case Act.COMPARE:
+                self._watch(*self._pool.pollables(), *self._control.pollables(), self._guest.watch_fd())
             case Act.RUN:
                 self._begin(events.GuestRuns, self._guest.resume)
                 if self._announce:
@@ -178,7 +183,9 @@ class ReceiveSession(Driver[Instruction]):
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
         report.codecs = self._listeners.codec_reports()
-        report.digest = DigestReport(destination=self.plan.digest)
+        report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
+        if self.plan.source_digest is not None:
+            report.verified = self.plan.source_digest == self.plan.digest
 
     def close(self) -> None:
         """End the workers, and close all channels."""

@@ -11,7 +11,6 @@ worker; and rounds are separated by fences, so a region moves only when all of i
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,7 +68,7 @@ class Shares:
     """
 
     def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False, sticky: bool = False) -> None:
-        self._left = [deque(regions) for regions in owned]
+        self._left = list(owned)  # parts of ranges are ranges: nothing is copied
         self._kept = [len(regions) // STICKY_PART if sticky else 0 for regions in owned]
         self.whole = whole
         self.stolen = [0] * len(owned)
@@ -81,7 +80,7 @@ class Shares:
         left = self._left[worker]
         if left:
             count = len(left) if self.whole else max(1, len(left) // BUNDLE_PART)
-            regions = tuple(left.popleft() for _ in range(count))
+            regions, self._left[worker] = tuple(left[:count]), left[count:]
         else:
             regions = self._steal(worker)
         self.taken[worker] += regions
@@ -97,7 +96,8 @@ class Shares:
         count = min(spare[source], max(1, len(left) // (2 * BUNDLE_PART)))
         self.stolen[worker] += count
         # From the far end: the owner works from the front and keeps its neighbourhood.
-        return tuple(reversed([left.pop() for _ in range(count)]))
+        self._left[source] = left[:-count]
+        return tuple(left[-count:])
 
 
 def shares_of_round(

@@ -19,7 +19,7 @@ from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.source_run import Means, SourceRun
-from parmig.errors import CancelledError, ParmigError
+from parmig.errors import CancelledError, NotVerifiedError, ParmigError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
@@ -72,6 +72,7 @@ class SourceSide(ABC):
         self._cancelled = False
         self._run: SourceRun | None = None
         self._paths: list[str] = []
+        self._worker_cpus: list[tuple[int, ...]] = []
         self._opened = contextlib.ExitStack()
 
     # -- the caller's side ----------------------------------------------------------------------
@@ -201,9 +202,11 @@ class SourceSide(ABC):
             report.status = plan.status.value
             report.rounds, report.ram = record.rounds, record.ram()
             report.max_throttle_percent = record.max_throttle_percent
-            report.per_worker, report.paths = record.per_worker(self._paths), sorted(set(self._paths))
+            report.per_worker = record.per_worker(self._paths, self._worker_cpus)
+            report.paths = sorted(set(self._paths))
             report.throughput_mib_per_s = record.throughput_mib_per_s()
             report.downtime_ms = record.downtime_ms()
+            report.verify_ms = record.verify_ms()
             report.state_bytes = plan.state_bytes
             if report.downtime_ms is not None:
                 report.downtime_phases_ms = record.phases()
@@ -211,6 +214,7 @@ class SourceSide(ABC):
                 report.downtime_without_verify_ms = report.downtime_ms - report.downtime_phases_ms.verify
         if error is not None:
             report.error = error_reports.describe_error(error, error.phase or "setup")
-            if report.status not in ("cancelled", "unknown"):
+            moved = isinstance(error, NotVerifiedError)
+            if report.status not in ("cancelled", "unknown") and not moved:
                 report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
         return report

@@ -171,6 +171,8 @@ class SourceRun(Driver[Instruction]):
                 return events.WorkerCounted(worker, pages)
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
+            case worker_messages.PagesDigested(region=region, first=first, digests=pages):
+                return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"worker {worker} sent {type(message).__name__}"))
 
     # -- doing ----------------------------------------------------------------------------------

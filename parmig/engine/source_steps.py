@@ -32,6 +32,7 @@ class Step(enum.Enum):
     DIGESTING = "comparing digests"
     LOADING = "loading device state at the destination"
     RESUMING = "resuming at the destination"
+    COMPARING = "comparing both memories; the guest runs at the destination"
     GOING_ON = "letting the guest go on"
     COMPOSING = "writing the last of the file"
     SUMMING = "digesting the file"

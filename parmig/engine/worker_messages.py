@@ -29,7 +29,9 @@ class MemorySetup(Message, frozen=True, kw_only=True):
         workers: how many there are on this side.
         blocks: as the source has them; regions are cut from these.
         memory: each block on this side and what holds its bytes; ``fd`` is the place in the list of descriptors, or -1.
+        cpus: the processors that it may use; empty: all.
         log_level: the lowest level of log lines to send.
+        page_digests: keep a digest of each page that is placed.
     """
 
     worker: int
@@ -37,7 +39,9 @@ class MemorySetup(Message, frozen=True, kw_only=True):
     blocks: tuple[RamBlock, ...]
     memory: tuple[BlockMemory, ...]
     region_pages: int
+    cpus: tuple[int, ...] = ()
     log_level: int = msgspec.field(default_factory=logs.level)
+    page_digests: bool = False
 
 
 def memory_for_workers(memory: Iterable[BlockMemory]) -> tuple[tuple[BlockMemory, ...], list[int]]:
@@ -136,9 +140,22 @@ class CountDirty(Message, frozen=True):
 
 
 class DigestRegions(Message, frozen=True):
-    """Coordinator: send the digests of these regions."""
+    """Coordinator: send the digests of these regions.
+
+    Attributes:
+        by_page: those that are made of the digests of their pages; at the destination, of the pages as placed.
+    """
 
     regions: tuple[int, ...]
+    by_page: bool = False
+
+
+class DigestPages(Message, frozen=True):
+    """Coordinator: send the digests of the next *pages* pages from page *first* of a region on."""
+
+    region: int
+    first: int
+    pages: int
 
 
 class PlaceRegions(Message, frozen=True):
@@ -158,7 +175,16 @@ class Stop(Message, frozen=True):
 
 
 Instruction = (
-    StartTracking | ScanRegions | SendRegions | Fence | CountDirty | DigestRegions | PlaceRegions | PlaceStream | Stop
+    StartTracking
+    | ScanRegions
+    | SendRegions
+    | Fence
+    | CountDirty
+    | DigestRegions
+    | DigestPages
+    | PlaceRegions
+    | PlaceStream
+    | Stop
 )
 
 
@@ -209,6 +235,14 @@ class RegionDigests(Message, frozen=True):
     digests: dict[int, int]
 
 
+class PagesDigested(Message, frozen=True):
+    """Worker: the answer to DigestPages, 8 bytes a page."""
+
+    region: int
+    first: int
+    digests: bytes
+
+
 class Placed(Message, frozen=True):
     """Worker: the answer to PlaceRegions and PlaceStream. The pages of a stream end at byte *end_bytes*."""
 
@@ -239,6 +273,7 @@ WorkerEvent = (
     | Fenced
     | Counted
     | RegionDigests
+    | PagesDigested
     | Placed
     | WorkerFailed
     | WorkerLog

@@ -18,6 +18,7 @@ from parmig.ram.bits import (
     test_bits,
 )
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.reach.reach import Reach
 from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import SPAN_PAGES
@@ -30,12 +31,14 @@ class PagePlacer:
 
     Args:
         blocks: the blocks, by number.
-        shared: its bits record which pages are known to exist. The memory need not be empty.
+        shared: its bits record which pages are known to exist. The memory need not be empty. If it has a table of
+            digests, each page is read back once it was placed.
     """
 
     def __init__(self, blocks: Sequence[Reach], shared: SharedArea) -> None:
         self._blocks = blocks
         self._shared = shared
+        self._digests = PlacedDigests(shared, blocks) if shared.page_digests else None
         self._tables = TableBudget(blocks)
 
     def place(self, block: int, runs: Runs, raw: memoryview) -> None:
@@ -77,15 +80,21 @@ class PagePlacer:
     def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        exist = _ascending(index[test_bits(bits, index)])
-        self._tables.use(exist)
-        clear_bits(bits, self._blocks[block].clear(exist))
+        for part in self._tables.portions(_ascending(index[test_bits(bits, index)])):
+            self._tables.use(part)
+            gone = self._blocks[block].clear(part)
+            clear_bits(bits, gone)
+            if self._digests is not None:
+                self._digests.forget(block, gone)
+                self._digests.note(block, part[test_bits(bits, part)])
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
         index = _ascending(index)
         set_bits(self._shared.bits[block], index)
         self._tables.use(index)
+        if self._digests is not None:
+            self._digests.note(block, index)
 
     def read_page(self, block: int, page: int) -> bytes:
         """A page as it is now, zero where there is none."""

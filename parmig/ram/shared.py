@@ -9,6 +9,7 @@ The exceptions have a record lock: the rate limit, and the end of a snapshot fil
 from __future__ import annotations
 
 import fcntl
+import itertools
 import mmap
 import os
 import time
@@ -101,6 +102,7 @@ class SharedArea:
         workers: how many worker slots it has.
         blocks: the agreed RAM blocks.
         regions: how many regions they were cut into.
+        page_digests: keep a digest of each page (destination).
 
     Attributes:
         armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
@@ -108,13 +110,18 @@ class SharedArea:
         bits: for each block, one bit a page (``ram.bits``): on the source "the destination holds
             something else than zero there", on the destination "this page is known to exist".
         reported: for each block, one bit a page: a scan reported the page, and it was not read yet (source).
+        page_digests: for each block, 8 bytes a page: the digest of what was placed there; empty if none are kept.
     """
 
-    def __init__(self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int) -> None:
+    def __init__(
+        self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int, page_digests: bool = False
+    ) -> None:
         bits_bytes = [bits_for(block.pages) for block in blocks]
         head = (_LIMIT_WORDS + workers * (_COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
         states = -(-regions // 8) * 8
-        size = head + 2 * states + 2 * sum(bits_bytes)  # pages of bits that are never set take no memory
+        self._digests_at = head + 2 * states + 2 * sum(bits_bytes)
+        digests_bytes = [8 * block.pages for block in blocks] if page_digests else []
+        size = self._digests_at + sum(digests_bytes)  # pages that are never written take no memory
         if fd < 0:
             fd = os.memfd_create("parmig-shared", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
@@ -131,6 +138,11 @@ class SharedArea:
         parts = [whole[end - n : end] for n, end in zip(bits_bytes * 2, ends, strict=True)]
         self.bits: list[Bits] = parts[: len(blocks)]
         self.reported: list[Bits] = parts[len(blocks) :]
+        self._firsts = np.cumsum([0, *(block.pages for block in blocks)]).tolist()
+        table = whole[self._digests_at :].view(np.uint64)
+        self.page_digests: list[npt.NDArray[np.uint64]] = (
+            [table[first:end] for first, end in itertools.pairwise(self._firsts)] if page_digests else []
+        )
 
     # -- counters -------------------------------------------------------------------------------
 
@@ -152,6 +164,14 @@ class SharedArea:
         return {
             number: CodecFigures(*totals[number].tolist()) for number in np.flatnonzero(totals.any(axis=1)).tolist()
         }
+
+    # -- digests of pages -----------------------------------------------------------------------
+
+    def read_page_digests(self, block: int, first_page: int, pages: int) -> npt.NDArray[np.uint64]:
+        """A copy of a part of ``page_digests``. It allocates nothing where nothing was placed."""
+        digests: npt.NDArray[np.uint64] = np.empty(pages, dtype=np.uint64)
+        os.preadv(self.fd, [digests.data], self._digests_at + 8 * (self._firsts[block] + first_page))
+        return digests
 
     # -- rate limit -----------------------------------------------------------------------------
 
@@ -208,7 +228,8 @@ class SharedArea:
 
     def close(self) -> None:
         """Unmap and close; views handed out must be gone."""
-        del self._limit, self._counters, self._codecs, self.armed, self.senders, self.bits, self.reported
+        del self._limit, self._counters, self._codecs, self.armed, self.senders
+        del self.bits, self.reported, self.page_digests
         try:
             self._map.close()
         except BufferError:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -13,11 +14,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from parmig.cli.app import app
-from parmig.config import PATH_PAIR, PORTS, ReceiveConfig, SendConfig
+from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
 from parmig.options import TEXT, Option, options_of
+from parmig.values import CPUS, PATH_PAIR, PORTS
 
 RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "fake:yes"]
 SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "fake:yes"]
@@ -205,7 +207,12 @@ def sample(one: Option) -> str:
     """A text for *one* that does not mean its default."""
     if one.choices:
         return next(choice for choice in one.choices if choice != one.default)
-    samples = {PATH_PAIR: "10.0.0.1-10.0.0.2", PORTS: "4700-4731", TEXT: "zmq+tcp://127.0.0.1:7"}
+    samples = {
+        PATH_PAIR: "10.0.0.1-10.0.0.2",
+        PORTS: "4700-4731",
+        CPUS: str(min(os.sched_getaffinity(0))),
+        TEXT: "zmq+tcp://127.0.0.1:7",
+    }
     return samples[one.unit] if one.unit in samples else one.unit.write(one.default // 2 or 2 * one.default or 1 << 30)
 
 
@@ -292,6 +299,23 @@ def test_the_summary_shows_the_pause_without_the_comparison_first(engine: FakeEn
     assert ["of", "which     pause 3.0 + final pages 44.8 ms"] in lines
 
 
+@pytest.mark.parametrize(
+    ("given", "compares"),
+    [
+        ([], ""),
+        (["--verify"], "after"),
+        (["--verify=after"], "after"),
+        (["--verify=before"], "before"),
+        (["--verify", "before"], "before"),
+        (["--verify", "--quiet"], "after"),
+    ],
+)
+def test_verify_needs_no_value(engine: FakeEngine, given: list[str], compares: str) -> None:
+    assert invoke(*SEND, *given).exit_code == 0
+    assert invoke(SEND[0], *given, *SEND[1:]).exit_code == 0
+    assert [one.compares for one in engine.configs if isinstance(one, SendConfig)] == [compares] * 2
+
+
 def test_the_summary_of_a_pause_without_comparison_has_only_that(engine: FakeEngine) -> None:
     engine.sent.downtime_phases_ms = DowntimePhases(pause=12.5)
     assert "downtime     12.5 ms\nof which     pause 12.5 ms\n" in invoke(*SEND).stdout
@@ -326,7 +350,7 @@ def test_the_demo_verifies_and_passes_its_options_on(engine: FakeEngine) -> None
     options = ["--memory", "64MiB", "--dirty-rate", "5MiB/s", "--pattern", "hot", "--workers", "2", "--auto-converge"]
     invoke("demo", *options)
     config = next(one for one in engine.configs if isinstance(one, SendConfig))
-    assert config.verify
+    assert config.compares == "after"
     assert config.auto_converge
     assert config.workers == 2
     source, destination = FakeGuest.opened

@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 from parmig.cli import receive, save, send
 from parmig.cli.app import app
 from parmig.cli.config_file import TABLES
-from parmig.config import Path as PathPair
 from parmig.config import ReceiveConfig, SaveConfig, SendConfig
 from parmig.engine.report import Report
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from parmig.values import Path as PathPair
 
 ARGUMENTS = {
     "send": ["send", "zmq+tcp://127.0.0.1:1", "--guest", "synthetic"],
@@ -88,9 +88,19 @@ def test_the_command_line_has_priority(commands: Commands) -> None:
     assert config == SendConfig(workers=2, paths=(PathPair("10.0.0.2"),), batch_bytes=MIB)
 
 
+@pytest.mark.parametrize(
+    ("value", "compares"), [("true", "after"), ("false", ""), ("'after'", "after"), ("'before'", "before")]
+)
+def test_an_option_that_needs_no_value_is_true_or_false_or_has_one(
+    commands: Commands, value: str, compares: str
+) -> None:
+    assert commands("send", f"[send]\nverify = {value}").exit_code == 0
+    assert commands.got[0][2].compares == compares
+
+
 def test_a_flag_of_the_file_is_switched_off_on_the_command_line(commands: Commands) -> None:
-    toml = "[send]\nannounce = true\nauto-converge = true"
-    assert commands("send", toml, "--no-announce").exit_code == 0
+    toml = "[send]\nannounce = true\nauto-converge = true\nverify = true"
+    assert commands("send", toml, "--no-announce", "--no-verify").exit_code == 0
     ((_, _, config, _),) = commands.got
     assert config == SendConfig(announce=False, auto_converge=True)
 
@@ -136,7 +146,11 @@ def test_a_file_without_the_table_of_the_command_changes_nothing(commands: Comma
         ("[sendd]\nworkers = 1", "no table for a command named 'sendd'; known tables: [receive], [save], [send]"),
         ("workers = 1", "no table for a command named 'workers'"),
         ("send = 1", "no table for a command named 'send'"),
-        ("[send]\nverify = 'yes'", "option 'verify' in table [send] of FILE is 'yes'; expected true or false"),
+        ("[send]\nverify = 'yes'", "'--verify': 'yes' is unknown; expected one of after, before"),
+        (
+            "[send]\nannounce = 'yes'",
+            "option 'announce' in table [send] of FILE is 'yes'; expected true or false",
+        ),
         ("[send]\nworkers = true", "option 'workers' in table [send] of FILE is True; write the value as on the"),
         ("[send]\nworkers = [1, 2]", "is [1, 2]; write the value as on the command line, in quotes"),
         ("[send]\npath = [1979-05-27]", "write the value as on the command line, in quotes"),

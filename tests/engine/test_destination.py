@@ -10,6 +10,7 @@ from parmig.engine import peer_messages as m
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, Say
 from parmig.engine.destination_steps import Step
+from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.report import ErrorReport
 from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (
@@ -126,12 +127,12 @@ def test_a_migration_with_a_digest_from_its_first_event_to_its_last() -> None:
     assert walk.take(e.EarlyState(b"x")) == [e.WriteState(b"x")]
     assert walk.take(e.StateCame(1, "1")) == []
     assert walk.hear(m.Progressed("active", 3), 4000) == [e.Show("active", 3)]
-    assert walk.hear(m.DigestRequest()) == [
+    assert walk.hear(DigestRequest()) == [
         e.Tell(worker, DigestRegions(numbers)) for worker, numbers in enumerate(OWNED)
     ]
     assert walk.take(e.WorkerDigested(1, {number: DIGESTS[number] for number in OWNED[1]})) == []
     assert walk.plan.digest is None
-    assert walk.take(e.WorkerDigested(0, {number: DIGESTS[number] for number in OWNED[0]})) == [Say(m.Digested(DIGEST))]
+    assert walk.take(e.WorkerDigested(0, {number: DIGESTS[number] for number in OWNED[0]})) == [Say(Digested(DIGEST))]
     assert walk.plan.digest == DIGEST
     assert walk.take(e.StateCame(46, "46")) == []
     assert walk.hear(m.Release(47, "47"), 5000) == []
@@ -203,16 +204,16 @@ def test_the_guest_ran_neither_before_hand_over_nor_after_now(ran_ms: int, resum
 # -- what the source may not send ------------------------------------------------------------------
 
 LEGAL = {
-    Step.RECEIVING: (m.DigestRequest, m.Release),
+    Step.RECEIVING: (DigestRequest, m.Release),
     Step.LOADED: (m.HandOver,),
 }
 SENT: list[m.ControlMessage] = [
-    m.DigestRequest(),
+    DigestRequest(),
     m.Release(1, "x"),
     m.HandOver(run=True),
     m.Goodbye(),
     m.Loaded(1, 1),
-    m.Digested("ab"),
+    Digested("ab"),
     m.Resumed(1),
     m.Refuse("no"),
 ]
@@ -233,18 +234,18 @@ def test_what_comes_out_of_turn_is_a_fault_of_the_source(step: Step, message: m.
     assert walk.plan.status is MigrationStatus.FAILED
 
 
-@pytest.mark.parametrize(("verify", "before"), [(True, [m.DigestRequest()]), (False, [])])
+@pytest.mark.parametrize(("verify", "before"), [(True, [DigestRequest()]), (False, [])])
 def test_a_digest_is_asked_for_once_and_only_if_it_was_announced(verify: bool, before: list[m.ControlMessage]) -> None:
     walk = Walk(verify=verify).to(Step.RECEIVING)
     for message in before:
         walk.hear(message)
     words = "the source asked for a digest twice, or without having announced it"
-    ended(walk, walk.hear(m.DigestRequest()), ProtocolError, words, Act.DISCARD)
+    ended(walk, walk.hear(DigestRequest()), ProtocolError, words, Act.DISCARD)
 
 
 def test_a_release_while_the_digest_is_made_is_refused() -> None:
     walk = Walk().to(Step.RECEIVING)
-    walk.hear(m.DigestRequest())
+    walk.hear(DigestRequest())
     words = "the source sent Release while receiving memory"
     ended(walk, walk.hear(m.Release(0, NO_STATE)), ProtocolError, words, Act.DISCARD)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from parmig.engine import error_reports
 from parmig.engine import peer_messages as m
+from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name
@@ -52,8 +53,12 @@ EXAMPLES = [
     ),
     m.Refuse("no"),
     m.Checked((Mismatch("machine type", "a", "b", "start both with the same"), Mismatch("x", "", "", "y"))),
-    m.DigestRequest(),
-    m.Digested("abc"),
+    DigestRequest(),
+    Digested("abc"),
+    DigestsRequest(-1, 0),
+    DigestsRequest(3, 32768),
+    Digests(-1, 0, bytes(16)),
+    m.Goodbye("abc"),
     m.Release(7, "def"),
     m.Loaded(1, 2),
     m.HandOver(True),
@@ -172,7 +177,7 @@ def test_an_endpoint_that_nobody_can_have_is_refused(port: int, host: str) -> No
 
 @pytest.mark.parametrize(
     "message",
-    [m.Progressed("active\x1b[2J", 1), m.Progressed("asleep", 1), m.Progressed("active\n", 1), m.Digested("no")],
+    [m.Progressed("active\x1b[2J", 1), m.Progressed("asleep", 1), m.Progressed("active\n", 1), Digested("no")],
 )
 def test_words_that_are_not_known_are_refused(message: m.ControlMessage) -> None:
     with pytest.raises(ProtocolError, match="malformed"):

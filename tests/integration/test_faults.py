@@ -49,7 +49,7 @@ class Moment(msgspec.Struct, frozen=True):
 
     name: str
     guest: str = QUICK
-    send: dict[str, int] = {}
+    send: dict[str, int | str] = {}
     hold_source: tuple[str, ...] = ()
     hold_destination: tuple[str, ...] = ()
 
@@ -62,7 +62,7 @@ MOMENTS = {
         Moment("pausing", hold_source=("pause",)),
         Moment("the last round", SLOW, LONG_PAUSE),
         Moment("saving state", hold_source=("save_state",)),
-        Moment("comparing digests", hold_source=("save_state",)),
+        Moment("comparing digests", send={"verify": "before"}, hold_source=("save_state",)),
         Moment("loading state", hold_destination=("finish_load",)),
     )
 }

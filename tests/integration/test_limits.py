@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 import docs.examples.tiny_guest
-from parmig.config import SendConfig
+from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.sender import MigrationSender
 from parmig.guests.registry import open_guest
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.integration.sides import Discard, HeldGuest, Migration, guests, migrate, never_ran, runs_on, until
+from tests.integration.sides import LISTEN, Discard, HeldGuest, Migration, guests, migrate, never_ran, runs_on, until
 
 RESTLESS = "memory=16MiB,rate=400MiB/s"
 """Dirties all of its memory many times in each round at 32 MiB/s."""
@@ -36,6 +38,18 @@ def test_the_bandwidth_limit_holds_for_all_workers_together_within_five_percent(
         if rate > 28 * MIB * 0.95:
             return
     pytest.fail(f"slower than the limit three times, at last {rate / MIB:.2f} MiB/s")
+
+
+def test_workers_stay_on_the_processors_that_the_user_chose() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    with guests("memory=16MiB,rate=0") as (source, destination):
+        config = SendConfig(workers=3, cpus=str(cpus[-1]), max_bandwidth_bytes_per_s=32 * MIB)
+        receive = ReceiveConfig(listen=LISTEN, cpus=str(cpus[0]))
+        with Migration(source, destination, config, receive=receive) as migration:
+            migration.at_round(1)
+            assert [os.sched_getaffinity(pid) for pid in migration.send_workers()] == [{cpus[-1]}] * 3
+            assert [os.sched_getaffinity(pid) for pid in migration.receive_workers()] == [{cpus[0]}] * 3
+            assert [worker.cpus for worker in migration.sent().per_worker] == [[cpus[-1]]] * 3
 
 
 @pytest.mark.parametrize("tracker", ["pagemap", "bitmap", "digest"])

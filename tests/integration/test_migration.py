@@ -235,7 +235,7 @@ def test_what_devices_store_before_a_guest_has_settled_arrives() -> None:
 
 def test_the_figures_of_the_report_agree_with_each_other() -> None:
     with guests("memory=32MiB,rate=40MiB/s,touched=70%") as (source, destination):
-        report, received = migrate(source, destination, workers=3)
+        report, received = migrate(source, destination, workers=3, verify="before")
         arrived(source, destination, report)
     phases = msgspec.structs.astuple(report.downtime_phases_ms)
     assert all(phase >= 0 for phase in phases)

@@ -13,6 +13,7 @@ import pytest
 
 from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
+from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.state_channel import StateSender
 from parmig.errors import PeerLostError
 from parmig.ram.flow import SendChannel
@@ -75,11 +76,11 @@ RELEASE = m.Release(0, NO_STATE)
         ([m.HandOver(True)], "HandOver"),
         ([RELEASE, m.HandOver(True)], "HandOver"),
         ([RELEASE, RELEASE], "Release"),
-        ([RELEASE, m.DigestRequest()], "DigestRequest"),
-        ([m.DigestRequest()] * 3000, "digest twice"),
+        ([RELEASE, DigestRequest()], "DigestRequest"),
+        ([DigestRequest()] * 3000, "digest twice"),
         ([m.Loaded(1, 1)], "Loaded"),
         ([m.Resumed(1)], "Resumed"),
-        ([m.Digested("ab")], "Digested"),
+        ([Digested("ab")], "Digested"),
         ([m.Goodbye()], "Goodbye"),
     ],
     ids=lambda value: value if isinstance(value, str) else str(len(value)),
@@ -95,7 +96,7 @@ def test_what_comes_out_of_turn_ends_it(said: Sequence[m.ControlMessage], culpri
 
 def test_a_digest_that_was_not_agreed_is_refused() -> None:
     with HeldGuest("memory=8MiB", incoming=True) as destination, source(destination, verify=False) as at:  # type: ignore[attr-defined]
-        at[1].write(m.DigestRequest())
+        at[1].write(DigestRequest())
         ends_with(*at, "ProtocolError", "without having announced it")
 
 

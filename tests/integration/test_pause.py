@@ -18,6 +18,7 @@ import pytest
 from parmig.config import SendConfig
 from parmig.engine import peer_messages as m
 from parmig.engine.custody import Custody
+from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.driver import Driver
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.engine.send_run import SendRun
@@ -228,8 +229,8 @@ def say(at: Migration, message: m.ControlMessage) -> None:
 
 LATE: list[m.ControlMessage] = [
     m.Loaded(1, 1),
-    m.Digested("another"),
-    m.DigestRequest(),
+    Digested("another"),
+    DigestRequest(),
     m.Release(1, "x"),
     m.HandOver(True),
     m.Progressed("active", 1),
@@ -253,12 +254,16 @@ def test_nothing_that_is_said_after_hand_over_gives_the_guest_back(message: m.Co
 
 
 def test_a_digest_that_is_said_again_after_hand_over_does_no_harm() -> None:
-    with guests(QUICK, hold_destination=["resume"]) as (source, destination), Migration(source, destination) as at:
+    before = SendConfig(workers=2, verify="before")
+    with (
+        guests(QUICK, hold_destination=["resume"]) as (source, destination),
+        Migration(source, destination, before) as at,
+    ):
         destination.gates["resume"].wait()
         assert at.receiver is not None
         assert at.receiver._session is not None
         assert at.receiver._session.plan.digest
-        say(at, m.Digested(at.receiver._session.plan.digest))
+        say(at, Digested(at.receiver._session.plan.digest))
         destination.open_gates()
         assert (at.sent().status, at.sent().source_guest) == ("completed", "moved")
 

@@ -174,7 +174,7 @@ class World:
                 self.fence(worker)
             case CountDirty(regions=regions):
                 self.round_is_over()
-                assert list(regions) == self.plan._owned[worker]
+                assert list(regions) == list(self.plan._owned[worker])
                 answers.append(c.WorkerCounted(worker, self.dirty // self.workers))
             case DigestRegions(regions=regions):
                 answers.append(c.WorkerDigested(worker, {number: number * 7 for number in regions}))

@@ -11,23 +11,38 @@ import random
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from parmig.engine import destination_events as d
 from parmig.engine import events as s
 from parmig.engine import peer_messages as m
+from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act
+from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import describe_error
 from parmig.engine.events import Do, Tell
 from parmig.engine.policy import Limits
-from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, Instruction, ScanRegions, SendRegions
+from parmig.engine.worker_messages import (
+    CountDirty,
+    DigestPages,
+    DigestRegions,
+    Fence,
+    Instruction,
+    ScanRegions,
+    SendRegions,
+)
 from parmig.errors import GuestError, PeerFailedError, PeerLostError, ProtocolError
+from parmig.ram.blocks import PAGE_BYTES, RamBlock
+from parmig.ram.page_digests import pack
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
-from parmig.status import BEFORE_HAND_OVER
+from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S
 
 REGIONS = [Region(0, number * 512, 512) for number in range(4)]
+BLOCK = RamBlock("ram", 4 * 512 * PAGE_BYTES)
 STATE = [(10, "ten"), (20, "twenty")]
 """Size and digest of the device state after each of its messages."""
 
@@ -52,12 +67,12 @@ class World:
     Args:
         seed: of chance.
         workers: on each side.
-        verify: compare digests.
+        verify: compare digests "before" or "after" the hand-over; empty: not at all.
         runs: whether the guest runs at its pause, and so shall run at the destination.
         faults: what goes wrong, each at the step with this number.
     """
 
-    def __init__(self, seed: int, workers: int, *, verify: bool, runs: bool, faults: dict[int, str]) -> None:
+    def __init__(self, seed: int, workers: int, *, verify: str, runs: bool, faults: dict[int, str]) -> None:
         self.random = random.Random(seed)
         self.faults = faults
         self.now_ns = 10**9
@@ -65,11 +80,13 @@ class World:
         self.workers = workers
         self.runs = runs
         limits = Limits(300 * NS_PER_MS, 0, 600 * NS_PER_S, switchover_ns=10 * NS_PER_S)
-        self.source = Coordinator(REGIONS, workers, limits, verify=verify)
+        comparison = Comparison(REGIONS, [BLOCK], workers) if verify == "after" else None
+        self.source = Coordinator(REGIONS, workers, limits, verify=verify == "before", comparison=comparison)
         self.destination = DestinationPlan(
             REGIONS,
             workers,
-            verify=verify,
+            verify=bool(verify),
+            compared=verify == "after",
             switchover_ns=limits.switchover_ns,
             max_state_bytes=1000,
             now_ns=self.now_ns,
@@ -84,6 +101,7 @@ class World:
         self.discarded = False
         self.guarded = False
         self.hand_over_sent = self.hand_over_taken = False
+        self.damaged: dict[int, int] = {}
         for worker in range(workers):
             self.put_event("destination", f"destination worker {worker}", d.WorkerListens(worker))
 
@@ -142,7 +160,7 @@ class World:
                 self.put_event(side, f"{side} user", s.CancelAsked())
             case ["fail", _]:
                 plan = self.source if side == "source" else self.destination
-                if plan.status in BEFORE_HAND_OVER:  # afterwards no driver listens to a worker
+                if plan.hears_workers:  # else no driver listens to a worker
                     self.feed(side, s.Failed(GuestError("a worker failed")))
 
     def feed(self, side: str, event: s.Event) -> None:
@@ -214,7 +232,7 @@ class World:
             raise KilledError
         match instruction:
             case Tell(worker=worker, instruction=told):
-                self.put_event("source", f"source worker {worker}", answer(worker, told))
+                self.put_event("source", f"source worker {worker}", answer(worker, told, {}))
             case Do.START_LOG:
                 self.guarded = True
                 self.put_event("source", "source guest", s.LogStarted(needs_sync=True, settles=True))
@@ -227,14 +245,17 @@ class World:
             case Do.SAVE_STATE:
                 self.put("source guest", self.save)
             case Do.ASK_DIGEST:
-                self.tell_destination(m.DigestRequest())
+                self.tell_destination(DigestRequest())
             case Do.RELEASE:
                 self.tell_destination(m.Release(self.source.state_bytes, self.source.state_digest))
             case Do.HAND_OVER:
                 self.guarded = False
                 self.hand_over()
+            case s.AskDigests(region=region, first=first):
+                self.tell_destination(DigestsRequest(region, first))
             case Do.FINISH:
-                self.tell_destination(m.Goodbye())
+                assert self.source.status is MigrationStatus.COMPLETED
+                self.tell_destination(m.Goodbye(self.source.source_digest if self.source.comparison else None))
             case Do.ABANDON | Do.GIVE_UP:
                 if instruction is Do.ABANDON:
                     self.put("source guest", self.let_source_go_on)
@@ -273,8 +294,10 @@ class World:
     def hear_destination(self, message: m.ControlMessage) -> None:
         event: s.Event
         match message:
-            case m.Digested(digest=digest):
+            case Digested(digest=digest):
                 event = s.PeerDigested(digest)
+            case Digests(region=region, first=first, digests=digests):
+                event = s.PeerDigests(region, first, digests)
             case m.Loaded(load_ns=load_ns):
                 event = s.PeerLoaded(load_ns)
             case m.Resumed(since_ns=since_ns):
@@ -296,7 +319,7 @@ class World:
             case d.Say(message=message):
                 self.send(TO_SOURCE, lambda: self.hear_destination(message))
             case Tell(worker=worker, instruction=told):
-                self.put_event("destination", f"destination worker {worker}", answer(worker, told))
+                self.put_event("destination", f"destination worker {worker}", answer(worker, told, self.damaged))
             case Act.ACCEPT:
                 self.put(TO_SOURCE, self.connect)
             case Act.LOAD:
@@ -330,8 +353,12 @@ class World:
         self.feed("destination", d.GuestRuns(self.now_ns))
 
 
-def answer(worker: int, told: Instruction) -> s.Event:
-    """What a worker answers."""
+def answer(worker: int, told: Instruction, damaged: dict[int, int]) -> s.Event:
+    """What a worker answers.
+
+    Args:
+        damaged: by region, the page that has another digest than at the source.
+    """
     match told:
         case ScanRegions():
             return s.WorkerScanned(worker)
@@ -344,5 +371,10 @@ def answer(worker: int, told: Instruction) -> s.Event:
         case CountDirty():
             return s.WorkerCounted(worker, 0)
         case DigestRegions(regions=regions):
-            return s.WorkerDigested(worker, {number: 7 * number for number in regions})
+            return s.WorkerDigested(worker, {number: 7 * number + (number in damaged) for number in regions})
+        case DigestPages(region=region, first=first, pages=pages):
+            digests = np.arange(first, first + pages, dtype=np.uint64)
+            if first <= damaged.get(region, -1) < first + pages:
+                digests[damaged[region] - first] += np.uint64(1)
+            return s.WorkerDigestedPages(region, first, pack(digests))
     raise AssertionError(told)

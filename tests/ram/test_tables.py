@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parmig.ram.bits import Index
+from parmig.ram.bits import Index, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.place import PagePlacer
 from parmig.ram.reach.mapped import BlockMapping
-from parmig.ram.reach.tables import TABLE_PAGES, TableBudget
-from tests.support import content
+from parmig.ram.reach.tables import MOST_TABLES, TABLE_PAGES, TableBudget
+from tests.ram.test_send import sending
+from tests.support import content, mapped, shared_area
 
 TABLES = 64
 TABLE_BYTES = 4096
@@ -108,3 +110,33 @@ def test_within_its_budget_nothing_is_dropped(mapping: BlockMapping) -> None:
     assert table_bytes() == full > before + SLACK_BYTES
     budget.use(index[:1])
     assert table_bytes() <= before + SLACK_BYTES
+
+
+MANY = MOST_TABLES * 3 // 2
+"""So many page tables would take 6 MiB."""
+GROWN_BYTES = MOST_TABLES * TABLE_BYTES + 32 * TABLE_BYTES
+"""The limit, and what the pages themselves need where the test keeps them."""
+
+
+def test_a_worker_that_sends_keeps_few_tables() -> None:
+    with sending(MANY * TABLE_PAGES) as source:
+        index = every_table(source.mappings[0])
+        for page in index.tolist():
+            os.pwrite(source.mappings[0].fd, b"\1" * PAGE_BYTES, page * PAGE_BYTES)
+        before = table_bytes()
+        source.round(1)
+        assert table_bytes() <= before + GROWN_BYTES
+        assert sum(len(index_of_runs(header.data_runs)) for header in source.channel.headers) == len(index)
+
+
+def test_a_worker_that_places_keeps_few_tables() -> None:
+    with mapped(MANY * TABLE_PAGES) as (mapping,), shared_area([mapping], []) as shared:
+        placer = PagePlacer([mapping], shared)
+        before = table_bytes()
+        for page in every_table(mapping).tolist():
+            placer.place_run(0, page, b"\1" * PAGE_BYTES)
+            placer.note_placed(0, np.array([page]))
+        assert table_bytes() <= before + GROWN_BYTES
+        placer.place_zero(0, np.array([[page, page + 1] for page in every_table(mapping).tolist()]))
+        assert table_bytes() <= before + GROWN_BYTES
+        assert not mapping.pages[every_table(mapping)].any()

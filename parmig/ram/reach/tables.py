@@ -32,6 +32,11 @@ class TableBudget:
         self._tables = 0
         self._last = -1
 
+    def portions(self, index: Index) -> list[Index]:
+        """Parts of *index*, which ascends, that need no more page tables each than may be in use."""
+        table = np.cumsum(np.diff(index // TABLE_PAGES, prepend=index[:1] // TABLE_PAGES) != 0)
+        return np.split(index, np.flatnonzero(np.diff(table // self._most_tables)) + 1)
+
     def use(self, index: Index) -> None:
         """Count the page tables of the pages *index*, which are about to be used, and drop all before if they are many.
 

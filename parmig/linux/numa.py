@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NUMA nodes of processors and of network devices, as sysfs shows them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import psutil
+
+from parmig.units import parse_cpus
+
+_NODES = Path("/sys/devices/system/node")
+_NETWORKS = Path("/sys/class/net")
+
+
+def node_cpus(nodes: Path = _NODES) -> dict[int, frozenset[int]]:
+    """The processors of each node that has any; empty: the kernel knows no nodes."""
+    lists = {int(path.parent.name[4:]): path.read_text().strip() for path in nodes.glob("node[0-9]*/cpulist")}
+    return {node: frozenset(parse_cpus(text)) for node, text in lists.items() if text}
+
+
+def local_address(remote: str) -> str:
+    """The address of this host from which a connection to *remote* begins; empty: there is no route. Sends nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(remote.strip("[]"), 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as udp:
+            udp.connect(address)
+            return str(udp.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def node_of_address(address: str, networks: Path = _NETWORKS) -> int | None:
+    """The node of the network device that has *address*; None: no device has it, or the device is of no node."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in addresses):
+            try:
+                node = int((networks / name / "device" / "numa_node").read_text())
+            except (OSError, ValueError):  # loopback, bridges and tunnels have no device
+                return None
+            return node if node >= 0 else None
+    return None

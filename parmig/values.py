@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of options that are neither numbers nor choices: addresses, ports, files, processors."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import msgspec
+
+from parmig.errors import UsageError
+from parmig.options import Unit
+from parmig.units import parse_cpus
+
+
+class Path(msgspec.Struct, frozen=True):
+    """A pair of addresses that channels may use; ``local`` is empty where the kernel may choose."""
+
+    remote: str
+    local: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.local}-{self.remote}" if self.local else self.remote
+
+
+def parse_path(text: str) -> Path:
+    """``LOCAL-REMOTE`` or ``REMOTE``, IPv4 addresses or names without a hyphen, IPv6 in brackets.
+
+    Raises:
+        UsageError: neither form.
+    """
+    parts = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)-)?(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)", text)
+    if parts is None:
+        raise UsageError(f"{text!r} is not a path; write LOCAL-REMOTE, like 10.0.0.1-10.0.0.2")
+    return Path(local=parts[1] or "", remote=parts[2])
+
+
+def _read_ports(text: str) -> tuple[int, int]:
+    first, separator, last = text.partition("-")
+    if not (separator and first.isdecimal() and last.isdecimal()):
+        raise UsageError(f"{text!r} is not a range of ports; write FIRST-LAST, like 4700-4731")
+    if not 1 <= int(first) <= int(last) <= 65535:
+        raise UsageError(f"{text!r} is not a range of ports; write two ports from 1 to 65535, the lower one first")
+    return int(first), int(last)
+
+
+def _read_file(text: str) -> str:
+    if not os.path.isfile(text):
+        raise UsageError(f"there is no file {text!r}; give the path of an existing file")
+    return text
+
+
+def _read_cpus(text: str) -> str:
+    parse_cpus(text)
+    return text
+
+
+PATH_PAIR = Unit("LOCAL-REMOTE", "a pair of addresses", parse_path)
+PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
+FILE = Unit("FILE", "a file", _read_file)
+CPUS = Unit("LIST", "a list of processors", _read_cpus)
