@@ -94,7 +94,7 @@ class Inbox:
         """The next instruction that was read, if any."""
         return self._pending.pop(0) if self._pending else None
 
-    def tell(self, event: WorkerEvent) -> None:
+    def report(self, event: WorkerEvent) -> None:
         """Send *event* to the coordinator."""
         try:
             self._connection.send_bytes(encode(event))
@@ -160,7 +160,7 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     except Exception as error:
         status = 1
         try:
-            inbox.tell(WorkerFailed(error_reports.describe_error(error)))
+            inbox.report(WorkerFailed(error_reports.describe_error(error)))
         except StopRequestedError:
             pass
     sys.stdout.flush()

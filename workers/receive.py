@@ -64,7 +64,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     )
     listening = transport.bind(endpoint)
     _logger.info("listens at %s", listening)
-    inbox.tell(WorkerReady(listening.port))
+    inbox.report(WorkerReady(listening.port))
     ram = MigrationRamReceive(
         worker=setup.worker,
         blocks=memory.blocks,
@@ -89,7 +89,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 transport.accept()
                 connected = True
                 _logger.info("its send worker connected")
-                inbox.tell(WorkerConnected())  # before the source can continue
+                inbox.report(WorkerConnected())  # before the source can continue
                 transport.write([welcome(setup.credit_bytes)])
             del incoming  # frees the frames, and with them ZeroMQ's memory, before the next message is taken
             inbox.check()
@@ -103,8 +103,8 @@ def _answer(inbox: Inbox, instruction: object, digester: RegionDigester, memory:
     blocks, regions, shared = memory
     match instruction:
         case DigestRegions(by_page=True) | DigestPages():
-            inbox.tell(answer_by_page(instruction, PlacedDigests(shared, blocks), regions))
+            inbox.report(answer_by_page(instruction, PlacedDigests(shared, blocks), regions))
         case DigestRegions(regions=numbers):
-            inbox.tell(RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers}))
+            inbox.report(RegionDigests({n: digester.digest(blocks[regions[n].block], regions[n]) for n in numbers}))
         case _:
             raise ProtocolError(f"a receive worker cannot {type(instruction).__name__}")

@@ -40,11 +40,11 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 def _work(setup: RestoreSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, file_fd, *block_fds = fds
     blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
-    inbox.tell(WorkerReady())
+    inbox.report(WorkerReady())
     while True:
         inbox.wait()
         while (instruction := inbox.take()) is not None:
-            inbox.tell(_answer(setup, inbox, instruction, file_fd, blocks, regions, shared))
+            inbox.report(_answer(setup, inbox, instruction, file_fd, blocks, regions, shared))
 
 
 def _answer(

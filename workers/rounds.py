@@ -57,24 +57,24 @@ def serve_rounds(
         match _next(inbox, idle):
             case ScanRegions(regions=numbers):
                 ram.migrate_ram_scan(numbers)
-                inbox.tell(RegionsScanned())
+                inbox.report(RegionsScanned())
             case (
                 SendRegions(round=round_, regions=numbers, first_pass=first_pass, holes=holes, scanned=scanned) as send
             ):
                 ram.migrate_ram_iterate(round_, numbers, first_pass=first_pass, holes=holes, scanned=scanned)
                 if send.fence:
-                    inbox.tell(_fence(ram, round_))
+                    inbox.report(_fence(ram, round_))
                 elif send.last:
                     ram.flush(round_)
-                    inbox.tell(Sent(round_, ram.counters))
+                    inbox.report(Sent(round_, ram.counters))
                 else:
-                    inbox.tell(RegionsDone())
+                    inbox.report(RegionsDone())
             case Fence(round=round_):
-                inbox.tell(_fence(ram, round_))
+                inbox.report(_fence(ram, round_))
             case CountDirty(regions=numbers):
-                inbox.tell(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
+                inbox.report(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
             case instruction:
-                inbox.tell(answer(instruction))
+                inbox.report(answer(instruction))
 
 
 def _fence(ram: MigrationRamSend, round_: int) -> Fenced:

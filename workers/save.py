@@ -34,7 +34,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 def _work(setup: SaveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, file_fd, *block_fds = fds
     blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
-    inbox.tell(WorkerReady())
+    inbox.report(WorkerReady())
     tracker = await_tracker(inbox, inbox.wait, blocks)
     outlet: FileOutlet
     if setup.mapped:

@@ -60,7 +60,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     )
     channel.open(session=setup.session, worker=setup.worker, protocol=setup.protocol, limit_ns=setup.connect_timeout_ns)
     _logger.info("connected to %s after %s", endpoint, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
-    inbox.tell(WorkerReady())
+    inbox.report(WorkerReady())
     digester = RegionDigester()
     counters = shared.codec_counters(setup.worker)
     encoder = open_encoder(setup.compress, setup.codecs, setup.codec_settings, counters)

@@ -14,7 +14,7 @@ import numpy as np
 
 from parmig.engine import destination_events, error_reports, events, peer_messages
 from parmig.engine.digest_messages import ALL_REGIONS, MAX_DIGESTS, Digests, DigestsRequest
-from parmig.engine.events import AskDigests, Do, Event, Instruction, Tell
+from parmig.engine.events import AskDigests, Do, Event, Instruct, Instruction
 from parmig.engine.shares import assign
 from parmig.engine.worker_messages import DigestPages, DigestRegions
 from parmig.errors import LimitExceededError, NotVerifiedError, ParmigError, ProtocolError
@@ -103,7 +103,7 @@ class Comparison:
 
     def _next_bundle(self, worker: int) -> list[Instruction]:
         bundle, self._left[worker] = self._left[worker][:BUNDLE], self._left[worker][BUNDLE:]
-        return [Tell(worker, DigestRegions(tuple(bundle), by_page=True))] if bundle else []
+        return [Instruct(worker, DigestRegions(tuple(bundle), by_page=True))] if bundle else []
 
     def _hear(self, answer: events.PeerDigests) -> list[Instruction]:
         count = _portion(self._regions, self._asked)
@@ -136,7 +136,7 @@ class Comparison:
     def _look(self, region: int, first: int) -> list[Instruction]:
         asked = self._ask(region, first)
         self._our_pages = self._their_pages = None
-        return [*asked, Tell(0, DigestPages(region, first, _portion(self._regions, self._asked)))]
+        return [*asked, Instruct(0, DigestPages(region, first, _portion(self._regions, self._asked)))]
 
     def _compare_pages(self) -> list[Instruction]:
         ours, theirs, number = self._our_pages, self._their_pages, self._asked.region
@@ -227,7 +227,7 @@ class PlacedAnswers:
                 self.digest = combine(self._digests, len(self._regions))
                 return self._answer_regions()
             case events.WorkerDigestedPages(region=region, first=first, digests=digests):
-                return [destination_events.Say(Digests(region, first, digests))]
+                return [destination_events.SendMessage(Digests(region, first, digests))]
             case events.Failed(error=error) if self.begun:
                 return self._refuse(error)
         return []
@@ -236,20 +236,22 @@ class PlacedAnswers:
         if not self._kept or asked.region >= len(self._regions) or _portion(self._regions, asked) < 1:
             return self._refuse(ProtocolError(f"there are no digests for {asked}"))
         if asked.region != ALL_REGIONS:
-            return [Tell(0, DigestPages(asked.region, asked.first, _portion(self._regions, asked)))]
+            return [Instruct(0, DigestPages(asked.region, asked.first, _portion(self._regions, asked)))]
         self._asked = asked
         if self.begun:
             return self._answer_regions()
         self.begun = True
         self._waiting = set(range(len(self._owned)))
-        told = [Tell(worker, DigestRegions(tuple(numbers), by_page=True)) for worker, numbers in enumerate(self._owned)]
+        told = [
+            Instruct(worker, DigestRegions(tuple(numbers), by_page=True)) for worker, numbers in enumerate(self._owned)
+        ]
         return [destination_events.Act.COMPARE, *told]
 
     def _refuse(self, error: ParmigError) -> list[destination_events.Instruction]:
         if self._refused:
             return []
         self._refused = True
-        return [destination_events.Say(peer_messages.Failure(error_reports.describe_error(error)))]
+        return [destination_events.SendMessage(peer_messages.Failure(error_reports.describe_error(error)))]
 
     def _answer_regions(self) -> list[destination_events.Instruction]:
         asked = self._asked
@@ -258,4 +260,4 @@ class PlacedAnswers:
         self._asked = None
         numbers = range(asked.first, asked.first + _portion(self._regions, asked))
         digests = np.array([self._digests[number] for number in numbers], dtype=np.uint64)
-        return [destination_events.Say(Digests(ALL_REGIONS, asked.first, pack(digests)))]
+        return [destination_events.SendMessage(Digests(ALL_REGIONS, asked.first, pack(digests)))]

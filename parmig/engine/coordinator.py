@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from parmig.engine import events
 from parmig.engine.comparison import Comparison
-from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
+from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.shares import Shares, assign, shares_of_round
@@ -179,7 +179,7 @@ class Coordinator(SourceEnd):
             return self._hand_out(step)
         self.step = Step.SCANNING
         self._waiting = set(range(self._workers))
-        return [Tell(worker, ScanRegions(tuple(self._owned[worker]))) for worker in range(self._workers)]
+        return [Instruct(worker, ScanRegions(tuple(self._owned[worker]))) for worker in range(self._workers)]
 
     def _hand_out(self, step: Step) -> list[Instruction]:
         self.step = step
@@ -205,13 +205,13 @@ class Coordinator(SourceEnd):
                 self._fencing.add(worker)
             # The last scan need not wait until the last pages are in place: each region stays with its worker.
             last = whole and self.step is Step.FINAL
-            told = SendRegions(self.round, regions, self.round == 1, holes, scanned, last, whole and not last)
-            return [Tell(worker, told)]
+            order = SendRegions(self.round, regions, self.round == 1, holes, scanned, last, whole and not last)
+            return [Instruct(worker, order)]
         if worker in self._fencing:
             return []
         # No regions are left for any worker, so the fence may follow what this worker still has.
         self._fencing.add(worker)
-        return [Tell(worker, Fence(self.round))]
+        return [Instruct(worker, Fence(self.round))]
 
     def _fenced(self, worker: int, counters: WorkerCounters, now_ns: int) -> list[Instruction]:
         self.record.fenced(worker, counters)
@@ -238,7 +238,7 @@ class Coordinator(SourceEnd):
         self.step = Step.COUNTING
         self._counted = 0
         self._waiting = set(range(self._workers))
-        return [Tell(worker, CountDirty(tuple(self._owned[worker]))) for worker in range(self._workers)]
+        return [Instruct(worker, CountDirty(tuple(self._owned[worker]))) for worker in range(self._workers)]
 
     def _add_count(self, worker: int, pages: int, now_ns: int) -> list[Instruction]:
         self._counted += pages
@@ -271,7 +271,7 @@ class Coordinator(SourceEnd):
         self.step = Step.DIGESTING
         self._waiting = set(range(self._workers))
         asked: list[Instruction] = [Do.ASK_DIGEST]
-        return asked + [Tell(w, DigestRegions(tuple(self._owned[w]))) for w in range(self._workers)]
+        return asked + [Instruct(w, DigestRegions(tuple(self._owned[w]))) for w in range(self._workers)]
 
     def _compare(self, now_ns: int) -> list[Instruction]:
         if self._waiting or self.peer_digest is None:

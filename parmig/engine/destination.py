@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.comparison import PlacedAnswers
-from parmig.engine.destination_events import Act, Event, Instruction, Say, StateCame, Tell, WriteState
+from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, StateArrived, WriteState
 from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, SILENCE_LIMIT_NS, Step, overdue
 from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.plan import Plan
@@ -97,7 +97,7 @@ class DestinationPlan(Plan[Instruction]):
         self._state_connected = False
         self._digesting: set[int] = set()
         self._digests: dict[int, int] = {}
-        self._arrived = StateCame(0, NO_STATE)
+        self._arrived = StateArrived(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
         self._vanished = False
         self._since_ns = now_ns
@@ -152,7 +152,7 @@ class DestinationPlan(Plan[Instruction]):
                 return self._establish(now_ns)
             case ((Step.RECEIVING | Step.HOLDING), events.EarlyState(data=data)):
                 return [WriteState(data)]
-            case ((Step.RECEIVING | Step.HOLDING), StateCame()):
+            case ((Step.RECEIVING | Step.HOLDING), StateArrived()):
                 self._arrived = event
                 return self._try_load(now_ns)
             case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
@@ -160,10 +160,10 @@ class DestinationPlan(Plan[Instruction]):
             case Step.LOADING, events.StateLoaded():
                 loaded = peer_messages.Loaded(self._load_began_ns - self._since_ns, now_ns - self._load_began_ns)
                 self.step = Step.LOADED  # within the same limit
-                return [Say(loaded)]
+                return [SendMessage(loaded)]
             case Step.RESUMING, events.GuestRuns(ran_ns=ran_ns):
                 return self._resumed(ran_ns, now_ns)
-        by_source = isinstance(event, events.EarlyState | StateCame | events.StateConnected)
+        by_source = isinstance(event, events.EarlyState | StateArrived | events.StateConnected)
         kind = ProtocolError if by_source else ParmigError
         return self._fail(kind(f"{type(event).__name__} came while {self.step.value}"))
 
@@ -205,7 +205,7 @@ class DestinationPlan(Plan[Instruction]):
             return self._fail(ProtocolError(words))
         self._may_digest = False
         self._digesting = set(range(len(self._owned)))
-        return [Tell(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
+        return [Instruct(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
 
     def _add_digests(self, worker: int, digests: dict[int, int]) -> list[Instruction]:
         self._digests |= digests
@@ -213,7 +213,7 @@ class DestinationPlan(Plan[Instruction]):
         if self._digesting:
             return []
         self.digest = combine(self._digests, self._regions)
-        return [Say(Digested(self.digest))]
+        return [SendMessage(Digested(self.digest))]
 
     def _take_release(self, release: peer_messages.Release, now_ns: int) -> list[Instruction]:
         try:
@@ -254,7 +254,7 @@ class DestinationPlan(Plan[Instruction]):
         self.machine.move(StatusEvent.RESUMED)
         handed_over_ns = self._since_ns
         ran_ns = max(handed_over_ns, min(ran_ns, now_ns))
-        resumed = Say(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
+        resumed = SendMessage(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
         if self._vanished:
             return [resumed, *self._finish()]
         return self._go_on(Step.GOODBYE, now_ns, resumed)
@@ -290,9 +290,9 @@ class DestinationPlan(Plan[Instruction]):
     def _ending(self, status: MigrationStatus) -> list[Instruction]:
         assert self.error is not None
         if self.step is Step.STARTING:
-            reason = Say(peer_messages.Refuse(f"the destination failed: {self.error}"))
+            reason = SendMessage(peer_messages.Refuse(f"the destination failed: {self.error}"))
         else:
-            reason = Say(peer_messages.Failure(error_reports.describe_error(self.error)))
+            reason = SendMessage(peer_messages.Failure(error_reports.describe_error(self.error)))
         if status is MigrationStatus.UNKNOWN:
             return [reason, Act.KEEP]
         return [reason, Act.LET_GO if self.lets_go else Act.DISCARD]

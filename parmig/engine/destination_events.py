@@ -11,8 +11,8 @@ from parmig.engine.events import (
     CancelAsked,
     Event,
     Failed,
+    Instruct,
     Suspected,
-    Tell,
     Tick,
     WorkerDigested,
     WorkerDigestedPages,
@@ -25,7 +25,7 @@ __all__ = [
     "Event",
     "Failed",
     "Suspected",
-    "Tell",
+    "Instruct",
     "Tick",
     "WorkerDigested",
     "WorkerDigestedPages",
@@ -75,7 +75,7 @@ class EarlyState(Event, frozen=True):
     data: bytes
 
 
-class StateCame(Event, frozen=True):
+class StateArrived(Event, frozen=True):
     """Device state came; *size_bytes* and *digest* are of all of it so far, the early part too."""
 
     size_bytes: int
@@ -109,7 +109,7 @@ class Act(enum.Enum):
     KEEP = "leave the copy as it is: it may run"
 
 
-class Say(msgspec.Struct, frozen=True):
+class SendMessage(msgspec.Struct, frozen=True):
     """Send *message* to the source."""
 
     message: ControlMessage
@@ -128,4 +128,4 @@ class WriteState(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Instruction = Act | Say | Show | Tell | WriteState
+Instruction = Act | SendMessage | Show | Instruct | WriteState

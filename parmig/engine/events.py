@@ -202,7 +202,7 @@ class Do(enum.Enum):
     GIVE_UP = "stay paused: only the destination knows"
 
 
-class Tell(msgspec.Struct, frozen=True):
+class Instruct(msgspec.Struct, frozen=True):
     """Send *instruction* to worker *worker*."""
 
     worker: int
@@ -222,4 +222,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Tell | Throttle | AskDigests
+Instruction = Do | Instruct | Throttle | AskDigests

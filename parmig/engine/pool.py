@@ -86,7 +86,7 @@ class WorkerPool:
         """Process ids, by worker number."""
         return [process.pid for process in self._processes]
 
-    def tell(self, worker: int, instruction: Instruction, fd: int = -1) -> None:
+    def instruct(self, worker: int, instruction: Instruction, fd: int = -1) -> None:
         """Send *instruction* to *worker*, with descriptor *fd* if given; a dead worker is noticed by read()."""
         connection = self._connections[worker]
         try:
@@ -164,7 +164,7 @@ class WorkerPool:
     def close(self) -> None:
         """End every worker: ask, wait a moment, kill. Calling it twice is fine."""
         for worker in range(len(self._processes)):
-            self.tell(worker, Stop())
+            self.instruct(worker, Stop())
         if self._processes:
             _logger.info("ending %d %ss", len(self._processes), self._name)
         deadline = time.monotonic() + STOP_PATIENCE_S

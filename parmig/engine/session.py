@@ -12,7 +12,7 @@ from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.agreement import VERIFY_AFTER, choice_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act, Event, Instruction, Say, Show, Tell, WriteState
+from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, Show, WriteState
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.listeners import Listeners
@@ -114,7 +114,7 @@ class ReceiveSession(Driver[Instruction]):
         self._note_connection()
         if self._state.size_bytes != self._state_bytes:
             self._state_bytes = self._state.size_bytes
-            self._feed(events.StateCame(self._state_bytes, self._state.digest))
+            self._feed(events.StateArrived(self._state_bytes, self._state.digest))
 
     def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event:
         match message:
@@ -133,12 +133,12 @@ class ReceiveSession(Driver[Instruction]):
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Say(message=message):
+            case SendMessage(message=message):
                 self._say(message)
             case Show(status=status, round=round_):
                 self._show(Progress(status=status, round=round_))
-            case Tell(worker=worker, instruction=worker_instruction):
-                self._pool.tell(worker, worker_instruction)
+            case Instruct(worker=worker, instruction=worker_instruction):
+                self._pool.instruct(worker, worker_instruction)
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:

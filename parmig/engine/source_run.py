@@ -18,7 +18,7 @@ from parmig.engine import events, worker_messages
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
-from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
+from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
@@ -179,8 +179,8 @@ class SourceRun(Driver[Instruction]):
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Tell(worker=worker, instruction=worker_instruction):
-                self._pool.tell(worker, worker_instruction)
+            case Instruct(worker=worker, instruction=worker_instruction):
+                self._pool.instruct(worker, worker_instruction)
             case Throttle(percent=percent):
                 self._begin(lambda _: events.Throttled(), self._guest.throttle, percent)
             case Do.START_LOG:
@@ -213,7 +213,7 @@ class SourceRun(Driver[Instruction]):
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)
         for worker in range(len(self._pool)):
-            self._pool.tell(worker, worker_messages.StartTracking(log, fd >= 0), fd)
+            self._pool.instruct(worker, worker_messages.StartTracking(log, fd >= 0), fd)
         return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
 
     def _settle(self) -> int:

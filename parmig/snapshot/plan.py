@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Committed, Composed, Do, Event, Instruction, Tell, WentOn, WorkerDigested
+from parmig.engine.events import Committed, Composed, Do, Event, Instruct, Instruction, WentOn, WorkerDigested
 from parmig.engine.policy import Limits
 from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import DigestRegions
@@ -56,7 +56,7 @@ class SnapshotPlan(Coordinator):
                 self.step = Step.SUMMING
                 self._waiting = set(range(self._workers))
                 # A worker takes every n-th piece: data and holes cluster, so contiguous pieces would be unequal work.
-                return [Tell(w, DigestRegions(tuple(range(w, pieces, self._workers)))) for w in self._waiting]
+                return [Instruct(w, DigestRegions(tuple(range(w, pieces, self._workers)))) for w in self._waiting]
             case Step.SUMMING, WorkerDigested(worker=worker, digests=digests):
                 self._digests |= digests
                 self._waiting.discard(worker)

@@ -108,7 +108,7 @@ class Readers:
         """
         pieces = len(digest_pieces(self._snapshot.name, self._snapshot.body_bytes))
         for worker in range(self._workers):
-            self._pool.tell(worker, DigestRegions(tuple(range(worker, pieces, self._workers))))
+            self._pool.instruct(worker, DigestRegions(tuple(range(worker, pieces, self._workers))))
         digests: dict[int, int] = {}
         for event in self._gather(RegionDigests, self._workers):
             digests |= event.digests
@@ -121,7 +121,7 @@ class Readers:
             ParmigError: a worker failed; the memory is not usable.
         """
         for worker in range(self._workers):
-            self._pool.tell(worker, PlaceRegions(tuple(range(worker, self._regions, self._workers))))
+            self._pool.instruct(worker, PlaceRegions(tuple(range(worker, self._regions, self._workers))))
         self.counters = [event.counters for event in self._gather(Placed, self._workers)]
 
     def place_sequential(self, *, check_only: bool) -> int:
@@ -134,7 +134,7 @@ class Readers:
             StreamError: the stream is damaged.
             ParmigError: a worker failed.
         """
-        self._pool.tell(0, PlaceStream(check_only))
+        self._pool.instruct(0, PlaceStream(check_only))
         (placed,) = self._gather(Placed, 1)
         self.counters = [placed.counters]
         return placed.end_bytes

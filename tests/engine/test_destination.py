@@ -8,7 +8,7 @@ import pytest
 from parmig.engine import destination_events as e
 from parmig.engine import peer_messages as m
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act, Event, Instruction, Say
+from parmig.engine.destination_events import Act, Event, Instruction, SendMessage
 from parmig.engine.destination_steps import Step
 from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.report import ErrorReport
@@ -75,8 +75,8 @@ class Walk:
 WAY: list[tuple[Step, list[Event]]] = [
     (Step.CONNECTING, [e.WorkerListens(0), e.WorkerListens(1)]),
     (Step.RECEIVING, [e.WorkerConnected(0), e.StateConnected(), e.WorkerConnected(1)]),
-    (Step.HOLDING, [e.StateCame(40, "abc"), e.Heard(m.Release(47, "abcd"))]),
-    (Step.LOADING, [e.StateCame(47, "abcd")]),
+    (Step.HOLDING, [e.StateArrived(40, "abc"), e.Heard(m.Release(47, "abcd"))]),
+    (Step.LOADING, [e.StateArrived(47, "abcd")]),
     (Step.LOADED, [e.StateLoaded()]),
     (Step.RESUMING, [e.Heard(m.HandOver(run=True))]),
     (Step.GOODBYE, [e.GuestRuns(12_500 * MS)]),
@@ -90,7 +90,7 @@ def ended(walk: Walk, told: list[Instruction], error: type[ParmigError], words: 
     assert type(walk.plan.error) is error
     assert str(walk.plan.error) == words
     assert len(told) == 2
-    assert isinstance(told[0], Say)
+    assert isinstance(told[0], SendMessage)
     if walk.plan.step is Step.STARTING:
         assert told[0].message == m.Refuse(f"the destination failed: {words}")
     else:
@@ -125,28 +125,30 @@ def test_a_migration_with_a_digest_from_its_first_event_to_its_last() -> None:
     assert (walk.plan.established, walk.plan.status) == (True, MigrationStatus.ACTIVE)
     assert walk.plan.step is Step.RECEIVING
     assert walk.take(e.EarlyState(b"x")) == [e.WriteState(b"x")]
-    assert walk.take(e.StateCame(1, "1")) == []
+    assert walk.take(e.StateArrived(1, "1")) == []
     assert walk.hear(m.Progressed("active", 3), 4000) == [e.Show("active", 3)]
     assert walk.hear(DigestRequest()) == [
-        e.Tell(worker, DigestRegions(numbers)) for worker, numbers in enumerate(OWNED)
+        e.Instruct(worker, DigestRegions(numbers)) for worker, numbers in enumerate(OWNED)
     ]
     assert walk.take(e.WorkerDigested(1, {number: DIGESTS[number] for number in OWNED[1]})) == []
     assert walk.plan.digest is None
-    assert walk.take(e.WorkerDigested(0, {number: DIGESTS[number] for number in OWNED[0]})) == [Say(Digested(DIGEST))]
+    assert walk.take(e.WorkerDigested(0, {number: DIGESTS[number] for number in OWNED[0]})) == [
+        SendMessage(Digested(DIGEST))
+    ]
     assert walk.plan.digest == DIGEST
-    assert walk.take(e.StateCame(46, "46")) == []
+    assert walk.take(e.StateArrived(46, "46")) == []
     assert walk.hear(m.Release(47, "47"), 5000) == []
     assert (walk.plan.step, walk.plan.status) == (Step.HOLDING, MigrationStatus.DEVICE)
     assert walk.take(e.EarlyState(b"y")) == [e.WriteState(b"y")]
-    assert walk.take(e.StateCame(47, "47"), 5004) == [Act.LOAD]
+    assert walk.take(e.StateArrived(47, "47"), 5004) == [Act.LOAD]
     assert (walk.plan.step, walk.plan.state_bytes) == (Step.LOADING, 47)
     assert not walk.plan.handed_over
-    assert walk.take(e.StateLoaded(), 5011) == [Say(m.Loaded(received_ns=4 * MS, load_ns=7 * MS))]
+    assert walk.take(e.StateLoaded(), 5011) == [SendMessage(m.Loaded(received_ns=4 * MS, load_ns=7 * MS))]
     assert (walk.plan.step, walk.plan.handed_over) == (Step.LOADED, False)
     assert walk.hear(m.HandOver(run=True), 6000) == [Act.TAKE_OVER, Act.RUN]
     assert (walk.plan.step, walk.plan.status) == (Step.RESUMING, MigrationStatus.HAND_OVER)
     assert walk.plan.handed_over
-    assert walk.take(e.GuestRuns(6003 * MS), 6010) == [Say(m.Resumed(resume_ns=3 * MS, since_ns=7 * MS))]
+    assert walk.take(e.GuestRuns(6003 * MS), 6010) == [SendMessage(m.Resumed(resume_ns=3 * MS, since_ns=7 * MS))]
     assert (walk.plan.step, walk.plan.status, walk.plan.over) == (Step.GOODBYE, MigrationStatus.COMPLETED, False)
     assert walk.plan.handed_over
     assert walk.hear(m.Goodbye()) == [Act.FINISH]
@@ -179,9 +181,9 @@ def test_silence_counts_from_the_last_connection(last: Event) -> None:
 
 def test_a_release_that_comes_after_all_state_loads_at_once() -> None:
     walk = Walk().to(Step.RECEIVING)
-    assert walk.take(e.StateCame(47, "abcd")) == []
+    assert walk.take(e.StateArrived(47, "abcd")) == []
     assert walk.hear(m.Release(47, "abcd"), 5000) == [Act.LOAD]
-    assert walk.take(e.StateLoaded(), 5001) == [Say(m.Loaded(0, MS))]
+    assert walk.take(e.StateLoaded(), 5001) == [SendMessage(m.Loaded(0, MS))]
 
 
 def test_a_guest_without_any_state_loads_at_once() -> None:
@@ -190,7 +192,7 @@ def test_a_guest_without_any_state_loads_at_once() -> None:
 
 def test_a_guest_that_was_paused_is_taken_over_and_not_run() -> None:
     walk = Walk().to(Step.LOADED)
-    assert walk.hear(m.HandOver(run=False)) == [Act.TAKE_OVER, Say(m.Resumed(0, 0))]
+    assert walk.hear(m.HandOver(run=False)) == [Act.TAKE_OVER, SendMessage(m.Resumed(0, 0))]
     assert (walk.plan.step, walk.plan.status) == (Step.GOODBYE, MigrationStatus.COMPLETED)
 
 
@@ -198,7 +200,9 @@ def test_a_guest_that_was_paused_is_taken_over_and_not_run() -> None:
 def test_the_guest_ran_neither_before_hand_over_nor_after_now(ran_ms: int, resume_ms: int) -> None:
     walk = Walk().to(Step.RESUMING)
     assert walk.now_ms == 12_000
-    assert walk.take(e.GuestRuns(ran_ms * MS), 12_500) == [Say(m.Resumed(resume_ms * MS, (500 - resume_ms) * MS))]
+    assert walk.take(e.GuestRuns(ran_ms * MS), 12_500) == [
+        SendMessage(m.Resumed(resume_ms * MS, (500 - resume_ms) * MS))
+    ]
 
 
 # -- what the source may not send ------------------------------------------------------------------
@@ -267,7 +271,7 @@ def test_state_that_is_not_what_was_saved_is_not_loaded(
 ) -> None:
     walk = Walk().to(Step.RECEIVING)
     walk.hear(m.Release(*wanted))
-    ended(walk, walk.take(e.StateCame(*came)), StateError, f"device state arrived damaged: {words}", Act.DISCARD)
+    ended(walk, walk.take(e.StateArrived(*came)), StateError, f"device state arrived damaged: {words}", Act.DISCARD)
     assert walk.plan.state_bytes == 0
 
 
@@ -286,15 +290,15 @@ def test_more_state_than_is_taken_is_refused_when_it_is_announced() -> None:
         (Step.STARTING, e.StateConnected(), ProtocolError),
         (Step.STARTING, e.WorkerConnected(0), ParmigError),
         (Step.CONNECTING, e.EarlyState(b"x"), ProtocolError),
-        (Step.CONNECTING, e.StateCame(1, "1"), ProtocolError),
+        (Step.CONNECTING, e.StateArrived(1, "1"), ProtocolError),
         (Step.CONNECTING, e.WorkerListens(0), ParmigError),
         (Step.RECEIVING, e.WorkerDigested(0, {}), ParmigError),
         (Step.RECEIVING, e.StateLoaded(), ParmigError),
         (Step.HOLDING, e.StateLoaded(), ParmigError),
-        (Step.LOADING, e.StateCame(48, "x"), ProtocolError),
+        (Step.LOADING, e.StateArrived(48, "x"), ProtocolError),
         (Step.LOADING, e.EarlyState(b"x"), ProtocolError),
         (Step.LOADED, e.StateLoaded(), ParmigError),
-        (Step.LOADED, e.StateCame(48, "x"), ProtocolError),
+        (Step.LOADED, e.StateArrived(48, "x"), ProtocolError),
         (Step.LOADED, e.GuestRuns(1), ParmigError),
     ],
 )
@@ -426,7 +430,7 @@ NOISE: list[Event] = [
     e.Suspected(GONE),
     e.CancelAsked(),
     e.WorkerDigested(0, {}),
-    e.StateCame(99, "x"),
+    e.StateArrived(99, "x"),
 ]
 
 
@@ -438,7 +442,7 @@ def test_nothing_but_the_guest_matters_after_hand_over(event: Event) -> None:
     assert walk.take(event) == []
     assert walk.take(e.Tick(), walk.now_ms + 1000) == []
     told = walk.take(e.GuestRuns(walk.now_ms * MS))
-    assert isinstance(told[0], Say)
+    assert isinstance(told[0], SendMessage)
     assert isinstance(told[0].message, m.Resumed)
     # With the source gone there is no goodbye to wait for.
     assert told[1:] == ([Act.FINISH] if isinstance(event, e.PeerVanished) else [])

@@ -9,7 +9,7 @@ import pytest
 
 from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
+from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.shares import ALONE_PAGES, WHOLE_PAGES
 from parmig.engine.source_steps import Step
@@ -59,7 +59,7 @@ class Walk:
         waiting, round_ = list(told), self.plan.round
         while waiting and self.plan.round == round_:
             one = waiting.pop(0)
-            if not isinstance(one, Tell) or not isinstance(one.instruction, SendRegions | Fence):
+            if not isinstance(one, Instruct) or not isinstance(one.instruction, SendRegions | Fence):
                 return [one, *waiting]
             if isinstance(one.instruction, SendRegions) and not (one.instruction.last or one.instruction.fence):
                 waiting += self.take(c.WorkerIdle(one.worker))
@@ -95,9 +95,9 @@ class Walk:
         assert self.plan.step is Step.SAVING
 
 
-def send(worker: int, round_: int, *regions: int, holes: bool = True, scanned: bool = False) -> Tell:
+def send(worker: int, round_: int, *regions: int, holes: bool = True, scanned: bool = False) -> Instruct:
     """A bundle of regions."""
-    return Tell(worker, SendRegions(round_, regions, round_ == 1, holes, scanned))
+    return Instruct(worker, SendRegions(round_, regions, round_ == 1, holes, scanned))
 
 
 ALONE = ((0, 1, 2, 3, 4),)
@@ -105,26 +105,26 @@ ALONE = ((0, 1, 2, 3, 4),)
 
 def send_whole(round_: int, owned: Sequence[tuple[int, ...]] = OWNED) -> list[Instruction]:
     """Each worker gets all of its regions, and its fence."""
-    return [Tell(worker, SendRegions(round_, regions, False, fence=True)) for worker, regions in enumerate(owned)]
+    return [Instruct(worker, SendRegions(round_, regions, False, fence=True)) for worker, regions in enumerate(owned)]
 
 
 def send_last(round_: int, owned: Sequence[tuple[int, ...]] = ALONE) -> list[Instruction]:
     """The final round: each worker gets all of its regions, and only says when all is sent."""
-    return [Tell(worker, SendRegions(round_, regions, False, last=True)) for worker, regions in enumerate(owned)]
+    return [Instruct(worker, SendRegions(round_, regions, False, last=True)) for worker, regions in enumerate(owned)]
 
 
 def rescan(round_: int, owned: Sequence[tuple[int, ...]] = ALONE) -> list[Instruction]:
     """The round after saving."""
     return [
-        Tell(worker, SendRegions(round_, regions, False, holes=False, fence=True))
+        Instruct(worker, SendRegions(round_, regions, False, holes=False, fence=True))
         for worker, regions in enumerate(owned)
     ]
 
 
-SCAN: list[Instruction] = [Tell(worker, ScanRegions(regions)) for worker, regions in enumerate(OWNED)]
-COUNT: list[Instruction] = [Tell(worker, CountDirty(regions)) for worker, regions in enumerate(OWNED)]
-COUNT_TWO: list[Instruction] = [Tell(worker, CountDirty((worker,))) for worker in range(2)]
-DIGEST_ALL: list[Instruction] = [Tell(worker, DigestRegions(regions)) for worker, regions in enumerate(OWNED)]
+SCAN: list[Instruction] = [Instruct(worker, ScanRegions(regions)) for worker, regions in enumerate(OWNED)]
+COUNT: list[Instruction] = [Instruct(worker, CountDirty(regions)) for worker, regions in enumerate(OWNED)]
+COUNT_TWO: list[Instruction] = [Instruct(worker, CountDirty((worker,))) for worker in range(2)]
+DIGEST_ALL: list[Instruction] = [Instruct(worker, DigestRegions(regions)) for worker, regions in enumerate(OWNED)]
 
 
 def bundles(round_: int, *, scanned: bool = False) -> list[Instruction]:
@@ -152,9 +152,9 @@ def test_rounds_of_a_guest_that_settles_and_whose_log_is_synced() -> None:
     assert walk.plan.step is Step.SENDING
     # An idle worker takes what the other was not given yet, then nothing is left.
     assert walk.take(c.WorkerIdle(0)) == [send(0, 1, 4, scanned=True)]
-    assert walk.take(c.WorkerIdle(0)) == [Tell(0, Fence(1))]
+    assert walk.take(c.WorkerIdle(0)) == [Instruct(0, Fence(1))]
     assert walk.take(c.WorkerIdle(0)) == []
-    assert walk.take(c.WorkerIdle(1)) == [Tell(1, Fence(1))]
+    assert walk.take(c.WorkerIdle(1)) == [Instruct(1, Fence(1))]
     assert walk.take(c.WorkerIdle(1)) == []
     assert walk.take(c.WorkerFenced(1, WorkerCounters(sent_pages=2000))) == []
     assert walk.take(c.WorkerFenced(0, WorkerCounters(sent_pages=560)), 130) == [Do.SYNC_LOG]
@@ -607,16 +607,16 @@ def test_regions_stay_with_the_worker_that_remembers_them() -> None:
     assert walk.begin() == [send(0, 1, 0), send(1, 1, 4), send(0, 1, 1), send(1, 1, 5)]
     assert [walk.take(c.WorkerIdle(0)) for _ in range(5)] == [
         *([send(0, 1, number)] for number in (2, 3, 7, 6)),
-        [Tell(0, Fence(1))],
+        [Instruct(0, Fence(1))],
     ]
-    assert walk.take(c.WorkerIdle(1)) == [Tell(1, Fence(1))]
+    assert walk.take(c.WorkerIdle(1)) == [Instruct(1, Fence(1))]
     assert walk.take(c.WorkerFenced(0, WorkerCounters(sent_pages=24_000)), 1000) == []
     told = walk.take(c.WorkerFenced(1, WorkerCounters(sent_pages=8000)), 1001)
-    assert told == [Tell(0, CountDirty((0, 1, 2, 3, 6, 7))), Tell(1, CountDirty((4, 5)))]
+    assert told == [Instruct(0, CountDirty((0, 1, 2, 3, 6, 7))), Instruct(1, CountDirty((4, 5)))]
     assert walk.take(c.WorkerCounted(0, 30_000), 1002) == []
     told = walk.take(c.WorkerCounted(1, 2000), 1003)
     assert told == [send(0, 2, 0), send(1, 2, 4), send(0, 2, 1), send(1, 2, 5)]
     assert [walk.take(c.WorkerIdle(1)) for _ in range(4)] == [
         *([send(1, 2, number)] for number in (7, 6, 3)),
-        [Tell(1, Fence(2))],
+        [Instruct(1, Fence(2))],
     ]

@@ -110,7 +110,7 @@ def test_a_worker_starts_answers_and_ends() -> None:
             assert ready.worker == 0
             assert isinstance(ready.event, WorkerReady)
             assert ready.event.port
-            pool.tell(0, DigestRegions((0, 1)))
+            pool.instruct(0, DigestRegions((0, 1)))
             (answer,) = said_by(pool)
             wanted = {number: RegionDigester().digest(memory, Region(0, 64 * number, 64)) for number in (0, 1)}
             assert answer == PoolEvent(0, RegionDigests(wanted))
@@ -195,7 +195,7 @@ def test_an_instruction_that_is_not_for_it_ends_a_worker_in_words() -> None:
     ):
         pool.start(receive_setup(memory), [shared.fd, memory.fd])
         said_by(pool)
-        pool.tell(0, SendRegions(1, (0,), True))
+        pool.instruct(0, SendRegions(1, (0,), True))
         (said,) = said_by(pool)
         assert isinstance(said.event, WorkerFailed)
         assert said.event.error.type == "ProtocolError"
@@ -221,9 +221,9 @@ def test_a_killed_worker_is_told_of_by_its_signal_while_the_others_go_on(number:
             f"receive worker 1 (process {pool.pids()[1]}) was killed by signal {int(number)}"
             in said.event.error.message
         )
-        pool.tell(1, CountDirty(()))  # to the dead: nothing happens
+        pool.instruct(1, CountDirty(()))  # to the dead: nothing happens
         assert pool.read() == []
-        pool.tell(0, DigestRegions((0,)))
+        pool.instruct(0, DigestRegions((0,)))
         assert said_by(pool)[0].worker == 0
 
 
@@ -250,7 +250,7 @@ def test_workers_ignore_ctrl_c() -> None:
         pool.start(receive_setup(memory), [shared.fd, memory.fd])
         said_by(pool)
         os.kill(pool.pids()[0], signal.SIGINT)
-        pool.tell(0, DigestRegions((0,)))
+        pool.instruct(0, DigestRegions((0,)))
         assert isinstance(said_by(pool)[0].event, RegionDigests)
 
 
@@ -279,7 +279,7 @@ def test_a_worker_that_takes_no_instructions_does_not_hold_up_who_tells_it() -> 
         many = DigestRegions(tuple(range(10_000)))
         began = time.monotonic()
         for _ in range(50):  # far more than a pipe holds
-            pool.tell(0, many)
+            pool.instruct(0, many)
         assert time.monotonic() - began < 2 * PIPE_LIMIT_S
         (said,) = said_by(pool)
         assert isinstance(said.event, WorkerFailed)

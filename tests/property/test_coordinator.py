@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event, Instruction, Tell, Throttle
+from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.shares import ALONE_PAGES
 from parmig.engine.source_steps import Step
@@ -99,7 +99,7 @@ class World:
 
     def obey(self, instruction: Instruction) -> None:
         assert not {Do.ABANDON, Do.GIVE_UP, Do.FINISH} & set(self.done), "an instruction after the end"
-        if isinstance(instruction, Tell):
+        if isinstance(instruction, Instruct):
             self.tell(instruction.worker, instruction.instruction)
             return
         if isinstance(instruction, Throttle):

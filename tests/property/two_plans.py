@@ -22,7 +22,7 @@ from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import describe_error
-from parmig.engine.events import Do, Tell
+from parmig.engine.events import Do, Instruct
 from parmig.engine.policy import Limits
 from parmig.engine.worker_messages import (
     CountDirty,
@@ -231,7 +231,7 @@ class World:
         if not self.alive["source"]:
             raise KilledError
         match instruction:
-            case Tell(worker=worker, instruction=told):
+            case Instruct(worker=worker, instruction=told):
                 self.put_event("source", f"source worker {worker}", answer(worker, told, {}))
             case Do.START_LOG:
                 self.guarded = True
@@ -270,14 +270,14 @@ class World:
 
     def save(self) -> None:
         for size_bytes, digest in STATE:
-            event = d.StateCame(size_bytes, digest)
+            event = d.StateArrived(size_bytes, digest)
             # Bytes of the state channel that are lost or repeated are a stream that ends: TCP keeps their order.
             if not (self.cut or self.hangs):
                 self.put(STATE_CHANNEL, lambda event=event: self.state_arrives(event))  # type: ignore[misc]
         # The guest's thread is done; the plan hears of it when its loop comes to that.
         self.put_event("source", "source guest", s.StateSaved(*STATE[-1]))
 
-    def state_arrives(self, event: d.StateCame) -> None:
+    def state_arrives(self, event: d.StateArrived) -> None:
         if self.destination.status in BEFORE_HAND_OVER:
             self.feed("destination", event)
 
@@ -316,9 +316,9 @@ class World:
         if not self.alive["destination"]:
             raise KilledError
         match instruction:
-            case d.Say(message=message):
+            case d.SendMessage(message=message):
                 self.send(TO_SOURCE, lambda: self.hear_destination(message))
-            case Tell(worker=worker, instruction=told):
+            case Instruct(worker=worker, instruction=told):
                 self.put_event("destination", f"destination worker {worker}", answer(worker, told, self.damaged))
             case Act.ACCEPT:
                 self.put(TO_SOURCE, self.connect)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from parmig.engine import events as e
-from parmig.engine.events import Do, Event, Instruction, Tell
+from parmig.engine.events import Do, Event, Instruct, Instruction
 from parmig.engine.policy import Limits
 from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, SendRegions
 from parmig.errors import ParmigError, SnapshotError
@@ -45,15 +45,15 @@ class World:
             if instruction is self.fail_at:
                 return [e.Failed(SnapshotError("full"))]
         match instruction:
-            case Tell(worker=worker, instruction=SendRegions(last=True)):
+            case Instruct(worker=worker, instruction=SendRegions(last=True)):
                 return [e.WorkerSent(worker, WorkerCounters())]
-            case Tell(worker=worker, instruction=SendRegions(fence=False)):
+            case Instruct(worker=worker, instruction=SendRegions(fence=False)):
                 return [e.WorkerIdle(worker)]
-            case Tell(worker=worker, instruction=Fence() | SendRegions()):
+            case Instruct(worker=worker, instruction=Fence() | SendRegions()):
                 return [e.WorkerFenced(worker, WorkerCounters())]
-            case Tell(worker=worker, instruction=CountDirty()):
+            case Instruct(worker=worker, instruction=CountDirty()):
                 return [e.WorkerCounted(worker, 0)]
-            case Tell(worker=worker, instruction=DigestRegions(regions=numbers)):
+            case Instruct(worker=worker, instruction=DigestRegions(regions=numbers)):
                 assert Do.COMPOSE in self.done
                 self.digested += numbers
                 return [e.WorkerDigested(worker, {number: number + 1 for number in numbers})]
