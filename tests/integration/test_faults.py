@@ -390,7 +390,11 @@ def cancel_both(at: Migration) -> None:
 def test_what_happens_after_hand_over_to_what_is_needed_no_more_changes_nothing(
     what: Callable[[Migration], None],
 ) -> None:
-    with guests(QUICK, hold_destination=["resume"]) as (source, destination), Migration(source, destination) as at:
+    config = SendConfig(workers=2)  # --verify would need the workers and both guests for longer
+    with (
+        guests(QUICK, hold_destination=["resume"]) as (source, destination),
+        Migration(source, destination, config) as at,
+    ):
         destination.gates["resume"].wait()
         what(at)
         destination.open_gates()

@@ -101,7 +101,7 @@ def test_without_waiting_for_the_disk_bytes_are_lost(reading: tuple[SlowDisk, Pa
             machine.wait_for_requests()
             report = move(machine, destination, settle=False)
             if report["verified"] is False:
-                assert "the memories differ" in report["error"]["message"]
+                assert "the memories are not the same" in report["error"]["message"]
                 return
             assert report["status"] == "completed", report["error"]
             machine = destination
