@@ -81,7 +81,7 @@ class PagePlacer:
         bits = self._shared.bits[block]
         self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
         for part in self._tables.portions(_ascending(index[test_bits(bits, index)])):
-            self._tables.use(part)
+            self._tables.use(block, part)
             gone = self._blocks[block].clear(part)
             clear_bits(bits, gone)
             if self._digests is not None:
@@ -92,9 +92,13 @@ class PagePlacer:
         """Note that pages exist; they may come in any order."""
         index = _ascending(index)
         set_bits(self._shared.bits[block], index)
-        self._tables.use(index)
+        self._tables.use(block, index)
         if self._digests is not None:
             self._digests.note(block, index)
+
+    def end_first_round(self) -> None:
+        """Take note that the first round is in place."""
+        self._tables.relax()
 
     def read_page(self, block: int, page: int) -> bytes:
         """A page as it is now, zero where there is none."""

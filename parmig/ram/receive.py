@@ -57,6 +57,7 @@ class MigrationRamReceive:
         self._piece = memoryview(mmap.mmap(-1, PIECE_PAGES * PAGE_BYTES))
         self._codec_counters = shared.codec_counters(worker)
         self._sequence = 0
+        self._fenced = False
         self.counters = WorkerCounters()
 
     def migrate_ram_receive(self, message: Incoming) -> bytes:
@@ -71,7 +72,11 @@ class MigrationRamReceive:
             self._place(message)
             return flow.ack(self._sequence)
         if kind == flow.FENCE and message.frame_count == 1:
-            return flow.answer_fence(message.head, self._sequence)
+            answer = flow.answer_fence(message.head, self._sequence)
+            if not self._fenced:
+                self._fenced = True
+                self._placer.end_first_round()
+            return answer
         raise ProtocolError(f"unexpected message of kind {kind} with {message.frame_count} frames on a data channel")
 
     def _place(self, message: Incoming) -> None:

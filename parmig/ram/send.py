@@ -152,7 +152,7 @@ class MigrationRamSend:
         for first in range(0, len(index), self._batch_pages):
             part = index[first : first + self._batch_pages]
             self.counters.handled_pages += len(part)
-            self._tables.use(part)
+            self._tables.use(block, part)
             zero = reach.zero_mask(part)
             if zero.any():
                 zeros, part = part[zero], part[~zero]
@@ -173,6 +173,8 @@ class MigrationRamSend:
         """Pass on the rest of the round, and wait until all that was passed on is in place."""
         self.flush(round_)
         self._outlet.fence(round_)
+        if round_ == 1:
+            self._tables.relax()
         self._publish()
 
     # -- batches --------------------------------------------------------------------------------
