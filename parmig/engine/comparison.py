@@ -15,6 +15,7 @@ import numpy as np
 from parmig.engine import destination_events, error_reports, events, peer_messages
 from parmig.engine.digest_messages import ALL_REGIONS, MAX_DIGESTS, Digests, DigestsRequest
 from parmig.engine.events import AskDigests, Do, Event, Instruct, Instruction
+from parmig.engine.plan import EXPLANATION_NS
 from parmig.engine.shares import assign
 from parmig.engine.worker_messages import DigestPages, DigestRegions
 from parmig.errors import LimitExceededError, NotVerifiedError, ParmigError, ProtocolError
@@ -64,6 +65,7 @@ class Comparison:
         self._their_pages: page_digests.Digests | None = None
         self._named: list[str] = []
         self._since_ns = 0
+        self._suspected: tuple[ParmigError, int] | None = None  # and since when; its cause may follow
         self.over = False
         self.source_digest: str | None = None
         self.peer_digest: str | None = None
@@ -79,8 +81,13 @@ class Comparison:
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:
         """Take one event and return what to do next. What was not asked for is ignored."""
         match event:
-            case events.Failed(error=error) | events.Suspected(error=error):
+            case events.Failed(error=error):
                 return self._end(error)
+            case events.Suspected(error=error):
+                self._suspected = self._suspected or (error, now_ns)
+                return []
+            case events.Tick() if self._suspected and now_ns - self._suspected[1] >= EXPLANATION_NS:
+                return self._end(self._suspected[0])
             case events.CancelAsked():
                 return self._end(ParmigError("it was cancelled"))
             case events.Tick():
