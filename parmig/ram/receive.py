@@ -94,23 +94,23 @@ class MigrationRamReceive:
             self._placer.place_zero(header.block, header.zero_runs)
             self.counters.zero_pages += page_count(header.zero_runs)
         if len(header.data_runs):
-            self._place_data(header, message)
+            index = index_of_runs(header.data_runs)
+            self._place_data(header, index, message)
+            self._placer.note_placed(header.block, index)
         self._sequence = header.sequence
         self.counters.sent_pages += header.raw_bytes // PAGE_BYTES
         self.counters.wire_bytes += message.payload_bytes + len(message.head)
         self._shared.publish(self._worker, self.counters)
 
-    def _place_data(self, header: BatchHeader, message: Incoming) -> None:
-        index = index_of_runs(header.data_runs)
+    def _place_data(self, header: BatchHeader, index: Index, message: Incoming) -> None:
         self._codec_counters.count(header.codec, header.raw_bytes, header.payload_bytes)
         if message.places and not header.codec:
             targets = self._placer.targets(header.block, header.data_runs, index)
-            if targets or len(header.data_runs) <= MAX_LONG_RUNS:
-                if targets:
-                    message.into(targets)
-                else:
-                    self._place_pieces(header.block, header.data_runs, message)
-                self._placer.note_placed(header.block, index)
+            if targets:
+                message.into(targets)
+                return
+            if len(header.data_runs) <= MAX_LONG_RUNS:
+                self._place_pieces(header.block, header.data_runs, message)
                 return
         payload: Sequence[memoryview] = message.frames()
         if header.codec:
@@ -121,14 +121,12 @@ class MigrationRamReceive:
             if [len(frame) for frame in payload] == lengths.tolist():
                 for (first, _), frame in zip(runs.tolist(), payload, strict=True):
                     self._placer.place_run(header.block, first, frame)
-                self._placer.note_placed(header.block, index)
                 return
         if len(payload) != 1:
             raise ProtocolError(
                 f"batch {header.sequence} has {len(payload)} frames, expected one for each of {len(runs)} runs"
             )
         self._placer.place(header.block, runs, payload[0])
-        self._placer.note_placed(header.block, index)
 
     def _place_pieces(self, block: int, runs: Runs, message: Incoming) -> None:
         """Take the payload by way of a small buffer that stays in the cache of the processor."""

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from parmig.errors import ProtocolError
-from parmig.ram.bits import Index, Mask
+from parmig.ram.bits import Index, Mask, mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageDecoder, PageEncoder, ReadPages
 from parmig.ram.codecs.sent_pages import SentPages
@@ -81,7 +81,7 @@ class DeltaDecoder(PageDecoder):
         if len(payload) <= head_bytes:
             raise ProtocolError(f"a delta batch has {len(payload)} bytes, expected more than {head_bytes}")
         bits = np.frombuffer(payload[_DIGEST.size : head_bytes], dtype=np.uint8)
-        known = np.unpackbits(bits, count=len(index), bitorder="little").view(np.bool_)
+        known = mask_of_bits(bits, 0, len(index))
         changes = _pages_of(self._zstd.decode(block, index, payload[head_bytes:], raw_bytes))
         pages = _xor(changes, known, self._read(block, index[known]))
         raw = memoryview(pages.data).cast("B")

@@ -31,6 +31,7 @@ class TableBudget:
         self._most_tables = most_tables
         self._tables = 0
         self._used = [np.zeros(-(-reach.block.pages // TABLE_PAGES), dtype=np.bool_) for reach in blocks]
+        self._limited = sum(map(len, self._used)) > most_tables  # else all tables together are within the budget
 
     def portions(self, index: Index) -> list[Index]:
         """Parts of *index*, which ascends, that need no more page tables each than may be in use."""
@@ -42,7 +43,7 @@ class TableBudget:
 
         A table counts once, however often its pages are used: random writes to a small guest drop nothing.
         """
-        if not len(index):
+        if not self._limited or not len(index):
             return
         numbers = index // TABLE_PAGES
         numbers = numbers[np.flatnonzero(np.diff(numbers, prepend=-1))]
@@ -59,7 +60,7 @@ class TableBudget:
 
         Then they are full, and dropping them takes 65 ms per GiB. Later rounds leave sparse ones, which takes little.
         """
-        if sum(map(len, self._used)) > self._most_tables and self._tables > self._most_tables // 8:
+        if self._tables > self._most_tables // 8:
             self._drop()
 
     def _drop(self) -> None:
