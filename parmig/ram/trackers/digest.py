@@ -114,7 +114,7 @@ class DigestTracker(DirtyTracker):
         whole = bool(present.all())
         if whole and groups[number] and _digest(reach.look(np.arange(first, end)).data) == groups[number]:
             return np.zeros(len(present), dtype=np.bool_)
-        copies = reach.look(np.flatnonzero(present) + first)
+        copies = reach.look(np.flatnonzero(present) + first).copy()  # it may be a view, to which the guest writes
         differs = np.zeros(len(present), dtype=np.bool_)
         differs[present] = _digest_pages(copies) != sent[present]
         groups[number] = _digest(copies.data) if whole and not differs.any() else 0
