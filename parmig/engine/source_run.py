@@ -161,8 +161,8 @@ class SourceRun(Driver[Instruction]):
                 return events.WorkersReady() if self._ready == len(self._pool) else None
             case worker_messages.RegionsScanned():
                 return events.WorkerScanned(worker)
-            case worker_messages.RegionsDone():
-                return events.WorkerIdle(worker)
+            case worker_messages.RegionsDone(load=load):
+                return events.WorkerIdle(worker, load)
             case worker_messages.Sent(counters=counters):
                 return events.WorkerSent(worker, counters)
             case worker_messages.Fenced(counters=counters):

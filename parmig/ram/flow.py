@@ -30,6 +30,7 @@ import numpy as np
 
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import in_flight
+from parmig.ram.ack_rate import AckRate
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.in_flight import UnackedBatch
 from parmig.transport.polling import Poller
@@ -78,6 +79,9 @@ class SendChannel:
         batch_bytes: size of the buffers that :meth:`take_buffer` hands out.
         interrupt_fd: watched during every wait.
         interrupt: called when it is readable, and before each batch; raises to end the wait.
+
+    Attributes:
+        acks: what is under way, and how fast it arrives.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class SendChannel:
         self._buffers_made = 0
         self._unacked: deque[UnackedBatch] = deque()
         in_flight.batches.append(self._unacked)
-        self._unacked_bytes = 0
+        self.acks = AckRate()
         self._credit_bytes = 0
         self._sequence = 0
         self._fence_round = -1
@@ -150,10 +154,10 @@ class SendChannel:
         self._transport.write(frames, kept=True)
         if buffer is not None and not until_ack:
             self._buffers.append(buffer)
-        self._unacked_bytes += wire_bytes
+        self.acks.sent(wire_bytes)
 
     def _has_credit(self, wire_bytes: int) -> bool:
-        return len(self._unacked) < MAX_UNACKED and self._unacked_bytes + wire_bytes <= self._credit_bytes
+        return len(self._unacked) < MAX_UNACKED and self.acks.allows(wire_bytes, self._credit_bytes)
 
     def sleep_until(self, instant_ns: int) -> None:
         """Wait for *instant_ns* (the rate limit), and handle acknowledgements and interruptions meanwhile."""
@@ -259,7 +263,7 @@ class SendChannel:
             raise ProtocolError(f"{self._name}: batch {sequence} was acknowledged, expected at most {self._sequence}")
         while self._unacked and self._unacked[0].sequence <= sequence:
             batch = self._unacked.popleft()
-            self._unacked_bytes -= batch.wire_bytes
+            self.acks.acked(batch.wire_bytes, time.monotonic_ns())
             if batch.buffer is not None:
                 self._buffers.append(batch.buffer)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import (
     NO_INDEX,
     Index,
@@ -75,6 +76,11 @@ class MigrationRamSend:
         self._zero_runs = 0  # an upper bound: runs that join still count as two
         self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # leave out the time in which it waited to start
         self.counters = WorkerCounters()
+
+    @property
+    def load(self) -> ChannelLoad | None:
+        """What the outlet still has to carry, if it is a channel."""
+        return self._outlet.load()
 
     # -- the proposal's verbs -------------------------------------------------------------------
 
@@ -149,8 +155,9 @@ class MigrationRamSend:
             self.counters.zero_pages += hole_pages - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
-        for first in range(0, len(index), self._batch_pages):
-            part = index[first : first + self._batch_pages]
+        step = min(self._batch_pages, self._outlet.most_pages)
+        for first in range(0, len(index), step):
+            part = index[first : first + step]
             self.counters.handled_pages += len(part)
             self._tables.use(block, part)
             zero = reach.zero_mask(part)
@@ -191,10 +198,11 @@ class MigrationRamSend:
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
         self._data_pages += len(index)
-        if self._data_pages >= self._batch_pages:
+        batch_pages = min(self._batch_pages, self._outlet.most_pages)
+        while self._data_pages >= batch_pages:
             pending = self._pending()
-            self._emit(pending[: self._batch_pages])
-            rest = pending[self._batch_pages :]
+            self._emit(pending[:batch_pages])
+            rest = pending[batch_pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)
 
     def _flush(self) -> None:

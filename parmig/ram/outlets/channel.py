@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from parmig.config import MAX_BATCH_BYTES
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs.batch_encoder import BatchEncoder
@@ -48,6 +50,10 @@ class ChannelOutlet(Outlet):
         self._blocks = blocks
         self._tracker = tracker
         self._shared = shared
+        self.most_pages = channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
+
+    def load(self) -> ChannelLoad:
+        return self._channel.acks.load
 
     def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         waiting_ns = self._channel.waiting_ns
@@ -68,6 +74,7 @@ class ChannelOutlet(Outlet):
         wire_bytes = len(header) + payload_bytes
         self._channel.sleep_until(self._shared.reserve(wire_bytes))
         self._channel.send_batch([header, *payload], wire_bytes, buffer)
+        self.most_pages = self._channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
         waited_ns = self._channel.waiting_ns - waiting_ns
         if len(data) and self._encoder.passed(codec, wire_bytes, waited_ns):
             self._encoder.measured(wire_bytes, max(waited_ns, self._channel.last_batch_ns()))
