@@ -34,7 +34,7 @@ from parmig.ram.trackers.tracker import DirtyTracker
 
 
 def pages_of_batch(pending: Index, batch_pages: int) -> int:
-    """How many of the *pending* pages make the next batch: as many as it may have, or fewer, up to a huge page's border.
+    """How many of the *pending* pages make the next batch: as many as it may have, or fewer, up to a huge page's end.
 
     So all pages of a huge page arrive together, and the destination can provide it for them.
     """
