@@ -70,7 +70,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         regions=regions,
         blocks=blocks,
         tracker=tracker,
-        outlet=ChannelOutlet(channel, encoder, blocks, tracker, shared),
+        outlet=ChannelOutlet(channel, encoder, blocks, tracker, shared, path=setup.path),
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )

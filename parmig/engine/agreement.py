@@ -28,7 +28,10 @@ VERIFY_AFTER = "verify-after"
 """Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
 after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER)
+PATHS = "paths"
+"""Feature: each receive worker listens at all addresses of the destination, and Accept has their list."""
+
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, PATHS)
 """What this version does only if the other side names it too."""
 
 

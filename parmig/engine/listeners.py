@@ -12,7 +12,8 @@ from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, VERIFY_AFTER, agreed_codecs, agreed_version, offer
+from parmig.engine.agreement import ENDPOINT_SCHEMES, PATHS, VERIFY_AFTER, agreed_codecs, agreed_version, offer
+from parmig.engine.path_search import listening_hosts, offered_addresses
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -58,7 +59,8 @@ class Listeners:
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = memory
         control = parse_uri(config.listen)
-        self._hosts = config.paths or (control.host,)
+        self._config = config
+        self._hosts = listening_hosts(config)
         self._control_scheme = control_scheme(control)
         # Sockets in the file system are numbered from 1.
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
@@ -100,7 +102,7 @@ class Listeners:
                 workers=wish.workers,
                 blocks=wish.blocks,
                 memory=memory,
-                uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
+                uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
                 protocol=agreed_version(wish.capabilities),
@@ -147,6 +149,7 @@ class Listeners:
                 for worker in range(wish.workers)
             ),
             capabilities=offer(info.state),
+            addresses=offered_addresses(self._config) if PATHS in wish.capabilities else (),
         )
 
     def pollables(self) -> list[Any]:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.agreement import PATHS, VERIFY_AFTER, channel_codecs, check_accept
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.mismatch import joined
+from parmig.engine.path_search import choose_paths
+from parmig.engine.paths import ChosenPaths
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
 from parmig.engine.policy import Limits, ThrottleSteps
@@ -123,7 +125,12 @@ class MigrationSender(SourceSide):
         places, descriptors = memory_for_workers(memory)
         pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
-        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
+        chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
+        if line:
+            self._tell_progress(Progress(status="setup", message=line))
+        for number, path in enumerate(chosen.paths):
+            shared.set_path_rate(number, path.rate_bytes_per_s)
+        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
             cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
             self._worker_cpus.append(cpus)
             setup = SendSetup(
@@ -133,6 +140,7 @@ class MigrationSender(SourceSide):
                 memory=places,
                 uri=uri,
                 local=local,
+                path=chosen.of_worker[worker] if chosen.paths else 0,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -182,15 +190,17 @@ class MigrationSender(SourceSide):
         logs.note_session(answer.session)
         return answer
 
-    def _channels(self, accept: Accept, control: Endpoint, transport: str) -> Iterator[tuple[str, str]]:
+    def _channels(
+        self, accept: Accept, control: Endpoint, transport: str, chosen: ChosenPaths
+    ) -> Iterator[tuple[str, str]]:
         """Where each worker connects to, and from which local address."""
         for worker, data in enumerate(accept.data):
-            path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
+            path = chosen.of(worker)
             scheme = data.scheme or data_scheme(transport)
             host = path.remote if path else data.host or control.host
             if scheme == UNIX_SCHEME:
                 host = control.host
-            self._paths.append(str(path) if path else host)
+            self._paths.append(path.addresses if path else host)
             yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:

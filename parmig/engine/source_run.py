@@ -58,6 +58,7 @@ class Means:
         tracker: kind of dirty log to ask the guest for.
         report: to be filled in.
         show: shows progress; it may raise.
+        paths: the path of each worker; empty where there are none.
     """
 
     guest: Guest
@@ -67,6 +68,7 @@ class Means:
     tracker: str
     report: Report
     show: Callable[[Progress], None]
+    paths: Sequence[str] = ()
 
 
 class SourceRun(Driver[Instruction]):
@@ -100,7 +102,7 @@ class SourceRun(Driver[Instruction]):
         self._report = means.report
         self._memory = memory
         self._state = state
-        self._meter = ProgressMeter(plan, shared, len(means.pool))
+        self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
         self._ready = 0
         self._long_ns = sys.maxsize
         self._log_fd = -1

@@ -62,6 +62,7 @@ class SendSetup(MemorySetup, frozen=True):
     """To a send worker, once: everything it needs besides descriptors.
 
     Attributes:
+        path: number of its path, for the limit of that; 0 if there is only one.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -70,6 +71,7 @@ class SendSetup(MemorySetup, frozen=True):
 
     uri: str
     local: str
+    path: int
     session: bytes
     protocol: int
     compress: str

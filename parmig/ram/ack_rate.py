@@ -20,10 +20,11 @@ others have ended, and how much is sent again if the path ends. It fills paths w
 
 MIN_HOLD_BYTES = 512 * KIB
 MIN_BATCH_BYTES = 256 * KIB
-BATCHES_HELD = 6
-"""A batch is at most such a part of what a channel holds, so that its last one is short."""
+BATCHES_HELD = 4
+"""A batch is at most such a part of what a channel holds, so that its last one is short. From 170 Mbit/s on it still
+has the pages of a whole huge page of 2 MiB, which the destination can then provide as one."""
 
-FIRST_HOLD_BYTES = 6 * MIB
+FIRST_HOLD_BYTES = 8 * MIB
 """What a channel holds until its rate is known: enough batches to measure it."""
 
 

@@ -34,7 +34,8 @@ class ChannelOutlet(Outlet):
         encoder: encodes the batches of this channel.
         blocks: the blocks, by number.
         tracker: notified of what was sent.
-        shared: holds the rate limit.
+        shared: holds the rate limits.
+        path: number of the path whose limit applies, too.
     """
 
     def __init__(
@@ -44,12 +45,15 @@ class ChannelOutlet(Outlet):
         blocks: Sequence[Reach],
         tracker: DirtyTracker,
         shared: SharedArea,
+        *,
+        path: int = 0,
     ) -> None:
         self._channel = channel
         self._encoder = encoder
         self._blocks = blocks
         self._tracker = tracker
         self._shared = shared
+        self._path = path
         self.most_pages = channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
 
     def load(self) -> ChannelLoad:
@@ -72,7 +76,7 @@ class ChannelOutlet(Outlet):
             zero_runs=zero,
         ).encode()
         wire_bytes = len(header) + payload_bytes
-        self._channel.sleep_until(self._shared.reserve(wire_bytes))
+        self._channel.sleep_until(self._shared.reserve(wire_bytes, self._path))
         self._channel.send_batch([header, *payload], wire_bytes, buffer)
         self.most_pages = self._channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
         waited_ns = self._channel.waiting_ns - waiting_ns
