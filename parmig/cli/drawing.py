@@ -57,8 +57,7 @@ def drawing(progress: Progress) -> RenderableType:
     stage = f"round {progress.round}" if progress.round else ""
     bar = ProgressBar(total=max(progress.total_pages, 1), completed=progress.handled_pages, width=30)
     head.add_row(Text(printable(progress.status), style="bold"), stage, bar, Text(", ".join(figures(progress))))
-    heading, rates = "workers", [f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s)]
-    if progress.path_rates_bytes_per_s:
-        heading, *rates = shares(progress)
-    below = Text("   ".join([heading, *rates]) if rates else "", style="dim", no_wrap=True, overflow="ellipsis")
+    rates = [f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s)]
+    parts = shares(progress) if progress.path_rates_bytes_per_s else ["workers", *rates] if rates else []
+    below = Text("   ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
     return Group(head, below)
