@@ -71,7 +71,7 @@ class SendSetup(MemorySetup, frozen=True):
 
     uri: str
     local: str
-    path: int
+    path: int = 0
     session: bytes
     protocol: int
     compress: str
