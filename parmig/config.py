@@ -48,6 +48,9 @@ half a millisecond of processor time on both sides together."""
 SWITCHOVER_TIMEOUT_NS = 30 * NS_PER_S
 """A hundred times the usual pause: whatever takes longer hangs, and a guest should not wait for it."""
 
+RECONNECT_TIMEOUT_NS = 60 * NS_PER_S
+"""An old spanning tree carries nothing for 50 s after a link has gone. The guest runs on meanwhile."""
+
 
 def default_workers() -> int:
     """One worker per core, at most four: one stream carries about 15 Gb/s, so four fill most NICs."""
@@ -161,6 +164,9 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     connect_timeout_ns: Annotated[
         int, option("Give up if the receiver cannot be reached within this time.", DURATION, ge=0)
     ] = 3 * NS_PER_S
+    reconnect_timeout_ns: Annotated[
+        int, option("Give up if a lost connection cannot be made again within this time; 0: at once.", DURATION, ge=0)
+    ] = RECONNECT_TIMEOUT_NS
     verify: Annotated[
         bool | str,
         option(

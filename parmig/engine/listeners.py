@@ -12,13 +12,20 @@ from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, VERIFY_AFTER, agreed_codecs, agreed_version, offer
+from parmig.engine.agreement import (
+    ENDPOINT_SCHEMES,
+    VERIFY_AFTER,
+    agreed_codecs,
+    agreed_version,
+    offer,
+    reconnect_ns_of,
+)
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
-from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
+from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
@@ -99,6 +106,7 @@ class Listeners:
                 uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
                 session=self.token,
                 codecs=agreed_codecs(wish),
+                outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
                 protocol=agreed_version(wish.capabilities),
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,

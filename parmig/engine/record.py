@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from parmig.engine.outages import Outages
 from parmig.engine.policy import RoundFacts
 from parmig.engine.report import DowntimePhases, RamReport, RoundReport, WorkerReport
 from parmig.ram.blocks import PAGE_BYTES
@@ -23,6 +24,7 @@ class Record:
         state_save_ns: how long the guest took to save its device state, beside the final round.
         throttle_percent: how far the guest is slowed down now.
         max_throttle_percent: the highest value of that so far.
+        outages: times without a connection.
     """
 
     def __init__(self, workers: int, total_pages: int) -> None:
@@ -32,6 +34,7 @@ class Record:
         self.throttle_percent = self.max_throttle_percent = 0
         self.load_ns = self.state_save_ns = 0
         self.stolen = [0] * workers
+        self.outages = Outages(workers)
         self._total_pages = total_pages
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
         self._before = list(self._now)

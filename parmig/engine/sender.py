@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.agreement import RECONNECT, VERIFY_AFTER, channel_codecs, check_accept
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
@@ -23,7 +23,7 @@ from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup, memory_for_workers
+from parmig.engine.worker_setups import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     ParmigError,
@@ -38,6 +38,7 @@ from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
+from parmig.transport.dial import Route
 from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports, transport_name
 from parmig.transport.transport import Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
@@ -124,8 +125,8 @@ class MigrationSender(SourceSide):
                 workers=self._config.workers,
                 blocks=blocks,
                 memory=places,
-                uri=uri,
-                local=local,
+                routes=(Route(uri, local),),
+                reconnect_ns=self._config.reconnect_timeout_ns if RECONNECT in accept.capabilities else 0,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,

@@ -16,6 +16,7 @@ from parmig.engine.destination_events import Act, Event, Instruct, Instruction, 
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.listeners import Listeners
+from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
@@ -62,6 +63,8 @@ class ReceiveSession(Driver[Instruction]):
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
+        self._outages = Outages(wish.workers)
+        self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
             wish.workers,
@@ -69,7 +72,7 @@ class ReceiveSession(Driver[Instruction]):
             compared=VERIFY_AFTER in wish.capabilities,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
-            now_ns=time.monotonic_ns(),
+            now_ns=self._began_ns,
         )
         super().__init__(self.plan, guest, thread, self._listeners.pool, progress)
         self._watch(*self._listeners.pollables(), *control.pollables(), guest.watch_fd())
@@ -116,18 +119,32 @@ class ReceiveSession(Driver[Instruction]):
             self._state_bytes = self._state.size_bytes
             self._feed(events.StateArrived(self._state_bytes, self._state.digest))
 
-    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event:
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
         match message:
             case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
             case worker_messages.WorkerConnected():
                 return events.WorkerConnected(worker)
+            case worker_messages.ChannelLost(reason=reason):
+                self._note_outage(of_worker(worker), reason)
+                return None
+            case worker_messages.ChannelResumed(lasted_ns=lasted_ns):
+                self._note_end_of_outage(of_worker(worker), lasted_ns)
+                return None
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
             case worker_messages.PagesDigested(region=region, first=first, digests=pages):
                 return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
+
+    def _note_outage(self, channel: str, reason: str) -> None:
+        self._outages.lost(channel, time.monotonic_ns(), reason)
+        self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
+
+    def _note_end_of_outage(self, channel: str, lasted_ns: int) -> None:
+        self._outages.resumed(channel, time.monotonic_ns())
+        self._show(Progress(status=self.plan.status.value, message=resumed_line(channel, lasted_ns)))
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -182,6 +199,7 @@ class ReceiveSession(Driver[Instruction]):
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
+        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
         if self.plan.source_digest is not None:

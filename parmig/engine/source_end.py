@@ -40,6 +40,13 @@ class SourceEnd(Plan[Instruction]):
 
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:
         """Take one event and return what to do next, in order."""
+        match event:
+            case events.ChannelLost(channel=channel, reason=reason):
+                self.record.outages.lost(channel, now_ns, reason)
+                return []
+            case events.ChannelResumed(channel=channel, again_bytes=again_bytes, route=route):
+                self.record.outages.resumed(channel, now_ns, route=route, again_bytes=again_bytes)
+                return []
         comparison = self.comparison
         if self.step is not Step.COMPARING or comparison is None:
             return super().handle(event, now_ns)

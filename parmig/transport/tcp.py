@@ -256,7 +256,7 @@ class TcpTransport(MigrationTransport):
         self._leaving.clear()
         self._close_port()
         peer.inbox.max_message_bytes = MAX_FRAMES * self._max_message_bytes
-        peer.settle(beats=self._heartbeat)
+        peer.settle(beats=self._heartbeat, accepted=True)
         self._peer = peer
 
     def _close_port(self) -> None:

@@ -22,14 +22,13 @@ from parmig.engine.pool import PIPE_LIMIT_S, PoolEvent, WorkerPool
 from parmig.engine.worker_messages import (
     CountDirty,
     DigestRegions,
-    ReceiveSetup,
     RegionDigests,
     SendRegions,
-    SendSetup,
     WorkerConnected,
     WorkerFailed,
     WorkerReady,
 )
+from parmig.engine.worker_setups import ReceiveSetup, SendSetup
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
@@ -38,6 +37,7 @@ from parmig.ram.flow import SendChannel
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
+from parmig.transport.dial import Route
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import Endpoint
@@ -72,8 +72,7 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
         workers=1,
         blocks=(mapping.block,),
         memory=(BlockMemory(mapping.block, 0),),
-        uri=uri,
-        local="",
+        routes=(Route(uri),),
         session=bytes(16),
         protocol=PROTOCOL_VERSION,
         compress="none",
