@@ -151,6 +151,6 @@ def first_existing(pagemap_fd: int, start: int, end: int) -> int | None:
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.EINVAL):
             raise
-    found = existing(pagemap_fd, start, end)
-    pages = np.flatnonzero(found.present | found.swapped)
+    pages_here = existing(pagemap_fd, start, end)
+    pages = np.flatnonzero(pages_here.present | pages_here.swapped)
     return start + int(pages[0]) * _PAGE_BYTES if len(pages) else None

@@ -249,10 +249,10 @@ class BlockMapping(Reach):
 def _check_page_size(memory: BlockMemory) -> None:
     """Nothing is done with huge pages by accident: they are re-armed, allocated and looked for in other ways."""
     block = memory.block
-    found = os.fstatvfs(memory.fd).f_bsize if files.is_hugetlbfs(memory.fd) else PAGE_BYTES
-    if block.page_size_bytes != found or block.size_bytes % found or memory.file_offset_bytes % found:
+    page_bytes = os.fstatvfs(memory.fd).f_bsize if files.is_hugetlbfs(memory.fd) else PAGE_BYTES
+    if block.page_size_bytes != page_bytes or block.size_bytes % page_bytes or memory.file_offset_bytes % page_bytes:
         raise GuestRefusedError(
             f"block {block.name!r} has {block.size_bytes} bytes in pages of {block.page_size_bytes}, from byte "
-            f"{memory.file_offset_bytes} of its file on, expected pages of {found} bytes as in the file; "
+            f"{memory.file_offset_bytes} of its file on, expected pages of {page_bytes} bytes as in the file; "
             "give the block that page size, and let it begin and end on page borders"
         )
