@@ -56,13 +56,6 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     memory = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
-    ram = MigrationRamReceive(
-        worker=setup.worker,
-        blocks=memory.blocks,
-        codecs=[codec(name) for name in setup.codecs],
-        shared=memory.shared,
-        batch_bytes=setup.batch_bytes,
-    )
     channel = ReceiveChannel(
         lambda: open_transport(
             endpoint,
@@ -84,6 +77,13 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     listening = channel.listen()
     _logger.info("listens at %s", listening)
     inbox.report(WorkerReady(listening.port))
+    ram = MigrationRamReceive(
+        worker=setup.worker,
+        blocks=memory.blocks,
+        codecs=[codec(name) for name in setup.codecs],
+        shared=memory.shared,
+        batch_bytes=setup.batch_bytes,
+    )
     digester = RegionDigester()
     most_bytes = process.private_bytes() + setup.credit_bytes + _GROWTH_BYTES
     while True:

@@ -39,7 +39,7 @@ class Record:
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
         self._before = list(self._now)
         self._round_began_ns = 0
-        self._settle_ns = 0
+        self._settle_ns = self._stood_ns = 0
 
     def mark(self, name: str, now_ns: int) -> None:
         """Remember that *name* happened now."""
@@ -53,7 +53,7 @@ class Record:
     def begin_round(self, now_ns: int) -> None:
         """Note that a round begins."""
         self._round_began_ns = now_ns
-        self._settle_ns = 0
+        self._settle_ns = self._stood_ns = 0
         self._before = list(self._now)
 
     def settled(self, took_ns: int) -> None:
@@ -66,6 +66,7 @@ class Record:
 
     def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int]) -> RoundReport:
         """Note that all workers passed the fence, and return the report of the round."""
+        self._stood_ns = self.outages.standstill_ns(self._round_began_ns, now_ns)
         moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
         self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
         sent, zero = sum(m.sent_pages for m in moved), sum(m.zero_pages for m in moved)
@@ -97,8 +98,8 @@ class Record:
         self.facts.append(
             RoundFacts(
                 sent_bytes=last.sent_pages * PAGE_BYTES,
-                # Waiting for the guest's disks says nothing of the network.
-                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS),
+                # Waiting for the guest's disks, or for a connection, says nothing of the network's rate.
+                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS) - self._stood_ns,
                 scan_ns=round(last.scan_ms * NS_PER_MS),
                 remaining_pages=pages,
                 throttle_percent=last.throttle_percent,

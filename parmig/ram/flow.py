@@ -5,13 +5,11 @@ At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any t
 
 Pages are sent from where they are. With most transports, only the acknowledgement shows that they were read. A peer
 that acknowledges too early must not make this process read memory that is gone, so the payload is in guest memory or
-in buffers of ``ram.in_flight``, which both stay as long as the process lives. Such a peer only gets other bytes of the
-guest.
+in buffers of ``ram.in_flight``, which both stay as long as the process lives. It only gets other bytes of the guest.
 
-**After a loss** the channel connects again, and sends the batches again that the destination has not placed. They hold
-what they held at first, or newer bytes. A buffer changes only after its acknowledgement. Guest memory that was written
-meanwhile is dirty, so the next round sends it again, and a paused guest writes nothing. A page that is zero, or that
-was sent in a codec, is sent again as it was.
+After a loss the channel connects again, and sends again what the destination has not placed. A buffer holds what it
+held: it changes only after its acknowledgement. Guest memory may hold newer bytes. Those pages are dirty, so the next
+round sends them again; a paused guest writes nothing.
 """
 
 from __future__ import annotations
@@ -184,9 +182,8 @@ class SendChannel:
         self._write([messages.fence(round_, self._sequence)])
         self._wait(lambda: self._fenced_round == round_, f"the fence of round {round_}")
         if self._unacked:
-            raise ProtocolError(
-                f"{self._name}: fence of round {round_} passed with batch {self._unacked[0].sequence} unacknowledged"
-            )
+            left = f"batch {self._unacked[0].sequence} unacknowledged"
+            raise ProtocolError(f"{self._name}: fence of round {round_} passed with {left}")
         self._fenced_sequence = self._sequence
 
     def last_batch_ns(self) -> int:
@@ -267,11 +264,7 @@ class SendChannel:
     # -- after a loss ---------------------------------------------------------------------------
 
     def _recover(self, cause: PeerLostError) -> None:
-        """Connect again, and send again what the destination has not placed.
-
-        Raises:
-            PeerLostError: the outage is too long, or this channel does not outlive its connection.
-        """
+        """Connect again, and send again what was not placed. Raises PeerLostError if that is not to be."""
         self._transport.shutdown()
         if self._reconnect is None or not self._credit_bytes:
             raise cause
