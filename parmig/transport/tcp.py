@@ -152,6 +152,11 @@ class TcpTransport(MigrationTransport):
             raise self._lost(peer)
         return message
 
+    @property
+    def closed_by_peer(self) -> bool:
+        """Whether the peer, or something between, has closed the connection, so that its host is there."""
+        return self._peer is not None and self._peer.closed
+
     def _lost(self, peer: Connection) -> PeerLostError:
         return PeerLostError(f"{self._name}: the connection to the peer was lost: {peer.ended}")
 

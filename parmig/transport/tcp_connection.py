@@ -58,6 +58,7 @@ class Connection:
 
     Attributes:
         ended: why nothing more will arrive; empty while more may.
+        closed: whether the peer, or something between, has closed the connection. Else it went silent.
     """
 
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
@@ -68,6 +69,7 @@ class Connection:
         self._readable.register(sock, select.POLLIN)
         self.inbox = inbox
         self.ended = ""
+        self.closed = False
         self._lock = threading.Lock()
         self._out: list[memoryview] = []
         self._queued_bytes = 0
@@ -184,11 +186,15 @@ class Connection:
                 self.ended = self._watch.look(time.monotonic_ns())
             return b""
         except OSError as error:
-            self.ended = error.strerror or str(error)
+            self._note_end(error)
             return b""
         if not data:
-            self.ended = "it was closed"
+            self.ended, self.closed = "it was closed", True
         return data
+
+    def _note_end(self, error: OSError) -> None:
+        self.ended = error.strerror or str(error)
+        self.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
 
     def drop_input(self) -> None:
         """Read and drop what has arrived, at most TURN_BYTES. Sets ``ended`` if the peer has closed."""
@@ -234,6 +240,7 @@ class Connection:
             pass
         except OSError as error:
             self._broken = error
+            self.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
             self._out.clear()
             self._queued_bytes = 0
 
