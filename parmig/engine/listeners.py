@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from parmig.engine.agreement import (
     offer,
     reconnect_ns_of,
 )
+from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -48,16 +50,23 @@ class Listeners:
         memory: of the guest, in the source's numbering.
         config: where to listen.
         early: takes state that may be loaded at once.
+        notes: what happens to the channels of control and state.
 
     Attributes:
         token: 16 random bytes that whoever connects must send.
         pool: the workers.
         state: the channel for device state.
+        lasting: makes channels outlive their connections, if the source wants that.
         regions: all regions of all blocks.
     """
 
     def __init__(
-        self, wish: Configure, memory: Sequence[BlockMemory], config: ReceiveConfig, early: Callable[[bytes], None]
+        self,
+        wish: Configure,
+        memory: Sequence[BlockMemory],
+        config: ReceiveConfig,
+        early: Callable[[bytes], None],
+        notes: deque[ChannelNote],
     ) -> None:
         self.wish = wish
         self.token = secrets.token_bytes(16)
@@ -85,7 +94,14 @@ class Listeners:
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )
-        self.state = StateReceiver(self._transport, self.token, early, max_bytes=config.max_state_bytes)
+        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes)
+        self.state = StateReceiver(
+            self._transport,
+            self.token,
+            early,
+            max_bytes=config.max_state_bytes,
+            lasting=lambda transport: self.lasting.listening(STATE, transport, self._state_endpoint),
+        )
         try:
             self._start()
         except BaseException:
@@ -164,6 +180,7 @@ class Listeners:
             wire_bytes=sum(worker.wire_bytes for worker in counters),
             sent_pages=sum(worker.sent_pages for worker in counters),
             zero_pages=sum(worker.zero_pages for worker in counters),
+            huge_page_bytes=sum(worker.huge_bytes for worker in counters),
         )
 
     def codec_reports(self) -> list[CodecReport]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
@@ -14,6 +15,7 @@ from parmig.engine.agreement import RECONNECT, VERIFY_AFTER, channel_codecs, che
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
@@ -22,7 +24,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
-from parmig.engine.state_channel import StateSender
+from parmig.engine.state_channel import StateSender, state_hello
 from parmig.engine.worker_setups import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
@@ -109,6 +111,10 @@ class MigrationSender(SourceSide):
         self._report.transport = wish.transport
         region_pages, control = wish.region_pages, introduction.control
         assert control is not None
+        reconnect_ns = self._config.reconnect_timeout_ns if RECONNECT in accept.capabilities else 0
+        notes: deque[ChannelNote] = deque()
+        lasting = LastingChannels(accept.session, reconnect_ns, notes)
+        control.transport = lasting.calling(CONTROL, control.transport, endpoint)
         regions = cut(blocks, region_pages)
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
@@ -126,7 +132,7 @@ class MigrationSender(SourceSide):
                 blocks=blocks,
                 memory=places,
                 routes=(Route(uri, local),),
-                reconnect_ns=self._config.reconnect_timeout_ns if RECONNECT in accept.capabilities else 0,
+                reconnect_ns=reconnect_ns,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -152,7 +158,8 @@ class MigrationSender(SourceSide):
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, self._config.workers) if after else None,
         )
-        return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
+        state = self._connect_state(accept, endpoint, lasting)
+        return SendRun(self._means, plan, memory, shared, state, control, notes)
 
     def _compares_after(self, accept: Accept) -> bool:
         """Whether both memories are compared after the hand-over; an older destination can only do it before."""
@@ -185,13 +192,16 @@ class MigrationSender(SourceSide):
             scheme = data.scheme or data_scheme(transport)
             yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
 
-    def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:
+    def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
         endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
         transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         _logger.info("state channel connected to %s", endpoint)
-        return StateSender(transport, accept.session)
+        transport.write([state_hello(accept.session)])
+        channel = lasting.calling(STATE, transport, endpoint)
+        self._opened.callback(channel.shutdown)
+        return StateSender(channel)
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from parmig.errors import PeerLostError, ProtocolError
-from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 
@@ -57,7 +56,7 @@ class LastingTransport(MigrationTransport):
     def __init__(
         self,
         name: str,
-        first: TcpTransport,
+        first: MigrationTransport,
         session: bytes,
         *,
         limit_ns: int,
@@ -69,7 +68,7 @@ class LastingTransport(MigrationTransport):
         self._session = session
         self._limit_ns = limit_ns
         self._note_lost, self._note_resumed = lost, resumed
-        self._inner: TcpTransport | None = None
+        self._inner: MigrationTransport | None = None
         self._unacked: deque[list[Buffer]] = deque()
         self._sent = self._received = self._told = 0
         self._epoch = 0
@@ -86,7 +85,7 @@ class LastingTransport(MigrationTransport):
         """The connection was lost: begin to look for another one."""
 
     @abstractmethod
-    def _look_again(self) -> tuple[TcpTransport, int] | None:
+    def _look_again(self) -> tuple[MigrationTransport, int] | None:
         """The next connection, with the peer's count, if there is one now."""
 
     # -- messages -------------------------------------------------------------------------------
@@ -102,7 +101,7 @@ class LastingTransport(MigrationTransport):
         if self._inner is not None:
             self._send(self._inner, frames)
 
-    def _send(self, inner: TcpTransport, frames: Sequence[Buffer], kind: bytes = b"M") -> None:
+    def _send(self, inner: MigrationTransport, frames: Sequence[Buffer], kind: bytes = b"M") -> None:
         self._told = self._received
         try:
             inner.write([_COUNT.pack(kind, self._received), *frames])
@@ -163,7 +162,7 @@ class LastingTransport(MigrationTransport):
 
     # -- outages --------------------------------------------------------------------------------
 
-    def _take(self, inner: TcpTransport) -> None:
+    def _take(self, inner: MigrationTransport) -> None:
         self._inner = inner
         for fd in inner.pollables():
             self._epoll.register(fd, select.EPOLLIN)

@@ -23,8 +23,7 @@ from typing import Any
 
 from parmig.errors import HostRefusedError, PeerLostError, ProtocolError, TransportError
 from parmig.transport.lasting import GONE_NS, LastingTransport
-from parmig.transport.tcp import TcpTransport
-from parmig.transport.transport import Endpoint
+from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
 ATTEMPT_NS = NS_PER_S
@@ -47,10 +46,10 @@ class LastingCaller(LastingTransport):
         others: as for :class:`LastingTransport`.
     """
 
-    def __init__(self, *others: Any, dial: Callable[[int], TcpTransport], **more: Any) -> None:
+    def __init__(self, *others: Any, dial: Callable[[int], MigrationTransport], **more: Any) -> None:
         self._dial = dial
         self._lock = threading.Lock()
-        self._found: tuple[TcpTransport, int] | None = None
+        self._found: tuple[MigrationTransport, int] | None = None
         self._refused_since_ns = 0
         self._stop = threading.Event()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -63,7 +62,7 @@ class LastingCaller(LastingTransport):
         self._stop = threading.Event()
         threading.Thread(target=self._seek, args=(self._stop,), name="parmig-reconnect", daemon=True).start()
 
-    def _look_again(self) -> tuple[TcpTransport, int] | None:
+    def _look_again(self) -> tuple[MigrationTransport, int] | None:
         with self._lock:
             found, self._found = self._found, None
         if found is not None:
@@ -92,7 +91,7 @@ class LastingCaller(LastingTransport):
                     os.eventfd_write(self._wake_fd, 1)
             return
 
-    def _attempt(self, stop: threading.Event) -> tuple[TcpTransport, int]:
+    def _attempt(self, stop: threading.Event) -> tuple[MigrationTransport, int]:
         transport = self._dial(ATTEMPT_NS)
         try:
             self._epoch += 1
@@ -133,16 +132,16 @@ class LastingListener(LastingTransport):
         others: as for :class:`LastingTransport`.
     """
 
-    def __init__(self, *others: Any, listen: Callable[[], TcpTransport], endpoint: Endpoint, **more: Any) -> None:
+    def __init__(self, *others: Any, listen: Callable[[], MigrationTransport], endpoint: Endpoint, **more: Any) -> None:
         self._listen = listen
         self._endpoint = endpoint
-        self._listener: TcpTransport | None = None
+        self._listener: MigrationTransport | None = None
         super().__init__(*others, **more)
 
     def _begin_again(self) -> None:
         self._look_again()
 
-    def _look_again(self) -> tuple[TcpTransport, int] | None:
+    def _look_again(self) -> tuple[MigrationTransport, int] | None:
         if self._listener is None and not self._open():
             return None
         assert self._listener is not None
