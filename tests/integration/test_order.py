@@ -14,7 +14,7 @@ import pytest
 from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
 from parmig.engine.digest_messages import Digested, DigestRequest
-from parmig.engine.state_channel import StateSender
+from parmig.engine.state_channel import state_hello
 from parmig.errors import PeerLostError
 from parmig.ram.channel_messages import Caller
 from parmig.ram.flow import SendChannel
@@ -49,7 +49,7 @@ def source(destination: HeldGuest, *, verify: bool = True) -> Iterator[tuple[Mig
         state = TcpTransport("state", heartbeat=False, max_message_bytes=MIB)
         stack.callback(state.shutdown)
         state.connect(Endpoint("tcp", "127.0.0.1", accept.state.port), timeout_ns=LIMIT_NS)
-        StateSender(state, accept.session)
+        state.write([state_hello(accept.session)])
         receiver = there.receiver
         until(lambda: receiver and receiver._session and receiver._session.plan.established, "the session")
         yield there, control

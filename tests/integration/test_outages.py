@@ -14,6 +14,7 @@ from parmig.config import SendConfig
 from parmig.engine.report import Report
 from parmig.linux import ptrace
 from parmig.transport.registry import data_transports
+from parmig.transport.transport import parse_uri
 from parmig.units import MIB
 from tests.integration.sides import Migration, guests
 
@@ -43,6 +44,25 @@ def cut(pid: int) -> int:
     return ended
 
 
+def cut_port(port: int) -> None:
+    """End the connection to this port of a receiver in this process, at both ends."""
+    for connection in connections(os.getpid()):
+        if connection.laddr.port == port:
+            with socket.socket(fileno=os.dup(connection.fd)) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def control_port(at: Migration) -> int:
+    return parse_uri(at.uri).port
+
+
+def state_port(at: Migration) -> int:
+    assert at.receiver is not None
+    session = at.receiver._session
+    assert session is not None
+    return session._listeners._state_endpoint.port
+
+
 def outages(report: Report, *channels: str) -> None:
     """The report has outages of these channels, and all have ended."""
     assert {outage.channel for outage in report.outages} == set(channels), report.outages
@@ -70,3 +90,15 @@ def test_a_data_channel_goes_on_after_its_connection_was_cut(transport: str, sid
         outages(sent, "worker 1")
         outages(received, "worker 1")
         assert any("worker 1" in progress.interrupted or "worker 1" in progress.message for progress in at.seen)
+
+
+@pytest.mark.parametrize("channel", ["control", "state"])
+def test_control_and_state_go_on_after_their_connection_was_cut(channel: str) -> None:
+    config = SendConfig(workers=2, verify=True, **SLOW)
+    with guests(QUICK) as (source, destination), Migration(source, destination, config) as at:
+        at.at_round(1)
+        cut_port(control_port(at) if channel == "control" else state_port(at))
+        sent, received = at.sent(), at.received()
+        all_arrived(sent, received)
+        outages(sent, channel)
+        outages(received, channel)
