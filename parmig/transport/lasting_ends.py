@@ -79,7 +79,7 @@ class LastingCaller(LastingTransport):
             wait_ns = min(2 * wait_ns, LONGEST_WAIT_NS)
             try:
                 found = self._attempt(stop)
-            except (TransportError, ProtocolError) as error:
+            except (TransportError, ProtocolError, OSError) as error:
                 refused = isinstance(error.__cause__, ConnectionRefusedError)
                 self._refused_since_ns = (self._refused_since_ns or time.monotonic_ns()) if refused else 0
                 continue
