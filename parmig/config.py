@@ -48,9 +48,6 @@ half a millisecond of processor time on both sides together."""
 SWITCHOVER_TIMEOUT_NS = 30 * NS_PER_S
 """A hundred times the usual pause: whatever takes longer hangs, and a guest should not wait for it."""
 
-RECONNECT_TIMEOUT_NS = 60 * NS_PER_S
-"""An old spanning tree carries nothing for 50 s after a link has gone. The guest runs on meanwhile."""
-
 
 def default_workers() -> int:
     """One worker per core, at most four: one stream carries about 15 Gb/s, so four fill most NICs."""
@@ -125,7 +122,9 @@ class _LiveConfig(_Config, frozen=True, kw_only=True):
 class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     """How the source migrates. The destination starts as many workers as the source."""
 
-    transport: Annotated[str, option("What carries the pages; auto is tcp.", choices=TRANSPORTS)] = "auto"
+    transport: Annotated[
+        str, option("What carries the pages; auto is tcp, and unix at unix:///PATH.", choices=TRANSPORTS)
+    ] = "auto"
     paths: Annotated[
         tuple[Path, ...],
         option(
@@ -166,7 +165,8 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     ] = 3 * NS_PER_S
     reconnect_timeout_ns: Annotated[
         int, option("Give up if a lost connection cannot be made again within this time; 0: at once.", DURATION, ge=0)
-    ] = RECONNECT_TIMEOUT_NS
+    ] = 60 * NS_PER_S
+    """An old spanning tree carries nothing for 50 s after a link has gone. The guest runs on meanwhile."""
     verify: Annotated[
         bool | str,
         option(
@@ -227,8 +227,8 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     listen: Annotated[
         str,
         option(
-            "Where to wait for the sender: zmq+tcp://ADDRESS:PORT or tcp://ADDRESS:PORT. Port 0 takes a free port, "
-            "which the line 'listening on URI' shows.",
+            "Where to wait for the sender: tcp://ADDRESS:PORT, zmq+tcp://ADDRESS:PORT, or unix:///PATH for a sender on "
+            "this host. Port 0 takes a free port, which the line 'listening on URI' shows.",
             TEXT,
             metavar="URI",
             required=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TCP connection that carries messages: what arrives is bounded, what leaves never blocks the caller.
+"""One TCP or Unix connection that carries messages: what arrives is bounded, what leaves never blocks the caller.
 
 Each connection has a thread that sends keep-alives, and what the kernel does not take at once. It sends while the
 caller is busy, so the peer can tell a busy process from a stopped one. The thread starts when it is first needed, and
@@ -19,7 +19,7 @@ from parmig.errors import PeerLostError, ProtocolError
 from parmig.linux import sockets
 from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox
 from parmig.transport.tcp_message import HEAD_CHUNK_BYTES, StreamedMessage
-from parmig.transport.tcp_silence import SilenceWatch
+from parmig.transport.tcp_silence import SilenceWatch, limit_silence
 from parmig.transport.transport import Buffer
 from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
@@ -63,7 +63,9 @@ class Connection:
 
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._crosses_hosts = sock.family != socket.AF_UNIX
+        if self._crosses_hosts:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
@@ -95,13 +97,10 @@ class Connection:
             beats: with keep-alives.
             accepted: this side has listened, and sends only answers.
         """
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
-            self._sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
-        limit_ms = VANISHED_MS if beats or accepted else PATIENT_MS
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+        if self._crosses_hosts:
+            limit_silence(self._sock, VANISHED_MS if beats or accepted else PATIENT_MS)
+            self._watch = None if beats else SilenceWatch(self._sock)
         self._beats = beats
-        self._watch = None if beats else SilenceWatch(self._sock)
         if beats:
             with self._lock:
                 self._start_thread()
@@ -177,7 +176,7 @@ class Connection:
     def _receive(self, chunk_bytes: int = _CHUNK_BYTES) -> bytes:
         """The bytes that are there. Empty: there are none now, or ``ended``."""
         try:
-            data = self._sock.recv(min(chunk_bytes, self.inbox.max_message_bytes + KIB))
+            data = self._take_bytes(min(chunk_bytes, self.inbox.max_message_bytes + KIB))
         except BlockingIOError:
             silent_ns = time.monotonic_ns() - self._heard_ns
             if self._beats and self._heard_ns and silent_ns > SILENCE_LIMIT_NS:
@@ -186,15 +185,15 @@ class Connection:
                 self.ended = self._watch.look(time.monotonic_ns())
             return b""
         except OSError as error:
-            self._note_end(error)
+            self.ended, self.closed = error.strerror or str(error), isinstance(error, ConnectionError)
             return b""
         if not data:
             self.ended, self.closed = "it was closed", True
         return data
 
-    def _note_end(self, error: OSError) -> None:
-        self.ended = error.strerror or str(error)
-        self.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
+    def _take_bytes(self, most_bytes: int) -> bytes:
+        """At most *most_bytes* of what is there; empty: the peer has closed. Raises BlockingIOError or OSError."""
+        return self._sock.recv(most_bytes)
 
     def drop_input(self) -> None:
         """Read and drop what has arrived, at most TURN_BYTES. Sets ``ended`` if the peer has closed."""
@@ -240,7 +239,7 @@ class Connection:
             pass
         except OSError as error:
             self._broken = error
-            self.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
+            self.closed = isinstance(error, ConnectionError)
             self._out.clear()
             self._queued_bytes = 0
 

@@ -15,6 +15,14 @@ LOOK_EVERY_NS = 100 * NS_PER_MS
 """How often to ask the kernel."""
 
 
+def limit_silence(sock: socket.socket, limit_ms: int) -> None:
+    """Have the kernel give up on what was not acknowledged for *limit_ms*, and look after a peer that sends nothing."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+
+
 class SilenceWatch:
     """Looks at one connection.
 
