@@ -11,7 +11,7 @@ import msgspec
 
 from parmig.errors import UsageError
 from parmig.options import Unit
-from parmig.units import parse_cpus, parse_rate, write_size
+from parmig.units import format_cpus, parse_cpus, parse_rate, write_size
 
 AUTO = "auto"
 """Instead of addresses: parmig finds them."""
@@ -53,6 +53,16 @@ def parse_path(text: str) -> Path:
     if parts is None or (at and addresses == AUTO):
         raise UsageError(f"{text!r} is not a path; write LOCAL-REMOTE, like 10.0.0.1-10.0.0.2, with @RATE or without")
     return Path(local=parts[1] or "", remote=parts[2], rate_bytes_per_s=parse_rate(rate) if at else 0)
+
+
+def check_cpus(text: str) -> None:
+    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
+    allowed = os.sched_getaffinity(0)
+    denied = set(parse_cpus(text)) - allowed if text else ()
+    if denied:
+        raise UsageError(
+            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
+        )
 
 
 def check_paths(paths: Sequence[Path], workers: int) -> None:

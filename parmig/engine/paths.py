@@ -87,6 +87,13 @@ class ChosenPaths(msgspec.Struct, frozen=True):
         """The path of *worker*; None: none was chosen."""
         return self.paths[self.of_worker[worker]] if self.paths else None
 
+    def others(self, worker: int) -> tuple[Path, ...]:
+        """The paths that *worker* does not use, from the one after its own on, so that a loss spreads its workers."""
+        if not self.paths:
+            return ()
+        own = self.of_worker[worker]
+        return self.paths[own + 1 :] + self.paths[:own]
+
     def describe(self, speeds: Sequence[int] = ()) -> str:
         """The choice, for people; with the speeds of the devices where they are known."""
         parts = []

@@ -77,4 +77,5 @@ class ProgressMeter:
             path_rates_bytes_per_s=rates_by_path(self._paths, rates),
             time_left_ms=remaining * PAGE_BYTES / rate * 1000 if rate > 0 else None,
             throttle_percent=self._plan.record.throttle_percent,
+            interrupted=self._plan.record.outages.interrupted,
         )

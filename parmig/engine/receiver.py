@@ -199,6 +199,7 @@ class MigrationReceiver:
                 _in_order_of(wish.blocks, memory, info),
                 self._config,
                 control,
+                self._admission.endpoint,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,

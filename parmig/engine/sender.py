@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
 
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import PATHS, VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.agreement import PATHS, RECONNECT, VERIFY_AFTER, channel_codecs, check_accept, reconnect_ns_of
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
 from parmig.engine.mismatch import joined
 from parmig.engine.path_search import choose_paths
 from parmig.engine.paths import ChosenPaths
@@ -24,8 +28,8 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
-from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup, memory_for_workers
+from parmig.engine.state_channel import StateSender, state_hello
+from parmig.engine.worker_setups import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     ParmigError,
@@ -40,6 +44,7 @@ from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
+from parmig.transport.dial import Route
 from parmig.transport.registry import (
     chosen_transport,
     control_scheme,
@@ -50,6 +55,7 @@ from parmig.transport.registry import (
 )
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
+from parmig.values import Path
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -117,6 +123,10 @@ class MigrationSender(SourceSide):
         self._report.transport = wish.transport
         region_pages, control = wish.region_pages, introduction.control
         assert control is not None
+        reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
+        notes: deque[ChannelNote] = deque()
+        lasting = LastingChannels(accept.session, reconnect_ns, notes)
+        control.transport = lasting.calling(CONTROL, control.transport, endpoint)
         regions = cut(blocks, region_pages)
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
@@ -130,16 +140,17 @@ class MigrationSender(SourceSide):
             self._tell_progress(Progress(status="setup", message=line))
         for number, path in enumerate(chosen.paths):
             shared.set_path_rate(number, path.rate_bytes_per_s)
-        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
-            cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
+        for worker, routes in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
+            scheme, host, _ = msgspec.structs.astuple(parse_uri(routes[0].uri))
+            cpus = pinning.cpus(worker, local=routes[0].local, remote=host)
             self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
                 blocks=blocks,
                 memory=places,
-                uri=uri,
-                local=local,
+                routes=routes,
+                reconnect_ns=reconnect_ns,
                 path=chosen.of_worker[worker] if chosen.paths else 0,
                 session=accept.session,
                 protocol=control.version,
@@ -151,7 +162,7 @@ class MigrationSender(SourceSide):
                 cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))
+            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(scheme))
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -166,7 +177,8 @@ class MigrationSender(SourceSide):
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, self._config.workers) if after else None,
         )
-        return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
+        state = self._connect_state(accept, endpoint, lasting)
+        return SendRun(self._means, plan, memory, shared, state, control, notes)
 
     def _compares_after(self, accept: Accept) -> bool:
         """Whether both memories are compared after the hand-over; an older destination can only do it before."""
@@ -192,25 +204,30 @@ class MigrationSender(SourceSide):
 
     def _channels(
         self, accept: Accept, control: Endpoint, transport: str, chosen: ChosenPaths
-    ) -> Iterator[tuple[str, str]]:
-        """Where each worker connects to, and from which local address."""
+    ) -> Iterator[tuple[Route, ...]]:
+        """The ways to the receive worker of each worker: its own path, then those that it may take after a loss."""
         for worker, data in enumerate(accept.data):
-            path = chosen.of(worker)
             scheme = data.scheme or data_scheme(transport)
+            path = chosen.of(worker)
             host = path.remote if path else data.host or control.host
             if scheme == UNIX_SCHEME:
                 host = control.host
             self._paths.append(path.addresses if path else host)
-            yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
+            others = chosen.others(worker) if PATHS in accept.capabilities else ()
+            ways = [path or Path(host), *others]
+            yield tuple(Route(str(Endpoint(scheme, way.remote, data.port)), way.local) for way in ways)
 
-    def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:
+    def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
         endpoint = Endpoint(control_scheme(control), host, accept.state.port)
         transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         _logger.info("state channel connected to %s", endpoint)
-        return StateSender(transport, accept.session)
+        transport.write([state_hello(accept.session)])
+        channel = lasting.calling(STATE, transport, endpoint)
+        self._opened.callback(channel.shutdown)
+        return StateSender(channel)
 
     # -- the end --------------------------------------------------------------------------------
 
