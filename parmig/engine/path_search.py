@@ -77,9 +77,10 @@ def choose_paths(config: SendConfig, accept: Accept, *, anywhere: bool) -> tuple
     if config.paths != (AUTO_PATH,):
         if not config.paths:
             return ChosenPaths(), ""
-        speeds = [path.rate_bytes_per_s or _speed(path, accept.addresses) for path in config.paths]
+        speeds = [_speed(path, accept.addresses) for path in config.paths]
+        limits = [path.rate_bytes_per_s or speed for path, speed in zip(config.paths, speeds, strict=True)]
         turns = [worker % len(config.paths) for worker in range(workers)]
-        chosen = ChosenPaths(config.paths, tuple(spread(speeds, workers) if anywhere else turns))
+        chosen = ChosenPaths(config.paths, tuple(spread(limits, workers) if anywhere else turns))
         return chosen, chosen.describe(speeds) if len(config.paths) > 1 else ""
     if not anywhere:
         return ChosenPaths(), "the destination is an older parmig: all workers use its address, as without --path auto"

@@ -69,7 +69,7 @@ def test_every_named_path_carries_and_fast_ones_have_more_workers(transport: str
         assert [(one["path"], one["workers"]) for one in report["per_path"]] == [(pairs[0], 3), (pairs[1], 1)]
         assert all(one["wire_bytes"] > 0 for one in report["per_path"])
         assert sum(one["wire_bytes"] for one in report["per_path"]) == report["ram"]["wire_bytes"]
-        assert f"paths: {pairs[0]} (3 workers, at most 200 MiB/s); {pairs[1]} (1 worker, at most 20 MiB/s)" in shown
+        assert f"paths: {pairs[0]} (3 workers, 10 Gbit/s, at most 200 MiB/s); {pairs[1]} (1 worker," in shown
 
 
 @pytest.mark.parametrize(("transport", "receive"), [("tcp", ["--path", "auto"]), ("zmq", [])])
