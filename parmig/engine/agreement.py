@@ -28,7 +28,10 @@ VERIFY_AFTER = "verify-after"
 """Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
 after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER)
+ASK_FOR_GUEST = "ask-for-guest"
+"""Feature: a destination that was ready says *refused* for good, and answers a source that lost it and asks."""
+
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST)
 """What this version does only if the other side names it too."""
 
 

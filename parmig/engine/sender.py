@@ -7,18 +7,23 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
+
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, channel_codecs, check_accept
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.handover_record import RecordState
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
+from parmig.engine.record_keeper import RecordKeeper, first_record
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
@@ -86,11 +91,13 @@ class MigrationSender(SourceSide):
         self._uri = uri
         self._config = config
         self._introduction: Introduction | None = None
+        self._keeper: RecordKeeper | None = None
 
     # -- before the guest is touched ------------------------------------------------------------
 
     def _prepare(self) -> SendRun:
         self._config.check()
+        store = self._opened.enter_context(RecordStore(self._config.state_dir))
         warm_up(WORKER_PROGRAMS[0], GUARDIAN_PROGRAM)
         codecs_of(self._config.compress, names())
         data_scheme(self._config.transport)
@@ -106,6 +113,7 @@ class MigrationSender(SourceSide):
         wish, answer = introduction.ask(wish)
         accept = self._agree(answer, wish, info)
         self._report.transport = wish.transport
+        keeper = self._keep_record(store, accept, endpoint)
         region_pages, control = wish.region_pages, introduction.control
         assert control is not None
         regions = cut(blocks, region_pages)
@@ -150,8 +158,17 @@ class MigrationSender(SourceSide):
             verify=bool(self._config.compares) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, self._config.workers) if after else None,
+            may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
-        return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
+        state = self._connect_state(accept, endpoint)
+        return SendRun(self._means, plan, memory, shared, state, control, endpoint, keeper)
+
+    def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
+        """Begin the record of this session, which the guardian reads too."""
+        record = self._thread.call(first_record, self._guest, accept.session, "source")
+        keeper = self._keeper = RecordKeeper(store, msgspec.structs.replace(record, peer=str(endpoint)))
+        self._custody.record = keeper.path
+        return keeper
 
     def _compares_after(self, accept: Accept) -> bool:
         """Whether both memories are compared after the hand-over; an older destination can only do it before."""
@@ -212,6 +229,7 @@ class MigrationSender(SourceSide):
         return run is not None and run.may_stand_still and not run.handed_over and not self._custody.problem
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
+        self._end_record()
         control = self._introduction.control if self._introduction is not None else None
         if control is None:
             return
@@ -222,6 +240,15 @@ class MigrationSender(SourceSide):
             message = peer_messages.Failure(error_reports.describe_error(error or CancelledError("the source gave up")))
         with contextlib.suppress(PeerLostError):
             control.write(message)
+
+    def _end_record(self) -> None:
+        """Close the record. Without a hand-over it says nothing, unless the guest could not be given back."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if keeper.record.state in (RecordState.RETURNED, RecordState.COMPLETED) and not self._custody.problem:
+            keeper.settle()
+        keeper.close(keep=keeper.record.state is not RecordState.OPEN or bool(self._custody.problem))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)

@@ -6,23 +6,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import VERIFY_AFTER, choice_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, Show, WriteState
+from parmig.engine.destination_events import (
+    Act,
+    Event,
+    Instruct,
+    Instruction,
+    SendMessage,
+    Show,
+    WriteRecord,
+    WriteState,
+)
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.handover_record import RecordState
 from parmig.engine.listeners import Listeners
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
+from parmig.engine.questions import AnswerPort
+from parmig.engine.record_keeper import RecordKeeper, first_record
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
-from parmig.status import BEFORE_HAND_OVER
+from parmig.status import BEFORE_HAND_OVER, MigrationStatus
+from parmig.transport.transport import Endpoint
 
 LINGER_MS = 500
 """How long the last message may take to leave."""
@@ -37,6 +53,8 @@ class ReceiveSession(Driver[Instruction]):
         memory: of the guest here, in the source's numbering.
         config: where to listen.
         control: channel to the source; owned from here on, but not by a constructor that fails.
+        endpoint: where the control channel was made, and where a source that was lost asks for its guest.
+        store: for the record of the hand-over; not owned.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
@@ -50,6 +68,8 @@ class ReceiveSession(Driver[Instruction]):
         config: ReceiveConfig,
         control: ControlChannel,
         *,
+        endpoint: Endpoint,
+        store: RecordStore,
         guest: Guest,
         thread: GuestThread,
         progress: Callable[[Progress], None],
@@ -57,8 +77,18 @@ class ReceiveSession(Driver[Instruction]):
         self.wish = wish
         self._info = info
         self._control = control
+        self._control_lost = False
+        self._endpoint = endpoint
+        self._port: AnswerPort | None = None
+        self._ran_ns = 0
         self._announce = config.announce
         self._listeners = Listeners(wish, memory, config, self._take_early)
+        try:
+            record = thread.call(first_record, guest, self._listeners.token, "destination")
+            self._keeper = RecordKeeper(store, msgspec.structs.replace(record, here=str(endpoint)))
+        except BaseException:
+            self._listeners.close()
+            raise
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
@@ -67,6 +97,8 @@ class ReceiveSession(Driver[Instruction]):
             wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
+            may_ask=ASK_FOR_GUEST in wish.capabilities,
+            outlives=record.finder is not None,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
             now_ns=time.monotonic_ns(),
@@ -82,16 +114,23 @@ class ReceiveSession(Driver[Instruction]):
     # -- what comes in --------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        if not self._control_lost:
+            self._read_control()
+        if self.plan.status in BEFORE_HAND_OVER and self.plan.hears_workers:
+            self._receive_state()
+        if self._port is not None and not self.plan.over and self._port.heard():
+            self._feed(events.Asked())
+
+    def _read_control(self) -> None:
         try:
             for message in self._messages(self._control):
                 self._feed(events.Heard(message))
         except PeerLostError as error:
-            self._feed(events.PeerVanished(error))
+            self._control_lost = True
             self._forget(self._control.pollables())
+            self._feed(events.PeerVanished(error))
         except ProtocolError as error:
             self._feed(events.Garbled(error))
-        if self.plan.status in BEFORE_HAND_OVER:
-            self._receive_state()
 
     def _receive_state(self) -> None:
         try:
@@ -145,16 +184,45 @@ class ReceiveSession(Driver[Instruction]):
                 self._say(self._listeners.accept_message(self._info))
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)
-            case Act.TAKE_OVER:
+            case WriteRecord(state=state):
+                self._feed(self._keeper.write(state))
+            case Act.ATTEND:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
+            case Act.LISTEN:
+                self._listen_for_question()
+            case Act.ANSWER:
+                self._answer()
             case Act.COMPARE:
                 self._watch(*self._pool.pollables(), *self._control.pollables(), self._guest.watch_fd())
             case Act.RUN:
-                self._begin(events.GuestRuns, self._guest.resume)
+                self._begin(events.GuestRuns, self._run_guest)
                 if self._announce:
                     self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and the receiver does it
+
+    def _listen_for_question(self) -> None:
+        """Let the source that was lost ask who has the guest, at the port that it knows."""
+        if self._port is None:
+            try:
+                self._port = AnswerPort(self._endpoint, self._keeper.record.session)
+            except ParmigError as error:
+                self._show(Progress(status=self.plan.status.value, message=f"the lost source cannot ask here: {error}"))
+                return
+        control = [] if self._control_lost else self._control.pollables()
+        self._watch(*control, *self._port.pollables(), self._guest.watch_fd())
+        name = self._keeper.record.name
+        message = f"the source was lost; {self.plan.step.value}; session {name}, at {self._port.endpoint}"
+        self._show(Progress(status=self.plan.status.value, message=message))
+
+    def _answer(self) -> None:
+        if self._port is not None:
+            since_ns = time.monotonic_ns() - self._ran_ns if self._ran_ns else 0
+            self._port.answer(self._keeper.record.owner, since_ns)
+
+    def _run_guest(self) -> int:
+        self._ran_ns = self._guest.resume()
+        return self._ran_ns
 
     def _say(self, message: peer_messages.ControlMessage) -> None:
         try:
@@ -187,7 +255,21 @@ class ReceiveSession(Driver[Instruction]):
         if self.plan.source_digest is not None:
             report.verified = self.plan.source_digest == self.plan.digest
 
+    def end_record(self, *, discarded: bool) -> None:
+        """Close the record, and note in it whether everything is done that follows from the decision.
+
+        Args:
+            discarded: the copy is gone, or was left as it is on purpose.
+        """
+        plan, state = self.plan, self._keeper.record.state
+        done = plan.status is MigrationStatus.COMPLETED if plan.handed_over else discarded
+        if done and state in (RecordState.TAKEN, RecordState.REFUSED):
+            self._keeper.settle()
+        self._keeper.close(keep=plan.promised or not done)
+
     def close(self) -> None:
         """End the workers, and close all channels."""
+        if self._port is not None:
+            self._port.close()
         self._listeners.close()
         self._control.close(linger_ms=LINGER_MS)
