@@ -122,7 +122,9 @@ class _LiveConfig(_Config, frozen=True, kw_only=True):
 class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     """How the source migrates. The destination starts as many workers as the source."""
 
-    transport: Annotated[str, option("What carries the pages; auto is tcp.", choices=TRANSPORTS)] = "auto"
+    transport: Annotated[
+        str, option("What carries the pages; auto is tcp, and unix at unix:///PATH.", choices=TRANSPORTS)
+    ] = "auto"
     paths: Annotated[
         tuple[Path, ...],
         option(
@@ -222,8 +224,8 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     listen: Annotated[
         str,
         option(
-            "Where to wait for the sender: zmq+tcp://ADDRESS:PORT or tcp://ADDRESS:PORT. Port 0 takes a free port, "
-            "which the line 'listening on URI' shows.",
+            "Where to wait for the sender: tcp://ADDRESS:PORT, zmq+tcp://ADDRESS:PORT, or unix:///PATH for a sender on "
+            "this host. Port 0 takes a free port, which the line 'listening on URI' shows.",
             TEXT,
             metavar="URI",
             required=True,

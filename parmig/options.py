@@ -221,16 +221,16 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 def options_of(struct: type[msgspec.Struct]) -> dict[str, Option]:
     """The options that the fields of *struct* declare, by name, in the order of the fields."""
     hints = get_type_hints(struct, include_extras=True)
-    found = {}
+    options = {}
     for field in msgspec.structs.fields(struct):
         hint = hints[field.name]
-        meta = next((one for one in get_args(hint)[1:] if isinstance(one, msgspec.Meta) and one.extra), None)
+        meta = next((mark for mark in get_args(hint)[1:] if isinstance(mark, msgspec.Meta) and mark.extra), None)
         if get_origin(hint) is not Annotated or meta is None or meta.extra is None:
             continue
         declared: _Declared = meta.extra["option"]
         base = get_args(hint)[0]
         name = declared.name or _without_unit(field.name).replace("_", "-")
-        found[name] = Option(
+        options[name] = Option(
             field=field.name,
             name=name,
             default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
@@ -240,7 +240,7 @@ def options_of(struct: type[msgspec.Struct]) -> dict[str, Option]:
             meta=meta,
             declared=declared,
         )
-    return found
+    return options
 
 
 def check_options(values: msgspec.Struct) -> None:

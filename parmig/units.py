@@ -14,6 +14,9 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 
+_BIT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+"""Rates of networks are counted in powers of 1000."""
+
 
 def parse_number(text: str) -> int:
     """The whole number in *text*.
@@ -39,15 +42,18 @@ def parse_size(text: str) -> int:
 
 
 def parse_rate(text: str) -> int:
-    """Bytes per second meant by *text*: ``100MiB/s`` or ``100MiB``; 0 means no limit.
+    """Bytes per second meant by *text*: ``100MiB/s`` or ``100MiB``, or in bits ``10Gbit/s``; 0 means no limit.
 
     Raises:
         UsageError: *text* is not a rate.
     """
+    amount = text.strip().removesuffix("/s")
+    if bits := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMGT]?)bit", amount):
+        return int(float(bits[1]) * _BIT_UNITS[bits[2]]) // 8
     try:
-        return parse_size(text.strip().removesuffix("/s"))
+        return parse_size(amount)
     except UsageError as error:
-        raise UsageError(f"{text!r} is not a rate; write it like 100MiB/s") from error
+        raise UsageError(f"{text!r} is not a rate; write it like 100MiB/s or 10Gbit/s") from error
 
 
 def parse_duration_ns(text: str) -> int:
@@ -87,6 +93,13 @@ def format_size(size_bytes: float) -> str:
 def format_rate(bytes_per_s: float) -> str:
     """*bytes_per_s* for people: ``1.5 GiB/s``."""
     return f"{format_size(bytes_per_s)}/s"
+
+
+def format_bit_rate(bytes_per_s: float) -> str:
+    """*bytes_per_s* as rates of networks are written: ``1 Gbit/s``."""
+    bits_per_s = 8 * bytes_per_s
+    unit = next((unit for unit in "TGMk" if bits_per_s >= _BIT_UNITS[unit]), "")
+    return f"{bits_per_s / _BIT_UNITS[unit]:.4g} {unit}bit/s"
 
 
 def format_ms(milliseconds: float) -> str:

@@ -10,6 +10,7 @@ from parmig.units import (
     GIB,
     KIB,
     MIB,
+    format_bit_rate,
     format_cpus,
     format_ms,
     format_rate,
@@ -48,14 +49,24 @@ def test_text_that_is_no_size_is_a_usage_error_with_an_example(text: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes_per_s"), [("100MiB/s", 100 * MIB), ("100MiB", 100 * MIB), (" 1GiB/s ", GIB), ("0", 0)]
+    ("text", "bytes_per_s"),
+    [
+        ("100MiB/s", 100 * MIB),
+        ("100MiB", 100 * MIB),
+        (" 1GiB/s ", GIB),
+        ("0", 0),
+        ("10Gbit/s", 1_250_000_000),
+        ("2.5Gbit", 312_500_000),
+        ("64 kbit", 8000),
+        ("800bit/s", 100),
+    ],
 )
 def test_a_rate_is_read_with_and_without_its_per_second(text: str, bytes_per_s: int) -> None:
     assert parse_rate(text) == bytes_per_s
 
 
 def test_text_that_is_no_rate_is_told_as_a_rate() -> None:
-    with pytest.raises(UsageError, match="'fast' is not a rate; write it like 100MiB/s"):
+    with pytest.raises(UsageError, match="'fast' is not a rate; write it like 100MiB/s or 10Gbit/s"):
         parse_rate("fast")
 
 
@@ -76,6 +87,13 @@ def test_text_that_is_no_duration_is_a_usage_error(text: str) -> None:
 @given(st.integers(0, 1 << 50))
 def test_a_whole_number_of_bytes_is_read_as_it_stands(size_bytes: int) -> None:
     assert parse_size(str(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "text"), [(125_000_000, "1 Gbit/s"), (312_500, "2.5 Mbit/s"), (8000, "64 kbit/s"), (0, "0 bit/s")]
+)
+def test_rates_of_networks_are_printed_in_bits(bytes_per_s: int, text: str) -> None:
+    assert format_bit_rate(bytes_per_s) == text
 
 
 def test_sizes_and_rates_are_printed_in_iec_units() -> None:

@@ -66,7 +66,7 @@ def qemu_args(guest: o.GuestOption, options: QemuArgsOptions, output: o.JsonOutp
     It is the source's own, with its machine type by version, ready to take the guest over. Nothing is started.
     """
     try:
-        line = destination_line(guest, [(one.source, one.destination) for one in options.maps], options.memory)
+        line = destination_line(guest, [(path.source, path.destination) for path in options.maps], options.memory)
     except ParmigError as error:
         echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
         raise typer.Exit(error.exit_code) from None

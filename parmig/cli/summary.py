@@ -58,6 +58,8 @@ def headline(report: Report) -> list[tuple[str, str]]:
         lines.append(("throughput", f"{rate} of guest memory {when}, {report.workers} workers"))
     if report.ram.total_bytes:
         lines.append(("memory", _traffic(report)))
+    if report.ram.huge_page_bytes:
+        lines.append(("huge pages", f"{format_size(report.ram.huge_page_bytes)} of the memory placed in huge pages"))
     if any(done.codec != "none" for done in report.codecs):
         lines.append(("codecs", "; ".join(map(_codec, report.codecs))))
     if report.snapshot is not None:

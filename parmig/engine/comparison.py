@@ -75,8 +75,8 @@ class Comparison:
         """Ask the destination and all workers."""
         self._since_ns = now_ns
         self._left = assign([region.pages for region in self._regions], self._workers)
-        told = [instruction for worker in range(self._workers) for instruction in self._next_bundle(worker)]
-        return [Do.COMPARE, AskDigests(ALL_REGIONS, 0), *told]
+        work = [instruction for worker in range(self._workers) for instruction in self._next_bundle(worker)]
+        return [Do.COMPARE, AskDigests(ALL_REGIONS, 0), *work]
 
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:
         """Take one event and return what to do next. What was not asked for is ignored."""
@@ -146,13 +146,13 @@ class Comparison:
         return [*asked, Instruct(0, DigestPages(region, first, _portion(self._regions, self._asked)))]
 
     def _compare_pages(self) -> list[Instruction]:
-        ours, theirs, number = self._our_pages, self._their_pages, self._asked.region
-        if ours is None or theirs is None:
+        here, there, number = self._our_pages, self._their_pages, self._asked.region
+        if here is None or there is None:
             return []
         region = self._regions[number]
-        for page in np.flatnonzero(ours != theirs)[: MAX_NAMED - len(self._named)].tolist():
+        for page in np.flatnonzero(here != there)[: MAX_NAMED - len(self._named)].tolist():
             self._named.append(self._name(region, self._asked.first + page))
-        first = self._asked.first + len(ours)
+        first = self._asked.first + len(here)
         if first < region.pages and len(self._named) < MAX_NAMED:
             return self._look(number, first)
         self._looked += 1
@@ -249,10 +249,10 @@ class PlacedAnswers:
             return self._answer_regions()
         self.begun = True
         self._waiting = set(range(len(self._owned)))
-        told = [
+        work = [
             Instruct(worker, DigestRegions(tuple(numbers), by_page=True)) for worker, numbers in enumerate(self._owned)
         ]
-        return [destination_events.Act.COMPARE, *told]
+        return [destination_events.Act.COMPARE, *work]
 
     def _refuse(self, error: ParmigError) -> list[destination_events.Instruction]:
         if self._refused:

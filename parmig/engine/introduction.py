@@ -22,7 +22,7 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
-from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, open_control, transport_name
+from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -80,7 +80,7 @@ class Introduction:
             blocks=blocks,
             allocated_bytes=allocated_bytes(memory),
             workers=config.workers,
-            transport=transport_name(config.transport),
+            transport=chosen_transport(config.transport, self._endpoint, config.paths),
             codec=wished_codec(config.compress),
             batch_bytes=config.batch_bytes,
             credit_bytes=credit_bytes(config.batch_bytes),
@@ -159,7 +159,7 @@ def for_older_peer(wish: Configure, reason: str, transport: str) -> Configure | 
     older = wish
     if _UNKNOWN_FIELD in reason:
         older = msgspec.structs.replace(wish, traits={}, check=False)
-    elif transport == AUTO and "transport" in reason:
+    elif transport == AUTO and "transport" in reason and wish.transport != "unix":
         older = msgspec.structs.replace(wish, transport=OLDEST_TRANSPORT)
     return older if older != wish else None
 

@@ -24,8 +24,8 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports
-from parmig.transport.transport import Endpoint, parse_uri
+from parmig.transport.registry import control_scheme, data_scheme, open_control, transport_imports
+from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -57,8 +57,11 @@ class Listeners:
         logs.note_session(self.token)
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = memory
-        self._hosts = config.paths or (parse_uri(config.listen).host,)
-        self._next_port = config.data_ports[0]
+        control = parse_uri(config.listen)
+        self._hosts = config.paths or (control.host,)
+        self._control_scheme = control_scheme(control)
+        # Sockets in the file system are numbered from 1.
+        self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
         self._scheme = data_scheme(wish.transport)
@@ -72,7 +75,7 @@ class Listeners:
             page_digests=self._keeps_digests,
         )
         self._transport = open_control(
-            Endpoint(CONTROL_SCHEME, self._hosts[0], 0),
+            Endpoint(self._control_scheme, self._hosts[0], 0),
             "state channel",
             heartbeat=False,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
@@ -91,12 +94,13 @@ class Listeners:
         memory, descriptors = memory_for_workers(self._memory)
         pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
+            self._ports[worker] = self._take_port()
             setup = ReceiveSetup(
                 worker=worker,
                 workers=wish.workers,
                 blocks=wish.blocks,
                 memory=memory,
-                uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
+                uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
                 protocol=agreed_version(wish.capabilities),
@@ -107,7 +111,8 @@ class Listeners:
                 cpus=pinning.cpus(worker, local=self._host(worker)),
             )
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
-        self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
+        state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
+        self._state_endpoint = self._transport.bind(state)
         _logger.info("state channel listens at %s", self._state_endpoint)
 
     def _host(self, worker: int) -> str:
@@ -122,8 +127,8 @@ class Listeners:
     # -- once they listen ------------------------------------------------------------------------
 
     def note_port(self, worker: int, port: int) -> None:
-        """Note that *worker* listens at *port*."""
-        self._ports[worker] = port
+        """Note that *worker* listens at *port*; 0: where it was asked to."""
+        self._ports[worker] = port or self._ports[worker]
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""
@@ -156,6 +161,7 @@ class Listeners:
             wire_bytes=sum(worker.wire_bytes for worker in counters),
             sent_pages=sum(worker.sent_pages for worker in counters),
             zero_pages=sum(worker.zero_pages for worker in counters),
+            huge_page_bytes=sum(worker.huge_bytes for worker in counters),
         )
 
     def codec_reports(self) -> list[CodecReport]:

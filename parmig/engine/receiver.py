@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
+from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
 from parmig.engine.agreement import check_configure
 from parmig.engine.block_pairs import pair_blocks
 from parmig.engine.driver import POLL_MS
@@ -22,13 +22,21 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.record_store import RecordStore
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
-from parmig.errors import CancelledError, GuestError, LimitExceededError, ParmigError, PeerLostError, PeerRefusedError
+from parmig.errors import (
+    CancelledError,
+    GuestError,
+    LimitExceededError,
+    ParmigError,
+    PeerLostError,
+    PeerRefusedError,
+    UsageError,
+)
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
-from parmig.transport.transport import parse_uri
+from parmig.transport.transport import UNIX_SCHEME, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S
 from parmig.version import __version__
 
@@ -109,8 +117,11 @@ class MigrationReceiver:
     # -- until a source is in -------------------------------------------------------------------
 
     def _open_port(self) -> None:
-        for host in (self._admission.endpoint.host, *self._config.paths):
-            check_exposure(host, insecure=self._config.insecure)
+        if self._admission.endpoint.scheme != UNIX_SCHEME:
+            for host in (self._admission.endpoint.host, *self._config.paths):
+                check_exposure(host, insecure=self._config.insecure)
+        elif self._config.paths:
+            raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")
         self._store = RecordStore(self._config.state_dir)
         warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
@@ -213,6 +224,7 @@ class MigrationReceiver:
         return [
             *check_configure(wish, info, [part.block for part in memory], traits),
             *lack_of_space(memory, wish),
+            *wrong_transport(wish, self._admission.endpoint),
             *lack_of_ports(self._config.data_ports, wish.workers),
         ]
 

@@ -77,13 +77,17 @@ class RoundReport(msgspec.Struct, kw_only=True):
 
 
 class RamReport(msgspec.Struct, kw_only=True):
-    """All RAM traffic: pages sent as data, sent as zero pages, and never allocated."""
+    """All RAM traffic: pages sent as data, sent as zero pages, and never allocated.
+
+    ``huge_page_bytes`` (destination): memory that parmig provided in huge pages for what it placed.
+    """
 
     total_bytes: int = 0
     wire_bytes: int = 0
     sent_pages: int = 0
     zero_pages: int = 0
     skipped_pages: int = 0
+    huge_page_bytes: int = 0
 
 
 class WorkerReport(msgspec.Struct, kw_only=True):

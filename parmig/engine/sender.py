@@ -43,8 +43,15 @@ from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports, transport_name
-from parmig.transport.transport import Endpoint, parse_uri
+from parmig.transport.registry import (
+    chosen_transport,
+    control_scheme,
+    data_scheme,
+    open_control,
+    transport_imports,
+    transport_name,
+)
+from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
 
@@ -100,14 +107,14 @@ class MigrationSender(SourceSide):
         store = self._opened.enter_context(RecordStore(self._config.state_dir))
         warm_up(WORKER_PROGRAMS[0], GUARDIAN_PROGRAM)
         codecs_of(self._config.compress, names())
-        data_scheme(self._config.transport)
+        endpoint = parse_uri(self._uri)
+        self._report.transport = chosen_transport(self._config.transport, endpoint, self._config.paths)
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
         blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
-        endpoint = parse_uri(self._uri)
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
         wish, answer = introduction.ask(wish)
@@ -196,13 +203,16 @@ class MigrationSender(SourceSide):
         """Where each worker connects to, and from which local address."""
         for worker, data in enumerate(accept.data):
             path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
-            host = path.remote if path else data.host or control.host
-            self._paths.append(str(path) if path else host)
             scheme = data.scheme or data_scheme(transport)
+            host = path.remote if path else data.host or control.host
+            if scheme == UNIX_SCHEME:
+                host = control.host
+            self._paths.append(str(path) if path else host)
             yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
 
     def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:
-        endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
+        host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
+        endpoint = Endpoint(control_scheme(control), host, accept.state.port)
         transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
+from collections.abc import Sequence
 
 _UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
@@ -21,8 +24,41 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+_DESCRIPTOR = struct.Struct("=i")
+
+
+def send_with_descriptors(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send *data*, a few bytes, with duplicates of *fds* (SCM_RIGHTS). Raises OSError."""
+    packed = b"".join(map(_DESCRIPTOR.pack, fds))
+    connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
+
+
+def receive_with_descriptors(connection: socket.socket, most_bytes: int, most_fds: int) -> tuple[bytes, list[int]]:
+    """Bytes that have arrived on this Unix socket, and the descriptors that came with them, which the caller closes.
+
+    Raises:
+        OSError: nothing is there (BlockingIOError), the connection is gone, or more than *most_fds* came at once; all
+            of these are closed.
+    """
+    room = socket.CMSG_SPACE(most_fds * _DESCRIPTOR.size)
+    data, ancillary, flags, _ = connection.recvmsg(most_bytes, room, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(content) - len(content) % _DESCRIPTOR.size
+            fds += (fd for (fd,) in _DESCRIPTOR.iter_unpack(content[:whole]))
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMSGSIZE, f"over {most_fds} descriptors came at once")
+    return data, fds
+
+
 def unacknowledged_bytes(connection: socket.socket) -> int:
-    """How many bytes sent on this TCP connection the peer's kernel has not acknowledged yet (TIOCOUTQ, tcp(7))."""
+    """How many bytes sent on this connection the peer's kernel has not acknowledged yet (TIOCOUTQ, tcp(7)).
+
+    On a Unix socket: bytes that the peer has not read yet.
+    """
     size_bytes: int = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
     return size_bytes
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TCP connection that carries messages: what arrives is bounded, what leaves never blocks the caller.
+"""One TCP or Unix connection that carries messages: what arrives is bounded, what leaves never blocks the caller.
 
 Each connection has a thread that sends keep-alives, and what the kernel does not take at once. It sends while the
 caller is busy, so the peer can tell a busy process from a stopped one. The thread starts when it is first needed, and
@@ -61,7 +61,9 @@ class Connection:
 
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._crosses_hosts = sock.family != socket.AF_UNIX
+        if self._crosses_hosts:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
@@ -86,10 +88,11 @@ class Connection:
 
     def settle(self, *, beats: bool) -> None:
         """Watch the connection, now that the peer is known to be the right one; with keep-alives if *beats*."""
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
-            self._sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_MS if beats else PATIENT_MS)
+        if self._crosses_hosts:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
+                self._sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_MS if beats else PATIENT_MS)
         self._beats = beats
         if beats:
             with self._lock:
@@ -166,7 +169,7 @@ class Connection:
     def _receive(self, chunk_bytes: int = _CHUNK_BYTES) -> bytes:
         """The bytes that are there. Empty: there are none now, or ``ended``."""
         try:
-            data = self._sock.recv(min(chunk_bytes, self.inbox.max_message_bytes + KIB))
+            data = self._take_bytes(min(chunk_bytes, self.inbox.max_message_bytes + KIB))
         except BlockingIOError:
             silent_ns = time.monotonic_ns() - self._heard_ns
             if self._beats and self._heard_ns and silent_ns > SILENCE_LIMIT_NS:
@@ -178,6 +181,10 @@ class Connection:
         if not data:
             self.ended = "it was closed"
         return data
+
+    def _take_bytes(self, most_bytes: int) -> bytes:
+        """At most *most_bytes* of what is there; empty: the peer has closed. Raises BlockingIOError or OSError."""
+        return self._sock.recv(most_bytes)
 
     def drop_input(self) -> None:
         """Read and drop what has arrived, at most TURN_BYTES. Sets ``ended`` if the peer has closed."""

@@ -97,7 +97,7 @@ def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
     [
         *GUESTS,
         ({"codec": "rar"}, "compression", "'rar'", "only none, lz4, zstd, delta"),
-        ({"transport": "pigeon"}, "transport", "'pigeon'", "only zmq, tcp"),
+        ({"transport": "pigeon"}, "transport", "'pigeon'", "only zmq, tcp, unix"),
         ({"credit_bytes": 4096}, "credit", "4096 bytes", "at least one batch of 1048576 bytes"),
     ],
 )

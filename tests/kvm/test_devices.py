@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from parmig.errors import GuestRefusedError, StateError
-from parmig.guests.kvm.kvm_devices import READ, WRITE, BlockDevice, Device, SerialPort, TimerDevice
+from parmig.guests.kvm.kvm_devices import READ, WRITE, BlockDevice, Device, DiskRequest, SerialPort, TimerDevice
 from parmig.guests.kvm.ram import HIGH_START, LOW_BYTES, GuestRam, ram_block
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
-from parmig.state import migration_state_pop, migration_state_push, state_of
+from parmig.state import U32, migration_state, migration_state_pop, migration_state_push, state_of
 
 MEMORY_BYTES = LOW_BYTES + 16 * PAGE_BYTES  # sparse: only what is touched exists
 
@@ -213,6 +213,36 @@ def test_a_status_of_zero_does_not_travel(disk: BlockDevice) -> None:
     failed = migration_state_push(state_of(disk))
     assert b"failed" not in bytes(good)
     assert b"failed" in bytes(failed)
+
+
+@migration_state("disk")
+class FirstDisk:
+    """A disk as parmig before protocol 3 saved it: the status is always there, the number of sectors never."""
+
+    request: DiskRequest
+    status: U32
+
+    def __init__(self, status: int) -> None:
+        self.request = DiskRequest()
+        self.request.sector = 5
+        self.status = status
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_disk_of_an_older_parmig_arrives(disk: BlockDevice, status: int) -> None:
+    migration_state_pop(state_of(disk), migration_state_push(state_of(FirstDisk(status))), version=1)
+    assert [get(disk, offset) for offset in (0, 12, 16)] == [5, status, 8]
+    again = migration_state_push(state_of(disk))
+    assert (b"failed" in bytes(again)) == bool(status)
+
+
+def test_a_disk_of_another_size_is_refused_by_name(disk: BlockDevice, tmp_path: Path, ram: GuestRam) -> None:
+    larger = tmp_path / "larger"
+    larger.write_bytes(bytes(9 * 512))
+    other = BlockDevice(str(larger), ram)
+    with pytest.raises(StateError, match="larger has 9 sectors, the source's disk 8"):
+        moved(disk, other)
+    other.close()
 
 
 def test_a_disk_that_is_not_there_is_refused_by_name(tmp_path: Path, ram: GuestRam) -> None:

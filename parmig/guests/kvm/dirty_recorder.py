@@ -18,6 +18,7 @@ import numpy as np
 from parmig.errors import GuestRefusedError, HostRefusedError
 from parmig.guests.guest import DirtyLog, Segment
 from parmig.guests.kvm.ram import Slot
+from parmig.guests.spawned.log_choice import AUTO, wanted_log
 from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.linux import kvm, kvm_abi, uffd
 from parmig.ram.bits import Bits, bits_for, set_bits
@@ -132,12 +133,9 @@ class DirtyRecorder:
             GuestRefusedError: there is no such log.
         """
         self.stop()
-        reason = "asked for"
-        if kind == "auto":
-            reason = "the usual one" if preferred == "auto" else "asked for by the guest's option tracker"
-            kind = "bitmap" if preferred == "auto" else preferred
-        if kind not in TRACKERS:
-            raise GuestRefusedError(f"a KVM guest has no dirty log {kind!r}; choose one of {', '.join(TRACKERS)}")
+        kind, reason = wanted_log("a KVM guest", kind, preferred, TRACKERS)
+        if kind == AUTO:
+            kind, reason = "bitmap", "the usual one"
         if kind == "ring" and self._rings is None:
             raise GuestRefusedError("this KVM guest has no dirty rings; start it with tracker=ring")
         if kind == "digest":

@@ -15,9 +15,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, ClassVar
 
-from parmig.errors import GuestError, GuestRefusedError
+from parmig.errors import GuestError, GuestRefusedError, StateError
 from parmig.guests.kvm.ram import GuestRam
-from parmig.state import U16, U32, U64, Buffer, Length, Limit, Subsection, migration_state, migration_struct
+from parmig.state import (
+    U16,
+    U32,
+    U64,
+    Buffer,
+    Length,
+    Limit,
+    Since,
+    Subsection,
+    Until,
+    migration_state,
+    migration_struct,
+)
 from parmig.units import KIB, NS_PER_S
 
 SERIAL_PORT = 0x3F8
@@ -182,7 +194,7 @@ class DiskRequest:
         return self.address_high << 32 | self.address_low
 
 
-@migration_state("disk")
+@migration_state("disk", version=2, minimum_version=1)
 class BlockDevice(Device):
     """A disk: a command copies a sector of a file to or from guest memory before it returns.
 
@@ -195,7 +207,9 @@ class BlockDevice(Device):
 
     Attributes:
         request: the registers with the arguments of the next command.
+        last_status: where records of version 1 have the status.
         status: 0 if the last command succeeded. It travels only if it did not.
+        sectors: the number of sectors. Both sides must have the same.
 
     Raises:
         GuestRefusedError: the file cannot be opened.
@@ -205,14 +219,17 @@ class BlockDevice(Device):
 
     ports = range(DISK_PORT, DISK_PORT + 20)
     request: DiskRequest
+    last_status: Annotated[U32, Until(1)]
     status: Annotated[U32, FAILED]
+    sectors: Annotated[U64, Since(2)]
 
     def __init__(self, path: str, ram: GuestRam) -> None:
         self.request = DiskRequest()
-        self.status = 0
+        self.last_status = self.status = 0
         self._ram = ram
+        self._path = path
         self._fd = _open(path, os.O_RDWR)
-        self.sectors = os.fstat(self._fd).st_size // _SECTOR_BYTES
+        self.sectors = self._count_sectors()
 
     def read(self, offset: int, rest: Rest) -> int:
         request = self.request
@@ -233,8 +250,25 @@ class BlockDevice(Device):
         """Sync the file, because the destination may read it on another host."""
         os.fdatasync(self._fd)
 
+    def post_load(self, version: int) -> None:
+        """Refuse a file of another size.
+
+        Raises:
+            StateError: the source's disk has another number of sectors.
+        """
+        sectors = self._count_sectors()
+        if version < 2:
+            self.status, self.sectors = self.last_status, sectors
+        if self.sectors != sectors:
+            raise StateError(
+                f"{self._path} has {sectors} sectors, the source's disk {self.sectors}; give both sides the same file"
+            )
+
     def close(self) -> None:
         os.close(self._fd)
+
+    def _count_sectors(self) -> int:
+        return os.fstat(self._fd).st_size // _SECTOR_BYTES
 
     def _carry(self, command: int) -> bool:
         """Carry out *command*, and return whether the whole sector was copied."""

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from parmig.config import TRACKERS
-from parmig.errors import GuestRefusedError, HostRefusedError
+from parmig.errors import HostRefusedError
 from parmig.guests.guest import DirtyLog, Segment
+from parmig.guests.spawned.log_choice import AUTO, wanted_log
 from parmig.guests.spawned.write_tracking import track_own_writes
 from parmig.guests.synthetic.ledger import Marker, PageNumbers
 from parmig.linux import uffd
@@ -27,17 +28,14 @@ def choose_log(kind: str, preferred: str) -> tuple[str, str]:
         HostRefusedError: ``pagemap`` on a host that cannot track writes.
         GuestRefusedError: there is no such log.
     """
-    reason = "asked for"
-    if kind == "auto" and preferred != "auto":
-        kind, reason = preferred, "asked for by the guest's option tracker"
-    if kind not in TRACKERS:
-        raise GuestRefusedError(f"a synthetic guest has no dirty log {kind!r}; choose one of {', '.join(TRACKERS)}")
-    if kind in ("auto", "pagemap"):
-        missing = uffd.probe_write_tracking()
-        if kind == "pagemap" and missing:
-            raise HostRefusedError(f"dirty log pagemap cannot be used: {missing}; choose bitmap")
-        if kind == "auto":
-            return ("bitmap", missing) if missing else ("pagemap", "the kernel tracks the guest's writes")
+    kind, reason = wanted_log("a synthetic guest", kind, preferred, TRACKERS)
+    if kind not in (AUTO, "pagemap"):
+        return kind, reason
+    missing = uffd.probe_write_tracking()
+    if kind == AUTO:
+        return ("bitmap", missing) if missing else ("pagemap", "the kernel tracks the guest's writes")
+    if missing:
+        raise HostRefusedError(f"dirty log pagemap cannot be used: {missing}; choose bitmap")
     return kind, reason
 
 

@@ -83,8 +83,8 @@ class ProcessReach(Reach):
 
     def allocated(self, first_page: int, pages: int, among: Mask | None = None, *, tables: Mask | None = None) -> Mask:
         if tables is None:
-            found = self._in_tables(first_page, pages)
-            exists: Mask = found.present | found.swapped
+            existing = self._in_tables(first_page, pages)
+            exists: Mask = existing.present | existing.swapped
         else:
             exists = tables.copy()
         if self._file is not None:
@@ -94,15 +94,15 @@ class ProcessReach(Reach):
         return exists
 
     def _in_tables(self, first_page: int, pages: int) -> pagemap.Existing:
-        found = pagemap.Existing(np.zeros(pages, dtype=np.bool_), np.zeros(pages, dtype=np.bool_))
+        existing = pagemap.Existing(np.zeros(pages, dtype=np.bool_), np.zeros(pages, dtype=np.bool_))
         for first, end, address in self._overlapping(first_page, first_page + pages):
             try:
                 part = pagemap.existing(self._pagemap_fd, address, address + (end - first) * PAGE_BYTES)
             except OSError as error:
                 raise self._refused(error) from error
-            found.present[first - first_page : end - first_page] = part.present
-            found.swapped[first - first_page : end - first_page] = part.swapped
-        return found
+            existing.present[first - first_page : end - first_page] = part.present
+            existing.swapped[first - first_page : end - first_page] = part.swapped
+        return existing
 
     def next_data(self, first_page: int, end_page: int) -> int | None:
         in_file = None if self._file is None else next_data(self._file, first_page, end_page)
@@ -147,8 +147,8 @@ class ProcessReach(Reach):
 
     def read_span(self, first_page: int, target: memoryview, *, sent: Mask | None = None) -> None:
         pages = np.frombuffer(target, dtype=np.uint8).reshape(-1, PAGE_BYTES)
-        found = self._in_tables(first_page, len(pages))
-        tables = found.present | (found.swapped if sent is None else found.swapped & sent)
+        existing = self._in_tables(first_page, len(pages))
+        tables = existing.present | (existing.swapped if sent is None else existing.swapped & sent)
         exists = self.allocated(first_page, len(pages), tables=tables)
         if not exists.all():
             pages[~exists] = 0
