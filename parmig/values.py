@@ -10,7 +10,7 @@ import msgspec
 
 from parmig.errors import UsageError
 from parmig.options import Unit, option
-from parmig.units import parse_cpus
+from parmig.units import format_cpus, parse_cpus
 
 
 class Path(msgspec.Struct, frozen=True):
@@ -66,3 +66,13 @@ STATE_DIR = option(
 """The same for every command that writes or reads records."""
 
 CPUS = Unit("LIST", "a list of processors", _read_cpus)
+
+
+def check_cpus(text: str) -> None:
+    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
+    allowed = os.sched_getaffinity(0)
+    denied = set(parse_cpus(text)) - allowed if text else ()
+    if denied:
+        raise UsageError(
+            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
+        )

@@ -72,6 +72,7 @@ class DestinationPlan(DestinationEnd):
     Attributes:
         established: whether the source has connected all its channels.
         state_bytes: size of the device state that was loaded.
+        interrupted: whether the control channel has no connection, so that the source cannot be heard.
     """
 
     _cancelled = "cancelled; the guest stays at the source"
@@ -110,6 +111,7 @@ class DestinationPlan(DestinationEnd):
         self._release = peer_messages.Release(0, "")
         self._prepared = False
         self._load_began_ns = self._loaded_ns = 0
+        self.interrupted = False
 
     @property
     def lets_go(self) -> bool:
@@ -185,8 +187,7 @@ class DestinationPlan(DestinationEnd):
 
     def _ask_digest(self) -> list[Instruction]:
         if not self._may_digest:
-            words = "the source asked for a digest twice, or without having announced it"
-            return self._fail(ProtocolError(words))
+            return self._fail(ProtocolError("the source asked for a digest twice, or without having announced it"))
         self._may_digest = False
         self._digesting = set(range(len(self._owned)))
         return [Instruct(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
@@ -234,6 +235,11 @@ class DestinationPlan(DestinationEnd):
         return [SendMessage(peer_messages.Loaded(received_ns, load_ns)), Act.ATTEND]
 
     # -- the end --------------------------------------------------------------------------------
+
+    def _check_time(self, now_ns: int) -> list[Instruction]:
+        if self.interrupted and self.step is Step.RECEIVING:
+            self._since_ns = now_ns
+        return super()._check_time(now_ns)
 
     def _phase(self) -> str:
         return self.status.value

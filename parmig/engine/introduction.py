@@ -23,7 +23,7 @@ from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
 from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control
-from parmig.transport.transport import Endpoint
+from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
 
@@ -88,7 +88,12 @@ class Introduction:
             running=thread.call(guest.is_running),
             verify=bool(config.compares),
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(info.state, config.compress, verify_after=config.compares == "after"),
+            capabilities=offer(
+                info.state,
+                config.compress,
+                verify_after=config.compares == "after",
+                reconnect_ns=0 if self._endpoint.scheme == UNIX_SCHEME else config.reconnect_timeout_ns,
+            ),
             traits=describe(thread.call(guest.traits)),
             check=check,
         )

@@ -239,7 +239,7 @@ class MigrationReceiver:
         if not session.plan.lets_go:
             return False
         self._session = None
-        session.end_record(discarded=True)
+        session.promise.end(session.plan, discarded=True)
         session.close()
         logs.note_session(b"")
         self._admission.listen()
@@ -266,7 +266,7 @@ class MigrationReceiver:
         self._thread.close()
         if session is not None:
             session.fill_in(self._report)
-            session.end_record(discarded=discarded)
+            session.promise.end(session.plan, discarded=discarded)
             session.close()
         self._admission.close()
         if self._store is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from parmig.engine import events, peer_messages
@@ -14,6 +15,8 @@ from parmig.engine.digest_messages import Digested, DigestRequest, Digests, Dige
 from parmig.engine.events import AskDigests, Do, Event, Instruction, WriteRecord
 from parmig.engine.handover_messages import Refused
 from parmig.engine.handover_record import RecordState
+from parmig.engine.lasting_channels import ChannelNote
+from parmig.engine.outages import lost_line, resumed_line
 from parmig.engine.questions import ask_for_guest
 from parmig.engine.record_keeper import RecordKeeper
 from parmig.engine.report import Progress
@@ -43,6 +46,7 @@ class SendRun(SourceRun):
         shared: the workers' counters; not owned.
         state: the state channel; not owned.
         control: the control channel; not owned.
+        notes: what happened to both channels.
         endpoint: where the destination listens, to ask it after the hand-over.
         keeper: of the record of the hand-over; not owned.
     """
@@ -55,6 +59,7 @@ class SendRun(SourceRun):
         shared: SharedArea,
         state: StateSender,
         control: ControlChannel,
+        notes: deque[ChannelNote],
         endpoint: Endpoint,
         keeper: RecordKeeper,
     ) -> None:
@@ -63,6 +68,7 @@ class SendRun(SourceRun):
         self._endpoint = endpoint
         self._keeper = keeper
         self._state_sender = state
+        self._notes = notes
         self._reported_ns = 0
         self._watch_all(*control.pollables())
 
@@ -86,6 +92,27 @@ class SendRun(SourceRun):
             self._forget(self._control.pollables())
         except ProtocolError as error:
             self._fail(error)
+        self._attend_state()
+        self._take_notes()
+
+    def _attend_state(self) -> None:
+        """Notice the loss of the state channel while nobody writes to it."""
+        if "active" in self.plan.record.marks and "pausing" not in self.plan.record.marks:
+            try:
+                self._state_sender.attend()
+            except ParmigError as error:
+                self._fail(error)
+
+    def _take_notes(self) -> None:
+        while self._notes:
+            channel, reason, lasted_ns = self._notes.popleft()
+            if reason:
+                self._feed(events.ChannelLost(channel, reason))
+                self._show_line(lost_line(channel, reason))
+            else:
+                self._feed(events.ChannelResumed(channel))
+                self._show_line(resumed_line(channel, lasted_ns))
+                self._reported_ns = 0  # the destination has heard nothing for long
 
     def _peer_event(self, message: peer_messages.ControlMessage) -> Event:
         match message:
@@ -124,6 +151,8 @@ class SendRun(SourceRun):
     # -- doing ----------------------------------------------------------------------------------
 
     def _carry_out(self, instruction: Instruction) -> None:
+        if instruction is Do.PAUSE:
+            self._control.end_with_connection()
         match instruction:
             case AskDigests(region=region, first=first):
                 self._say(DigestsRequest(region, first))

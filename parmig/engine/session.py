@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-
-import msgspec
 
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
@@ -26,18 +25,18 @@ from parmig.engine.destination_events import (
 )
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.handover_record import RecordState
+from parmig.engine.lasting_channels import CONTROL, ChannelNote
 from parmig.engine.listeners import Listeners
+from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
-from parmig.engine.questions import AnswerPort
-from parmig.engine.record_keeper import RecordKeeper, first_record
+from parmig.engine.promise import Promise
 from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
-from parmig.status import BEFORE_HAND_OVER, MigrationStatus
+from parmig.status import BEFORE_HAND_OVER, BEFORE_PAUSE
 from parmig.transport.transport import Endpoint
 
 LINGER_MS = 500
@@ -58,6 +57,9 @@ class ReceiveSession(Driver[Instruction]):
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
+
+    Attributes:
+        promise: the record of the hand-over, and the port at which a source that was lost asks.
     """
 
     def __init__(
@@ -67,8 +69,8 @@ class ReceiveSession(Driver[Instruction]):
         memory: Sequence[BlockMemory],
         config: ReceiveConfig,
         control: ControlChannel,
-        *,
         endpoint: Endpoint,
+        *,
         store: RecordStore,
         guest: Guest,
         thread: GuestThread,
@@ -79,32 +81,36 @@ class ReceiveSession(Driver[Instruction]):
         self._control = control
         self._control_lost = False
         self._endpoint = endpoint
-        self._port: AnswerPort | None = None
-        self._ran_ns = 0
         self._announce = config.announce
-        self._listeners = Listeners(wish, memory, config, self._take_early)
+        self._notes: deque[ChannelNote] = deque()
+        self._listeners = Listeners(wish, memory, config, self._take_early, self._notes)
         try:
-            record = thread.call(first_record, guest, self._listeners.token, "destination")
-            self._keeper = RecordKeeper(store, msgspec.structs.replace(record, here=str(endpoint)))
+            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint)
         except BaseException:
             self._listeners.close()
             raise
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
+        self._outages = Outages(wish.workers)
+        self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
             wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
             may_ask=ASK_FOR_GUEST in wish.capabilities,
-            outlives=record.finder is not None,
+            outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
-            now_ns=time.monotonic_ns(),
+            now_ns=self._began_ns,
         )
         super().__init__(self.plan, guest, thread, self._listeners.pool, progress)
-        self._watch(*self._listeners.pollables(), *control.pollables(), guest.watch_fd())
+        self._watch_all()
+
+    def _watch_all(self) -> None:
+        """Wake the loop for everything that matters before the hand-over."""
+        self._watch(*self._listeners.pollables(), *self._control.pollables(), self._guest.watch_fd())
 
     @property
     def pool(self) -> WorkerPool:
@@ -118,19 +124,32 @@ class ReceiveSession(Driver[Instruction]):
             self._read_control()
         if self.plan.status in BEFORE_HAND_OVER and self.plan.hears_workers:
             self._receive_state()
-        if self._port is not None and not self.plan.over and self._port.heard():
+        if not self.plan.over and self.promise.heard():
             self._feed(events.Asked())
+        self._take_notes()
 
     def _read_control(self) -> None:
         try:
             for message in self._messages(self._control):
                 self._feed(events.Heard(message))
+                if self.plan.status not in BEFORE_PAUSE:
+                    self._control.end_with_connection()
         except PeerLostError as error:
             self._control_lost = True
             self._forget(self._control.pollables())
             self._feed(events.PeerVanished(error))
         except ProtocolError as error:
             self._feed(events.Garbled(error))
+
+    def _take_notes(self) -> None:
+        """Note what happened to the channels of control and state."""
+        while self._notes:
+            channel, reason, lasted_ns = self._notes.popleft()
+            if reason:
+                self._note_outage(channel, reason)
+            else:
+                self._note_end_of_outage(channel, lasted_ns)
+        self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _receive_state(self) -> None:
         try:
@@ -147,6 +166,7 @@ class ReceiveSession(Driver[Instruction]):
     def _note_connection(self) -> None:
         if self._state.connected and not self._state_connected:
             self._state_connected = True
+            self._watch_all()
             self._feed(events.StateConnected())
 
     def _note_state(self) -> None:
@@ -155,18 +175,32 @@ class ReceiveSession(Driver[Instruction]):
             self._state_bytes = self._state.size_bytes
             self._feed(events.StateArrived(self._state_bytes, self._state.digest))
 
-    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event:
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
         match message:
             case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
             case worker_messages.WorkerConnected():
                 return events.WorkerConnected(worker)
+            case worker_messages.ChannelLost(reason=reason):
+                self._note_outage(of_worker(worker), reason)
+                return None
+            case worker_messages.ChannelResumed(lasted_ns=lasted_ns):
+                self._note_end_of_outage(of_worker(worker), lasted_ns)
+                return None
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
             case worker_messages.PagesDigested(region=region, first=first, digests=pages):
                 return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
+
+    def _note_outage(self, channel: str, reason: str) -> None:
+        self._outages.lost(channel, time.monotonic_ns(), reason)
+        self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
+
+    def _note_end_of_outage(self, channel: str, lasted_ns: int) -> None:
+        self._outages.resumed(channel, time.monotonic_ns())
+        self._show(Progress(status=self.plan.status.value, message=resumed_line(channel, lasted_ns)))
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -182,16 +216,19 @@ class ReceiveSession(Driver[Instruction]):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
                 self._say(self._listeners.accept_message(self._info))
+                lasting = self._listeners.lasting
+                self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
+                self._watch_all()
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)
             case WriteRecord(state=state):
-                self._feed(self._keeper.write(state))
+                self._feed(self.promise.write(state))
             case Act.ATTEND:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
             case Act.LISTEN:
                 self._listen_for_question()
             case Act.ANSWER:
-                self._answer()
+                self.promise.answer()
             case Act.COMPARE:
                 self._watch(*self._pool.pollables(), *self._control.pollables(), self._guest.watch_fd())
             case Act.RUN:
@@ -202,27 +239,16 @@ class ReceiveSession(Driver[Instruction]):
                 pass  # the loop ends, and the receiver does it
 
     def _listen_for_question(self) -> None:
-        """Let the source that was lost ask who has the guest, at the port that it knows."""
-        if self._port is None:
-            try:
-                self._port = AnswerPort(self._endpoint, self._keeper.record.session)
-            except ParmigError as error:
-                self._show(Progress(status=self.plan.status.value, message=f"the lost source cannot ask here: {error}"))
-                return
+        words = f"the source was lost; {self.plan.step.value}"
+        self.promise.listen(
+            lambda line: self._show(Progress(status=self.plan.status.value, message=f"{words}; {line}"))
+        )
         control = [] if self._control_lost else self._control.pollables()
-        self._watch(*control, *self._port.pollables(), self._guest.watch_fd())
-        name = self._keeper.record.name
-        message = f"the source was lost; {self.plan.step.value}; session {name}, at {self._port.endpoint}"
-        self._show(Progress(status=self.plan.status.value, message=message))
-
-    def _answer(self) -> None:
-        if self._port is not None:
-            since_ns = time.monotonic_ns() - self._ran_ns if self._ran_ns else 0
-            self._port.answer(self._keeper.record.owner, since_ns)
+        self._watch(*control, *self.promise.pollables(), self._guest.watch_fd())
 
     def _run_guest(self) -> int:
-        self._ran_ns = self._guest.resume()
-        return self._ran_ns
+        ran_ns = self.promise.ran_ns = self._guest.resume()
+        return ran_ns
 
     def _say(self, message: peer_messages.ControlMessage) -> None:
         try:
@@ -250,26 +276,14 @@ class ReceiveSession(Driver[Instruction]):
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
+        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
         if self.plan.source_digest is not None:
             report.verified = self.plan.source_digest == self.plan.digest
 
-    def end_record(self, *, discarded: bool) -> None:
-        """Close the record, and note in it whether everything is done that follows from the decision.
-
-        Args:
-            discarded: the copy is gone, or was left as it is on purpose.
-        """
-        plan, state = self.plan, self._keeper.record.state
-        done = plan.status is MigrationStatus.COMPLETED if plan.handed_over else discarded
-        if done and state in (RecordState.TAKEN, RecordState.REFUSED):
-            self._keeper.settle()
-        self._keeper.close(keep=plan.promised or not done)
-
     def close(self) -> None:
         """End the workers, and close all channels."""
-        if self._port is not None:
-            self._port.close()
+        self.promise.close()
         self._listeners.close()
         self._control.close(linger_ms=LINGER_MS)

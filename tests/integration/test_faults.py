@@ -317,7 +317,7 @@ def test_a_source_lost_right_after_loading_leaves_no_copy_running() -> None:
         until(lambda: any(QUESTION in seen.message for seen in at.received_progress), "the loss to be known")
         assert at.receiver is not None
         assert at.receiver._session is not None
-        session = at.receiver._session._keeper.record.session
+        session = at.receiver._session.promise._keeper.record.session
         with pytest.raises(PeerFailedError, match="waits for another migration"):
             ask_for_guest(parse_uri(at.uri), bytes(16))
         assert not at._received
