@@ -172,7 +172,7 @@ CONTENDERS: dict[str, Contender] = {
     "floor-pwrite": functools.partial(run_floor, placement="pwrite"),
     "iperf3": run_iperf3,
     "qemu": run_qemu,
-    **{f"parmig-{name}": functools.partial(run_parmig, transport=name) for name in data_transports()},
+    **{f"parmig-{name}": functools.partial(run_parmig, transport=name) for name in data_transports() if name != "unix"},
 }
 
 

@@ -24,7 +24,7 @@ from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
 from parmig.transport.registry import open_control
 from parmig.transport.tcp import TcpTransport
-from parmig.transport.transport import Endpoint
+from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S, format_size
 
 _logger = logging.getLogger(__name__)
@@ -130,9 +130,9 @@ class Admission:
 
 def announced_host(host: str) -> str:
     """The host of a listening address, as Accept names it. Empty for a wildcard: the source uses the host that it
-    reached.
+    reached. Empty for a path, too.
     """
-    return "" if host in ("*", "0.0.0.0", "[::]") else host
+    return "" if host in ("*", "0.0.0.0", "[::]") or host.startswith("/") else host
 
 
 def check_exposure(host: str, *, insecure: bool) -> None:
@@ -149,6 +149,14 @@ def check_exposure(host: str, *, insecure: bool) -> None:
             f"{host} is not a loopback address: anyone who reaches it could send a guest, unencrypted; "
             "use a trusted network and say --insecure, or listen on 127.0.0.1 behind a tunnel"
         )
+
+
+def wrong_transport(wish: Configure, endpoint: Endpoint) -> list[Mismatch]:
+    """The mismatch if the transport of pages does not fit to a source that came to *endpoint*; else none."""
+    here = endpoint.scheme == UNIX_SCHEME
+    if (wish.transport == UNIX_SCHEME) == here:
+        return []
+    return [Mismatch("transport", repr(wish.transport), "only unix" if here else "not unix", "leave out --transport")]
 
 
 def lack_of_ports(ports: tuple[int, int], workers: int) -> list[Mismatch]:

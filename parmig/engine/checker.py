@@ -21,7 +21,7 @@ from parmig.engine.source import describe_guest
 from parmig.errors import CancelledError, PeerRefusedError, ProtocolError, RefusedError
 from parmig.guests.guest import Guest
 from parmig.ram.codecs.registry import codecs_of, names
-from parmig.transport.registry import data_scheme, transport_name
+from parmig.transport.registry import chosen_transport, transport_name
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS
 from parmig.version import __version__
@@ -88,7 +88,7 @@ class MigrationChecker:
         config, report = self._config, self._report
         config.check()
         codecs_of(config.compress, names())
-        data_scheme(config.transport)
+        report.transport = chosen_transport(config.transport, parse_uri(self._uri), config.paths)
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
         report.compression = config.compress

@@ -22,8 +22,8 @@ from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
-from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, open_control, transport_name
-from parmig.transport.transport import Endpoint
+from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control
+from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
 
@@ -80,7 +80,7 @@ class Introduction:
             blocks=blocks,
             allocated_bytes=allocated_bytes(memory),
             workers=config.workers,
-            transport=transport_name(config.transport),
+            transport=chosen_transport(config.transport, self._endpoint, config.paths),
             codec=wished_codec(config.compress),
             batch_bytes=config.batch_bytes,
             credit_bytes=credit_bytes(config.batch_bytes),
@@ -88,7 +88,12 @@ class Introduction:
             running=thread.call(guest.is_running),
             verify=bool(config.compares),
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(info.state, config.compress, verify_after=config.compares == "after"),
+            capabilities=offer(
+                info.state,
+                config.compress,
+                verify_after=config.compares == "after",
+                reconnect_ns=0 if self._endpoint.scheme == UNIX_SCHEME else config.reconnect_timeout_ns,
+            ),
             traits=describe(thread.call(guest.traits)),
             check=check,
         )
@@ -159,7 +164,7 @@ def for_older_peer(wish: Configure, reason: str, transport: str) -> Configure | 
     older = wish
     if _UNKNOWN_FIELD in reason:
         older = msgspec.structs.replace(wish, traits={}, check=False)
-    elif transport == AUTO and "transport" in reason:
+    elif transport == AUTO and "transport" in reason and wish.transport != "unix":
         older = msgspec.structs.replace(wish, transport=OLDEST_TRANSPORT)
     return older if older != wish else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,20 +13,28 @@ from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, VERIFY_AFTER, agreed_codecs, agreed_version, offer
+from parmig.engine.agreement import (
+    ENDPOINT_SCHEMES,
+    VERIFY_AFTER,
+    agreed_codecs,
+    agreed_version,
+    offer,
+    reconnect_ns_of,
+)
+from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
-from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
+from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports
-from parmig.transport.transport import Endpoint, parse_uri
+from parmig.transport.registry import control_scheme, data_scheme, open_control, transport_imports
+from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -41,24 +50,34 @@ class Listeners:
         memory: of the guest, in the source's numbering.
         config: where to listen.
         early: takes state that may be loaded at once.
+        notes: what happens to the channels of control and state.
 
     Attributes:
         token: 16 random bytes that whoever connects must send.
         pool: the workers.
         state: the channel for device state.
+        lasting: makes channels outlive their connections, if the source wants that.
         regions: all regions of all blocks.
     """
 
     def __init__(
-        self, wish: Configure, memory: Sequence[BlockMemory], config: ReceiveConfig, early: Callable[[bytes], None]
+        self,
+        wish: Configure,
+        memory: Sequence[BlockMemory],
+        config: ReceiveConfig,
+        early: Callable[[bytes], None],
+        notes: deque[ChannelNote],
     ) -> None:
         self.wish = wish
         self.token = secrets.token_bytes(16)
         logs.note_session(self.token)
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = memory
-        self._hosts = config.paths or (parse_uri(config.listen).host,)
-        self._next_port = config.data_ports[0]
+        control = parse_uri(config.listen)
+        self._hosts = config.paths or (control.host,)
+        self._control_scheme = control_scheme(control)
+        # Sockets in the file system are numbered from 1.
+        self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
         self._scheme = data_scheme(wish.transport)
@@ -72,13 +91,20 @@ class Listeners:
             page_digests=self._keeps_digests,
         )
         self._transport = open_control(
-            Endpoint(CONTROL_SCHEME, self._hosts[0], 0),
+            Endpoint(self._control_scheme, self._hosts[0], 0),
             "state channel",
             heartbeat=False,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )
-        self.state = StateReceiver(self._transport, self.token, early, max_bytes=config.max_state_bytes)
+        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes)
+        self.state = StateReceiver(
+            self._transport,
+            self.token,
+            early,
+            max_bytes=config.max_state_bytes,
+            lasting=lambda transport: self.lasting.listening(STATE, transport, self._state_endpoint),
+        )
         try:
             self._start()
         except BaseException:
@@ -91,14 +117,16 @@ class Listeners:
         memory, descriptors = memory_for_workers(self._memory)
         pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
+            self._ports[worker] = self._take_port()
             setup = ReceiveSetup(
                 worker=worker,
                 workers=wish.workers,
                 blocks=wish.blocks,
                 memory=memory,
-                uri=str(Endpoint(self._scheme, self._host(worker), self._take_port())),
+                uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
+                outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
                 protocol=agreed_version(wish.capabilities),
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,
@@ -107,7 +135,8 @@ class Listeners:
                 cpus=pinning.cpus(worker, local=self._host(worker)),
             )
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
-        self._state_endpoint = self._transport.bind(Endpoint(CONTROL_SCHEME, self._hosts[0], self._take_port()))
+        state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
+        self._state_endpoint = self._transport.bind(state)
         _logger.info("state channel listens at %s", self._state_endpoint)
 
     def _host(self, worker: int) -> str:
@@ -122,8 +151,8 @@ class Listeners:
     # -- once they listen ------------------------------------------------------------------------
 
     def note_port(self, worker: int, port: int) -> None:
-        """Note that *worker* listens at *port*."""
-        self._ports[worker] = port
+        """Note that *worker* listens at *port*; 0: where it was asked to."""
+        self._ports[worker] = port or self._ports[worker]
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""

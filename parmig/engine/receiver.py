@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space
+from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
 from parmig.engine.agreement import check_configure
 from parmig.engine.block_pairs import pair_blocks
 from parmig.engine.driver import POLL_MS
@@ -19,15 +19,24 @@ from parmig.engine.guest_thread import GuestThread
 from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
-from parmig.errors import CancelledError, GuestError, LimitExceededError, ParmigError, PeerLostError, PeerRefusedError
+from parmig.errors import (
+    CancelledError,
+    GuestError,
+    LimitExceededError,
+    ParmigError,
+    PeerLostError,
+    PeerRefusedError,
+    UsageError,
+)
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
-from parmig.transport.transport import parse_uri
+from parmig.transport.transport import UNIX_SCHEME, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S
 from parmig.version import __version__
 
@@ -68,6 +77,7 @@ class MigrationReceiver:
         )
         self._thread = GuestThread()
         self._session: ReceiveSession | None = None
+        self._store: RecordStore | None = None
         self._cancelled = False
         self._prepared = False
         self._hinted = False
@@ -107,8 +117,12 @@ class MigrationReceiver:
     # -- until a source is in -------------------------------------------------------------------
 
     def _open_port(self) -> None:
-        for host in (self._admission.endpoint.host, *self._config.paths):
-            check_exposure(host, insecure=self._config.insecure)
+        if self._admission.endpoint.scheme != UNIX_SCHEME:
+            for host in (self._admission.endpoint.host, *self._config.paths):
+                check_exposure(host, insecure=self._config.insecure)
+        elif self._config.paths:
+            raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")
+        self._store = RecordStore(self._config.state_dir)
         warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
@@ -179,6 +193,8 @@ class MigrationReceiver:
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
+        store = self._store
+        assert store is not None
         control = self._admission.admit()
         try:
             return ReceiveSession(
@@ -187,6 +203,8 @@ class MigrationReceiver:
                 _in_order_of(wish.blocks, memory, info),
                 self._config,
                 control,
+                endpoint=self._admission.endpoint,
+                store=store,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
@@ -206,6 +224,7 @@ class MigrationReceiver:
         return [
             *check_configure(wish, info, [part.block for part in memory], traits),
             *lack_of_space(memory, wish),
+            *wrong_transport(wish, self._admission.endpoint),
             *lack_of_ports(self._config.data_ports, wish.workers),
         ]
 
@@ -220,6 +239,7 @@ class MigrationReceiver:
         if not session.plan.lets_go:
             return False
         self._session = None
+        session.promise.end(session.plan, discarded=True)
         session.close()
         logs.note_session(b"")
         self._admission.listen()
@@ -233,10 +253,12 @@ class MigrationReceiver:
         # The source already knows about a failure: the plan sent it before, because the guest may be busy for long.
         # Without a hand-over it never runs here.
         session = self._session
-        if session is None or not session.plan.handed_over:
+        discarded = session is not None and session.plan.undecided
+        if session is None or not (session.plan.handed_over or session.plan.undecided):
             _logger.info("tear-down: the copy here never runs; discarding it")
             try:
                 self._thread.call(self._guest.discard)
+                discarded = True
             except Exception as problem:  # everything else must still be given back
                 _logger.warning("while ending: discard: %s", problem, extra=logs.REPORTED)
                 self._show(Progress(status="failed", message=f"while ending: discard: {problem}"))
@@ -244,8 +266,11 @@ class MigrationReceiver:
         self._thread.close()
         if session is not None:
             session.fill_in(self._report)
+            session.promise.end(session.plan, discarded=discarded)
             session.close()
         self._admission.close()
+        if self._store is not None:
+            self._store.close()
 
     def _show(self, progress: Progress) -> None:
         if self._progress is not None:

@@ -5,25 +5,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
 
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.agreement import (
+    ASK_FOR_GUEST,
+    RECONNECT,
+    VERIFY_AFTER,
+    channel_codecs,
+    check_accept,
+    reconnect_ns_of,
+)
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.handover_record import RecordState
 from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.pool import WorkerPool
+from parmig.engine.record_keeper import RecordKeeper, first_record
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
-from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup, memory_for_workers
+from parmig.engine.state_channel import StateSender, state_hello
+from parmig.engine.worker_setups import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     ParmigError,
@@ -38,8 +52,16 @@ from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
-from parmig.transport.registry import CONTROL_SCHEME, data_scheme, open_control, transport_imports, transport_name
-from parmig.transport.transport import Endpoint, parse_uri
+from parmig.transport.dial import Route
+from parmig.transport.registry import (
+    chosen_transport,
+    control_scheme,
+    data_scheme,
+    open_control,
+    transport_imports,
+    transport_name,
+)
+from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 from parmig.version import __version__
 
@@ -86,28 +108,35 @@ class MigrationSender(SourceSide):
         self._uri = uri
         self._config = config
         self._introduction: Introduction | None = None
+        self._keeper: RecordKeeper | None = None
 
     # -- before the guest is touched ------------------------------------------------------------
 
     def _prepare(self) -> SendRun:
         self._config.check()
+        store = self._opened.enter_context(RecordStore(self._config.state_dir))
         warm_up(WORKER_PROGRAMS[0], GUARDIAN_PROGRAM)
         codecs_of(self._config.compress, names())
-        data_scheme(self._config.transport)
+        endpoint = parse_uri(self._uri)
+        self._report.transport = chosen_transport(self._config.transport, endpoint, self._config.paths)
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
         blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
-        endpoint = parse_uri(self._uri)
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
         wish, answer = introduction.ask(wish)
         accept = self._agree(answer, wish, info)
         self._report.transport = wish.transport
+        keeper = self._keep_record(store, accept, endpoint)
         region_pages, control = wish.region_pages, introduction.control
         assert control is not None
+        reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
+        notes: deque[ChannelNote] = deque()
+        lasting = LastingChannels(accept.session, reconnect_ns, notes)
+        control.transport = lasting.calling(CONTROL, control.transport, endpoint)
         regions = cut(blocks, region_pages)
         shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
@@ -124,8 +153,8 @@ class MigrationSender(SourceSide):
                 workers=self._config.workers,
                 blocks=blocks,
                 memory=places,
-                uri=uri,
-                local=local,
+                routes=(Route(uri, local),),
+                reconnect_ns=reconnect_ns,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -150,8 +179,17 @@ class MigrationSender(SourceSide):
             verify=bool(self._config.compares) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, self._config.workers) if after else None,
+            may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
-        return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
+        state = self._connect_state(accept, endpoint, lasting)
+        return SendRun(self._means, plan, memory, shared, state, control, notes, endpoint, keeper)
+
+    def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
+        """Begin the record of this session, which the guardian reads too."""
+        record = self._thread.call(first_record, self._guest, accept.session, "source")
+        keeper = self._keeper = RecordKeeper(store, msgspec.structs.replace(record, peer=str(endpoint)))
+        self._custody.record = keeper.path
+        return keeper
 
     def _compares_after(self, accept: Accept) -> bool:
         """Whether both memories are compared after the hand-over; an older destination can only do it before."""
@@ -179,18 +217,24 @@ class MigrationSender(SourceSide):
         """Where each worker connects to, and from which local address."""
         for worker, data in enumerate(accept.data):
             path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
-            host = path.remote if path else data.host or control.host
-            self._paths.append(str(path) if path else host)
             scheme = data.scheme or data_scheme(transport)
+            host = path.remote if path else data.host or control.host
+            if scheme == UNIX_SCHEME:
+                host = control.host
+            self._paths.append(str(path) if path else host)
             yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
 
-    def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:
-        endpoint = Endpoint(CONTROL_SCHEME, accept.state.host or control.host, accept.state.port)
+    def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
+        host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
+        endpoint = Endpoint(control_scheme(control), host, accept.state.port)
         transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         _logger.info("state channel connected to %s", endpoint)
-        return StateSender(transport, accept.session)
+        transport.write([state_hello(accept.session)])
+        channel = lasting.calling(STATE, transport, endpoint)
+        self._opened.callback(channel.shutdown)
+        return StateSender(channel)
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -212,6 +256,7 @@ class MigrationSender(SourceSide):
         return run is not None and run.may_stand_still and not run.handed_over and not self._custody.problem
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
+        self._end_record()
         control = self._introduction.control if self._introduction is not None else None
         if control is None:
             return
@@ -222,6 +267,15 @@ class MigrationSender(SourceSide):
             message = peer_messages.Failure(error_reports.describe_error(error or CancelledError("the source gave up")))
         with contextlib.suppress(PeerLostError):
             control.write(message)
+
+    def _end_record(self) -> None:
+        """Close the record. Without a hand-over it says nothing, unless the guest could not be given back."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if keeper.record.state in (RecordState.RETURNED, RecordState.COMPLETED) and not self._custody.problem:
+            keeper.settle()
+        keeper.close(keep=keeper.record.state is not RecordState.OPEN or bool(self._custody.problem))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)

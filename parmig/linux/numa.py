@@ -27,7 +27,7 @@ def local_address(remote: str) -> str:
         with socket.socket(family, kind, protocol) as udp:
             udp.connect(address)
             return str(udp.getsockname()[0])
-    except OSError:
+    except (OSError, UnicodeError):  # also for a name that is no host name, as the path of a socket
         return ""
 
 

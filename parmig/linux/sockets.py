@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
+from collections.abc import Sequence
 
 _UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
@@ -21,10 +24,57 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+_DESCRIPTOR = struct.Struct("=i")
+
+
+def send_with_descriptors(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send *data*, a few bytes, with duplicates of *fds* (SCM_RIGHTS). Raises OSError."""
+    packed = b"".join(map(_DESCRIPTOR.pack, fds))
+    connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
+
+
+def receive_with_descriptors(connection: socket.socket, most_bytes: int, most_fds: int) -> tuple[bytes, list[int]]:
+    """Bytes that have arrived on this Unix socket, and the descriptors that came with them, which the caller closes.
+
+    Raises:
+        OSError: nothing is there (BlockingIOError), the connection is gone, or more than *most_fds* came at once; all
+            of these are closed.
+    """
+    room = socket.CMSG_SPACE(most_fds * _DESCRIPTOR.size)
+    data, ancillary, flags, _ = connection.recvmsg(most_bytes, room, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(content) - len(content) % _DESCRIPTOR.size
+            fds += (fd for (fd,) in _DESCRIPTOR.iter_unpack(content[:whole]))
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMSGSIZE, f"over {most_fds} descriptors came at once")
+    return data, fds
+
+
 def unacknowledged_bytes(connection: socket.socket) -> int:
-    """How many bytes sent on this TCP connection the peer's kernel has not acknowledged yet (TIOCOUTQ, tcp(7))."""
+    """How many bytes sent on this connection the peer's kernel has not acknowledged yet (TIOCOUTQ, tcp(7)).
+
+    On a Unix socket: bytes that the peer has not read yet.
+    """
     size_bytes: int = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
     return size_bytes
+
+
+_TCP_INFO_SILENCE = struct.Struct("@24xI28xI")  # struct tcp_info: tcpi_unacked at byte 24, tcpi_last_ack_recv at 56
+
+
+def silence_ms(connection: socket.socket) -> int:
+    """For how long the peer's host has acknowledged nothing, while segments are under way to it; 0: none are.
+
+    A peer that only makes no room has none under way: the kernel then probes for room. What was sent after a long
+    silence counts as long as the silence, so look more than once.
+    """
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SILENCE.size)
+    unacknowledged, silent_ms = _TCP_INFO_SILENCE.unpack(info)
+    return int(silent_ms) if unacknowledged else 0
 
 
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_received

@@ -6,15 +6,16 @@ A transport for pages is imported when it is first opened. The command line only
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from parmig.errors import UsageError
 from parmig.transport.tcp import TcpTransport
-from parmig.transport.transport import Endpoint, MigrationTransport
+from parmig.transport.transport import UNIX_SCHEME, Endpoint, MigrationTransport
 
 CONTROL_SCHEME = "tcp"
-"""The scheme of the control channel and the state channel, whatever transport carries the pages."""
+"""The scheme of the control channel and the state channel between hosts, whatever transport carries the pages."""
 
 
 class TransportKind(NamedTuple):
@@ -34,6 +35,7 @@ class TransportKind(NamedTuple):
 _KINDS = (
     TransportKind("zmq+tcp", "zmq", "parmig.transport.zeromq:ZmqTransport"),
     TransportKind("tcp", "tcp", "parmig.transport.tcp:TcpTransport"),
+    TransportKind(UNIX_SCHEME, "unix", "parmig.transport.unix:UnixTransport"),
 )
 
 TRANSPORTS = {kind.scheme: kind for kind in _KINDS}
@@ -65,6 +67,28 @@ def transport_choices() -> tuple[str, ...]:
 def transport_name(choice: str) -> str:
     """The name of the transport that a user's *choice* means."""
     return AUTO_TRANSPORT if choice == AUTO else choice
+
+
+def chosen_transport(choice: str, control: Endpoint, paths: Sequence[object] = ()) -> str:
+    """The name of the transport that carries pages between this host and a receiver at *control*.
+
+    Args:
+        choice: of the user.
+        paths: addresses that the user gave.
+
+    Raises:
+        UsageError: there is no such transport, or it does not fit *control*.
+    """
+    data_scheme(choice)
+    if control.scheme != UNIX_SCHEME:
+        if choice == "unix":
+            raise UsageError(f"--transport unix is for receivers at unix:///PATH, not at {control}; leave it out")
+        return transport_name(choice)
+    if choice not in (AUTO, "unix"):
+        raise UsageError(f"--transport {choice} needs an address, and {control} has none; leave it out")
+    if paths:
+        raise UsageError(f"--path needs addresses, and {control} has none; leave it out")
+    return "unix"
 
 
 def data_scheme(choice: str) -> str:
@@ -101,8 +125,13 @@ def transport_imports(scheme: str) -> tuple[str, ...]:
     return (TRANSPORTS[scheme].factory,) if scheme in TRANSPORTS else ()
 
 
+def control_scheme(endpoint: Endpoint) -> str:
+    """The scheme of the control channel and the state channel of a receiver at *endpoint*."""
+    return UNIX_SCHEME if endpoint.scheme == UNIX_SCHEME else CONTROL_SCHEME
+
+
 def open_control(endpoint: Endpoint, name: str, **options: Any) -> TcpTransport:
-    """A channel for control or device state. It is plain TCP, also at an address of another scheme.
+    """A channel for control or device state: a Unix socket, or plain TCP, also at an address of another scheme.
 
     Args:
         endpoint: as in :func:`open_transport`.
@@ -113,7 +142,8 @@ def open_control(endpoint: Endpoint, name: str, **options: Any) -> TcpTransport:
         UsageError: the scheme is not known.
     """
     _check_scheme(endpoint)
-    return TcpTransport(name, **options)
+    factory: type[TcpTransport] = resolve_name(TRANSPORTS[control_scheme(endpoint)].factory)
+    return factory(name, **options)
 
 
 def _check_scheme(endpoint: Endpoint) -> None:

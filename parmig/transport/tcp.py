@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from parmig.errors import HostRefusedError, PeerLostError
-from parmig.transport.tcp_connect import connect_and_greet
+from parmig.transport.tcp_connect import connect_and_greet, dial
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
@@ -66,12 +66,20 @@ class TcpTransport(MigrationTransport):
     # -- opening --------------------------------------------------------------------------------
 
     def bind(self, endpoint: Endpoint) -> Endpoint:
+        self._listener, bound = self._listen_at(endpoint)
+        self._listener.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        return bound
+
+    def _listen_at(self, endpoint: Endpoint) -> tuple[socket.socket, Endpoint]:
+        """A listening socket, and where it listens. Raises HostRefusedError."""
         host = "" if endpoint.host == "*" else endpoint.host.strip("[]")
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 host or "0.0.0.0", endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            self._listener = socket.create_server(
+            listener = socket.create_server(
                 address[:2],
                 family=family,
                 backlog=BACKLOG,
@@ -83,21 +91,24 @@ class TcpTransport(MigrationTransport):
             raise HostRefusedError(
                 f"cannot listen on {endpoint}: {why}; choose another port or a local address"
             ) from error
-        self._listener.setblocking(False)
-        self._epoll = select.epoll()
-        self._epoll.register(self._listener, select.EPOLLIN)
-        return Endpoint(endpoint.scheme, endpoint.host, self._listener.getsockname()[1])
+        return listener, Endpoint(endpoint.scheme, endpoint.host, listener.getsockname()[1])
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
-        sock = connect_and_greet(self._name, endpoint, local, timeout_ns)
-        self._peer = Connection(sock, self._inbox(MAX_FRAMES * self._max_message_bytes))
+        sock = connect_and_greet(self._name, endpoint, local, timeout_ns, self._dial)
+        self._peer = self._open_connection(sock, MAX_FRAMES * self._max_message_bytes)
         self._peer.inbox.feed(GREETING)  # connect_and_greet() has read it
         self._peer.settle(beats=self._heartbeat)
         self._epoll = select.epoll()
         self._epoll.register(self._peer, select.EPOLLIN)
 
-    def _inbox(self, max_message_bytes: int) -> Inbox:
-        return Inbox(self._max_message_bytes, max_message_bytes)
+    _dial = staticmethod(dial)
+
+    def _lets_in(self, sock: socket.socket) -> bool:
+        """Whether whoever connected may speak at all."""
+        return True
+
+    def _open_connection(self, sock: socket.socket, max_message_bytes: int) -> Connection:
+        return Connection(sock, Inbox(self._max_message_bytes, max_message_bytes))
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -151,6 +162,11 @@ class TcpTransport(MigrationTransport):
         if message is None and peer.ended:
             raise self._lost(peer)
         return message
+
+    @property
+    def closed_by_peer(self) -> bool:
+        """Whether the peer, or something between, has closed the connection, so that its host is there."""
+        return self._peer is not None and self._peer.closed
 
     def _lost(self, peer: Connection) -> PeerLostError:
         return PeerLostError(f"{self._name}: the connection to the peer was lost: {peer.ended}")
@@ -210,7 +226,10 @@ class TcpTransport(MigrationTransport):
                     self._leave_in_kernel(epoll, time.monotonic_ns() + NO_DESCRIPTORS_NS)
                     return
                 continue  # it ended before it was let in
-            connection = Connection(sock, self._inbox(self._first_message_bytes))
+            if not self._lets_in(sock):
+                sock.close()
+                continue
+            connection = self._open_connection(sock, self._first_message_bytes)
             self._strangers[sock.fileno()] = (connection, time.monotonic_ns() + FIRST_MESSAGE_NS)
             epoll.register(sock, select.EPOLLIN)
             try:
@@ -256,7 +275,7 @@ class TcpTransport(MigrationTransport):
         self._leaving.clear()
         self._close_port()
         peer.inbox.max_message_bytes = MAX_FRAMES * self._max_message_bytes
-        peer.settle(beats=self._heartbeat)
+        peer.settle(beats=self._heartbeat, accepted=True)
         self._peer = peer
 
     def _close_port(self) -> None:

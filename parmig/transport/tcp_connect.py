@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connecting end of a TCP channel, until both sides have greeted."""
+"""The connecting end of a channel on a stream socket, until both sides have greeted."""
 
 from __future__ import annotations
 
 import errno
 import socket
 import time
+from collections.abc import Callable
 
 from parmig.errors import PeerUnreachableError
 from parmig.transport.tcp_framing import GREETING
@@ -14,21 +15,35 @@ from parmig.units import NS_PER_S
 
 _RETRY_S = 0.1
 
+_MAY_START = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError)
 
-def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int) -> socket.socket:
+
+def dial(endpoint: Endpoint, local: str, timeout_s: float) -> socket.socket:
+    """A TCP connection to *endpoint*, from address *local* if given. Raises OSError or UnicodeError."""
+    source = (local.strip("[]"), 0) if local else None
+    return socket.create_connection(
+        (endpoint.host.strip("[]"), endpoint.port), timeout=timeout_s, source_address=source
+    )
+
+
+def connect_and_greet(
+    name: str,
+    endpoint: Endpoint,
+    local: str,
+    timeout_ns: int,
+    dial: Callable[[Endpoint, str, float], socket.socket] = dial,
+) -> socket.socket:
     """A connection to a peer that speaks parmig's framing; see ``MigrationTransport.connect``.
 
     Raises:
         PeerUnreachableError: no peer answered in time, or it does not speak this framing.
     """
     deadline = time.monotonic() + timeout_ns / NS_PER_S
-    address = (endpoint.host.strip("[]"), endpoint.port)
-    source = (local.strip("[]"), 0) if local else None
     while True:
         left_s = max(0.1, deadline - time.monotonic())
         answered = False
         try:
-            sock = socket.create_connection(address, timeout=left_s, source_address=source)
+            sock = dial(endpoint, local, left_s)
             answered = True
             if _hear_greeting(sock, deadline):
                 return sock
@@ -36,7 +51,7 @@ def connect_and_greet(name: str, endpoint: Endpoint, local: str, timeout_ns: int
         except (OSError, UnicodeError) as error:
             why = error
         # Refused: the receiver may be starting. Closed without a greeting: it had too many strangers at once.
-        again = isinstance(why, (ConnectionRefusedError, ConnectionResetError)) or (answered and why is None)
+        again = isinstance(why, _MAY_START) or (answered and why is None)
         if not again or time.monotonic() + _RETRY_S > deadline:
             if answered:
                 raise PeerUnreachableError(

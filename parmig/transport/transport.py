@@ -15,24 +15,41 @@ from parmig.units import MIB
 Buffer = bytes | bytearray | memoryview
 
 
+UNIX_SCHEME = "unix"
+"""The scheme of sockets in the file system of this host."""
+
+
 class Endpoint(msgspec.Struct, frozen=True):
-    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets."""
+    """A parsed URI: ``scheme://host:port``; IPv6 hosts keep their brackets.
+
+    For ``unix:///PATH``, ``host`` is the path, and ``port`` numbers the sockets of one receiver: 0 is PATH itself, and
+    number 3 is ``PATH.3``.
+    """
 
     scheme: str
     host: str
     port: int
 
+    @property
+    def path(self) -> str:
+        """(unix) The file of the socket."""
+        return f"{self.host}.{self.port}" if self.port else self.host
+
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.path if self.scheme == UNIX_SCHEME else f'{self.host}:{self.port}'}"
 
 
 def parse_uri(text: str) -> Endpoint:
     """The endpoint that *text* names.
 
     Raises:
-        UsageError: not of the form ``scheme://host:port``, or a port outside 0 to 65535.
+        UsageError: not of the form ``scheme://host:port`` or ``unix:///PATH``, or a port outside 0 to 65535.
     """
     scheme, separator, rest = text.partition("://")
+    if scheme == UNIX_SCHEME and separator:
+        if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
+            raise UsageError(f"{text!r} names no socket; write the whole path of a file, like unix:///run/parmig.sock")
+        return Endpoint(scheme, rest, 0)
     if scheme == "file":
         raise UsageError(f"{text!r} is a file, and a migration needs a peer that answers; use parmig save")
     host, colon, port = rest.rpartition(":")
@@ -47,6 +64,10 @@ def unreachable(name: str, endpoint: Endpoint, local: str, error: BaseException 
     """The error to raise if no peer answers the channel *name* at *endpoint*."""
     via = f" from {local}" if local else ""
     why = getattr(error, "strerror", None) or error
+    if endpoint.scheme == UNIX_SCHEME:
+        return PeerUnreachableError(
+            f"{name}: no peer answers at {endpoint}{via}: {why}; start `parmig receive` there first, and check the path"
+        )
     return PeerUnreachableError(
         f"{name}: no peer answers at {endpoint}{via}: {why}; "
         "start `parmig receive` there first, and check address, port and firewall"
@@ -196,6 +217,11 @@ class MigrationTransport(ABC):
         """(listening side) Make the sender of the message read last the only peer. All other connections are closed,
         and no new one is let in.
         """
+
+    @property
+    def closed_by_peer(self) -> bool:
+        """Whether a lost connection was closed by the peer, or something between: then its host is there."""
+        return False
 
     @abstractmethod
     def pollables(self) -> list[int]:

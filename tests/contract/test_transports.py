@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -43,7 +47,26 @@ class Loop:
         self.scheme, _, with_token = scheme.partition(" with a ")
         self.token = TOKEN if with_token else b""
         self.listeners: list[MigrationTransport] = []
+        self.names_hosts = self.scheme != "unix"
         self._stack = stack
+        self._directory = Path(stack.enter_context(TemporaryDirectory()))
+        self._numbers = itertools.count()
+
+    def here(self, port: int = 0) -> Endpoint:
+        """An address of this host; without a *port*, one at which nobody listens."""
+        if self.names_hosts:
+            return Endpoint(self.scheme, "127.0.0.1", port)
+        return Endpoint(self.scheme, str(self._directory / f"socket{next(self._numbers)}"), port)
+
+    @contextmanager
+    def other_listener(self) -> Iterator[tuple[socket.socket, Endpoint]]:
+        """A listener that is no transport of parmig."""
+        endpoint = self.here()
+        family = socket.AF_INET if self.names_hosts else socket.AF_UNIX
+        with socket.socket(family) as server:
+            server.bind(("127.0.0.1", 0) if self.names_hosts else endpoint.path)
+            server.listen()
+            yield server, Endpoint(self.scheme, "127.0.0.1", server.getsockname()[1]) if self.names_hosts else endpoint
 
     def open(
         self,
@@ -54,7 +77,7 @@ class Loop:
         token: bytes | None = None,
     ) -> MigrationTransport:
         transport = open_transport(
-            Endpoint(self.scheme, "127.0.0.1", 0),
+            self.here(),
             name,
             heartbeat=heartbeat,
             max_message_bytes=max_bytes,
@@ -66,7 +89,7 @@ class Loop:
     def listen(self, **how: bool) -> tuple[MigrationTransport, Endpoint]:
         transport = self.open("listener", **how)
         self.listeners.append(transport)
-        return transport, transport.bind(Endpoint(self.scheme, "127.0.0.1", 0))
+        return transport, transport.bind(self.here())
 
     def connect(self, endpoint: Endpoint, *, timeout_ns: int = LIMIT_NS, **how: Any) -> MigrationTransport:
         """Connect, while the listeners are read as their owners do."""
@@ -98,6 +121,28 @@ def wrapped_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
 def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
     with ExitStack() as stack:
         yield Loop(request.param, stack)
+
+
+@pytest.fixture
+def addressed(loop: Loop) -> Loop:
+    """A loop of a transport between hosts."""
+    if not loop.names_hosts:
+        pytest.skip("this transport has no addresses")
+    return loop
+
+
+def dial(endpoint: Endpoint, timeout: float = 10) -> socket.socket:
+    """A bare connection to *endpoint*."""
+    if endpoint.scheme != "unix":
+        return socket.create_connection((endpoint.host, endpoint.port), timeout=timeout)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(endpoint.path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def lost(transport: MigrationTransport) -> bool:
@@ -296,11 +341,11 @@ def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> N
 
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_connector(loop: Loop, heartbeat: bool) -> None:
-    with peer("listen", Endpoint(loop.scheme, "127.0.0.1", 0), heartbeat=heartbeat, token=loop.token) as process:
+    here = loop.here()
+    with peer("listen", here, heartbeat=heartbeat, token=loop.token) as process:
         assert process.stdout is not None
-        connector = loop.connect(
-            Endpoint(loop.scheme, "127.0.0.1", int(process.stdout.readline())), heartbeat=heartbeat
-        )
+        port = int(process.stdout.readline())
+        connector = loop.connect(Endpoint(here.scheme, here.host, port), heartbeat=heartbeat)
         connector.write([b"hello"])
         assert next_message(connector) == [b"hello"]
         process.kill()
@@ -375,7 +420,7 @@ def test_nobody_comes_in_after_the_peer(loop: Loop) -> None:
     listener, connector, endpoint = loop.pair()
     for _ in range(3):
         with pytest.raises(OSError):
-            socket.create_connection((endpoint.host, endpoint.port), timeout=0.2).close()
+            dial(endpoint, 0.2).close()
     with pytest.raises(PeerUnreachableError):
         loop.connect(endpoint, timeout_ns=NS_PER_S // 5)
     connector.write([b"still here"])
@@ -387,7 +432,7 @@ def test_nobody_comes_in_after_the_peer(loop: Loop) -> None:
 def test_strangers_do_not_disturb(loop: Loop) -> None:
     listener, endpoint = loop.listen()
     for data in (b"", b"GET / HTTP/1.0\r\n\r\n", os.urandom(4096), b"\xff\0\0\0\0\0\0\0\1\x7f", GREETING + b"\xff" * 8):
-        with socket.create_connection((endpoint.host, endpoint.port), timeout=10) as stranger:
+        with dial(endpoint) as stranger:
             with suppress(OSError):  # it may have been shut out already
                 stranger.sendall(data)
                 stranger.shutdown(socket.SHUT_WR)
@@ -521,7 +566,7 @@ def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:
     with ExitStack() as stack:
         strangers = []
         for _ in range(200):
-            one = stack.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=10))
+            one = stack.enter_context(dial(endpoint))
             one.setblocking(False)
             strangers.append(one)
             assert listener.read() is None
@@ -575,30 +620,25 @@ def test_a_peer_beyond_the_limit_is_lost(loop: Loop) -> None:
 # -- nobody there -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def tcp_listener() -> Iterator[tuple[socket.socket, int]]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server, server.getsockname()[1]
-
-
 def test_nobody_at_an_address_is_told_with_the_address(loop: Loop) -> None:
-    with tcp_listener() as (_, port):
+    with loop.other_listener() as (_, endpoint):
         pass  # free again
-    with pytest.raises(
-        PeerUnreachableError, match=rf"channel: no peer answers at {loop.scheme.replace('+', '.')}://127.0.0.1:{port}"
-    ):
-        loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
+    with pytest.raises(PeerUnreachableError, match=f"channel: no peer answers at {re.escape(str(endpoint))}"):
+        loop.open().connect(endpoint, timeout_ns=NS_PER_S // 5)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "a\u2028b", "x" * 300])
-def test_a_name_that_does_not_exist_is_unreachable(loop: Loop, host: str) -> None:
+def test_a_name_that_does_not_exist_is_unreachable(addressed: Loop, host: str) -> None:
     with pytest.raises(PeerUnreachableError, match=f"{host}:4600".replace(".", r"\.")):
-        loop.open().connect(Endpoint(loop.scheme, host, 4600), timeout_ns=NS_PER_S // 5)
+        addressed.open().connect(Endpoint(addressed.scheme, host, 4600), timeout_ns=NS_PER_S // 5)
 
 
 def test_a_listener_that_never_answers_is_unreachable(loop: Loop) -> None:
-    with tcp_listener() as (_, port), pytest.raises(PeerUnreachableError, match=f":{port} answers, but does not speak"):
-        loop.open().connect(Endpoint(loop.scheme, "127.0.0.1", port), timeout_ns=NS_PER_S // 5)
+    with (
+        loop.other_listener() as (_, endpoint),
+        pytest.raises(PeerUnreachableError, match=f"{re.escape(str(endpoint))} answers, but does not speak"),
+    ):
+        loop.open().connect(endpoint, timeout_ns=NS_PER_S // 5)
 
 
 def test_a_local_address_that_is_not_ours_is_told(loop: Loop) -> None:
@@ -607,41 +647,37 @@ def test_a_local_address_that_is_not_ours_is_told(loop: Loop) -> None:
         loop.open().connect(endpoint, local="192.0.2.77", timeout_ns=NS_PER_S // 5)
 
 
-def test_the_local_address_is_used(loop: Loop) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def test_the_local_address_is_used(addressed: Loop) -> None:
+    with addressed.other_listener() as (server, endpoint):
         with pytest.raises(PeerUnreachableError):
-            loop.open().connect(
-                Endpoint(loop.scheme, "127.0.0.1", server.getsockname()[1]), local="127.0.0.9", timeout_ns=NS_PER_S // 5
-            )
+            addressed.open().connect(endpoint, local="127.0.0.9", timeout_ns=NS_PER_S // 5)
         server.settimeout(10)
-        for _ in range(2 if loop.scheme == "zmq+tcp" else 1):  # with ZeroMQ first a probe, then the channel
+        for _ in range(2 if addressed.scheme == "zmq+tcp" else 1):  # with ZeroMQ first a probe, then the channel
             connection, address = server.accept()
             connection.close()
             assert address[0] == "127.0.0.9"
 
 
 def test_a_port_in_use_is_told(loop: Loop) -> None:
-    with (
-        tcp_listener() as (_, port),
-        pytest.raises(HostRefusedError, match=f"127.0.0.1:{port}.*in use.*another port") as caught,
-    ):
-        loop.open().bind(Endpoint(loop.scheme, "127.0.0.1", port))
+    what = "127.0.0.1:.*in use.*another port" if loop.names_hosts else "socket.*another process listens"
+    with loop.other_listener() as (_, endpoint), pytest.raises(HostRefusedError, match=what) as caught:
+        loop.open().bind(endpoint)
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("host", ["192.0.2.77", "no-such-host.invalid", "a..b", "a\u2028b"])
-def test_an_address_that_is_not_ours_cannot_be_listened_on(loop: Loop, host: str) -> None:
+def test_an_address_that_is_not_ours_cannot_be_listened_on(addressed: Loop, host: str) -> None:
     with pytest.raises(HostRefusedError, match="cannot listen on") as caught:
-        loop.open().bind(Endpoint(loop.scheme, host, 0))
+        addressed.open().bind(Endpoint(addressed.scheme, host, 0))
     assert host in str(caught.value)
 
 
-def test_all_addresses_can_be_listened_on(loop: Loop) -> None:
-    listener = loop.open()
-    endpoint = listener.bind(Endpoint(loop.scheme, "0.0.0.0", 0))
+def test_all_addresses_can_be_listened_on(addressed: Loop) -> None:
+    listener = addressed.open()
+    endpoint = listener.bind(Endpoint(addressed.scheme, "0.0.0.0", 0))
     assert endpoint.port
-    loop.listeners.append(listener)
-    loop.connect(Endpoint(loop.scheme, "127.0.0.1", endpoint.port)).write([b"x"])
+    addressed.listeners.append(listener)
+    addressed.connect(Endpoint(addressed.scheme, "127.0.0.1", endpoint.port)).write([b"x"])
     assert next_message(listener) == [b"x"]
 
 
@@ -665,7 +701,7 @@ def test_an_unknown_scheme_is_refused(loop: Loop) -> None:
         open_transport(Endpoint("pigeon", "host", 1), "x", heartbeat=False, max_message_bytes=1)
 
 
-@pytest.mark.parametrize("text", ["zmq+tcp://host:1", "zmq+tcp://[::1]:65535", "tcp://10.0.0.1:0"])
+@pytest.mark.parametrize("text", ["zmq+tcp://host:1", "zmq+tcp://[::1]:65535", "tcp://10.0.0.1:0", "unix:///a/b.3"])
 def test_an_address_reads_as_it_is_written(text: str) -> None:
     assert str(parse_uri(text)) == text
 

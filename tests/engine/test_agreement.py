@@ -13,6 +13,7 @@ from parmig.engine.agreement import (
     check_accept,
     check_configure,
     offer,
+    reconnect_ns_of,
 )
 from parmig.engine.block_pairs import block_mismatches, pair_blocks
 from parmig.engine.mismatch import Mismatch
@@ -97,7 +98,7 @@ def test_capabilities_that_we_do_not_know_do_not_matter() -> None:
     [
         *GUESTS,
         ({"codec": "rar"}, "compression", "'rar'", "only none, lz4, zstd, delta"),
-        ({"transport": "pigeon"}, "transport", "'pigeon'", "only zmq, tcp"),
+        ({"transport": "pigeon"}, "transport", "'pigeon'", "only zmq, tcp, unix"),
         ({"credit_bytes": 4096}, "credit", "4096 bytes", "at least one batch of 1048576 bytes"),
     ],
 )
@@ -177,10 +178,28 @@ def test_the_endpoints_are_of_the_agreed_transport(scheme: str, found: list[tupl
 
 
 def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
-    usual = (*CAPABILITIES, "endpoint-schemes", "verify-after", "protocol-3", *(f"codec-{name}" for name in names()))
+    usual = (
+        *CAPABILITIES,
+        "endpoint-schemes",
+        "verify-after",
+        "ask-for-guest",
+        "reconnect",
+        "protocol-3",
+        *(f"codec-{name}" for name in names()),
+    )
     assert offer("") == offer("migrate") == usual
     assert set(usual) - set(offer("", verify_after=False)) == {"verify-after"}
     assert offer("devices") == (*usual, "state-devices")
+
+
+def test_a_source_names_how_long_an_outage_may_last() -> None:
+    assert set(offer("", reconnect_ns=0)) == set(offer("")) - {"reconnect"}
+    assert set(offer("", reconnect_ns=1_500_000_000)) - set(offer("")) == {"reconnect-1500"}
+    assert reconnect_ns_of(offer("", reconnect_ns=1_500_000_000)) == 1_500_000_000
+    for offered in ((), ("reconnect",), ("reconnect-",), ("reconnect-x",), ("reconnect--1",), ("reconnect-٣",)):
+        assert reconnect_ns_of(offered) == 0
+    assert reconnect_ns_of(("reconnect-999999999",)) == 24 * 3600 * 10**9
+    assert reconnect_ns_of(("reconnect-9999999999",)) == 0
 
 
 @pytest.mark.parametrize("state", ["", "migrate", "devices"])

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -275,10 +276,24 @@ class Migration:
         return until(lambda: self.receiver is not None and self.receiver._pool.pids(), "receive workers")
 
 
+@contextlib.contextmanager
+def listen_uri(transport: str = "auto") -> Iterator[str]:
+    """Where a receiver listens for a sender with this ``--transport``."""
+    if transport != "unix":
+        yield LISTEN
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield f"unix://{directory}/socket"
+        assert not os.listdir(directory)
+
+
 def migrate(source: HeldGuest, destination: HeldGuest, **options: Any) -> tuple[Report, Report]:
     """One whole migration with these fields of SendConfig; both reports."""
     config = SendConfig(**({"workers": 2, "verify": True} | options))
-    with Migration(source, destination, config) as migration:
+    with (
+        listen_uri(config.transport) as uri,
+        Migration(source, destination, config, receive=ReceiveConfig(listen=uri)) as migration,
+    ):
         return migration.sent(), migration.received()
 
 
@@ -461,7 +476,7 @@ class Command:
 
     def uri(self) -> str:
         """Where a receiver listens."""
-        self.wait_for("listening on zmq")
+        self.wait_for("listening on ")
         until(lambda: self.errors.partition("listening on ")[2].partition("\n")[1], "the whole line")
         return self.errors.partition("listening on ")[2].partition("\n")[0]
 

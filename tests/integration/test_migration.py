@@ -26,6 +26,7 @@ from tests.integration.sides import (
     Migration,
     allocated_bytes,
     guests,
+    listen_uri,
     migrate,
     tracked_mappings,
     until,
@@ -276,7 +277,8 @@ def test_workers_use_no_shared_memory_directory_and_end_with_the_migration() -> 
 @pytest.mark.parametrize("transport", data_transports())
 def test_the_command_line_moves_a_guest_and_both_sides_report_it(transport: str) -> None:
     with (
-        Command("receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "synthetic:memory=32MiB", "--json") as there,
+        listen_uri(transport) as uri,
+        Command("receive", "--listen", uri, "--guest", "synthetic:memory=32MiB", "--json") as there,
         Command(
             "send",
             there.uri(),
