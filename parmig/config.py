@@ -15,7 +15,7 @@ import msgspec
 from parmig.errors import UsageError
 from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, check_options, option
 from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
-from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, Path, check_cpus, check_paths
+from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, STATE_DIR, Path, check_cpus, check_paths
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
@@ -185,6 +185,7 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
     announce: Announce = False
+    state_dir: Annotated[str, STATE_DIR] = ""
 
     @property
     def compares(self) -> str:
@@ -257,6 +258,7 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     ] = 0
     max_state_bytes: Annotated[int, option("Accept at most this much device state.", SIZE, ge=0)] = GIB
     announce: Announce = False
+    state_dir: Annotated[str, STATE_DIR] = ""
 
 
 class DemoConfig(_Config, frozen=True, kw_only=True):

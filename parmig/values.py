@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.options import Unit
+from parmig.options import Unit, option
 from parmig.units import format_cpus, parse_cpus, parse_rate, write_size
 
 AUTO = "auto"
@@ -99,4 +99,11 @@ def _read_cpus(text: str) -> str:
 PATH_PAIR = Unit("LOCAL-REMOTE[@RATE]", "a pair of addresses", parse_path)
 PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
 FILE = Unit("FILE", "a file", _read_file)
+STATE_DIR = option(
+    "Directory for the record of the hand-over; see recover.md.",
+    metavar="DIR",
+    shown="$PARMIG_STATE_DIR; else /var/lib/parmig, or ~/.local/state/parmig for a user who is not root",
+)
+"""The same for every command that writes or reads records."""
+
 CPUS = Unit("LIST", "a list of processors", _read_cpus)

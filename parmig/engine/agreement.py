@@ -32,6 +32,9 @@ after the hand-over. A source names it only if its user wants that; it then asks
 PATHS = "paths"
 """Feature: each receive worker listens at all addresses of the destination, and Accept has their list."""
 
+ASK_FOR_GUEST = "ask-for-guest"
+"""Feature: a destination that was ready says *refused* for good, and answers a source that lost it and asks."""
+
 RECONNECT = "reconnect"
 """Feature: channels outlive their connections. The source names it with how long an outage may last, in milliseconds:
 ``reconnect-60000``. A source whose user wants no such thing does not name it."""
@@ -39,7 +42,7 @@ RECONNECT = "reconnect"
 MAX_RECONNECT_MS = 24 * 3600 * 1000
 """Whatever a source announces, the destination keeps nothing for longer than this."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, RECONNECT, PATHS)
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST, RECONNECT, PATHS)
 """What this version does only if the other side names it too."""
 
 
