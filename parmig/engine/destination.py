@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.comparison import PlacedAnswers
-from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, StateArrived, WriteState
+from parmig.engine.destination_events import Act, Event, Instruction, SendMessage, StateArrived, WriteState
 from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, SILENCE_LIMIT_NS, Step, overdue
 from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.plan import Plan
+from parmig.engine.requested_digest import RequestedDigest
 from parmig.engine.shares import assign
 from parmig.engine.state_channel import NO_STATE, check_size
-from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (
     ParmigError,
     PeerFailedError,
@@ -36,7 +36,6 @@ from parmig.errors import (
     ProtocolError,
     StateError,
 )
-from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.status import MigrationStatus, StatusEvent
 
@@ -51,6 +50,7 @@ class DestinationPlan(Plan[Instruction]):
         regions: all regions of all blocks.
         workers: how many receive workers.
         verify: whether the source announced that it asks for a digest.
+        outlives: whether channels outlive their connections, so that workers may be replaced.
         compared: whether the workers keep digests of what they place, for a comparison after the hand-over.
         switchover_ns: how long the source's pause may take.
         max_state_bytes: the most device state that is taken.
@@ -77,6 +77,7 @@ class DestinationPlan(Plan[Instruction]):
         *,
         verify: bool,
         compared: bool = False,
+        outlives: bool = False,
         switchover_ns: int,
         max_state_bytes: int,
         now_ns: int,
@@ -88,16 +89,14 @@ class DestinationPlan(Plan[Instruction]):
         self.source_digest: str | None = None
         self.state_bytes = 0
         self._owned = assign([region.pages for region in regions], workers)
-        self._regions = len(regions)
         self._answers = PlacedAnswers(regions, self._owned, kept=compared)
-        self._may_digest = verify
         self._switchover_ns = switchover_ns
+        self._outlives = outlives
         self._max_state_bytes = max_state_bytes
         self._starting = set(range(workers))
         self._connecting = set(range(workers))
         self._state_connected = False
-        self._digesting: set[int] = set()
-        self._digests: dict[int, int] = {}
+        self._requested = RequestedDigest(self._owned, len(regions), announced=verify)
         self._arrived = StateArrived(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
         self._vanished = self.interrupted = False
@@ -156,8 +155,11 @@ class DestinationPlan(Plan[Instruction]):
             case ((Step.RECEIVING | Step.HOLDING), StateArrived()):
                 self._arrived = event
                 return self._try_load(now_ns)
-            case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
-                return self._add_digests(worker, digests)
+            case Step.RECEIVING, events.WorkerDigested(worker, digests) if worker in self._requested.awaited:
+                self.digest = self._requested.add(worker, digests)
+                return [] if self.digest is None else [SendMessage(Digested(self.digest))]
+            case Step.RECEIVING, events.WorkerListens():
+                return []  # it replaces another one
             case Step.LOADING, events.StateLoaded():
                 loaded = peer_messages.Loaded(self._load_began_ns - self._since_ns, now_ns - self._load_began_ns)
                 self.step = Step.LOADED  # within the same limit
@@ -175,6 +177,14 @@ class DestinationPlan(Plan[Instruction]):
 
     # -- before hand-over -----------------------------------------------------------------------
 
+    @property
+    def replaces_workers(self) -> bool:
+        """Whether a worker that dies now is replaced: its channel goes on where it ended."""
+        return self._outlives and self.step is Step.RECEIVING and not self._requested.awaited
+
+    def _replace(self, worker: int, reason: str, now_ns: int) -> list[Instruction]:
+        return [events.Replace(worker, reason)]
+
     def _hear(self, message: object, now_ns: int) -> list[Instruction]:
         """Take a message. Which ones the source may send depends on the step, and it sends each only once."""
         if self.step is Step.RECEIVING:
@@ -184,9 +194,11 @@ class DestinationPlan(Plan[Instruction]):
                 return [events.Show(status, round_)]
             case _, peer_messages.Failure(error=report):
                 return self._fail(PeerFailedError(f"the source failed: {report.message}"))
+            case Step.RECEIVING, DigestRequest() if self._requested.may_be_asked:
+                return list(self._requested.ask())
             case Step.RECEIVING, DigestRequest():
-                return self._ask_digest()
-            case Step.RECEIVING, peer_messages.Release() if not self._digesting:
+                return self._fail(ProtocolError("the source asked for a digest twice, or without having announced it"))
+            case Step.RECEIVING, peer_messages.Release() if not self._requested.awaited:
                 return self._take_release(message, now_ns)
             case Step.LOADED, peer_messages.HandOver(run=run):
                 return self._take_over(run, now_ns)
@@ -199,21 +211,6 @@ class DestinationPlan(Plan[Instruction]):
         self.established = True
         self.machine.move(StatusEvent.CONFIGURED)
         return self._go_on(Step.RECEIVING, now_ns)
-
-    def _ask_digest(self) -> list[Instruction]:
-        if not self._may_digest:
-            return self._fail(ProtocolError("the source asked for a digest twice, or without having announced it"))
-        self._may_digest = False
-        self._digesting = set(range(len(self._owned)))
-        return [Instruct(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
-
-    def _add_digests(self, worker: int, digests: dict[int, int]) -> list[Instruction]:
-        self._digests |= digests
-        self._digesting.discard(worker)
-        if self._digesting:
-            return []
-        self.digest = combine(self._digests, self._regions)
-        return [SendMessage(Digested(self.digest))]
 
     def _take_release(self, release: peer_messages.Release, now_ns: int) -> list[Instruction]:
         try:

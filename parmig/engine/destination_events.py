@@ -12,6 +12,7 @@ from parmig.engine.events import (
     Event,
     Failed,
     Instruct,
+    Replace,
     Suspected,
     Tick,
     WorkerDigested,
@@ -26,6 +27,7 @@ __all__ = [
     "Failed",
     "Suspected",
     "Instruct",
+    "Replace",
     "Tick",
     "WorkerDigested",
     "WorkerDigestedPages",
@@ -128,4 +130,4 @@ class WriteState(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Instruction = Act | SendMessage | Show | Instruct | WriteState
+Instruction = Act | SendMessage | Show | Instruct | Replace | WriteState

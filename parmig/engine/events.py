@@ -41,6 +41,13 @@ class Tick(Event, frozen=True):
     """Time passes; the plan checks its time limits."""
 
 
+class WorkerDied(Event, frozen=True):
+    """A worker of this side has ended without a reason of its own; it is reaped. Another one may take its place."""
+
+    worker: int
+    error: ParmigError
+
+
 class WorkerDigested(Event, frozen=True):
     """Digests of a worker's regions."""
 
@@ -224,6 +231,13 @@ class Instruct(msgspec.Struct, frozen=True):
     instruction: worker_messages.Instruction
 
 
+class Replace(msgspec.Struct, frozen=True):
+    """Start a worker in place of *worker*, which has died for this *reason*."""
+
+    worker: int
+    reason: str
+
+
 class Throttle(msgspec.Struct, frozen=True):
     """Let the guest's virtual CPUs run only ``100 - percent`` % of the time. No step waits for it."""
 
@@ -237,4 +251,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Instruct | Throttle | AskDigests
+Instruction = Do | Instruct | Replace | Throttle | AskDigests

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import VERIFY_AFTER, choice_of
+from parmig.engine.agreement import VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, Show, WriteState
+from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show, WriteState
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.lasting_channels import CONTROL, ChannelNote
@@ -77,6 +77,7 @@ class ReceiveSession(Driver[Instruction]):
             wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
+            outlives=reconnect_ns_of(wish.capabilities) > 0,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
             now_ns=self._began_ns,
@@ -181,6 +182,10 @@ class ReceiveSession(Driver[Instruction]):
                 self._show(Progress(status=status, round=round_))
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
+            case Replace(worker, reason):
+                self._note_outage(of_worker(worker), reason)
+                self._listeners.replace(worker)
+                self._watch_all()
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
