@@ -19,6 +19,7 @@ from parmig.engine.guest_thread import GuestThread
 from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import (
@@ -76,6 +77,7 @@ class MigrationReceiver:
         )
         self._thread = GuestThread()
         self._session: ReceiveSession | None = None
+        self._store: RecordStore | None = None
         self._cancelled = False
         self._prepared = False
         self._hinted = False
@@ -120,6 +122,7 @@ class MigrationReceiver:
                 check_exposure(host, insecure=self._config.insecure)
         elif self._config.paths:
             raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")
+        self._store = RecordStore(self._config.state_dir)
         warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
@@ -190,6 +193,8 @@ class MigrationReceiver:
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
+        store = self._store
+        assert store is not None
         control = self._admission.admit()
         try:
             return ReceiveSession(
@@ -198,7 +203,8 @@ class MigrationReceiver:
                 _in_order_of(wish.blocks, memory, info),
                 self._config,
                 control,
-                self._admission.endpoint,
+                endpoint=self._admission.endpoint,
+                store=store,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
@@ -233,6 +239,7 @@ class MigrationReceiver:
         if not session.plan.lets_go:
             return False
         self._session = None
+        session.promise.end(session.plan, discarded=True)
         session.close()
         logs.note_session(b"")
         self._admission.listen()
@@ -246,10 +253,12 @@ class MigrationReceiver:
         # The source already knows about a failure: the plan sent it before, because the guest may be busy for long.
         # Without a hand-over it never runs here.
         session = self._session
-        if session is None or not session.plan.handed_over:
+        discarded = session is not None and session.plan.undecided
+        if session is None or not (session.plan.handed_over or session.plan.undecided):
             _logger.info("tear-down: the copy here never runs; discarding it")
             try:
                 self._thread.call(self._guest.discard)
+                discarded = True
             except Exception as problem:  # everything else must still be given back
                 _logger.warning("while ending: discard: %s", problem, extra=logs.REPORTED)
                 self._show(Progress(status="failed", message=f"while ending: discard: {problem}"))
@@ -257,8 +266,11 @@ class MigrationReceiver:
         self._thread.close()
         if session is not None:
             session.fill_in(self._report)
+            session.promise.end(session.plan, discarded=discarded)
             session.close()
         self._admission.close()
+        if self._store is not None:
+            self._store.close()
 
     def _show(self, progress: Progress) -> None:
         if self._progress is not None:

@@ -10,10 +10,20 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import VERIFY_AFTER, choice_of, reconnect_ns_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show, WriteState
+from parmig.engine.destination_events import (
+    Act,
+    Event,
+    Instruct,
+    Instruction,
+    Replace,
+    SendMessage,
+    Show,
+    WriteRecord,
+    WriteState,
+)
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.lasting_channels import CONTROL, ChannelNote
@@ -21,6 +31,8 @@ from parmig.engine.listeners import Listeners
 from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
+from parmig.engine.promise import Promise
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
@@ -41,10 +53,14 @@ class ReceiveSession(Driver[Instruction]):
         memory: of the guest here, in the source's numbering.
         config: where to listen.
         control: channel to the source; owned from here on, but not by a constructor that fails.
-        endpoint: where the source found it.
+        endpoint: where the control channel was made, and where a source that was lost asks for its guest.
+        store: for the record of the hand-over; not owned.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
+
+    Attributes:
+        promise: the record of the hand-over, and the port at which a source that was lost asks.
     """
 
     def __init__(
@@ -56,6 +72,7 @@ class ReceiveSession(Driver[Instruction]):
         control: ControlChannel,
         endpoint: Endpoint,
         *,
+        store: RecordStore,
         guest: Guest,
         thread: GuestThread,
         progress: Callable[[Progress], None],
@@ -63,10 +80,16 @@ class ReceiveSession(Driver[Instruction]):
         self.wish = wish
         self._info = info
         self._control = control
-        self._announce = config.announce
+        self._control_lost = False
         self._endpoint = endpoint
+        self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
         self._listeners = Listeners(wish, memory, config, self._take_early, self._notes)
+        try:
+            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint)
+        except BaseException:
+            self._listeners.close()
+            raise
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
@@ -77,7 +100,9 @@ class ReceiveSession(Driver[Instruction]):
             wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
-            outlives=reconnect_ns_of(wish.capabilities) > 0,
+            replaces=reconnect_ns_of(wish.capabilities) > 0,
+            may_ask=ASK_FOR_GUEST in wish.capabilities,
+            outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
             now_ns=self._began_ns,
@@ -97,19 +122,26 @@ class ReceiveSession(Driver[Instruction]):
     # -- what comes in --------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        if not self._control_lost:
+            self._read_control()
+        if self.plan.status in BEFORE_HAND_OVER and self.plan.hears_workers:
+            self._receive_state()
+        if not self.plan.over and self.promise.heard():
+            self._feed(events.Asked())
+        self._take_notes()
+
+    def _read_control(self) -> None:
         try:
             for message in self._messages(self._control):
                 self._feed(events.Heard(message))
                 if self.plan.status not in BEFORE_PAUSE:
                     self._control.end_with_connection()
         except PeerLostError as error:
-            self._feed(events.PeerVanished(error))
+            self._control_lost = True
             self._forget(self._control.pollables())
+            self._feed(events.PeerVanished(error))
         except ProtocolError as error:
             self._feed(events.Garbled(error))
-        if self.plan.status in BEFORE_HAND_OVER:
-            self._receive_state()
-        self._take_notes()
 
     def _take_notes(self) -> None:
         """Note what happened to the channels of control and state."""
@@ -195,16 +227,34 @@ class ReceiveSession(Driver[Instruction]):
                 self._watch_all()
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)
-            case Act.TAKE_OVER:
+            case WriteRecord(state=state):
+                self._feed(self.promise.write(state))
+            case Act.ATTEND:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
+            case Act.LISTEN:
+                self._listen_for_question()
+            case Act.ANSWER:
+                self.promise.answer()
             case Act.COMPARE:
                 self._watch(*self._pool.pollables(), *self._control.pollables(), self._guest.watch_fd())
             case Act.RUN:
-                self._begin(events.GuestRuns, self._guest.resume)
+                self._begin(events.GuestRuns, self._run_guest)
                 if self._announce:
                     self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and the receiver does it
+
+    def _listen_for_question(self) -> None:
+        words = f"the source was lost; {self.plan.step.value}"
+        self.promise.listen(
+            lambda line: self._show(Progress(status=self.plan.status.value, message=f"{words}; {line}"))
+        )
+        control = [] if self._control_lost else self._control.pollables()
+        self._watch(*control, *self.promise.pollables(), self._guest.watch_fd())
+
+    def _run_guest(self) -> int:
+        ran_ns = self.promise.ran_ns = self._guest.resume()
+        return ran_ns
 
     def _say(self, message: peer_messages.ControlMessage) -> None:
         try:
@@ -240,5 +290,6 @@ class ReceiveSession(Driver[Instruction]):
 
     def close(self) -> None:
         """End the workers, and close all channels."""
+        self.promise.close()
         self._listeners.close()
         self._control.close(linger_ms=LINGER_MS)
