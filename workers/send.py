@@ -65,7 +65,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         interrupt_fd=inbox.fileno(),
         interrupt=inbox.check,
         reconnect=_reconnect(setup, name, caller, dialer, inbox),
-        reserve=shared.reserve,
+        reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
     )
     channel.open(caller, limit_ns=setup.connect_timeout_ns)
     _logger.info("connected after %s", format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
@@ -79,7 +79,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         regions=regions,
         blocks=blocks,
         tracker=tracker,
-        outlet=ChannelOutlet(channel, encoder, blocks, tracker, shared),
+        outlet=ChannelOutlet(channel, encoder, blocks, tracker, shared, path=setup.path),
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )

@@ -17,6 +17,7 @@ from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
 from parmig.engine.agreement import (
     ENDPOINT_SCHEMES,
+    PATHS,
     VERIFY_AFTER,
     agreed_codecs,
     agreed_version,
@@ -24,6 +25,7 @@ from parmig.engine.agreement import (
     reconnect_ns_of,
 )
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
+from parmig.engine.path_search import listening_hosts, offered_addresses
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -76,7 +78,8 @@ class Listeners:
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = memory
         control = parse_uri(config.listen)
-        self._hosts = config.paths or (control.host,)
+        self._config = config
+        self._hosts = listening_hosts(config)
         self._control_scheme = control_scheme(control)
         # Sockets in the file system are numbered from 1.
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
@@ -126,7 +129,7 @@ class Listeners:
                 workers=wish.workers,
                 blocks=wish.blocks,
                 memory=memory,
-                uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
+                uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
@@ -161,7 +164,7 @@ class Listeners:
     def replace(self, worker: int) -> None:
         """Start a worker in place of *worker*, which has died. It listens at the same port, and goes on from there."""
         setup = self._setups[worker]
-        uri = str(Endpoint(self._scheme, self._host(worker), self._ports[worker]))
+        uri = str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker]))
         _, descriptors = memory_for_workers(self._memory)
         self.pool.replace(
             worker,
@@ -187,6 +190,7 @@ class Listeners:
                 for worker in range(wish.workers)
             ),
             capabilities=offer(info.state),
+            addresses=offered_addresses(self._config) if PATHS in wish.capabilities else (),
         )
 
     def pollables(self) -> list[Any]:

@@ -21,6 +21,7 @@ from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError
+from parmig.linux.networks import MAX_ADDRESSES, DeviceAddress
 from parmig.ram.blocks import RamBlock
 from parmig.status import MigrationStatus
 
@@ -101,8 +102,12 @@ class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     scheme: Annotated[str, Meta(pattern=r"\A[0-9a-z+.-]{0,32}\Z")] = ""
 
 
-class Accept(Message, frozen=True):
-    """Destination: the same about me, and where my workers listen; the source checks it too."""
+class Accept(Message, frozen=True, omit_defaults=True):
+    """Destination: the same about me, and where my workers listen; the source checks it too.
+
+    Attributes:
+        addresses: where each worker listens, at its port. None where the feature ``paths`` was not agreed on.
+    """
 
     parmig: _Name
     kind: _Name
@@ -113,6 +118,7 @@ class Accept(Message, frozen=True):
     state: DataEndpoint
     data: Annotated[tuple[DataEndpoint, ...], Meta(max_length=MAX_WORKERS)]
     capabilities: _Names = ()
+    addresses: Annotated[tuple[DeviceAddress, ...], Meta(max_length=MAX_ADDRESSES)] = ()
 
 
 class Refuse(Message, frozen=True):

@@ -17,6 +17,7 @@ from parmig.engine.block_pairs import pair_blocks
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.mismatch import Mismatch, joined
+from parmig.engine.path_search import listening_hosts
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.record_store import RecordStore
@@ -118,7 +119,7 @@ class MigrationReceiver:
 
     def _open_port(self) -> None:
         if self._admission.endpoint.scheme != UNIX_SCHEME:
-            for host in (self._admission.endpoint.host, *self._config.paths):
+            for host in (self._admission.endpoint.host, *listening_hosts(self._config)):
                 check_exposure(host, insecure=self._config.insecure)
         elif self._config.paths:
             raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")

@@ -15,6 +15,7 @@ from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import (
     ASK_FOR_GUEST,
+    PATHS,
     RECONNECT,
     VERIFY_AFTER,
     channel_codecs,
@@ -27,9 +28,11 @@ from parmig.engine.handover_record import RecordState
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
 from parmig.engine.mismatch import joined
+from parmig.engine.path_search import choose_paths
+from parmig.engine.paths import ChosenPaths
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
-from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.policy import limits_of
 from parmig.engine.pool import WorkerPool
 from parmig.engine.record_keeper import RecordKeeper, first_record
 from parmig.engine.record_store import RecordStore
@@ -63,24 +66,12 @@ from parmig.transport.registry import (
 )
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
+from parmig.values import Path
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
 
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
-
-
-def _limits(config: SendConfig) -> Limits:
-    steps = ThrottleSteps(
-        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
-    )
-    return Limits(
-        config.downtime_limit_ns,
-        config.max_downtime_ns,
-        config.timeout_ns,
-        steps if config.auto_converge else None,
-        config.switchover_timeout_ns,
-    )
 
 
 class MigrationSender(SourceSide):
@@ -145,16 +136,23 @@ class MigrationSender(SourceSide):
         places, descriptors = memory_for_workers(memory)
         pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
-        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
-            cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
+        chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
+        if line:
+            self._tell_progress(Progress(status="setup", message=line))
+        for number, path in enumerate(chosen.paths):
+            shared.set_path_rate(number, path.rate_bytes_per_s)
+        for worker, routes in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
+            scheme, host, _ = msgspec.structs.astuple(parse_uri(routes[0].uri))
+            cpus = pinning.cpus(worker, local=routes[0].local, remote=host)
             self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
                 workers=self._config.workers,
                 blocks=blocks,
                 memory=places,
-                routes=(Route(uri, local),),
+                routes=routes,
                 reconnect_ns=reconnect_ns,
+                path=chosen.of_worker[worker] if chosen.paths else 0,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -165,7 +163,7 @@ class MigrationSender(SourceSide):
                 cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
-            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))
+            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(scheme))
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -175,7 +173,7 @@ class MigrationSender(SourceSide):
         plan = Coordinator(
             regions,
             self._config.workers,
-            _limits(self._config),
+            limits_of(self._config),
             verify=bool(self._config.compares) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, self._config.workers) if after else None,
@@ -213,16 +211,20 @@ class MigrationSender(SourceSide):
         logs.note_session(answer.session)
         return answer
 
-    def _channels(self, accept: Accept, control: Endpoint, transport: str) -> Iterator[tuple[str, str]]:
-        """Where each worker connects to, and from which local address."""
+    def _channels(
+        self, accept: Accept, control: Endpoint, transport: str, chosen: ChosenPaths
+    ) -> Iterator[tuple[Route, ...]]:
+        """The ways to the receive worker of each worker: its own path, then those that it may take after a loss."""
         for worker, data in enumerate(accept.data):
-            path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
             scheme = data.scheme or data_scheme(transport)
+            path = chosen.of(worker)
             host = path.remote if path else data.host or control.host
             if scheme == UNIX_SCHEME:
                 host = control.host
-            self._paths.append(str(path) if path else host)
-            yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
+            self._paths.append(path.addresses if path else host)
+            others = chosen.others(worker) if PATHS in accept.capabilities else ()
+            ways = [path or Path(host), *others]
+            yield tuple(Route(str(Endpoint(scheme, way.remote, data.port)), way.local) for way in ways)
 
     def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host

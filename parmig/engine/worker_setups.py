@@ -59,6 +59,7 @@ class SendSetup(MemorySetup, frozen=True):
         codec_settings: of this channel.
         routes: ways to its receive worker; the first is tried first.
         reconnect_ns: how long its channel may be lost; 0: a loss is an error.
+        path: number of its path, for the limit of that; 0 if there is only one.
     """
 
     routes: tuple[Route, ...]
@@ -70,6 +71,7 @@ class SendSetup(MemorySetup, frozen=True):
     batch_bytes: int
     connect_timeout_ns: int
     reconnect_ns: int = 0
+    path: int = 0
 
 
 class ReceiveSetup(MemorySetup, frozen=True):

@@ -184,6 +184,7 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
         "verify-after",
         "ask-for-guest",
         "reconnect",
+        "paths",
         "protocol-3",
         *(f"codec-{name}" for name in names()),
     )
