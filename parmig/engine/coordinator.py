@@ -72,7 +72,7 @@ class Coordinator(SourceEnd):
         may_ask: bool = False,
     ) -> None:
         super().__init__()
-        self._regions = regions
+        self.regions = regions
         self._workers = workers
         self._limits = limits
         self._verify, self.comparison = verify, comparison
@@ -97,8 +97,9 @@ class Coordinator(SourceEnd):
                 self.machine.move(StatusEvent.CONFIGURED)
                 self.step = Step.STARTING_LOG
                 return [Do.START_LOG]
-            case Step.STARTING_LOG, events.LogStarted(needs_sync=needs_sync, settles=settles):
+            case Step.STARTING_LOG, events.LogStarted(needs_sync=needs_sync, settles=settles, homes=homes):
                 self._needs_sync, self._settles = needs_sync, settles
+                self.record.nearness = self._work.settle(homes)
                 self.record.mark("active", now_ns)
                 return self._begin_round(Step.SENDING, now_ns)
             case Step.SCANNING, events.WorkerScanned(worker=worker):
@@ -242,7 +243,7 @@ class Coordinator(SourceEnd):
     def _compare(self, now_ns: int) -> list[Instruction]:
         if self._waiting or self.peer_digest is None:
             return []
-        self.source_digest = combine(self._digests, len(self._regions))
+        self.source_digest = combine(self._digests, len(self.regions))
         if self.source_digest != self.peer_digest:
             message = (
                 f"the memories differ: digest {self.source_digest} here, {self.peer_digest} at the destination; "
