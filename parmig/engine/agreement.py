@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from parmig.engine import in_place
 from parmig.engine.block_pairs import block_mismatches
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
@@ -28,7 +29,7 @@ VERIFY_AFTER = "verify-after"
 """Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
 after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER)
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, in_place.FEATURE)
 """What this version does only if the other side names it too."""
 
 
@@ -190,9 +191,18 @@ def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mism
     mismatches += capability_mismatches(message.capabilities, "destination")
     if message.codec != wish.codec:
         mismatches.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))
-    if len(message.data) != wish.workers:
-        mismatches.append(Mismatch("workers", str(wish.workers), str(len(message.data)), _SAME_PARMIG))
+    mismatches += _staying_mismatches(message, wish)
+    workers = in_place.channels(wish.workers, len(wish.blocks), message.in_place)
+    if len(message.data) != workers:
+        mismatches.append(Mismatch("workers", str(workers), str(len(message.data)), _SAME_PARMIG))
     scheme = data_scheme(wish.transport)
     for other in sorted({data.scheme for data in message.data} - {"", scheme}):
         mismatches.append(Mismatch("transport", scheme, other, _SAME_PARMIG))
     return mismatches
+
+
+def _staying_mismatches(message: Accept, wish: Configure) -> list[Mismatch]:
+    """Blocks that the destination keeps in place, and that the source did not offer."""
+    offered = {file.block for file in wish.files if file.lasting}
+    other = sorted(set(message.in_place) - offered)
+    return [Mismatch("blocks that stay in place", "not offered", str(other), _SAME_PARMIG)] if other else []

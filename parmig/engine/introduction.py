@@ -14,6 +14,8 @@ from parmig.engine import peer_messages
 from parmig.engine.agreement import offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.in_place import OfferedFile
+from parmig.engine.memory_files import offer_files
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.traits import describe
 from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
@@ -23,7 +25,7 @@ from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
 from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control
-from parmig.transport.transport import Endpoint
+from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
 
@@ -57,6 +59,7 @@ class Introduction:
         self._config = config
         self._opened = opened
         self._interrupt = interrupt
+        self._fds: list[int] = []
 
     def make_wish(
         self, guest: Guest, thread: GuestThread, info: GuestInfo, memory: Sequence[BlockMemory], *, check: bool = False
@@ -72,6 +75,9 @@ class Introduction:
             GuestError: the guest did not answer.
         """
         config = self._config
+        files: tuple[OfferedFile, ...] = ()
+        if self._endpoint.scheme == UNIX_SCHEME:
+            files, self._fds = offer_files(memory, thread.call(guest.lasting_blocks))
         blocks = tuple(part.block for part in memory)
         return Configure(
             parmig=__version__,
@@ -91,6 +97,7 @@ class Introduction:
             capabilities=offer(info.state, config.compress, verify_after=config.compares == "after"),
             traits=describe(thread.call(guest.traits)),
             check=check,
+            files=files,
         )
 
     def ask(self, wish: Configure) -> tuple[Configure, Accept | Checked]:
@@ -137,6 +144,8 @@ class Introduction:
         _logger.info("connects to %s", self._endpoint)
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
+        if self._fds:
+            transport.send_descriptors(self._fds)
         self.control.write(wish)
         what = "the destination's answer to the configuration"
         try:

@@ -20,7 +20,7 @@ from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
-from parmig.ram.blocks import BlockMemory
+from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
@@ -37,8 +37,8 @@ class Listeners:
     """The receive workers and the state channel of one source, all listening. A failing constructor leaves nothing.
 
     Args:
-        wish: the wishes of the source, already checked.
-        memory: of the guest, in the source's numbering.
+        wish: the wishes of the source, already checked, for the blocks that are copied.
+        memory: of these blocks, in the source's numbering.
         config: where to listen.
         early: takes state that may be loaded at once.
 
@@ -130,15 +130,20 @@ class Listeners:
         """Note that *worker* listens at *port*; 0: where it was asked to."""
         self._ports[worker] = port or self._ports[worker]
 
-    def accept_message(self, info: GuestInfo) -> Accept:
-        """The answer to a source that fits, once every worker listens."""
+    def accept_message(self, info: GuestInfo, blocks: tuple[RamBlock, ...], in_place: tuple[int, ...]) -> Accept:
+        """The answer to a source that fits, once every worker listens.
+
+        Args:
+            blocks: all blocks here, in the source's numbering.
+            in_place: numbers of those that are not copied.
+        """
         wish = self.wish
         scheme = self._scheme if ENDPOINT_SCHEMES in wish.capabilities else ""
         return Accept(
             parmig=__version__,
             kind=info.kind,
             machine=info.machine,
-            blocks=tuple(part.block for part in self._memory),
+            blocks=blocks,
             codec=wish.codec,
             session=self.token,
             state=DataEndpoint(announced_host(self._state_endpoint.host), self._state_endpoint.port),
@@ -147,6 +152,7 @@ class Listeners:
                 for worker in range(wish.workers)
             ),
             capabilities=offer(info.state),
+            in_place=in_place,
         )
 
     def pollables(self) -> list[Any]:

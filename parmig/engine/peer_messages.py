@@ -15,6 +15,7 @@ from msgspec import Meta
 from parmig.config import MAX_WORKERS
 from parmig.engine.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import MAX_NAME, peer_text
+from parmig.engine.in_place import MAX_FILES, OfferedFile
 from parmig.engine.message import Message, encode
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
@@ -67,6 +68,7 @@ class Configure(Message, frozen=True, omit_defaults=True):
         switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
         traits: what the guest depends on, by name, for the destination to compare.
         check: only compare, and answer with Checked instead of Accept.
+        files: memory files whose descriptors came with this message (on a Unix socket).
     """
 
     parmig: _Name
@@ -86,6 +88,7 @@ class Configure(Message, frozen=True, omit_defaults=True):
     capabilities: _Names = ()
     traits: _Traits = {}
     check: bool = False
+    files: Annotated[tuple[OfferedFile, ...], Meta(max_length=MAX_FILES)] = ()
 
 
 class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -100,8 +103,12 @@ class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     scheme: Annotated[str, Meta(pattern=r"\A[0-9a-z+.-]{0,32}\Z")] = ""
 
 
-class Accept(Message, frozen=True):
-    """Destination: the same about me, and where my workers listen; the source checks it too."""
+class Accept(Message, frozen=True, omit_defaults=True):
+    """Destination: the same about me, and where my workers listen; the source checks it too.
+
+    Attributes:
+        in_place: numbers of the blocks that stay in place, as the source numbers them.
+    """
 
     parmig: _Name
     kind: _Name
@@ -112,6 +119,7 @@ class Accept(Message, frozen=True):
     state: DataEndpoint
     data: Annotated[tuple[DataEndpoint, ...], Meta(max_length=MAX_WORKERS)]
     capabilities: _Names = ()
+    in_place: Annotated[tuple[_Count, ...], Meta(max_length=MAX_FILES)] = ()
 
 
 class Refuse(Message, frozen=True):

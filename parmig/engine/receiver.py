@@ -6,16 +6,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
 from parmig.engine.agreement import check_configure
-from parmig.engine.block_pairs import pair_blocks
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.in_place import Staying, kept_blocks
+from parmig.engine.memory_files import compare_files, in_order_of, without_staying
 from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
@@ -32,7 +33,7 @@ from parmig.errors import (
 )
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.blocks import BlockMemory, RamBlock
+from parmig.ram.blocks import BlockMemory
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
 from parmig.transport.transport import UNIX_SCHEME, parse_uri
@@ -77,7 +78,7 @@ class MigrationReceiver:
         self._thread = GuestThread()
         self._session: ReceiveSession | None = None
         self._cancelled = False
-        self._prepared = False
+        self._prepared = self._adopted = False
         self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
@@ -151,7 +152,7 @@ class MigrationReceiver:
             if wish is None:
                 continue
             if wish.check:
-                self._admission.answer_check(self._mismatches(wish, *self._look_at_guest()))
+                self._admission.answer_check(self._compare(wish, *self._look_at_guest())[0])
                 continue
             self._began_ns = time.monotonic_ns()
             try:
@@ -184,20 +185,23 @@ class MigrationReceiver:
             ParmigError: this side cannot receive from any source; the source was refused with the reason.
         """
         info, memory = self._look_at_guest()
-        mismatches = self._mismatches(wish, info, memory)
+        mismatches, staying = self._compare(wish, info, memory)
         if mismatches:
             raise PeerRefusedError(joined(mismatches))
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
         control = self._admission.admit()
+        memory = in_order_of(wish.blocks, memory, info)
         try:
+            self._adopt({memory[number].block.name: fd for number, fd in self._adopted_files(wish, staying)})
             return ReceiveSession(
                 wish,
                 info,
-                _in_order_of(wish.blocks, memory, info),
+                memory,
                 self._config,
                 control,
+                staying=staying,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
@@ -211,15 +215,31 @@ class MigrationReceiver:
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
         return self._thread.call(self._guest.info), list(self._thread.call(self._guest.memory))
 
-    def _mismatches(self, wish: Configure, info: GuestInfo, memory: list[BlockMemory]) -> list[Mismatch]:
-        """Everything that keeps the source of *wish* out."""
+    def _compare(self, wish: Configure, info: GuestInfo, memory: list[BlockMemory]) -> tuple[list[Mismatch], Staying]:
+        """Everything that keeps the source of *wish* out, and the blocks that stay in place."""
         traits = self._thread.call(self._guest.traits)
-        return [
-            *check_configure(wish, info, [part.block for part in memory], traits),
-            *lack_of_space(memory, wish),
-            *wrong_transport(wish, self._admission.endpoint),
-            *lack_of_ports(self._config.data_ports, wish.workers),
-        ]
+        mismatches = check_configure(wish, info, [part.block for part in memory], traits)
+        staying = Staying()
+        if not mismatches:
+            memory, lasting = in_order_of(wish.blocks, memory, info), self._thread.call(self._guest.lasting_blocks)
+            fds = self._admission.files
+            staying = compare_files(wish, fds, memory, lasting, adopts=self._guest.adopts_memory)
+            rest = without_staying(wish, staying.numbers, fds)
+            mismatches = [*staying.mismatches, *lack_of_space(kept_blocks(memory, staying.numbers), rest)]
+        mismatches += wrong_transport(wish, self._admission.endpoint)
+        return mismatches + lack_of_ports(self._config.data_ports, wish.workers), staying
+
+    def _adopted_files(self, wish: Configure, staying: Staying) -> Iterator[tuple[int, int]]:
+        """Number and descriptor of each file that the guest here takes."""
+        for file, fd in zip(wish.files, self._admission.files, strict=True):
+            if file.block in staying.adopted:
+                yield file.block, fd
+
+    def _adopt(self, files: dict[str, int]) -> None:
+        """Let the guest use *files* by block name, or its own memory again if it used others before."""
+        if files or self._adopted:
+            self._thread.call(self._guest.adopt_memory, files)
+            self._adopted = bool(files)
 
     # -- with a source --------------------------------------------------------------------------
 
@@ -234,6 +254,7 @@ class MigrationReceiver:
         self._session = None
         session.close()
         logs.note_session(b"")
+        self._adopt({})
         self._admission.listen()
         self._admission.show(f"a source did not get in: {session.plan.error}; waiting for the next")
         return True
@@ -271,10 +292,3 @@ class MigrationReceiver:
             report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
             report.error = error_reports.describe_error(error, error.phase or WAITING)
         return report
-
-
-def _in_order_of(blocks: Sequence[RamBlock], memory: Sequence[BlockMemory], info: GuestInfo) -> list[BlockMemory]:
-    """The memory here that takes the content of each of the source's *blocks*, which match."""
-    by_name = {part.block.name: part for part in memory}
-    pairs = pair_blocks(blocks, [part.block for part in memory], by_place=info.blocks_by_place)
-    return [by_name[here.name] for _, here in pairs if here is not None]

@@ -13,7 +13,9 @@ from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.in_place import kept_blocks
 from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.memory_files import without_staying
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
@@ -33,6 +35,7 @@ from parmig.errors import (
 )
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
+from parmig.ram.blocks import RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
@@ -93,6 +96,7 @@ class MigrationSender(SourceSide):
         self._uri = uri
         self._config = config
         self._introduction: Introduction | None = None
+        self._in_place: tuple[RamBlock, ...] = ()
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -105,7 +109,6 @@ class MigrationSender(SourceSide):
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
-        blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
@@ -113,22 +116,26 @@ class MigrationSender(SourceSide):
         wish, answer = introduction.ask(wish)
         accept = self._agree(answer, wish, info)
         self._report.transport = wish.transport
-        region_pages, control = wish.region_pages, introduction.control
+        self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
+        memory = kept_blocks(memory, accept.in_place)
+        wish = without_staying(wish, accept.in_place)
+        blocks, workers, control = wish.blocks, wish.workers, introduction.control
+        self._report.workers = workers
         assert control is not None
-        regions = cut(blocks, region_pages)
-        shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
+        regions = cut(blocks, wish.region_pages)
+        shared = SharedArea(-1, workers=workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
         self._opened.callback(self._note_codecs, shared)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
         pinning = Pinning(self._config.cpus)
-        codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
+        codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // workers)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
             cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
             self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
-                workers=self._config.workers,
+                workers=workers,
                 blocks=blocks,
                 memory=places,
                 uri=uri,
@@ -139,7 +146,7 @@ class MigrationSender(SourceSide):
                 codecs=channel_codecs(self._config.compress, accept),
                 codec_settings=codec_settings,
                 batch_bytes=self._config.batch_bytes,
-                region_pages=region_pages,
+                region_pages=wish.region_pages,
                 cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
             )
@@ -149,19 +156,24 @@ class MigrationSender(SourceSide):
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
             format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
         )
-        after = self._compares_after(accept)
+        after = self._compares_after(accept, blocks)
         plan = Coordinator(
             regions,
-            self._config.workers,
+            workers,
             _limits(self._config),
-            verify=bool(self._config.compares) and not after,
+            verify=bool(self._config.compares and blocks) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
-            comparison=Comparison(regions, blocks, self._config.workers) if after else None,
+            comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
         )
         return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
 
-    def _compares_after(self, accept: Accept) -> bool:
-        """Whether both memories are compared after the hand-over; an older destination can only do it before."""
+    def _compares_after(self, accept: Accept, blocks: Sequence[RamBlock]) -> bool:
+        """Whether copies of *blocks* are compared after the hand-over; an older destination can only do it before."""
+        if self._in_place and self._config.compares:
+            line = f"blocks that stay in place are not compared: {', '.join(block.name for block in self._in_place)}"
+            self._tell_progress(Progress(status="setup", message=line))
+        if not blocks:
+            return False
         if self._config.compares != "after" or VERIFY_AFTER in accept.capabilities:
             return self._config.compares == "after"
         line = "the destination is an older parmig: it compares both memories in the pause, which will be longer"
@@ -235,6 +247,7 @@ class MigrationSender(SourceSide):
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)
+        report.ram.note_in_place(self._in_place)
         plan = self._plan
         if plan is not None:
             report.digest = DigestReport(source=plan.source_digest, destination=plan.peer_digest)

@@ -15,7 +15,9 @@ from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, Show, WriteState
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.in_place import Staying, kept_blocks
 from parmig.engine.listeners import Listeners
+from parmig.engine.memory_files import without_staying
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
@@ -37,6 +39,7 @@ class ReceiveSession(Driver[Instruction]):
         memory: of the guest here, in the source's numbering.
         config: where to listen.
         control: channel to the source; owned from here on, but not by a constructor that fails.
+        staying: the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
@@ -50,21 +53,25 @@ class ReceiveSession(Driver[Instruction]):
         config: ReceiveConfig,
         control: ControlChannel,
         *,
+        staying: Staying,
         guest: Guest,
         thread: GuestThread,
         progress: Callable[[Progress], None],
     ) -> None:
         self.wish = wish
         self._info = info
+        self._blocks = tuple(part.block for part in memory)
+        self._in_place = staying.numbers
         self._control = control
         self._announce = config.announce
-        self._listeners = Listeners(wish, memory, config, self._take_early)
+        rest = without_staying(wish, self._in_place)
+        self._listeners = Listeners(rest, kept_blocks(memory, self._in_place), config, self._take_early)
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
         self.plan = DestinationPlan(
             self._listeners.regions,
-            wish.workers,
+            rest.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
             switchover_ns=wish.switchover_timeout_ns,
@@ -142,7 +149,7 @@ class ReceiveSession(Driver[Instruction]):
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
-                self._say(self._listeners.accept_message(self._info))
+                self._say(self._listeners.accept_message(self._info, self._blocks, self._in_place))
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)
             case Act.TAKE_OVER:
@@ -178,10 +185,11 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
-        report.workers, report.compression, report.transport = wish.workers, choice_of(wish), wish.transport
+        report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
+        report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
         if self.plan.source_digest is not None:
