@@ -69,3 +69,16 @@ def huge_memfd(name: str) -> int:
 def huge_file(directory: Path, name: str) -> int:
     """A file on hugetlbfs."""
     return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+
+
+@contextlib.contextmanager
+def huge_tmpfs(directory: Path, *options: str) -> Iterator[Path]:
+    """A tmpfs mounted at *directory* that gives huge pages to mappings that ask for them; a skip without the rights."""
+    mount = ["mount", "-t", "tmpfs", "-o", ",".join(("huge=advise", *options)), "tmpfs", directory]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs with huge pages here: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import psutil
 import pytest
 
 from parmig import probes
-from parmig.linux import uffd
-from parmig.probes import Probe, host, tracking
+from parmig.linux import huge_pages, uffd
+from parmig.probes import Probe, host, huge, tracking
 
 
 def open_descriptors() -> int:
@@ -88,10 +89,20 @@ def test_a_missing_qemu_names_its_package(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("text", "status"), [("always [never] advise", "limited"), ("always [advise] never", "ok")])
 def test_the_chosen_word_of_the_huge_page_setting_counts(
-    monkeypatch: pytest.MonkeyPatch, text: str, status: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, status: str
 ) -> None:
-    monkeypatch.setattr(host, "read", lambda _: text)
-    assert host.probe_shmem_huge().status == status
+    setting = tmp_path / "shmem_enabled"
+    setting.write_text(text)
+    monkeypatch.setattr(huge_pages, "_SETTING", setting)
+    assert huge.probe_shmem_huge().status == status
+
+
+def test_the_gain_of_huge_pages_is_measured_where_it_can_be() -> None:
+    detail = huge.probe_shmem_huge().detail
+    if os.geteuid():
+        assert "gain not measured" in detail
+    else:
+        assert re.search(r"filled at [\d.]+ GiB/s in small pages, at [\d.]+ in huge ones", detail)
 
 
 def test_every_interface_of_the_kernel_has_a_line() -> None:

@@ -167,6 +167,7 @@ class Listeners:
             wire_bytes=sum(worker.wire_bytes for worker in counters),
             sent_pages=sum(worker.sent_pages for worker in counters),
             zero_pages=sum(worker.zero_pages for worker in counters),
+            huge_page_bytes=sum(worker.huge_bytes for worker in counters),
         )
 
     def codec_reports(self) -> list[CodecReport]:

@@ -81,6 +81,7 @@ class RamReport(msgspec.Struct, kw_only=True):
     """All RAM: pages sent as data, sent as zero pages, and never allocated.
 
     ``in_place_blocks`` were not copied: the destination maps the memory files of the source.
+    ``huge_page_bytes`` (destination): memory that parmig provided in huge pages for what it placed.
     """
 
     total_bytes: int = 0
@@ -88,6 +89,7 @@ class RamReport(msgspec.Struct, kw_only=True):
     sent_pages: int = 0
     zero_pages: int = 0
     skipped_pages: int = 0
+    huge_page_bytes: int = 0
     in_place_bytes: int = 0
     in_place_blocks: list[str] = []
 

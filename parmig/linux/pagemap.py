@@ -20,6 +20,7 @@ PAGE_IS_WRITTEN = 1 << 1
 PAGE_IS_PRESENT = 1 << 3
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
+PAGE_IS_HUGE = 1 << 6
 _PM_SCAN_ARG = struct.Struct("=12Q")
 
 PAGE_REGION_DTYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
@@ -132,6 +133,20 @@ def existing(pagemap_fd: int, start: int, end: int) -> Existing:
         return Existing(entries & _ENTRY_PRESENT != 0, entries & _ENTRY_SWAPPED != 0)
     masks = np.cumsum(edges[:, :-1], axis=1, dtype=np.int8).view(np.bool_)
     return Existing(masks[0], masks[1])
+
+
+def is_huge(pagemap_fd: int, start: int, end: int) -> bool:
+    """Whether huge pages are mapped at all addresses of ``[start, end)``; False if the kernel cannot tell.
+
+    Before Linux 6.7 it cannot.
+    """
+    vector = np.empty(1, dtype=PAGE_REGION_DTYPE)
+    try:
+        for regions in scan(pagemap_fd, start, end, vector, flags=0, mask=PAGE_IS_HUGE, returned=PAGE_IS_HUGE):
+            return bool(regions["start"][0] == start and regions["end"][0] == end)
+    except OSError:
+        pass
+    return False
 
 
 def first_existing(pagemap_fd: int, start: int, end: int) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
-from parmig.probes import host, kvm, tracking
+from parmig.probes import host, huge, kvm, tracking
 from parmig.probes.probe import Probe, Status
 
 __all__ = ["Probe", "Status", "migration_possible", "probe_host"]
@@ -28,7 +28,7 @@ _PROBES: tuple[tuple[str, Callable[[], Probe]], ...] = (
     ("KVM dirty log", kvm.probe_kvm_dirty_log),
     ("QEMU", host.probe_qemu),
     ("hugetlb pool", host.probe_hugetlb),
-    ("shmem huge pages", host.probe_shmem_huge),
+    ("shmem huge pages", huge.probe_shmem_huge),
     ("/dev/shm", host.probe_shm_space),
     ("processors", host.probe_cpus),
     ("locked memory", host.probe_locked_memory),

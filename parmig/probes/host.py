@@ -88,16 +88,6 @@ def probe_hugetlb() -> Probe:
     return Probe("hugetlb pool", "ok", f"{free} of {total} pages of {size} free")
 
 
-def probe_shmem_huge() -> Probe:
-    """Whether shared memory files may use huge pages."""
-    text = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    chosen = next(iter(re.findall(r"\[(\w+)\]", text)), text)
-    if chosen in ("never", "deny"):
-        advice = "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
-        return Probe("shmem huge pages", "limited", chosen, advice)
-    return Probe("shmem huge pages", "ok", chosen)
-
-
 def probe_shm_space() -> Probe:
     """/dev/shm, where the memory files of guests with shared memory usually are."""
     try:

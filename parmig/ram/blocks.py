@@ -15,6 +15,9 @@ PAGE_BYTES = 4096
 WORD_PAGES = 64
 """Pages that one 64-bit word of a dirty bitmap covers; regions are cut on its borders."""
 
+EXTENT_PAGES = 512
+"""Pages of a huge page of 2 MiB."""
+
 Pages = npt.NDArray[np.uint8]
 """A view of memory, shape (pages, 4096)."""
 

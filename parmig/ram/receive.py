@@ -100,6 +100,7 @@ class MigrationRamReceive:
         self._sequence = header.sequence
         self.counters.sent_pages += header.raw_bytes // PAGE_BYTES
         self.counters.wire_bytes += message.payload_bytes + len(message.head)
+        self.counters.huge_bytes = sum(reach.huge_bytes for reach in self._blocks)
         self._shared.publish(self._worker, self.counters)
 
     def _place_data(self, header: BatchHeader, index: Index, message: Incoming) -> None:

@@ -22,7 +22,7 @@ from parmig.ram.bits import (
     set_bits,
     test_bits,
 )
-from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.blocks import EXTENT_PAGES, PAGE_BYTES
 from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
@@ -31,6 +31,16 @@ from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import Regions
 from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.ram.trackers.tracker import DirtyTracker
+
+
+def pages_of_batch(pending: Index, batch_pages: int) -> int:
+    """How many of the *pending* pages make the next batch: as many as it may have, or fewer, up to a huge page's end.
+
+    So all pages of a huge page arrive together, and the destination can provide it for them.
+    """
+    border = (int(pending[batch_pages - 1]) + 1) // EXTENT_PAGES * EXTENT_PAGES
+    pages = int(np.searchsorted(pending, border))
+    return pages if pages >= batch_pages // 2 else batch_pages
 
 
 class MigrationRamSend:
@@ -191,10 +201,11 @@ class MigrationRamSend:
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
         self._data_pages += len(index)
-        if self._data_pages >= self._batch_pages:
+        while self._data_pages >= self._batch_pages:
             pending = self._pending()
-            self._emit(pending[: self._batch_pages])
-            rest = pending[self._batch_pages :]
+            pages = pages_of_batch(pending, self._batch_pages)
+            self._emit(pending[:pages])
+            rest = pending[pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)
 
     def _flush(self) -> None:

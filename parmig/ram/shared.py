@@ -25,7 +25,7 @@ from parmig.ram.blocks import RamBlock
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _LIMIT_WORDS = 8
-_COUNTER_WORDS = 8
+_COUNTER_WORDS = 9
 _CODECS, _CODEC_WORDS = 256, 4
 
 NOT_ARMED, FRESH, ARMED = 0, 1, 2
@@ -42,6 +42,7 @@ class WorkerCounters(msgspec.Struct):
     Attributes:
         handled_pages: pages that need nothing more in their round.
         waiting_ns: time without work: no instruction, no credit, or over the rate limit.
+        huge_bytes: (destination) memory that was provided in huge pages.
     """
 
     handled_pages: int = 0
@@ -52,6 +53,7 @@ class WorkerCounters(msgspec.Struct):
     scan_ns: int = 0
     busy_ns: int = 0
     waiting_ns: int = 0
+    huge_bytes: int = 0
 
     def minus(self, before: WorkerCounters) -> WorkerCounters:
         """The difference to *before*."""

@@ -48,6 +48,7 @@ class _Placer:
     counters: WorkerCounters = field(default_factory=WorkerCounters, init=False)
 
     def _publish(self) -> None:
+        self.counters.huge_bytes = sum(reach.huge_bytes for reach in self.blocks)
         self.shared.publish(self.setup.worker, self.counters)
 
 
@@ -71,6 +72,7 @@ class MappedPlacer(_Placer):
         stored = mask_of_bits(np.frombuffer(bitmap, dtype=np.uint8), 0, region.pages)
         self._placer.place_zero(region.block, runs_of_mask(~stored) + region.first_page)
         index = np.flatnonzero(stored) + region.first_page
+        self.blocks[region.block].provide(runs_of_index(index))
         for first in range(0, len(index), BATCH_PAGES):
             self.check()
             part = index[first : first + BATCH_PAGES]

@@ -190,6 +190,7 @@ class SnapshotRestorer:
             wire_bytes=sum(counters.wire_bytes for counters in readers.counters),
             sent_pages=sum(counters.sent_pages for counters in readers.counters),
             zero_pages=sum(counters.zero_pages for counters in readers.counters),
+            huge_page_bytes=sum(counters.huge_bytes for counters in readers.counters),
         )
         self._report.per_worker = [
             WorkerReport(

@@ -177,7 +177,14 @@ def test_the_endpoints_are_of_the_agreed_transport(scheme: str, found: list[tupl
 
 
 def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
-    usual = (*CAPABILITIES, "endpoint-schemes", "verify-after", "protocol-3", *(f"codec-{name}" for name in names()))
+    usual = (
+        *CAPABILITIES,
+        "endpoint-schemes",
+        "verify-after",
+        "memory-in-place",
+        "protocol-3",
+        *(f"codec-{name}" for name in names()),
+    )
     assert offer("") == offer("migrate") == usual
     assert set(usual) - set(offer("", verify_after=False)) == {"verify-after"}
     assert offer("devices") == (*usual, "state-devices")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.huge import HUGE_BYTES, hugetlbfs, more_huge_pages
+from tests.huge import HUGE_BYTES, huge_tmpfs, hugetlbfs, more_huge_pages
 from tests.qemu.machines import MIB, QemuMachine
-from tests.qemu.test_migration import goes_on, move
+from tests.qemu.test_migration import goes_on, move, receive, send
 from tests.qemu.test_snapshot_qemu import begins_where, restore, save
 
 pytestmark = pytest.mark.qemu
@@ -42,6 +42,14 @@ def machine(initrd: Path, directory: Path, kind: str, name: str, *, incoming: bo
         incoming=incoming,
         rate=0 if incoming else 10,
     )
+
+
+def on_tmpfs(initrd: Path, directory: Path, name: str, *, incoming: bool = False) -> QemuMachine:
+    path = f"/proc/{os.getpid()}/root{directory}/{name}"
+    backend = f"memory-backend-file,mem-path={path},id=ram0,size={MEMORY_BYTES},share=on"
+    memory = ["-machine", "pc,memory-backend=ram0", "-object", backend]
+    rate = 0 if incoming else 10
+    return QemuMachine(initrd, memory=memory, memory_bytes=MEMORY_BYTES, incoming=incoming, rate=rate)
 
 
 def exists(guest: QemuMachine) -> int:
@@ -100,3 +108,24 @@ def test_a_linux_in_huge_pages_is_saved_and_restored(
         with machine(initrd, directory, kind, "c", incoming=True) as third:
             move(copy, third, "--workers", "2")
             goes_on(copy, third)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "zmq"])
+def test_a_linux_arrives_in_transparent_huge_pages_where_the_host_gives_them(
+    initrd: Path, tmp_path: Path, transport: str
+) -> None:
+    with (
+        huge_tmpfs(tmp_path) as directory,
+        QemuMachine(initrd, memory_bytes=MEMORY_BYTES, rate=10) as source,
+        on_tmpfs(initrd, directory, "b", incoming=True) as destination,
+    ):
+        source.wait_for_serial("TICK 2 ")
+        with receive(destination) as there, send(source, there.uri(), "--transport", transport, "--verify") as here:
+            code, report = here.end()
+            assert (code, report["verified"]) == (0, True), here.errors
+            code, received = there.end()
+            assert (code, received["status"]) == (0, "completed"), there.errors
+        goes_on(source, destination)
+        assert received["ram"]["huge_page_bytes"] > 20 * HUGE_BYTES
+        placed_bytes = report["ram"]["sent_pages"] * 4096
+        assert exists(destination) * HUGE_BYTES <= placed_bytes * 8 // 7 + 64 * HUGE_BYTES

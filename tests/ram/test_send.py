@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from parmig.config import SendConfig
 from parmig.linux import files
 from parmig.ram.bits import Index, bits_for, index_of_runs, runs_of_index, set_bits
-from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.blocks import EXTENT_PAGES, PAGE_BYTES
 from parmig.ram.codecs import registry
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageDecoder, PageEncoder, ReadPages
@@ -30,7 +30,7 @@ from parmig.ram.packets import MAX_RUNS
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.regions import Region, cut
-from parmig.ram.send import MigrationRamSend
+from parmig.ram.send import MigrationRamSend, pages_of_batch
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.transport.transport import Incoming
@@ -302,3 +302,21 @@ def test_waiting_before_there_was_a_dirty_log_is_not_taken_from_the_busy_time() 
         counters = source.shared.counters(0)
         assert counters.waiting_ns == NS_PER_S + 1
         assert 0 < counters.busy_ns < time.monotonic_ns() - began_ns
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2000), st.integers(1, 3000), st.sampled_from([256, 512, 1024]))
+def test_a_batch_ends_at_a_border_of_huge_pages_if_it_does_not_become_too_short(
+    first: int, pages: int, batch_pages: int
+) -> None:
+    pending = np.arange(first, first + pages)
+    sizes = []
+    while len(pending) >= batch_pages:
+        size = pages_of_batch(pending, batch_pages)
+        assert batch_pages // 2 <= size <= batch_pages
+        end = int(pending[size - 1]) + 1
+        assert end % EXTENT_PAGES == 0 or size == batch_pages
+        sizes.append(size)
+        pending = pending[size:]
+    if batch_pages == 1024:
+        assert all(size == 1024 for size in sizes[1:])  # from the second on, they lie on borders

@@ -114,6 +114,9 @@ class OwnedMonitor(Guest):
 
     def close(self) -> None:
         """End the process and close all descriptors. Never raises; may be called twice."""
+        self._release()
+
+    def _release(self) -> None:
         self._running = False
         process, self._process = self._process, None
         if process is not None:

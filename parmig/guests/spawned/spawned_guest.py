@@ -160,7 +160,7 @@ class SpawnedGuest(OwnedMonitor):
             raise StatusError("this guest has its own memory, expected one that was opened with incoming=True")
         accepting = self._accepting
         self.discard()  # it has nothing to save
-        self.close()
+        self._release()
         self._start(files)
         self._accepting = accepting
 

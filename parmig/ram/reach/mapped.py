@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from parmig.errors import GuestRefusedError, MemoryFullError
 from parmig.linux import files, uffd
+from parmig.linux.huge_pages import HUGE_PAGE_BYTES
 from parmig.ram.bits import (
     NO_INDEX,
     Bits,
@@ -28,6 +29,7 @@ from parmig.ram.bits import (
 )
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, Pages
 from parmig.ram.reach.extents import BlockFile, allocated_mask, next_data
+from parmig.ram.reach.huge_extents import HugeExtents, open_extents
 from parmig.ram.reach.reach import Reach
 from parmig.ram.zero import zero_mask
 
@@ -85,6 +87,8 @@ class BlockMapping(Reach):
         self._address = int(self.pages.ctypes.data)
         self._file = BlockFile(self.block, self.fd, self.file_offset_bytes, self._address)
         self._filler_fd: int | None = None  # made when it is first needed
+        self._extents = self._open_extents()
+        self._units: Mask = np.zeros(self.block.pages // self.block.unit_pages, dtype=np.bool_)  # (hugetlb) provided
 
     # -- which pages exist ----------------------------------------------------------------------
 
@@ -126,13 +130,12 @@ class BlockMapping(Reach):
     # -- writing --------------------------------------------------------------------------------
 
     def targets(self, runs: Runs, *, exist: bool) -> list[memoryview]:
-        huge = self.block.unit_pages > 1
-        if len(runs) > MAX_TARGETS or not (exist or huge):
-            return []
-        if not exist:
+        if not exist and self.block.unit_pages > 1:
             for first, end in runs.tolist():
                 self._allocate(first, end - first)
-        return self.views(runs)
+            exist = True
+        exist = exist or self.provide(runs)
+        return self.views(runs) if exist and len(runs) <= MAX_TARGETS else []
 
     def write(self, runs: Runs, pages: memoryview, existing: Bits) -> None:
         """As :meth:`Reach.write`: short runs that exist all at once, others one by one.
@@ -142,6 +145,7 @@ class BlockMapping(Reach):
         """
         lengths = runs[:, 1] - runs[:, 0]
         starts = np.cumsum(lengths) - lengths
+        self.provide(runs)
         together = lengths < WRITE_RUN_PAGES
         if together.any():
             exists = test_bits(existing, index_of_runs(runs))
@@ -161,8 +165,12 @@ class BlockMapping(Reach):
         page first: 2 pairs of processes reached 1420 instead of 1120 MiB/s (medians of 2; with memory that the host had
         taken back, 657 instead of 563).
         """
+        end_page = first_page + len(pages) // PAGE_BYTES
+        exist = self.provide(np.array([[first_page, end_page]]))
         if self.block.unit_pages > 1:  # hugetlbfs has no write(2)
-            self._allocate(first_page, len(pages) // PAGE_BYTES)
+            self._allocate(first_page, end_page - first_page)
+            exist = True
+        if exist:
             self.buffer[first_page * PAGE_BYTES : first_page * PAGE_BYTES + len(pages)] = pages
             return
         at = self.file_offset_bytes + first_page * PAGE_BYTES
@@ -173,6 +181,8 @@ class BlockMapping(Reach):
 
     def _fill(self, first_page: int, pages: memoryview) -> int:
         """Make absent pages by UFFDIO_COPY. Returns how many bytes it placed: up to a page that exists."""
+        if self._extents is not None and self._extents.gives:
+            return 0  # a userfaultfd would keep huge pages out
         if self._filler_fd is None:
             try:
                 self._filler_fd = uffd.create_filler(self._address, self.block.size_bytes)
@@ -183,6 +193,20 @@ class BlockMapping(Reach):
         source = np.frombuffer(pages, dtype=np.uint8).ctypes.data
         return uffd.copy_absent(self._filler_fd, self._address + first_page * PAGE_BYTES, source, len(pages))
 
+    def _open_extents(self) -> HugeExtents | None:
+        if not self._writable or self.block.unit_pages > 1:
+            return None
+        return open_extents(self.fd, self.file_offset_bytes, self._address, self.block.pages)
+
+    def provide(self, runs: Runs) -> bool:
+        return self._extents is not None and self._extents.provide(runs)
+
+    @property
+    def huge_bytes(self) -> int:
+        if self.block.unit_pages > 1:
+            return int(self._units.sum()) * self.block.page_size_bytes
+        return 0 if self._extents is None else self._extents.made * HUGE_PAGE_BYTES
+
     def _allocate(self, first_page: int, pages: int) -> None:
         """Allocate the huge pages in which these pages lie, where they are not there yet."""
         page_bytes = self.block.page_size_bytes
@@ -191,6 +215,9 @@ class BlockMapping(Reach):
         end = -(-(at + pages * PAGE_BYTES) // page_bytes) * page_bytes
         with self._room_for(at):
             files.allocate(self.fd, begin, end - begin)
+        self._units[(begin - self.file_offset_bytes) // page_bytes : (end - self.file_offset_bytes) // page_bytes] = (
+            True
+        )
 
     @contextmanager
     def _room_for(self, at: int) -> Iterator[None]:
@@ -231,6 +258,8 @@ class BlockMapping(Reach):
         if self._filler_fd is not None and self._filler_fd >= 0:
             os.close(self._filler_fd)
             self._filler_fd = None  # it was for the old mapping
+        if self._extents is not None:
+            self._extents.advise()
 
     def close(self) -> None:
         """Unmap. Views handed out must be gone; those still held keep the mapping until they go."""
@@ -238,6 +267,9 @@ class BlockMapping(Reach):
         if self._filler_fd is not None and self._filler_fd >= 0:
             os.close(self._filler_fd)
         self._filler_fd = -1
+        if self._extents is not None:
+            self._extents.close()
+            self._extents = None
         try:
             self.buffer.release()
             self._map.close()

@@ -117,6 +117,19 @@ class Reach(ABC):
     def clear(self, index: Index) -> Index:
         """Make the pages *index*, all of which exist, zero. Returns those that do not exist any more."""
 
+    def provide(self, runs: Runs) -> bool:
+        """Make transparent huge pages where most of one will be written by *runs*, if the host gives them.
+
+        Returns:
+            whether all pages of *runs* exist now. If not, nothing is known of any of them.
+        """
+        return False
+
+    @property
+    def huge_bytes(self) -> int:
+        """How much memory was provided in huge pages, of hugetlbfs or transparent ones, for what was written here."""
+        return 0
+
     def drop_tables(self) -> None:
         """Give back the page tables with which this process maps the block, if it maps it. The pages stay.
 
