@@ -163,6 +163,10 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     connect_timeout_ns: Annotated[
         int, option("Give up if the receiver cannot be reached within this time.", DURATION, ge=0)
     ] = 3 * NS_PER_S
+    reconnect_timeout_ns: Annotated[
+        int, option("Give up if a lost connection cannot be made again within this time; 0: at once.", DURATION, ge=0)
+    ] = 60 * NS_PER_S
+    """An old spanning tree carries nothing for 50 s after a link has gone. The guest runs on meanwhile."""
     verify: Annotated[
         bool | str,
         option(

@@ -71,6 +71,9 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
 ENDED = frozenset({S.COMPLETED, S.FAILED, S.CANCELLED, S.UNKNOWN})
 """Statuses that nothing follows."""
 
+BEFORE_PAUSE = frozenset({S.NONE, S.SETUP, S.ACTIVE})
+"""Statuses in which the guest runs at the source."""
+
 BEFORE_HAND_OVER = frozenset({S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEVICE, S.FINISHING})
 """Statuses in which the source may still resume its guest."""
 

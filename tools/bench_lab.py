@@ -125,8 +125,25 @@ def describe_host() -> dict[str, Any]:
 
 def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch: Any = None) -> tuple[Report, Report]:
     """One migration by parmig, both sides in this process; *watch(sender, receiver)* runs meanwhile in a thread."""
+    with listen_uri(config.transport) as uri:
+        return _migrate_guests(source, destination, config, ReceiveConfig(listen=uri), watch)
+
+
+@contextlib.contextmanager
+def listen_uri(transport: str) -> Iterator[str]:
+    """Where a receiver of this host listens for a sender with this ``--transport``."""
+    if transport != "unix":
+        yield "zmq+tcp://127.0.0.1:0"
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield f"unix://{directory}/receiver"
+
+
+def _migrate_guests(
+    source: Guest, destination: Guest, config: SendConfig, receive: ReceiveConfig, watch: Any
+) -> tuple[Report, Report]:
     uris: queue.SimpleQueue[str] = queue.SimpleQueue()
-    receiver = MigrationReceiver(destination, ReceiveConfig(listen="zmq+tcp://127.0.0.1:0"), listening=uris.put)
+    receiver = MigrationReceiver(destination, receive, listening=uris.put)
     arrived: list[Report] = []
     thread = threading.Thread(target=lambda: arrived.append(receiver.receive_loop()))
     thread.start()

@@ -19,13 +19,13 @@ from parmig.engine import error_reports, worker_messages
 from parmig.engine.message import encode
 from parmig.engine.worker_messages import (
     Instruction,
-    MemorySetup,
     StartTracking,
     Stop,
     WorkerEvent,
     WorkerFailed,
     WorkerLog,
 )
+from parmig.engine.worker_setups import MemorySetup
 from parmig.linux import process
 from parmig.ram.reach.open_reach import open_reach
 from parmig.ram.reach.reach import Reach

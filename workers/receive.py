@@ -8,21 +8,23 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from parmig.engine.worker_messages import (
+    ChannelLost,
+    ChannelResumed,
     DigestPages,
     DigestRegions,
-    ReceiveSetup,
     RegionDigests,
     WorkerConnected,
     WorkerReady,
 )
+from parmig.engine.worker_setups import ReceiveSetup
 from parmig.errors import ProtocolError
 from parmig.linux import process
+from parmig.ram.channel_messages import FIRST_MESSAGE_BYTES, Caller
 from parmig.ram.codecs.registry import codec
-from parmig.ram.flow import HELLO_BYTES, check_hello, welcome
 from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.receive import MigrationRamReceive
+from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.region_digest import RegionDigester
-from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB
@@ -54,15 +56,25 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     memory = attach_memory(setup, area_fd, block_fds)
     endpoint = parse_uri(setup.uri)
-    transport = open_transport(
+    channel = ReceiveChannel(
+        lambda: open_transport(
+            endpoint,
+            f"receive worker {setup.worker}",
+            max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
+            first_message_bytes=FIRST_MESSAGE_BYTES,
+            max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
+            token=setup.session,
+        ),
         endpoint,
-        f"receive worker {setup.worker}",
-        max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
-        first_message_bytes=HELLO_BYTES,
-        max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
-        token=setup.session,
+        Caller(setup.session, setup.worker, setup.protocol),
+        credit_bytes=setup.credit_bytes,
+        outlives=setup.outlives_losses,
+        connected=lambda: inbox.report(WorkerConnected()),  # before the source can continue
+        lost=lambda reason: inbox.report(ChannelLost(reason)),
+        resumed=lambda lasted_ns: inbox.report(ChannelResumed(lasted_ns)),
+        wake_fd=inbox.fileno(),
     )
-    listening = transport.bind(endpoint)
+    listening = channel.listen()
     _logger.info("listens at %s", listening)
     inbox.report(WorkerReady(listening.port))
     ram = MigrationRamReceive(
@@ -72,26 +84,15 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         shared=memory.shared,
         batch_bytes=setup.batch_bytes,
     )
-    poller = Poller(transport, inbox.fileno())
     digester = RegionDigester()
-    connected = False
     most_bytes = process.private_bytes() + setup.credit_bytes + _GROWTH_BYTES
     while True:
-        if not poller.poll() and process.private_bytes() > most_bytes:
+        if not channel.poll() and process.private_bytes() > most_bytes:
             raise ProtocolError(
                 f"the peer made this worker grow by over {setup.credit_bytes + _GROWTH_BYTES} bytes "
                 "without a whole message; it does not keep to the protocol"
             )
-        while (incoming := transport.receive()) is not None:
-            if connected:
-                transport.write([ram.migrate_ram_receive(incoming)])
-            elif check_hello(incoming, session=setup.session, worker=setup.worker, protocol=setup.protocol):
-                transport.accept()
-                connected = True
-                _logger.info("its send worker connected")
-                inbox.report(WorkerConnected())  # before the source can continue
-                transport.write([welcome(setup.credit_bytes)])
-            del incoming  # frees the frames, and with them ZeroMQ's memory, before the next message is taken
+        while channel.take(ram.placed, ram.migrate_ram_receive):
             inbox.check()
         # After the last check, everything that was read is answered before the next wait.
         inbox.check()

@@ -9,22 +9,26 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from parmig.engine.worker_messages import (
+    ChannelLost,
+    ChannelResumed,
     DigestPages,
     DigestRegions,
     Instruction,
     RegionDigests,
-    SendSetup,
     WorkerEvent,
     WorkerReady,
 )
+from parmig.engine.worker_setups import SendSetup
 from parmig.errors import ProtocolError
+from parmig.ram.channel_messages import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.page_digests import MemoryDigests
+from parmig.ram.reconnect import Reconnect
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.send import MigrationRamSend
-from parmig.transport.registry import open_transport
+from parmig.transport.dial import Dialer
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
@@ -49,17 +53,22 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     memory = attach_memory(setup, area_fd, block_fds)
     blocks, regions, shared = memory
-    endpoint = parse_uri(setup.uri)
-    name = f"send worker {setup.worker} to {endpoint}"
-    transport = open_transport(endpoint, name, max_message_bytes=1 << 16, token=setup.session)
-    _logger.info("connects to %s%s", endpoint, f" from {setup.local}" if setup.local else "")
+    name = f"send worker {setup.worker} to {parse_uri(setup.routes[0].uri)}"
+    dialer = Dialer(setup.routes, name, max_message_bytes=1 << 16, token=setup.session)
+    caller = Caller(setup.session, setup.worker, setup.protocol)
+    _logger.info("connects to %s", dialer.route)
     began_ns = time.monotonic_ns()
-    transport.connect(endpoint, local=setup.local, timeout_ns=setup.connect_timeout_ns)
     channel = SendChannel(
-        transport, name, batch_bytes=setup.batch_bytes, interrupt_fd=inbox.fileno(), interrupt=inbox.check
+        dialer.dial(setup.connect_timeout_ns),
+        name,
+        batch_bytes=setup.batch_bytes,
+        interrupt_fd=inbox.fileno(),
+        interrupt=inbox.check,
+        reconnect=_reconnect(setup, name, caller, dialer, inbox),
+        reserve=shared.reserve,
     )
-    channel.open(session=setup.session, worker=setup.worker, protocol=setup.protocol, limit_ns=setup.connect_timeout_ns)
-    _logger.info("connected to %s after %s", endpoint, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
+    channel.open(caller, limit_ns=setup.connect_timeout_ns)
+    _logger.info("connected after %s", format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
     inbox.report(WorkerReady())
     digester = RegionDigester()
     counters = shared.codec_counters(setup.worker)
@@ -75,6 +84,20 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         batch_bytes=setup.batch_bytes,
     )
     serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, memory))
+
+
+def _reconnect(setup: SendSetup, name: str, caller: Caller, dialer: Dialer, inbox: Inbox) -> Reconnect | None:
+    """What connects the channel again after a loss, if it may."""
+    if not setup.reconnect_ns:
+        return None
+    return Reconnect(
+        name,
+        caller,
+        dialer.dial,
+        setup.reconnect_ns,
+        lost=lambda reason: inbox.report(ChannelLost(reason)),
+        resumed=lambda lasted_ns, again_bytes: inbox.report(ChannelResumed(lasted_ns, again_bytes, str(dialer.route))),
+    )
 
 
 def _answer(instruction: Instruction, digester: RegionDigester, memory: Memory) -> WorkerEvent:

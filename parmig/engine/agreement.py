@@ -18,6 +18,7 @@ from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs
 from parmig.transport.registry import data_scheme, data_transports
+from parmig.units import NS_PER_MS
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
 """What this version does, and the other side must do too."""
@@ -29,7 +30,14 @@ VERIFY_AFTER = "verify-after"
 """Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
 after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, in_place.FEATURE)
+RECONNECT = "reconnect"
+"""Feature: channels outlive their connections. The source names it with how long an outage may last, in milliseconds:
+``reconnect-60000``. A source whose user wants no such thing does not name it."""
+
+MAX_RECONNECT_MS = 24 * 3600 * 1000
+"""Whatever a source announces, the destination keeps nothing for longer than this."""
+
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, RECONNECT, in_place.FEATURE)
 """What this version does only if the other side names it too."""
 
 
@@ -58,7 +66,9 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
     return max(common)
 
 
-def offer(state: str, compress: str = "", *, verify_after: bool = True) -> tuple[str, ...]:
+def offer(
+    state: str, compress: str = "", *, verify_after: bool = True, reconnect_ns: int | None = None
+) -> tuple[str, ...]:
     """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows.
 
     Args:
@@ -66,12 +76,23 @@ def offer(state: str, compress: str = "", *, verify_after: bool = True) -> tuple
         compress: (source) what the user chose; only AUTO is named, because no field of Configure can hold it: an older
             destination knows no codec of this name.
         verify_after: (source) whether the user wants that.
+        reconnect_ns: (source) how long an outage may last; 0: channels end with their connections.
     """
     codec_features = (_codec_feature(name) for name in codecs.names())
     state_features = [f"{STATE_PREFIX}{state}"] if state not in USUAL_STATES else []
     auto = [_codec_feature(compress)] if compress == codecs.AUTO else []
     features = [name for name in FEATURES if verify_after or name != VERIFY_AFTER]
+    if reconnect_ns is not None:
+        features.remove(RECONNECT)
+        features += [f"{RECONNECT}-{reconnect_ns // NS_PER_MS}"] if reconnect_ns else []
     return (*CAPABILITIES, *features, f"protocol-{VERSIONS[-1]}", *codec_features, *auto, *state_features)
+
+
+def reconnect_ns_of(capabilities: Sequence[str]) -> int:
+    """(destination) How long an outage may last, as the source says; 0: its channels end with their connections."""
+    names = (name.removeprefix(f"{RECONNECT}-") for name in capabilities if name.startswith(f"{RECONNECT}-"))
+    limits = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 10]
+    return min(max(limits, default=0), MAX_RECONNECT_MS) * NS_PER_MS
 
 
 def state_of(capabilities: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from parmig.engine import peer_messages
 from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
+from parmig.transport.lasting import LastingTransport
 from parmig.transport.transport import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -31,6 +32,11 @@ class ControlChannel:
     def __init__(self, transport: MigrationTransport, version: int = peer_messages.VERSIONS[0]) -> None:
         self.transport = transport
         self.version = version
+
+    def end_with_connection(self) -> None:
+        """From now on a lost connection is an error."""
+        if isinstance(self.transport, LastingTransport):
+            self.transport.outlives = False
 
     def pollables(self) -> list[int]:
         """What to poll."""

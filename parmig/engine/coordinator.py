@@ -250,6 +250,9 @@ class Coordinator(SourceEnd):
             case Verdict.CONTINUE:
                 throttled = self._throttle(next_throttle_percent(self.record.facts, self._limits))
                 return throttled + self._begin_round(Step.SENDING, now_ns)
+            case Verdict.PAUSE if self.record.outages.interrupted:  # in the pause, a lost connection is an error
+                self.step = Step.RECONNECTING
+                return []
             case Verdict.PAUSE:
                 self.step = Step.PAUSING
                 self.record.mark("pausing", now_ns)

@@ -61,6 +61,7 @@ class DestinationPlan(Plan[Instruction]):
         digest: of all memory, once the source asked for it and every worker has answered.
         source_digest: what the source reported of its own memory in the end, if it compared after the hand-over.
         state_bytes: size of the device state that was loaded.
+        interrupted: whether the control channel has no connection, so that the source cannot be heard.
     """
 
     _cancelled = "cancelled; the guest stays at the source"
@@ -99,7 +100,7 @@ class DestinationPlan(Plan[Instruction]):
         self._digests: dict[int, int] = {}
         self._arrived = StateArrived(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
-        self._vanished = False
+        self._vanished = self.interrupted = False
         self._since_ns = now_ns
         self._load_began_ns = 0
 
@@ -201,8 +202,7 @@ class DestinationPlan(Plan[Instruction]):
 
     def _ask_digest(self) -> list[Instruction]:
         if not self._may_digest:
-            words = "the source asked for a digest twice, or without having announced it"
-            return self._fail(ProtocolError(words))
+            return self._fail(ProtocolError("the source asked for a digest twice, or without having announced it"))
         self._may_digest = False
         self._digesting = set(range(len(self._owned)))
         return [Instruct(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
@@ -281,6 +281,8 @@ class DestinationPlan(Plan[Instruction]):
     # -- limits and the end ---------------------------------------------------------------------
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
+        if self.interrupted and self.step is Step.RECEIVING:
+            self._since_ns = now_ns
         error = overdue(self.step, now_ns - self._since_ns, self._switchover_ns)
         return [] if error is None else self._fail(error)
 

@@ -106,6 +106,21 @@ class WorkerFenced(Event, frozen=True):
     counters: WorkerCounters
 
 
+class ChannelLost(Event, frozen=True):
+    """A channel has lost its connection, and connects again."""
+
+    channel: str
+    reason: str
+
+
+class ChannelResumed(Event, frozen=True):
+    """A channel has a connection again, by *route*, over which *again_bytes* were sent again."""
+
+    channel: str
+    again_bytes: int = 0
+    route: str = ""
+
+
 class WorkerCounted(Event, frozen=True):
     """How many pages are dirty in a worker's regions."""
 

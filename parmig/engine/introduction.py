@@ -94,7 +94,12 @@ class Introduction:
             running=thread.call(guest.is_running),
             verify=bool(config.compares),
             switchover_timeout_ns=config.switchover_timeout_ns,
-            capabilities=offer(info.state, config.compress, verify_after=config.compares == "after"),
+            capabilities=offer(
+                info.state,
+                config.compress,
+                verify_after=config.compares == "after",
+                reconnect_ns=0 if self._endpoint.scheme == UNIX_SCHEME else config.reconnect_timeout_ns,
+            ),
             traits=describe(thread.call(guest.traits)),
             check=check,
             files=files,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +13,21 @@ from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
-from parmig.engine.agreement import ENDPOINT_SCHEMES, VERIFY_AFTER, agreed_codecs, agreed_version, offer
+from parmig.engine.agreement import (
+    ENDPOINT_SCHEMES,
+    VERIFY_AFTER,
+    agreed_codecs,
+    agreed_version,
+    offer,
+    reconnect_ns_of,
+)
+from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
-from parmig.engine.worker_messages import ReceiveSetup, memory_for_workers
+from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.reach.open_reach import check_reachable
@@ -41,16 +50,23 @@ class Listeners:
         memory: of these blocks, in the source's numbering.
         config: where to listen.
         early: takes state that may be loaded at once.
+        notes: what happens to the channels of control and state.
 
     Attributes:
         token: 16 random bytes that whoever connects must send.
         pool: the workers.
         state: the channel for device state.
+        lasting: makes channels outlive their connections, if the source wants that.
         regions: all regions of all blocks.
     """
 
     def __init__(
-        self, wish: Configure, memory: Sequence[BlockMemory], config: ReceiveConfig, early: Callable[[bytes], None]
+        self,
+        wish: Configure,
+        memory: Sequence[BlockMemory],
+        config: ReceiveConfig,
+        early: Callable[[bytes], None],
+        notes: deque[ChannelNote],
     ) -> None:
         self.wish = wish
         self.token = secrets.token_bytes(16)
@@ -81,7 +97,14 @@ class Listeners:
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )
-        self.state = StateReceiver(self._transport, self.token, early, max_bytes=config.max_state_bytes)
+        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes)
+        self.state = StateReceiver(
+            self._transport,
+            self.token,
+            early,
+            max_bytes=config.max_state_bytes,
+            lasting=lambda transport: self.lasting.listening(STATE, transport, self._state_endpoint),
+        )
         try:
             self._start()
         except BaseException:
@@ -103,6 +126,7 @@ class Listeners:
                 uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
+                outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
                 protocol=agreed_version(wish.capabilities),
                 batch_bytes=wish.batch_bytes,
                 credit_bytes=wish.credit_bytes,

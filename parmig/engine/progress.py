@@ -65,4 +65,5 @@ class ProgressMeter:
             ),
             time_left_ms=remaining * PAGE_BYTES / rate * 1000 if rate > 0 else None,
             throttle_percent=self._plan.record.throttle_percent,
+            interrupted=self._plan.record.outages.interrupted,
         )

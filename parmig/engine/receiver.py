@@ -201,6 +201,7 @@ class MigrationReceiver:
                 memory,
                 self._config,
                 control,
+                self._admission.endpoint,
                 staying=staying,
                 guest=self._guest,
                 thread=self._thread,

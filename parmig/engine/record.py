@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from parmig.engine.outages import Outages
 from parmig.engine.policy import RoundFacts
 from parmig.engine.report import DowntimePhases, RamReport, RoundReport, WorkerReport
 from parmig.ram.blocks import PAGE_BYTES
@@ -23,6 +24,7 @@ class Record:
         state_save_ns: how long the guest took to save its device state, beside the final round.
         throttle_percent: how far the guest is slowed down now.
         max_throttle_percent: the highest value of that so far.
+        outages: times without a connection.
     """
 
     def __init__(self, workers: int, total_pages: int) -> None:
@@ -32,11 +34,12 @@ class Record:
         self.throttle_percent = self.max_throttle_percent = 0
         self.load_ns = self.state_save_ns = 0
         self.stolen = [0] * workers
+        self.outages = Outages(workers)
         self._total_pages = total_pages
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
         self._before = list(self._now)
         self._round_began_ns = 0
-        self._settle_ns = 0
+        self._settle_ns = self._stood_ns = 0
 
     def mark(self, name: str, now_ns: int) -> None:
         """Remember that *name* happened now."""
@@ -50,7 +53,7 @@ class Record:
     def begin_round(self, now_ns: int) -> None:
         """Note that a round begins."""
         self._round_began_ns = now_ns
-        self._settle_ns = 0
+        self._settle_ns = self._stood_ns = 0
         self._before = list(self._now)
 
     def settled(self, took_ns: int) -> None:
@@ -63,6 +66,7 @@ class Record:
 
     def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int]) -> RoundReport:
         """Note that all workers passed the fence, and return the report of the round."""
+        self._stood_ns = self.outages.standstill_ns(self._round_began_ns, now_ns)
         moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
         self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
         sent, zero = sum(m.sent_pages for m in moved), sum(m.zero_pages for m in moved)
@@ -94,8 +98,8 @@ class Record:
         self.facts.append(
             RoundFacts(
                 sent_bytes=last.sent_pages * PAGE_BYTES,
-                # Waiting for the guest's disks says nothing of the network.
-                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS),
+                # Waiting for the guest's disks, or for a connection, says nothing of the network's rate.
+                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS) - self._stood_ns,
                 scan_ns=round(last.scan_ms * NS_PER_MS),
                 remaining_pages=pages,
                 throttle_percent=last.throttle_percent,

@@ -113,6 +113,22 @@ class WorkerReport(msgspec.Struct, kw_only=True):
     stolen_regions: int = 0
 
 
+class OutageReport(msgspec.Struct, kw_only=True):
+    """A time in which a channel had no connection.
+
+    ``channel`` is ``worker 0``, ``control`` or ``state``. ``began_ms`` counts from the start of the migration. If the
+    outage has ``ended``, the new connection came by ``route``, and ``again_bytes`` were sent again over it.
+    """
+
+    channel: str
+    began_ms: float = 0.0
+    lasted_ms: float = 0.0
+    ended: bool = True
+    reason: str = ""
+    route: str = ""
+    again_bytes: int = 0
+
+
 class CodecReport(msgspec.Struct, kw_only=True):
     """What one codec did. ``none`` has the batches that went as they are.
 
@@ -197,6 +213,7 @@ class Report(msgspec.Struct, kw_only=True):
     max_throttle_percent: int = 0
     ram: RamReport = msgspec.field(default_factory=RamReport)
     per_worker: list[WorkerReport] = []
+    outages: list[OutageReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
     verify_ms: float | None = None
@@ -230,6 +247,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         worker_rates_bytes_per_s: wire bytes per second of each worker.
         time_left_ms: until the pause, estimated; None when unknown.
         throttle_percent: how far the guest is slowed down.
+        interrupted: channels that have no connection now, and connect again.
         message: a line for a log; empty when only the numbers changed.
     """
 
@@ -242,4 +260,5 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     worker_rates_bytes_per_s: tuple[float, ...] = ()
     time_left_ms: float | None = None
     throttle_percent: int = 0
+    interrupted: tuple[str, ...] = ()
     message: str = ""

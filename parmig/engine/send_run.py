@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from parmig.engine import events, peer_messages
@@ -11,10 +12,12 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.events import AskDigests, Do, Event, Instruction
+from parmig.engine.lasting_channels import ChannelNote
+from parmig.engine.outages import lost_line, resumed_line
 from parmig.engine.report import Progress
 from parmig.engine.source_run import Means, SourceRun
 from parmig.engine.state_channel import StateSender
-from parmig.errors import PeerFailedError, PeerLostError, ProtocolError
+from parmig.errors import ParmigError, PeerFailedError, PeerLostError, ProtocolError
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.units import NS_PER_S
@@ -33,6 +36,7 @@ class SendRun(SourceRun):
         shared: the workers' counters; not owned.
         state: the state channel; not owned.
         control: the control channel; not owned.
+        notes: what happened to both channels.
     """
 
     def __init__(
@@ -43,10 +47,12 @@ class SendRun(SourceRun):
         shared: SharedArea,
         state: StateSender,
         control: ControlChannel,
+        notes: deque[ChannelNote],
     ) -> None:
         super().__init__(means, plan, memory, shared, state)
         self._control = control
         self._state_sender = state
+        self._notes = notes
         self._reported_ns = 0
         self._watch_all(*control.pollables())
 
@@ -67,6 +73,27 @@ class SendRun(SourceRun):
             self._forget(self._control.pollables())
         except ProtocolError as error:
             self._fail(error)
+        self._attend_state()
+        self._take_notes()
+
+    def _attend_state(self) -> None:
+        """Notice the loss of the state channel while nobody writes to it."""
+        if "active" in self.plan.record.marks and "pausing" not in self.plan.record.marks:
+            try:
+                self._state_sender.attend()
+            except ParmigError as error:
+                self._fail(error)
+
+    def _take_notes(self) -> None:
+        while self._notes:
+            channel, reason, lasted_ns = self._notes.popleft()
+            if reason:
+                self._feed(events.ChannelLost(channel, reason))
+                self._show_line(lost_line(channel, reason))
+            else:
+                self._feed(events.ChannelResumed(channel))
+                self._show_line(resumed_line(channel, lasted_ns))
+                self._reported_ns = 0  # the destination has heard nothing for long
 
     def _peer_event(self, message: peer_messages.ControlMessage) -> Event:
         match message:
@@ -89,6 +116,8 @@ class SendRun(SourceRun):
     # -- doing ----------------------------------------------------------------------------------
 
     def _carry_out(self, instruction: Instruction) -> None:
+        if instruction is Do.PAUSE:
+            self._control.end_with_connection()
         if isinstance(instruction, AskDigests):
             self._say(DigestsRequest(instruction.region, instruction.first))
         else:

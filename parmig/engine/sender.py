@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import VERIFY_AFTER, channel_codecs, check_accept
+from parmig.engine.agreement import RECONNECT, VERIFY_AFTER, channel_codecs, check_accept, reconnect_ns_of
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.in_place import kept_blocks
 from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
 from parmig.engine.memory_files import without_staying
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
@@ -24,8 +26,8 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
-from parmig.engine.state_channel import StateSender
-from parmig.engine.worker_messages import SendSetup, memory_for_workers
+from parmig.engine.state_channel import StateSender, state_hello
+from parmig.engine.worker_setups import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,
     ParmigError,
@@ -41,6 +43,7 @@ from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.status import MigrationStatus
+from parmig.transport.dial import Route
 from parmig.transport.registry import (
     chosen_transport,
     control_scheme,
@@ -122,6 +125,10 @@ class MigrationSender(SourceSide):
         blocks, workers, control = wish.blocks, wish.workers, introduction.control
         self._report.workers = workers
         assert control is not None
+        reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
+        notes: deque[ChannelNote] = deque()
+        lasting = LastingChannels(accept.session, reconnect_ns, notes)
+        control.transport = lasting.calling(CONTROL, control.transport, endpoint)
         regions = cut(blocks, wish.region_pages)
         shared = SharedArea(-1, workers=workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
@@ -138,8 +145,8 @@ class MigrationSender(SourceSide):
                 workers=workers,
                 blocks=blocks,
                 memory=places,
-                uri=uri,
-                local=local,
+                routes=(Route(uri, local),),
+                reconnect_ns=reconnect_ns,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -165,7 +172,8 @@ class MigrationSender(SourceSide):
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
         )
-        return SendRun(self._means, plan, memory, shared, self._connect_state(accept, endpoint), control)
+        state = self._connect_state(accept, endpoint, lasting)
+        return SendRun(self._means, plan, memory, shared, state, control, notes)
 
     def _compares_after(self, accept: Accept, blocks: Sequence[RamBlock]) -> bool:
         """Whether copies of *blocks* are compared after the hand-over; an older destination can only do it before."""
@@ -205,14 +213,17 @@ class MigrationSender(SourceSide):
             self._paths.append(str(path) if path else host)
             yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
 
-    def _connect_state(self, accept: Accept, control: Endpoint) -> StateSender:
+    def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
         endpoint = Endpoint(control_scheme(control), host, accept.state.port)
         transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         _logger.info("state channel connected to %s", endpoint)
-        return StateSender(transport, accept.session)
+        transport.write([state_hello(accept.session)])
+        channel = lasting.calling(STATE, transport, endpoint)
+        self._opened.callback(channel.shutdown)
+        return StateSender(channel)
 
     # -- the end --------------------------------------------------------------------------------
 

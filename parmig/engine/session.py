@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from parmig.config import ReceiveConfig
@@ -16,15 +17,18 @@ from parmig.engine.destination_events import Act, Event, Instruct, Instruction, 
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.in_place import Staying, kept_blocks
+from parmig.engine.lasting_channels import CONTROL, ChannelNote
 from parmig.engine.listeners import Listeners
 from parmig.engine.memory_files import without_staying
+from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
-from parmig.status import BEFORE_HAND_OVER
+from parmig.status import BEFORE_HAND_OVER, BEFORE_PAUSE
+from parmig.transport.transport import Endpoint
 
 LINGER_MS = 500
 """How long the last message may take to leave."""
@@ -39,6 +43,7 @@ class ReceiveSession(Driver[Instruction]):
         memory: of the guest here, in the source's numbering.
         config: where to listen.
         control: channel to the source; owned from here on, but not by a constructor that fails.
+        endpoint: where the source found it.
         staying: the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
@@ -52,6 +57,7 @@ class ReceiveSession(Driver[Instruction]):
         memory: Sequence[BlockMemory],
         config: ReceiveConfig,
         control: ControlChannel,
+        endpoint: Endpoint,
         *,
         staying: Staying,
         guest: Guest,
@@ -64,11 +70,15 @@ class ReceiveSession(Driver[Instruction]):
         self._in_place = staying.numbers
         self._control = control
         self._announce = config.announce
+        self._endpoint = endpoint
+        self._notes: deque[ChannelNote] = deque()
         rest = without_staying(wish, self._in_place)
-        self._listeners = Listeners(rest, kept_blocks(memory, self._in_place), config, self._take_early)
+        self._listeners = Listeners(rest, kept_blocks(memory, self._in_place), config, self._take_early, self._notes)
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
+        self._outages = Outages(rest.workers)
+        self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
             rest.workers,
@@ -76,10 +86,14 @@ class ReceiveSession(Driver[Instruction]):
             compared=VERIFY_AFTER in wish.capabilities,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
-            now_ns=time.monotonic_ns(),
+            now_ns=self._began_ns,
         )
         super().__init__(self.plan, guest, thread, self._listeners.pool, progress)
-        self._watch(*self._listeners.pollables(), *control.pollables(), guest.watch_fd())
+        self._watch_all()
+
+    def _watch_all(self) -> None:
+        """Wake the loop for everything that matters before the hand-over."""
+        self._watch(*self._listeners.pollables(), *self._control.pollables(), self._guest.watch_fd())
 
     @property
     def pool(self) -> WorkerPool:
@@ -92,6 +106,8 @@ class ReceiveSession(Driver[Instruction]):
         try:
             for message in self._messages(self._control):
                 self._feed(events.Heard(message))
+                if self.plan.status not in BEFORE_PAUSE:
+                    self._control.end_with_connection()
         except PeerLostError as error:
             self._feed(events.PeerVanished(error))
             self._forget(self._control.pollables())
@@ -99,6 +115,17 @@ class ReceiveSession(Driver[Instruction]):
             self._feed(events.Garbled(error))
         if self.plan.status in BEFORE_HAND_OVER:
             self._receive_state()
+        self._take_notes()
+
+    def _take_notes(self) -> None:
+        """Note what happened to the channels of control and state."""
+        while self._notes:
+            channel, reason, lasted_ns = self._notes.popleft()
+            if reason:
+                self._note_outage(channel, reason)
+            else:
+                self._note_end_of_outage(channel, lasted_ns)
+        self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _receive_state(self) -> None:
         try:
@@ -115,6 +142,7 @@ class ReceiveSession(Driver[Instruction]):
     def _note_connection(self) -> None:
         if self._state.connected and not self._state_connected:
             self._state_connected = True
+            self._watch_all()
             self._feed(events.StateConnected())
 
     def _note_state(self) -> None:
@@ -123,18 +151,32 @@ class ReceiveSession(Driver[Instruction]):
             self._state_bytes = self._state.size_bytes
             self._feed(events.StateArrived(self._state_bytes, self._state.digest))
 
-    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event:
+    def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
         match message:
             case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
             case worker_messages.WorkerConnected():
                 return events.WorkerConnected(worker)
+            case worker_messages.ChannelLost(reason=reason):
+                self._note_outage(of_worker(worker), reason)
+                return None
+            case worker_messages.ChannelResumed(lasted_ns=lasted_ns):
+                self._note_end_of_outage(of_worker(worker), lasted_ns)
+                return None
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
             case worker_messages.PagesDigested(region=region, first=first, digests=pages):
                 return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
+
+    def _note_outage(self, channel: str, reason: str) -> None:
+        self._outages.lost(channel, time.monotonic_ns(), reason)
+        self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
+
+    def _note_end_of_outage(self, channel: str, lasted_ns: int) -> None:
+        self._outages.resumed(channel, time.monotonic_ns())
+        self._show(Progress(status=self.plan.status.value, message=resumed_line(channel, lasted_ns)))
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -150,6 +192,9 @@ class ReceiveSession(Driver[Instruction]):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
                 self._say(self._listeners.accept_message(self._info, self._blocks, self._in_place))
+                lasting = self._listeners.lasting
+                self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
+                self._watch_all()
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)
             case Act.TAKE_OVER:
@@ -190,6 +235,7 @@ class ReceiveSession(Driver[Instruction]):
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
         report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
+        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
         if self.plan.source_digest is not None:

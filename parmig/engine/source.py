@@ -202,6 +202,7 @@ class SourceSide(ABC):
             report.status = plan.status.value
             report.rounds, report.ram = record.rounds, record.ram()
             report.max_throttle_percent = record.max_throttle_percent
+            report.outages = record.outages.reports(began_ns, ended_ns)
             report.per_worker = record.per_worker(self._paths, self._worker_cpus)
             report.paths = sorted(set(self._paths))
             report.throughput_mib_per_s = record.throughput_mib_per_s()

@@ -22,6 +22,7 @@ from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.outages import lost_line, of_worker, resumed_line
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report
@@ -143,11 +144,14 @@ class SourceRun(Driver[Instruction]):
         if self.plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
             self._long_ns = sys.maxsize  # once is enough
             message = f"{self.plan.step.value}; a disk, or the server behind it, answers slowly"
-            self._show(Progress(status=self.plan.status.value, round=self.plan.round, message=message))
+            self._show_line(message)
         progress = self._meter.look()
         if progress is not None:
             self._show(progress)
         return over
+
+    def _show_line(self, message: str) -> None:
+        self._show(Progress(status=self.plan.status.value, round=self.plan.round, message=message))
 
     def _feed(self, event: Event) -> None:
         before = self.plan.round
@@ -161,6 +165,12 @@ class SourceRun(Driver[Instruction]):
             case worker_messages.WorkerReady():
                 self._ready += 1
                 return events.WorkersReady() if self._ready == len(self._pool) else None
+            case worker_messages.ChannelLost(reason=reason):
+                self._show_line(lost_line(of_worker(worker), reason))
+                return events.ChannelLost(of_worker(worker), reason)
+            case worker_messages.ChannelResumed(lasted_ns, again_bytes, route):
+                self._show_line(resumed_line(of_worker(worker), lasted_ns))
+                return events.ChannelResumed(of_worker(worker), again_bytes, route)
             case worker_messages.RegionsScanned():
                 return events.WorkerScanned(worker)
             case worker_messages.RegionsDone():

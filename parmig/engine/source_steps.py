@@ -23,6 +23,7 @@ class Step(enum.Enum):
     SENDING = "sending"
     SYNCING_COUNT = "syncing the dirty log"
     COUNTING = "counting dirty pages"
+    RECONNECTING = "waiting for a lost connection"
     PAUSING = "pausing the guest"
     SYNCING_FINAL = "syncing the dirty log of the paused guest"
     FINAL = "sending the last pages"  # and saving device state

@@ -42,21 +42,25 @@ STALL_LIMIT_NS = 30 * NS_PER_S
 _TAKEN = struct.Struct(">cQ")
 
 
+def state_hello(session: bytes) -> bytes:
+    """The first message of the state channel."""
+    return b"H" + session
+
+
 class StateSender:
     """The source's end, used by the guest's thread only (:meth:`abort` by any). A ``StateSink``.
 
     Args:
-        transport: connected; owned by the caller.
+        transport: connected, and the hello is sent; owned by the caller.
     """
 
-    def __init__(self, transport: MigrationTransport, session: bytes) -> None:
+    def __init__(self, transport: MigrationTransport) -> None:
         self._transport = transport
         self._digest = xxhash.xxh3_128()
         self._aborted = threading.Event()
         self._taken_bytes = 0
         self.size_bytes = 0
         self.early = True
-        transport.write([b"H" + session])
 
     @property
     def digest(self) -> str:
@@ -77,6 +81,14 @@ class StateSender:
             self._transport.write([b"E" if self.early else b"D", chunk])
             self.size_bytes += len(chunk)
             self._keep_within(WINDOW_BYTES)
+
+    def attend(self) -> None:
+        """Notice whether the connection lives. Any thread may call this before the first write.
+
+        Raises:
+            PeerLostError: it does not.
+        """
+        self._take_answers(0)
 
     def _keep_within(self, window_bytes: int) -> None:
         progress = time.monotonic_ns()
@@ -118,6 +130,7 @@ class StateReceiver:
         session: what the hello must carry.
         early: called with bytes that may be loaded at once.
         max_bytes: the limit of all state.
+        lasting: makes a channel that outlives its connection of the one that was accepted; this object owns it.
 
     Attributes:
         connected: whether the source has sent its hello.
@@ -131,6 +144,7 @@ class StateReceiver:
         early: Callable[[bytes], None],
         *,
         max_bytes: int,
+        lasting: Callable[[MigrationTransport], MigrationTransport] = lambda transport: transport,
     ) -> None:
         self._transport = transport
         self._session = session
@@ -138,6 +152,7 @@ class StateReceiver:
         self._digest = xxhash.xxh3_128()
         self._held = tempfile.SpooledTemporaryFile(max_size=HELD_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by close()
         self._max_bytes = max_bytes
+        self._lasting = lasting
         self.connected = False
         self.size_bytes = 0
 
@@ -164,8 +179,9 @@ class StateReceiver:
                 return
             if self.connected:
                 self._take(message)
-            elif len(message) == 1 and hmac.compare_digest(message[0], b"H" + self._session):
+            elif len(message) == 1 and hmac.compare_digest(message[0], state_hello(self._session)):
                 self._transport.accept()
+                self._transport = self._lasting(self._transport)
                 self.connected = True
             # anything else is from a stranger, and is dropped
 
@@ -195,7 +211,8 @@ class StateReceiver:
             yield piece
 
     def close(self) -> None:
-        """Drop what is held."""
+        """Close the channel, and drop what is held."""
+        self._transport.shutdown()
         self._held.close()
 
 

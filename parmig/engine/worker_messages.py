@@ -3,94 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
-from parmig import logs
 from parmig.engine.message import Message
 from parmig.engine.report import ErrorReport
-from parmig.ram.blocks import BlockMemory, RamBlock
-from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
-
-# -- coordinator to workers ---------------------------------------------------------------------
-
 
 MAX_LOG_TEXT = 1000
 """The most characters of a worker's log line."""
 
-
-class MemorySetup(Message, frozen=True, kw_only=True):
-    """What every worker needs to know of the guest's memory, sent once; the descriptors come beside it.
-
-    Attributes:
-        workers: how many there are on this side.
-        blocks: as the source has them; regions are cut from these.
-        memory: each block on this side and what holds its bytes; ``fd`` is the place in the list of descriptors, or -1.
-        cpus: the processors that it may use; empty: all.
-        log_level: the lowest level of log lines to send.
-        page_digests: keep a digest of each page that is placed.
-    """
-
-    worker: int
-    workers: int
-    blocks: tuple[RamBlock, ...]
-    memory: tuple[BlockMemory, ...]
-    region_pages: int
-    cpus: tuple[int, ...] = ()
-    log_level: int = msgspec.field(default_factory=logs.level)
-    page_digests: bool = False
-
-
-def memory_for_workers(memory: Iterable[BlockMemory]) -> tuple[tuple[BlockMemory, ...], list[int]]:
-    """*memory* as :class:`MemorySetup` has it, and the descriptors to send with it."""
-    items: list[BlockMemory] = []
-    descriptors: list[int] = []
-    for item in memory:
-        place = -1
-        if item.fd >= 0:
-            place = len(descriptors)
-            descriptors.append(item.fd)
-        items.append(msgspec.structs.replace(item, fd=place))
-    return tuple(items), descriptors
-
-
-class SendSetup(MemorySetup, frozen=True):
-    """To a send worker, once: everything it needs besides descriptors.
-
-    Attributes:
-        protocol: the agreed version.
-        compress: what the user chose.
-        codecs: those that the channel uses for it, in the order in which a batch tries them.
-        codec_settings: of this channel.
-    """
-
-    uri: str
-    local: str
-    session: bytes
-    protocol: int
-    compress: str
-    codecs: tuple[str, ...]
-    codec_settings: CodecSettings
-    batch_bytes: int
-    connect_timeout_ns: int
-
-
-class ReceiveSetup(MemorySetup, frozen=True):
-    """To a receive worker, once.
-
-    Attributes:
-        protocol: the agreed version.
-    """
-
-    uri: str
-    session: bytes
-    protocol: int
-    codecs: tuple[str, ...]
-    batch_bytes: int
-    credit_bytes: int
+# -- coordinator to workers ---------------------------------------------------------------------
 
 
 class StartTracking(Message, frozen=True):
@@ -201,6 +124,25 @@ class WorkerConnected(Message, frozen=True):
     """Receive worker: its send worker has sent its hello."""
 
 
+class ChannelLost(Message, frozen=True):
+    """Worker: the connection of my channel is lost; I connect, or listen, again."""
+
+    reason: str
+
+
+class ChannelResumed(Message, frozen=True):
+    """Worker: my channel has a connection again, after *lasted_ns*.
+
+    Attributes:
+        again_bytes: (send worker) how much was sent again.
+        route: (send worker) the way that the new connection takes.
+    """
+
+    lasted_ns: int
+    again_bytes: int = 0
+    route: str = ""
+
+
 class RegionsScanned(Message, frozen=True):
     """Send worker: the answer to ScanRegions."""
 
@@ -267,6 +209,8 @@ class WorkerFailed(Message, frozen=True):
 WorkerEvent = (
     WorkerReady
     | WorkerConnected
+    | ChannelLost
+    | ChannelResumed
     | RegionsScanned
     | RegionsDone
     | Sent

@@ -63,6 +63,20 @@ def unacknowledged_bytes(connection: socket.socket) -> int:
     return size_bytes
 
 
+_TCP_INFO_SILENCE = struct.Struct("@24xI28xI")  # struct tcp_info: tcpi_unacked at byte 24, tcpi_last_ack_recv at 56
+
+
+def silence_ms(connection: socket.socket) -> int:
+    """For how long the peer's host has acknowledged nothing, while segments are under way to it; 0: none are.
+
+    A peer that only makes no room has none under way: the kernel then probes for room. What was sent after a long
+    silence counts as long as the silence, so look more than once.
+    """
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SILENCE.size)
+    unacknowledged, silent_ms = _TCP_INFO_SILENCE.unpack(info)
+    return int(silent_ms) if unacknowledged else 0
+
+
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_received
 
 

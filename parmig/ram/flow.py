@@ -1,48 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of a data channel: hello, batches, acknowledgements, credit, fences.
-
-They travel between one send worker and its receive worker, over any transport. All integers are big-endian::
-
-    kind 1 HELLO    source -> destination   u8 kind, u8 0, u16 worker, u32 protocol, 16 bytes session
-    kind 2 WELCOME  destination -> source   u8 kind, 3 x 0, u32 credit_bytes
-    kind 3 BATCH    source -> destination   see ``ram.packets``; sequence counts from 1, no gaps
-    kind 4 ACK      destination -> source   u8 kind, 7 x 0, u64 sequence: all up to it is placed
-    kind 5 FENCE    source -> destination   u8 kind, 3 x 0, u32 round, u64 sequence of the last batch
-    kind 6 FENCED   destination -> source   the same fields back: all of it is placed
+"""The sending end of a data channel: numbers batches, keeps within the credit, waits for fences, survives losses.
 
 At most ``credit_bytes`` and ``MAX_UNACKED`` batches are unacknowledged at any time. This bounds memory on both sides.
 
 Pages are sent from where they are. With most transports, only the acknowledgement shows that they were read. A peer
 that acknowledges too early must not make this process read memory that is gone, so the payload is in guest memory or
-in buffers of ``ram.in_flight``, which both stay as long as the process lives. Such a peer only gets other bytes of the
-guest.
+in buffers of ``ram.in_flight``, which both stay as long as the process lives. It only gets other bytes of the guest.
+
+After a loss the channel connects again, and sends again what the destination has not placed. A buffer holds what it
+held: it changes only after its acknowledgement. Guest memory may hold newer bytes. Those pages are dirty, so the next
+round sends them again; a paused guest writes nothing.
 """
 
 from __future__ import annotations
 
-import hmac
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from parmig.errors import LimitExceededError, ProtocolError
+from parmig.errors import LimitExceededError, PeerLostError, ProtocolError
+from parmig.ram import channel_messages as messages
 from parmig.ram import in_flight
 from parmig.ram.blocks import PAGE_BYTES, Pages
+from parmig.ram.channel_messages import Answer, Caller, decode_answer
 from parmig.ram.in_flight import UnackedBatch
+from parmig.ram.reconnect import Reconnect
 from parmig.transport.polling import Poller
-from parmig.transport.transport import Buffer, Incoming, MigrationTransport
+from parmig.transport.transport import Buffer, MigrationTransport
 from parmig.units import KIB, NS_PER_MS, NS_PER_S
-
-HELLO, WELCOME, ACK, FENCE, FENCED = 1, 2, 4, 5, 6
-_HELLO = struct.Struct(">BxHI16s")
-HELLO_BYTES = _HELLO.size
-"""How many bytes the receiving end reads from a stranger."""
-_WELCOME = struct.Struct(">B3xI")
-_ACK = struct.Struct(">B7xQ")
-_FENCE = struct.Struct(">B3xIQ")
 
 CREDIT_BATCHES = 6
 """Batches in flight on a channel: 24 MiB at the default size. On loopback with 2 cores, 4, 5, 6 and 8 batches of 4 MiB
@@ -60,6 +47,8 @@ MAX_UNACKED = 64
 BUFFERS = CREDIT_BATCHES
 """Private buffers of a channel for gathered or encoded pages: as many as there are whole batches in the credit."""
 
+_POLL_MS = 200
+
 STALL_LIMIT_NS = 30 * NS_PER_S
 """If no acknowledgement comes for this long, the destination hangs. A 4 MiB batch takes 30 s only below 140 KiB/s."""
 
@@ -73,11 +62,13 @@ class SendChannel:
     """The sending end: numbers batches, stays within the credit, waits for fences.
 
     Args:
-        transport: connected to the receive worker; owned by the caller.
+        transport: connected to the receive worker; the channel closes it only after a loss.
         name: for errors.
         batch_bytes: size of the buffers that :meth:`take_buffer` hands out.
         interrupt_fd: watched during every wait.
         interrupt: called when it is readable, and before each batch; raises to end the wait.
+        reconnect: connects again after a loss; None: a loss is an error.
+        reserve: returns from when on so many bytes may be sent again, by the rate limit.
     """
 
     def __init__(
@@ -88,10 +79,16 @@ class SendChannel:
         batch_bytes: int,
         interrupt_fd: int,
         interrupt: Callable[[], None],
+        reconnect: Reconnect | None = None,
+        reserve: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self._transport = transport
         self._name = name
         self._interrupt = interrupt
+        self._interrupt_fd = interrupt_fd
+        self._reconnect = reconnect
+        self._reserve = reserve
+        self._resumed_ns = 0
         self._poller = Poller(transport, interrupt_fd)
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._agreed_bytes = credit_bytes(batch_bytes)
@@ -107,13 +104,13 @@ class SendChannel:
         self._fenced_sequence = 0
         self.waiting_ns = 0
 
-    def open(self, *, session: bytes, worker: int, protocol: int, limit_ns: int) -> None:
-        """Send the hello, and wait for the welcome.
+    def open(self, caller: Caller, *, limit_ns: int) -> None:
+        """Send the hello of *caller*, and wait for the welcome.
 
         Raises:
             LimitExceededError: no answer within *limit_ns*.
         """
-        self._transport.write([_HELLO.pack(HELLO, worker, protocol, session)])
+        self._transport.write([messages.hello(caller)])
         deadline = time.monotonic_ns() + limit_ns
         self._wait(lambda: self._credit_bytes > 0, "the welcome of the receive worker", lambda: deadline)
 
@@ -145,12 +142,18 @@ class SendChannel:
         if self._unacked and not self._has_credit(wire_bytes):
             self._wait(lambda: not self._unacked or self._has_credit(wire_bytes), "credit")
         self._sequence += 1
-        until_ack = self._transport.frames_free_at == "ack"
+        until_ack = self._reconnect is not None or self._transport.frames_free_at == "ack"
         self._unacked.append(UnackedBatch(self._sequence, wire_bytes, frames, buffer if until_ack else None))
-        self._transport.write(frames, kept=True)
+        self._unacked_bytes += wire_bytes
+        self._write(frames, kept=True)
         if buffer is not None and not until_ack:
             self._buffers.append(buffer)
-        self._unacked_bytes += wire_bytes
+
+    def _write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
+        try:
+            self._transport.write(frames, kept=kept)
+        except PeerLostError as error:
+            self._recover(error)
 
     def _has_credit(self, wire_bytes: int) -> bool:
         return len(self._unacked) < MAX_UNACKED and self._unacked_bytes + wire_bytes <= self._credit_bytes
@@ -163,7 +166,7 @@ class SendChannel:
     def idle(self) -> None:
         """Wait until there may be an instruction, and handle what arrives on the connection meanwhile."""
         began = time.monotonic_ns()
-        self._poller.poll()
+        self._poller.poll(_POLL_MS if self._unacked else None)  # a silent connection has to be looked at
         self.waiting_ns += time.monotonic_ns() - began
         self._drain()
 
@@ -176,12 +179,11 @@ class SendChannel:
         if self._sequence == self._fenced_sequence:
             return
         self._fence_round = round_
-        self._transport.write([_FENCE.pack(FENCE, round_, self._sequence)])
+        self._write([messages.fence(round_, self._sequence)])
         self._wait(lambda: self._fenced_round == round_, f"the fence of round {round_}")
         if self._unacked:
-            raise ProtocolError(
-                f"{self._name}: fence of round {round_} passed with batch {self._unacked[0].sequence} unacknowledged"
-            )
+            left = f"batch {self._unacked[0].sequence} unacknowledged"
+            raise ProtocolError(f"{self._name}: fence of round {round_} passed with {left}")
         self._fenced_sequence = self._sequence
 
     def last_batch_ns(self) -> int:
@@ -204,14 +206,14 @@ class SendChannel:
             now = time.monotonic_ns()
             if len(self._unacked) != due:
                 due, progress = len(self._unacked), now
-            limit = deadline() if deadline else progress + STALL_LIMIT_NS
+            limit = deadline() if deadline else max(progress, self._resumed_ns) + STALL_LIMIT_NS
             if now >= limit:
                 batch = self._unacked[0].sequence if self._unacked else self._sequence
                 raise LimitExceededError(
                     f"{self._name}: the wait for {what} took too long, at batch {batch} of {self._sequence}; "
                     "check whether the destination hangs"
                 )
-            self._poll(200, limit - now)
+            self._poll(_POLL_MS, limit - now)
 
     def _poll(self, timeout_ms: int, limit_ns: int) -> None:
         began = time.monotonic_ns()
@@ -224,35 +226,31 @@ class SendChannel:
         self._drain()
 
     def _drain(self) -> None:
-        while (message := self._transport.read()) is not None:
-            self._handle(message)
+        try:
+            while (message := self._transport.read()) is not None:
+                self._handle(message)
+        except PeerLostError as error:
+            self._recover(error)
 
     def _handle(self, message: list[memoryview]) -> None:
-        frame = message[0]
-        kind, size = (frame[0], len(frame)) if len(frame) else (0, 0)
-        if kind == ACK and size == _ACK.size and len(message) == 1:
-            self._acknowledge(_ACK.unpack(frame)[1])
-        elif kind == FENCED and size == _FENCE.size and len(message) == 1:
-            _, round_, sequence = _FENCE.unpack(frame)
-            if sequence != self._sequence:
-                raise ProtocolError(
-                    f"{self._name}: the fence of round {round_} names batch {sequence}, expected {self._sequence}"
-                )
-            if round_ != self._fence_round:
-                raise ProtocolError(
-                    f"{self._name}: the fence of round {round_} was answered, expected round {self._fence_round}"
-                )
-            self._acknowledge(sequence)
-            self._fenced_round = round_
-        elif kind == WELCOME and size == _WELCOME.size and len(message) == 1 and not self._credit_bytes:
-            credit = _WELCOME.unpack(frame)[1]
-            if not MIN_CREDIT_BYTES <= credit <= self._agreed_bytes:
-                raise ProtocolError(
-                    f"{self._name}: the welcome has a credit of {credit} bytes, expected at most {self._agreed_bytes}"
-                )
-            self._credit_bytes = credit
-        else:
-            raise ProtocolError(f"{self._name}: unexpected message of kind {kind}, {len(message)} frames, {size} bytes")
+        match decode_answer(message):
+            case Answer(messages.ACK, _, sequence):
+                self._acknowledge(sequence)
+            case Answer(messages.FENCED, round_, sequence):
+                words = f"{self._name}: the fence of round {round_}"
+                if sequence != self._sequence:
+                    raise ProtocolError(f"{words} names batch {sequence}, expected {self._sequence}")
+                if round_ != self._fence_round:
+                    raise ProtocolError(f"{words} was answered, expected round {self._fence_round}")
+                self._acknowledge(sequence)
+                self._fenced_round = round_
+            case Answer(messages.WELCOME, credit) if not self._credit_bytes:
+                if not MIN_CREDIT_BYTES <= credit <= self._agreed_bytes:
+                    words = f"credit of {credit} bytes, expected at most {self._agreed_bytes}"
+                    raise ProtocolError(f"{self._name}: the welcome has a {words}")
+                self._credit_bytes = credit
+            case _:
+                raise ProtocolError(f"{self._name}: unexpected message of {messages.describe(message)}")
 
     def _acknowledge(self, sequence: int) -> None:
         if sequence > self._sequence:
@@ -263,34 +261,39 @@ class SendChannel:
             if batch.buffer is not None:
                 self._buffers.append(batch.buffer)
 
+    # -- after a loss ---------------------------------------------------------------------------
 
-def check_hello(message: Incoming, *, session: bytes, worker: int, protocol: int) -> bool:
-    """Whether *message* is the hello of the send worker that was agreed; anything else comes from a stranger."""
-    if message.frame_count != 1 or len(message.head) != _HELLO.size or message.head[0] != HELLO:
-        return False
-    _, its_worker, its_protocol, its_session = _HELLO.unpack(message.head)
-    return (its_worker, its_protocol) == (worker, protocol) and hmac.compare_digest(its_session, session)
+    def _recover(self, cause: PeerLostError) -> None:
+        """Connect again, and send again what was not placed. Raises PeerLostError if that is not to be."""
+        self._transport.shutdown()
+        if self._reconnect is None or not self._credit_bytes:
+            raise cause
+        began_ns = time.monotonic_ns()
+        self._reconnect.again(cause, self._take_up, self._rest)
+        self._resumed_ns = time.monotonic_ns()
+        self.waiting_ns += self._resumed_ns - began_ns
 
+    def _take_up(self, transport: MigrationTransport, placed_sequence: int) -> int:
+        """Go on with *transport*; returns how many bytes were sent again."""
+        self._transport.shutdown()
+        self._transport = transport
+        self._poller = Poller(transport, self._interrupt_fd)
+        oldest = self._unacked[0].sequence if self._unacked else self._sequence + 1
+        if placed_sequence + 1 < oldest:
+            words = f"the destination has placed batch {placed_sequence}, and acknowledged more before"
+            raise ProtocolError(f"{self._name}: {words}")
+        self._acknowledge(placed_sequence)
+        for batch in self._unacked:
+            self._rest(self._reserve(batch.wire_bytes) - time.monotonic_ns())
+            transport.write(batch.frames, kept=True)
+        if self._fence_round != self._fenced_round:
+            transport.write([messages.fence(self._fence_round, self._sequence)])
+        return self._unacked_bytes
 
-def welcome(credit_bytes: int) -> bytes:
-    """The welcome message."""
-    return _WELCOME.pack(WELCOME, credit_bytes)
-
-
-def ack(sequence: int) -> bytes:
-    """The acknowledgement of all batches up to *sequence*."""
-    return _ACK.pack(ACK, sequence)
-
-
-def answer_fence(frame: memoryview, placed_sequence: int) -> bytes:
-    """The answer to the fence in *frame*.
-
-    Raises:
-        ProtocolError: malformed, or it names a batch that was not placed.
-    """
-    if len(frame) != _FENCE.size:
-        raise ProtocolError(f"a fence has {len(frame)} bytes, expected {_FENCE.size}")
-    _, round_, sequence = _FENCE.unpack(frame)
-    if sequence != placed_sequence:
-        raise ProtocolError(f"the fence of round {round_} names batch {sequence}, expected {placed_sequence}")
-    return _FENCE.pack(FENCED, round_, sequence)
+    def _rest(self, duration_ns: int) -> None:
+        """Wait for *duration_ns*, and handle interruptions only."""
+        until_ns = time.monotonic_ns() + duration_ns
+        self._interrupt()
+        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+            Poller(self._interrupt_fd).poll(max(1, left_ns // NS_PER_MS))
+            self._interrupt()

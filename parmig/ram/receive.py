@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from parmig.errors import ProtocolError
-from parmig.ram import flow
+from parmig.ram import channel_messages
 from parmig.ram.bits import Index, Runs, index_of_runs, page_count, test_bits
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs.codec import PageCodec
@@ -70,14 +70,18 @@ class MigrationRamReceive:
         kind = message.head[0] if len(message.head) else 0
         if kind == BATCH:
             self._place(message)
-            return flow.ack(self._sequence)
-        if kind == flow.FENCE and message.frame_count == 1:
-            answer = flow.answer_fence(message.head, self._sequence)
+            return channel_messages.ack(self._sequence)
+        if kind == channel_messages.FENCE and message.frame_count == 1:
+            answer = channel_messages.answer_fence(message.head, self._sequence)
             if not self._fenced:
                 self._fenced = True
                 self._placer.end_first_round()
             return answer
         raise ProtocolError(f"unexpected message of kind {kind} with {message.frame_count} frames on a data channel")
+
+    def placed(self) -> int:
+        """The number of the last batch that is in place."""
+        return self._sequence
 
     def _place(self, message: Incoming) -> None:
         header = decode_batch(message.head, blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
@@ -92,19 +96,20 @@ class MigrationRamReceive:
             )
         if len(header.zero_runs):
             self._placer.place_zero(header.block, header.zero_runs)
-            self.counters.zero_pages += page_count(header.zero_runs)
         if len(header.data_runs):
             index = index_of_runs(header.data_runs)
             self._place_data(header, index, message)
             self._placer.note_placed(header.block, index)
+            self._codec_counters.count(header.codec, header.raw_bytes, header.payload_bytes)
+        # Only now is it placed: whatever comes of it before a loss is placed again.
         self._sequence = header.sequence
+        self.counters.zero_pages += page_count(header.zero_runs)
         self.counters.sent_pages += header.raw_bytes // PAGE_BYTES
         self.counters.wire_bytes += message.payload_bytes + len(message.head)
         self.counters.huge_bytes = sum(reach.huge_bytes for reach in self._blocks)
         self._shared.publish(self._worker, self.counters)
 
     def _place_data(self, header: BatchHeader, index: Index, message: Incoming) -> None:
-        self._codec_counters.count(header.codec, header.raw_bytes, header.payload_bytes)
         if message.places and not header.codec:
             targets = self._placer.targets(header.block, header.data_runs, index)
             if targets:

@@ -17,8 +17,8 @@ from parmig.engine.worker_messages import (
     PlaceStream,
     RegionDigests,
     WorkerReady,
-    memory_for_workers,
 )
+from parmig.engine.worker_setups import memory_for_workers
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits
 from parmig.ram.blocks import BlockMemory

@@ -12,7 +12,7 @@ from parmig.engine.policy import Limits
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import Progress, Report, SnapshotReport
 from parmig.engine.source import SourceSide
-from parmig.engine.worker_messages import memory_for_workers
+from parmig.engine.worker_setups import memory_for_workers
 from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.ram.regions import cut, region_pages_for

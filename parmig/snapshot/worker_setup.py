@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from parmig.engine.worker_messages import MemorySetup
+from parmig.engine.worker_setups import MemorySetup
 
 
 class SaveSetup(MemorySetup, frozen=True):

@@ -163,6 +163,11 @@ class TcpTransport(MigrationTransport):
             raise self._lost(peer)
         return message
 
+    @property
+    def closed_by_peer(self) -> bool:
+        """Whether the peer, or something between, has closed the connection, so that its host is there."""
+        return self._peer is not None and self._peer.closed
+
     def _lost(self, peer: Connection) -> PeerLostError:
         return PeerLostError(f"{self._name}: the connection to the peer was lost: {peer.ended}")
 
@@ -270,7 +275,7 @@ class TcpTransport(MigrationTransport):
         self._leaving.clear()
         self._close_port()
         peer.inbox.max_message_bytes = MAX_FRAMES * self._max_message_bytes
-        peer.settle(beats=self._heartbeat)
+        peer.settle(beats=self._heartbeat, accepted=True)
         self._peer = peer
 
     def _close_port(self) -> None:

@@ -19,6 +19,7 @@ from parmig.errors import PeerLostError, ProtocolError
 from parmig.linux import sockets
 from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox
 from parmig.transport.tcp_message import HEAD_CHUNK_BYTES, StreamedMessage
+from parmig.transport.tcp_silence import SilenceWatch, limit_silence
 from parmig.transport.transport import Buffer
 from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
@@ -31,9 +32,9 @@ SILENCE_LIMIT_NS = 3 * NS_PER_S
 killed process or a vanished host sooner."""
 
 VANISHED_MS, PATIENT_MS = 800, 10_000
-"""TCP gives up on data that was not acknowledged for this long. The first is for channels with keep-alives, where
-something small is always under way. The second is for the others, whose receiver may be too busy to make room."""
-
+"""TCP gives up on data that was not acknowledged for this long. The first is for those who send little: channels with
+keep-alives, where something small is always under way, and whoever has listened. The second is for the others, whose
+receiver may be too busy to make room; ``tcp_silence`` watches those."""
 MAX_QUEUED_BYTES = 32 * MIB
 """A peer that does not read is lost once more than this is queued for it. The credit of a data channel is less."""
 
@@ -57,6 +58,7 @@ class Connection:
 
     Attributes:
         ended: why nothing more will arrive; empty while more may.
+        closed: whether the peer, or something between, has closed the connection. Else it went silent.
     """
 
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
@@ -69,6 +71,7 @@ class Connection:
         self._readable.register(sock, select.POLLIN)
         self.inbox = inbox
         self.ended = ""
+        self.closed = False
         self._lock = threading.Lock()
         self._out: list[memoryview] = []
         self._queued_bytes = 0
@@ -79,6 +82,7 @@ class Connection:
         self._beats = False
         self._sent_s = 0.0
         self._heard_ns = 0
+        self._watch: SilenceWatch | None = None
         self._message: StreamedMessage | None = None
         self._scratch = memoryview(b"")
 
@@ -86,13 +90,16 @@ class Connection:
         """What to poll for reading."""
         return self._sock.fileno()
 
-    def settle(self, *, beats: bool) -> None:
-        """Watch the connection, now that the peer is known to be the right one; with keep-alives if *beats*."""
+    def settle(self, *, beats: bool, accepted: bool = False) -> None:
+        """Watch the connection, now that the peer is known to be the right one.
+
+        Args:
+            beats: with keep-alives.
+            accepted: this side has listened, and sends only answers.
+        """
         if self._crosses_hosts:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)):
-                self._sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_MS if beats else PATIENT_MS)
+            limit_silence(self._sock, VANISHED_MS if beats or accepted else PATIENT_MS)
+            self._watch = None if beats else SilenceWatch(self._sock)
         self._beats = beats
         if beats:
             with self._lock:
@@ -174,12 +181,14 @@ class Connection:
             silent_ns = time.monotonic_ns() - self._heard_ns
             if self._beats and self._heard_ns and silent_ns > SILENCE_LIMIT_NS:
                 self.ended = f"nothing was heard for {silent_ns / NS_PER_S:.1f} s"
+            if self._watch is not None:
+                self.ended = self._watch.look(time.monotonic_ns())
             return b""
         except OSError as error:
-            self.ended = error.strerror or str(error)
+            self.ended, self.closed = error.strerror or str(error), isinstance(error, ConnectionError)
             return b""
         if not data:
-            self.ended = "it was closed"
+            self.ended, self.closed = "it was closed", True
         return data
 
     def _take_bytes(self, most_bytes: int) -> bytes:
@@ -230,6 +239,7 @@ class Connection:
             pass
         except OSError as error:
             self._broken = error
+            self.closed = isinstance(error, ConnectionError)
             self._out.clear()
             self._queued_bytes = 0
 

@@ -218,6 +218,11 @@ class MigrationTransport(ABC):
         and no new one is let in.
         """
 
+    @property
+    def closed_by_peer(self) -> bool:
+        """Whether a lost connection was closed by the peer, or something between: then its host is there."""
+        return False
+
     @abstractmethod
     def pollables(self) -> list[int]:
         """Descriptors to poll; one becomes readable when :meth:`read` may make progress or fail. See ``polling``."""

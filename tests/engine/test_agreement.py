@@ -13,6 +13,7 @@ from parmig.engine.agreement import (
     check_accept,
     check_configure,
     offer,
+    reconnect_ns_of,
 )
 from parmig.engine.block_pairs import block_mismatches, pair_blocks
 from parmig.engine.mismatch import Mismatch
@@ -182,12 +183,23 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
         "endpoint-schemes",
         "verify-after",
         "memory-in-place",
+        "reconnect",
         "protocol-3",
         *(f"codec-{name}" for name in names()),
     )
     assert offer("") == offer("migrate") == usual
     assert set(usual) - set(offer("", verify_after=False)) == {"verify-after"}
     assert offer("devices") == (*usual, "state-devices")
+
+
+def test_a_source_names_how_long_an_outage_may_last() -> None:
+    assert set(offer("", reconnect_ns=0)) == set(offer("")) - {"reconnect"}
+    assert set(offer("", reconnect_ns=1_500_000_000)) - set(offer("")) == {"reconnect-1500"}
+    assert reconnect_ns_of(offer("", reconnect_ns=1_500_000_000)) == 1_500_000_000
+    for offered in ((), ("reconnect",), ("reconnect-",), ("reconnect-x",), ("reconnect--1",), ("reconnect-٣",)):
+        assert reconnect_ns_of(offered) == 0
+    assert reconnect_ns_of(("reconnect-999999999",)) == 24 * 3600 * 10**9
+    assert reconnect_ns_of(("reconnect-9999999999",)) == 0
 
 
 @pytest.mark.parametrize("state", ["", "migrate", "devices"])

@@ -22,22 +22,23 @@ from parmig.engine.pool import PIPE_LIMIT_S, PoolEvent, WorkerPool
 from parmig.engine.worker_messages import (
     CountDirty,
     DigestRegions,
-    ReceiveSetup,
     RegionDigests,
     SendRegions,
-    SendSetup,
     WorkerConnected,
     WorkerFailed,
     WorkerReady,
 )
+from parmig.engine.worker_setups import ReceiveSetup, SendSetup
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
+from parmig.ram.channel_messages import Caller
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.flow import SendChannel
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.regions import Region
+from parmig.transport.dial import Route
 from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import Endpoint
@@ -72,8 +73,7 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
         workers=1,
         blocks=(mapping.block,),
         memory=(BlockMemory(mapping.block, 0),),
-        uri=uri,
-        local="",
+        routes=(Route(uri),),
         session=bytes(16),
         protocol=PROTOCOL_VERSION,
         compress="none",
@@ -161,7 +161,7 @@ def data_channel(port: int, scheme: str = "zmq+tcp", batch_bytes: int = MIB) -> 
 
 @pytest.mark.parametrize("wrong", [{"worker": 1}, {"protocol": PROTOCOL_VERSION + 1}, {"session": bytes(15) + b"x"}])
 def test_a_receive_worker_takes_no_hello_but_the_one_that_was_agreed(wrong: dict[str, Any]) -> None:
-    agreed: dict[str, Any] = {"session": bytes(16), "worker": 0, "protocol": PROTOCOL_VERSION}
+    agreed = Caller(bytes(16), 0, PROTOCOL_VERSION)
     with (
         mapped(PAGES) as (memory,),
         shared_area([memory], REGIONS) as shared,
@@ -172,9 +172,9 @@ def test_a_receive_worker_takes_no_hello_but_the_one_that_was_agreed(wrong: dict
         assert isinstance(ready.event, WorkerReady)
         with data_channel(ready.event.port) as other, data_channel(ready.event.port) as right:
             with pytest.raises(LimitExceededError, match="welcome"):
-                other.open(**{**agreed, **wrong}, limit_ns=NS_PER_S // 4)
+                other.open(agreed._replace(**wrong), limit_ns=NS_PER_S // 4)
             assert pool.read() == []
-            right.open(**agreed, limit_ns=5 * NS_PER_S)
+            right.open(agreed, limit_ns=5 * NS_PER_S)
             assert said_by(pool) == [PoolEvent(0, WorkerConnected())]
 
 

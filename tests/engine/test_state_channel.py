@@ -14,7 +14,7 @@ import pytest
 
 from parmig.engine import state_channel
 from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
-from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender, check_size
+from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender, check_size, state_hello
 from parmig.errors import LimitExceededError, PeerLostError, PeerUnreachableError, ProtocolError, StateError
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
@@ -51,7 +51,9 @@ class Ends:
         return transport
 
     def sender(self, session: bytes = SESSION) -> StateSender:
-        return StateSender(self.connect(), session)
+        transport = self.connect()
+        transport.write([state_hello(session)])
+        return StateSender(transport)
 
     def receive(self, size_bytes: int) -> None:
         def received() -> bool:

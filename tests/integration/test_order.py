@@ -14,8 +14,9 @@ import pytest
 from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
 from parmig.engine.digest_messages import Digested, DigestRequest
-from parmig.engine.state_channel import StateSender
+from parmig.engine.state_channel import state_hello
 from parmig.errors import PeerLostError
+from parmig.ram.channel_messages import Caller
 from parmig.ram.flow import SendChannel
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, parse_uri
@@ -44,11 +45,11 @@ def source(destination: HeldGuest, *, verify: bool = True) -> Iterator[tuple[Mig
         fd = os.eventfd(0)
         stack.callback(os.close, fd)
         channel = SendChannel(data, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
-        channel.open(session=accept.session, worker=0, protocol=control.version, limit_ns=LIMIT_NS)
+        channel.open(Caller(accept.session, 0, control.version), limit_ns=LIMIT_NS)
         state = TcpTransport("state", heartbeat=False, max_message_bytes=MIB)
         stack.callback(state.shutdown)
         state.connect(Endpoint("tcp", "127.0.0.1", accept.state.port), timeout_ns=LIMIT_NS)
-        StateSender(state, accept.session)
+        state.write([state_hello(accept.session)])
         receiver = there.receiver
         until(lambda: receiver and receiver._session and receiver._session.plan.established, "the session")
         yield there, control

@@ -16,6 +16,7 @@ import pytest
 from parmig.engine.peer_messages import PROTOCOL_VERSION
 from parmig.engine.pool import WorkerPool
 from parmig.engine.worker_messages import WorkerConnected, WorkerFailed, WorkerReady
+from parmig.ram.channel_messages import Caller
 from parmig.ram.flow import credit_bytes
 from parmig.units import MIB
 from tests.engine.test_pool import PAGES, RECEIVE, REGIONS, data_channel, receive_setup, said_by
@@ -84,7 +85,7 @@ def test_strangers_at_a_data_port_are_kept_small_and_the_peer_gets_in(kind: str,
             assert grown_bytes() < MORE_BYTES
             time.sleep(0.002)
         with data_channel(port, transport, BATCH_BYTES) as channel:
-            channel.open(session=TOKEN, worker=0, protocol=PROTOCOL_VERSION, limit_ns=5 * 10**9)
+            channel.open(Caller(TOKEN, 0, PROTOCOL_VERSION), limit_ns=5 * 10**9)
             (said,) = said_by(pool)
             assert isinstance(said.event, WorkerConnected)
         assert grown_bytes() < MORE_BYTES

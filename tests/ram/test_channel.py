@@ -12,7 +12,9 @@ from typing import Literal
 import pytest
 
 from parmig.errors import LimitExceededError, ProtocolError
+from parmig.ram import channel_messages as messages
 from parmig.ram import flow, in_flight
+from parmig.ram.channel_messages import Caller
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import Buffer, Incoming
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -70,8 +72,8 @@ class Sender:
         monkeypatch.setattr(self.channel, "_poller", self.clock)
 
     def open(self, credit_bytes: int = 4096) -> SendChannel:
-        self.peer.answers.append([flow.welcome(credit_bytes)])
-        self.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=NS_PER_S)
+        self.peer.answers.append([messages.welcome(credit_bytes)])
+        self.channel.open(Caller(SESSION, 3, 7), limit_ns=NS_PER_S)
         return self.channel
 
     def batch(self, size_bytes: int = 1000) -> None:
@@ -97,14 +99,14 @@ def fenced(round_: int, sequence: int) -> bytes:
 
 
 def test_the_messages_have_the_bytes_of_the_table() -> None:
-    assert flow.welcome(4096) == b"\2\0\0\0\0\0\x10\0"
-    assert flow.ack(258) == b"\4" + bytes(13) + b"\1\2"
-    assert flow.answer_fence(memoryview(fence(9, 3)), 3) == b"\6\0\0\0\0\0\0\x09" + bytes(7) + b"\3"
+    assert messages.welcome(4096) == b"\2\0\0\0\0\0\x10\0"
+    assert messages.ack(258) == b"\4" + bytes(13) + b"\1\2"
+    assert messages.answer_fence(memoryview(fence(9, 3)), 3) == b"\6\0\0\0\0\0\0\x09" + bytes(7) + b"\3"
     assert flow.credit_bytes(65536) == 6 * (65536 + 16384)
     with pytest.raises(ProtocolError, match=r"^the fence of round 9 names batch 3, expected 2$"):
-        flow.answer_fence(memoryview(fence(9, 3)), 2)
+        messages.answer_fence(memoryview(fence(9, 3)), 2)
     with pytest.raises(ProtocolError, match=r"^a fence has 15 bytes, expected 16$"):
-        flow.answer_fence(memoryview(fence(9, 3))[:-1], 3)
+        messages.answer_fence(memoryview(fence(9, 3))[:-1], 3)
 
 
 def test_what_goes_out_and_how(sender: Sender) -> None:
@@ -139,7 +141,7 @@ def test_the_credit_is_used_up_to_its_last_byte(sender: Sender) -> None:
     sender.batch(3096)
     assert sender.clock.polls == []
     assert not channel._has_credit(1)
-    sender.answers(flow.ack(1))
+    sender.answers(messages.ack(1))
     channel._drain()
     assert channel._has_credit(1000)
     assert not channel._has_credit(1001)
@@ -154,7 +156,7 @@ def test_a_batch_waits_until_enough_is_acknowledged(sender: Sender) -> None:
     def meanwhile() -> None:
         waits.append(len(sender.peer.sent))
         if len(waits) > 1:  # the first is before the batch
-            sender.answers(flow.ack(len(waits) - 1))
+            sender.answers(messages.ack(len(waits) - 1))
 
     sender.meanwhile = meanwhile
     sender.batch(4000)
@@ -168,7 +170,7 @@ def test_a_batch_beyond_the_credit_waits_for_all_before_it_only(sender: Sender) 
     sender.open(4096)
     sender.batch(9000)
     assert sender.clock.polls == []
-    sender.answers(flow.ack(1))
+    sender.answers(messages.ack(1))
     sender.batch(9000)
     assert sender.clock.polls == []
 
@@ -203,11 +205,11 @@ def test_a_buffer_comes_back_with_its_own_batch(sender: Sender) -> None:
     channel.send_batch([b"\3", b"x"], 2, None)
     for buffer in buffers[:3]:
         channel.send_batch([b"\3", b"x"], 2, buffer)
-    sender.answers(flow.ack(3))
+    sender.answers(messages.ack(3))
     assert channel.take_buffer() is buffers[1]
     assert channel.take_buffer() is buffers[0]
     assert sender.clock.polls == [], "an acknowledgement that is there already is waited for"
-    sender.meanwhile = lambda: sender.answers(flow.ack(4))
+    sender.meanwhile = lambda: sender.answers(messages.ack(4))
     assert channel.take_buffer() is buffers[2]
     assert sender.clock.polls == [200]
 
@@ -224,15 +226,15 @@ def test_what_is_not_acknowledged_is_held(sender: Sender) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ([flow.ack(3)], "batch 3 was acknowledged, expected at most 2"),
-        ([flow.ack(1)[:-1]], "unexpected message of kind 4, 1 frames, 15 bytes"),
-        ([flow.ack(1), b""], "unexpected message of kind 4, 2 frames, 16 bytes"),
+        ([messages.ack(3)], "batch 3 was acknowledged, expected at most 2"),
+        ([messages.ack(1)[:-1]], "unexpected message of kind 4, 1 frames, 15 bytes"),
+        ([messages.ack(1), b""], "unexpected message of kind 4, 2 frames, 16 bytes"),
         ([fenced(9, 2)], "the fence of round 9 was answered, expected round 1"),
         ([fenced(1, 1)], "the fence of round 1 names batch 1, expected 2"),
         ([fenced(1, 3)], "the fence of round 1 names batch 3, expected 2"),
         ([fenced(1, 2) + b"x"], "unexpected message of kind 6, 1 frames, 17 bytes"),
         ([fenced(1, 2), b"x"], "unexpected message of kind 6, 2 frames, 16 bytes"),
-        ([flow.welcome(4096)], "unexpected message of kind 2, 1 frames, 8 bytes"),
+        ([messages.welcome(4096)], "unexpected message of kind 2, 1 frames, 8 bytes"),
         ([fence(1, 2)], "unexpected message of kind 5, 1 frames, 16 bytes"),
         ([b""], "unexpected message of kind 0, 1 frames, 0 bytes"),
         ([b"\x63"], "unexpected message of kind 99, 1 frames, 1 bytes"),
@@ -255,11 +257,18 @@ def test_a_fence_that_nobody_asked_for_is_refused(sender: Sender) -> None:
         channel._drain()
 
 
-@pytest.mark.parametrize("answer", [[flow.welcome(4096), b""], [flow.welcome(4096)[:-1]], [flow.welcome(4096) + b"x"]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [messages.welcome(4096), b""],
+        [messages.welcome(4096)[:-1]],
+        [messages.welcome(4096) + b"x"],
+    ],
+)
 def test_a_welcome_of_another_shape_is_refused(sender: Sender, answer: list[bytes]) -> None:
     sender.peer.answers.append(answer)
     with pytest.raises(ProtocolError, match="unexpected message of kind 2"):
-        sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=NS_PER_S)
+        sender.channel.open(Caller(SESSION, 3, 7), limit_ns=NS_PER_S)
 
 
 def test_a_credit_is_within_what_was_agreed(sender: Sender) -> None:
@@ -293,7 +302,7 @@ def test_the_connection_and_the_interruption_are_watched_for_what_comes_in() -> 
 
 def test_the_welcome_has_its_own_limit(sender: Sender) -> None:
     with pytest.raises(LimitExceededError) as caught:
-        sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=450 * MS)
+        sender.channel.open(Caller(SESSION, 3, 7), limit_ns=450 * MS)
     assert str(caught.value) == (
         "sender: the wait for the welcome of the receive worker took too long, at batch 0 of 0; "
         "check whether the destination hangs"
@@ -304,18 +313,18 @@ def test_the_welcome_has_its_own_limit(sender: Sender) -> None:
 
 def test_the_last_of_a_wait_is_in_whole_milliseconds(sender: Sender) -> None:
     with pytest.raises(LimitExceededError):
-        sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=201_500_000)
+        sender.channel.open(Caller(SESSION, 3, 7), limit_ns=201_500_000)
     assert sender.clock.polls == [200, 1, 1]
 
 
 def test_a_welcome_may_come_late(sender: Sender) -> None:
     def meanwhile() -> None:
         if sender.clock.now_ns >= 400 * MS:
-            sender.answers(flow.welcome(4096))
+            sender.answers(messages.welcome(4096))
             sender.meanwhile = lambda: None
 
     sender.meanwhile = meanwhile
-    sender.channel.open(session=SESSION, worker=3, protocol=7, limit_ns=NS_PER_S)
+    sender.channel.open(Caller(SESSION, 3, 7), limit_ns=NS_PER_S)
     assert sender.clock.polls == [200, 200]
 
 
@@ -328,7 +337,7 @@ def test_the_limit_begins_again_with_each_acknowledgement(sender: Sender) -> Non
     def meanwhile() -> None:
         sequence = acks.pop(sender.clock.now_ns // MS, 0)
         if sequence:
-            sender.answers(flow.ack(sequence))
+            sender.answers(messages.ack(sequence))
 
     sender.meanwhile = meanwhile
     with pytest.raises(LimitExceededError) as caught:
@@ -362,7 +371,7 @@ def test_each_wait_has_its_words(sender: Sender, wait: str, words: str) -> None:
 def test_sleeping_is_exact_below_a_millisecond_and_minds_the_channel(sender: Sender) -> None:
     channel = sender.open()
     sender.batch()
-    sender.answers(flow.ack(1))
+    sender.answers(messages.ack(1))
     calls = []
     sender.meanwhile = lambda: calls.append(sender.clock.now_ns)
     channel.sleep_until(2_500_000)
@@ -379,14 +388,14 @@ def test_sleeping_is_exact_below_a_millisecond_and_minds_the_channel(sender: Sen
     assert sender.clock.sleeps == [0.0005, 1e-9]
 
 
-def test_idle_waits_without_limit_and_takes_acknowledgements(sender: Sender) -> None:
+def test_idle_waits_without_limit_once_all_is_acknowledged(sender: Sender) -> None:
     channel = sender.open()
     sender.batch()
-    sender.answers(flow.ack(1))
+    sender.answers(messages.ack(1))
     channel.idle()
     channel.idle()
-    assert sender.clock.polls == [None, None]
-    assert channel.waiting_ns == 10 * MS
+    assert sender.clock.polls == [200, None]
+    assert channel.waiting_ns == 205 * MS
     assert not channel._unacked
 
 
@@ -394,7 +403,8 @@ def test_a_hello_is_that_of_this_worker_in_one_frame() -> None:
     hello = struct.pack(">BxHI16s", 1, 3, 7, SESSION)
 
     def check(*frames: bytes) -> bool:
-        return flow.check_hello(Incoming([memoryview(one) for one in frames]), session=SESSION, worker=3, protocol=7)
+        message = Incoming([memoryview(frame) for frame in frames])
+        return messages.epoch_of(message, Caller(SESSION, 3, 7)) == 0
 
     assert check(hello)
     for other in ((b"",), (hello, b""), (hello + b"x",), (b"\2" + hello[1:],), (hello[:-1] + b"x",)):
@@ -409,6 +419,6 @@ def test_a_buffer_comes_back_when_the_transport_says(sender: Sender, free_at: Li
     channel.send_batch([b"\3", memoryview(buffer).cast("B")], 8193, buffer)
     assert [one is buffer for one in channel._buffers] == ([True] if free_at == "return" else [])
     assert len(channel._unacked) == 1
-    sender.answers(flow.ack(1))
+    sender.answers(messages.ack(1))
     channel._drain()
     assert [one is buffer for one in channel._buffers] == [True]

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from parmig.errors import LimitExceededError, ProtocolError
+from parmig.ram import channel_messages as messages
 from parmig.ram import flow, in_flight
 from parmig.ram.bits import NO_RUNS, Index
 from parmig.ram.blocks import PAGE_BYTES, Pages
+from parmig.ram.channel_messages import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.flow import SendChannel
@@ -89,7 +91,7 @@ def channel_to(answer: Answer, *, interrupt: Callable[[], None] = lambda: None, 
 
 
 def open_(channel: SendChannel) -> SendChannel:
-    channel.open(session=SESSION, worker=3, protocol=7, limit_ns=10 * NS_PER_S)
+    channel.open(Caller(SESSION, 3, 7), limit_ns=10 * NS_PER_S)
     return channel
 
 
@@ -110,19 +112,19 @@ class Well:
         self.most_unacked_bytes = 0
 
     def __call__(self, frame: bytes, size: int) -> list[bytes]:
-        if frame[0] == flow.HELLO:
+        if frame[0] == messages.HELLO:
             self.hellos.append(frame)
-            return [flow.welcome(CREDIT_BYTES)]
-        if frame[0] == flow.FENCE:
+            return [messages.welcome(CREDIT_BYTES)]
+        if frame[0] == messages.FENCE:
             self.unacked.clear()
-            return [flow.answer_fence(memoryview(frame), self.sequence)]
+            return [messages.answer_fence(memoryview(frame), self.sequence)]
         self.sequence += 1
         self.unacked.append(size)
         self.most_unacked_bytes = max(self.most_unacked_bytes, sum(self.unacked))
         if len(self.unacked) <= self._random.randint(0, self._most_late):
             return []
         self.unacked.clear()
-        return [flow.ack(self.sequence)]
+        return [messages.ack(self.sequence)]
 
 
 def test_the_hello_is_the_one_that_was_agreed() -> None:
@@ -130,17 +132,17 @@ def test_the_hello_is_the_one_that_was_agreed() -> None:
     with channel_to(well) as channel:
         open_(channel)
     (hello,) = well.hellos
-    agreed = {"session": SESSION, "worker": 3, "protocol": 7}
-    assert flow.check_hello(Incoming([memoryview(hello)]), **agreed)  # type: ignore[arg-type]
-    for other in ({"session": SESSION[::-1]}, {"worker": 4}, {"protocol": 8}):
-        assert not flow.check_hello(Incoming([memoryview(hello)]), **{**agreed, **other})  # type: ignore[arg-type]
+    agreed = Caller(SESSION, 3, 7)
+    assert messages.epoch_of(Incoming([memoryview(hello)]), agreed) == 0
+    for other in (Caller(SESSION[::-1], 3, 7), Caller(SESSION, 4, 7), Caller(SESSION, 3, 8)):
+        assert messages.epoch_of(Incoming([memoryview(hello)]), other) is None
     for stranger in (
         [memoryview(b"")],
         [memoryview(hello[:-1])],
         [memoryview(hello), memoryview(b"")],
         [memoryview(b"\2" + hello[1:])],
     ):
-        assert not flow.check_hello(Incoming(stranger), **agreed)  # type: ignore[arg-type]
+        assert messages.epoch_of(Incoming(stranger), agreed) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -174,8 +176,8 @@ def test_without_acknowledgements_only_the_credit_goes_out_and_an_interruption_e
     fd = os.eventfd(0, os.EFD_NONBLOCK)
 
     def silent(frame: bytes, size: int) -> list[bytes]:
-        if frame[0] == flow.HELLO:
-            return [flow.welcome(CREDIT_BYTES)]
+        if frame[0] == messages.HELLO:
+            return [messages.welcome(CREDIT_BYTES)]
         seen.append(size)
         if len(seen) == 4:
             os.eventfd_write(fd, 1)
@@ -202,7 +204,7 @@ def test_a_fence_with_nothing_sent_since_the_last_asks_nobody() -> None:
     fences = []
 
     def count(frame: bytes, size: int) -> list[bytes]:
-        if frame[0] == flow.FENCE:
+        if frame[0] == messages.FENCE:
             fences.append(frame)
         return well(frame, size)
 
@@ -244,28 +246,28 @@ def instead(kind: int, reply: Callable[[int], bytes]) -> Answer:
 
 BAD_ANSWERS = [
     pytest.param(
-        flow.FENCE,
-        lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n + 1),
+        messages.FENCE,
+        lambda n: struct.pack(">B3xIQ", messages.FENCED, 1, n + 1),
         "names batch 2, expected 1",
         id="fence of more",
     ),
     pytest.param(
-        flow.FENCE,
-        lambda n: struct.pack(">B3xIQ", flow.FENCED, 1, n - 1),
+        messages.FENCE,
+        lambda n: struct.pack(">B3xIQ", messages.FENCED, 1, n - 1),
         "names batch 0, expected 1",
         id="fence of less",
     ),
     pytest.param(
-        flow.FENCE,
-        lambda n: struct.pack(">B3xIQ", flow.FENCED, 2, n),
+        messages.FENCE,
+        lambda n: struct.pack(">B3xIQ", messages.FENCED, 2, n),
         "fence of round 2 was answered, expected round 1",
         id="fence of another round",
     ),
-    pytest.param(3, lambda n: flow.ack(n + 1), "batch 2 was acknowledged, expected", id="acknowledged too much"),
-    pytest.param(3, lambda n: flow.ack(n)[:-1], "kind 4", id="cut"),
+    pytest.param(3, lambda n: messages.ack(n + 1), "batch 2 was acknowledged, expected", id="acknowledged too much"),
+    pytest.param(3, lambda n: messages.ack(n)[:-1], "kind 4", id="cut"),
     pytest.param(3, lambda n: b"", "kind 0", id="empty"),
     pytest.param(3, lambda n: b"\x63" * 16, "kind 99", id="unknown kind"),
-    pytest.param(3, lambda n: flow.welcome(1), "kind 2", id="second welcome"),
+    pytest.param(3, lambda n: messages.welcome(1), "kind 2", id="second welcome"),
 ]
 
 
@@ -284,7 +286,7 @@ def test_a_wrong_answer_is_refused(
 @pytest.mark.parametrize("credit", [0, 1, flow.MIN_CREDIT_BYTES - 1, flow.credit_bytes(BATCH_BYTES) + 1, (1 << 32) - 1])
 def test_a_credit_that_was_not_agreed_is_refused(credit: int) -> None:
     with (
-        channel_to(lambda frame, size: [flow.welcome(credit)]) as channel,
+        channel_to(lambda frame, size: [messages.welcome(credit)]) as channel,
         pytest.raises(ProtocolError, match=f"credit of {credit} bytes, expected at most"),
     ):
         open_(channel)
@@ -292,7 +294,7 @@ def test_a_credit_that_was_not_agreed_is_refused(credit: int) -> None:
 
 @pytest.mark.parametrize("credit", [flow.MIN_CREDIT_BYTES, flow.credit_bytes(BATCH_BYTES)])
 def test_a_credit_that_was_agreed_is_taken(credit: int) -> None:
-    with channel_to(lambda frame, size: [flow.welcome(credit)]) as channel:
+    with channel_to(lambda frame, size: [messages.welcome(credit)]) as channel:
         open_(channel)
 
 
@@ -303,9 +305,9 @@ def test_batches_in_flight_are_few_however_small_they_are() -> None:
 
     def late(frame: bytes, size: int) -> list[bytes]:
         nonlocal most
-        if frame[0] == flow.HELLO:
+        if frame[0] == messages.HELLO:
             return well(frame, size)
-        answers = [flow.ack(well.sequence)] if len(well.unacked) >= flow.MAX_UNACKED else []
+        answers = [messages.ack(well.sequence)] if len(well.unacked) >= flow.MAX_UNACKED else []
         if answers:
             well.unacked.clear()
         answers += well(frame, size)
@@ -332,7 +334,7 @@ class Recorder(FakeTransport):
     def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
         self.sent.append([memoryview(frame) for frame in frames])
         self.answers.append(
-            flow.welcome(flow.credit_bytes(MIB)) if len(self.sent) == 1 else flow.ack(len(self.sent) - 1)
+            messages.welcome(flow.credit_bytes(MIB)) if len(self.sent) == 1 else messages.ack(len(self.sent) - 1)
         )
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
@@ -348,7 +350,7 @@ def test_pages_lie_in_memory_that_lasts_whatever_the_peer_acknowledges(codec_nam
     with mapped(pages) as mappings, shared_area(mappings, cut([mappings[0].block], 512)) as shared:
         mappings[0].pages[:] = np.arange(pages, dtype=np.uint64).astype(np.uint8)[:, None]
         channel = SendChannel(recorder, "sender", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
-        channel.open(session=SESSION, worker=0, protocol=7, limit_ns=NS_PER_S)
+        channel.open(Caller(SESSION, 0, 7), limit_ns=NS_PER_S)
         encoder = open_encoder(codec_name, [codec_name], CodecSettings(), shared.codec_counters(0))
         outlet = ChannelOutlet(channel, encoder, mappings, NullTracker(), shared)
         scattered = np.arange(0, pages, 2)
@@ -384,13 +386,15 @@ def test_a_peer_without_a_welcome_is_given_up_by_name() -> None:
         channel_to(lambda frame, size: []) as channel,
         pytest.raises(LimitExceededError, match=r"send worker 3.*welcome"),
     ):
-        channel.open(session=SESSION, worker=3, protocol=7, limit_ns=50 * NS_PER_MS)
+        channel.open(Caller(SESSION, 3, 7), limit_ns=50 * NS_PER_MS)
 
 
 @pytest.mark.parametrize("wait", ["fence", "credit", "buffer"])
 def test_a_peer_that_falls_silent_is_given_up_by_name(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "STALL_LIMIT_NS", 50 * NS_PER_MS)
-    with channel_to(lambda frame, size: [flow.welcome(CREDIT_BYTES)] if frame[0] == flow.HELLO else []) as channel:
+    with channel_to(
+        lambda frame, size: [messages.welcome(CREDIT_BYTES)] if frame[0] == messages.HELLO else []
+    ) as channel:
         open_(channel)
         with pytest.raises(LimitExceededError, match=rf"send worker 3.*{wait}.*destination hangs"):  # noqa: PT012  whichever waits
             for _ in range(2 * flow.CREDIT_BATCHES):
@@ -402,4 +406,4 @@ def test_a_peer_that_falls_silent_is_given_up_by_name(wait: str, monkeypatch: py
 @pytest.mark.parametrize("size", [0, 1, 15, 17])
 def test_a_fence_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(ProtocolError, match=f"has {size} bytes, expected"):
-        flow.answer_fence(memoryview(bytes(size)), 0)
+        messages.answer_fence(memoryview(bytes(size)), 0)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
 from parmig.linux import files
-from parmig.ram import flow, receive
+from parmig.ram import channel_messages as messages
+from parmig.ram import receive
 from parmig.ram.bits import LONG_RUN_PAGES, mask_of_bits
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
@@ -114,7 +115,7 @@ def test_pages_land_where_they_belong_and_zero_pages_cost_nothing(
                 continue
             sequence += 1
             frames, pages = message(sequence, data, zero, how=how, tag=tag, block=block)
-            assert ram.migrate_ram_receive(Incoming(frames)) == flow.ack(sequence)
+            assert ram.migrate_ram_receive(Incoming(frames)) == messages.ack(sequence)
             model[block][index_of(data)] = pages
             model[block][index_of(zero)] = 0
             placed[block] |= data
@@ -303,13 +304,13 @@ def test_an_empty_message_is_refused() -> None:
 
 
 def fence(round_: int, sequence: int) -> memoryview:
-    return memoryview(struct.pack(">B3xIQ", flow.FENCE, round_, sequence))
+    return memoryview(struct.pack(">B3xIQ", messages.FENCE, round_, sequence))
 
 
 def test_a_fence_is_answered_when_all_of_it_is_placed() -> None:
     with receiving(PAGES) as (ram, _, _):
         ram.migrate_ram_receive(Incoming(message(1, {1})[0]))
-        assert ram.migrate_ram_receive(Incoming([fence(4, 1)])) == struct.pack(">B3xIQ", flow.FENCED, 4, 1)
+        assert ram.migrate_ram_receive(Incoming([fence(4, 1)])) == struct.pack(">B3xIQ", messages.FENCED, 4, 1)
         for sequence in (0, 2):
             with pytest.raises(ProtocolError, match=f"names batch {sequence}, expected 1"):
                 ram.migrate_ram_receive(Incoming([fence(4, sequence)]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from parmig.errors import PeerLostError
-from parmig.ram import flow
+from parmig.ram import channel_messages as messages
 from parmig.transport import zeromq_frames
 from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
@@ -74,6 +74,7 @@ def test_to_a_peer_that_is_gone_they_are_refused(pair: tuple[ZmqTransport, ZmqTr
 
 SENDER = """
 import gc, mmap, os, sys
+from parmig.ram.channel_messages import Caller
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
@@ -85,7 +86,7 @@ memory[-4:] = b"last"
 transport = ZmqTransport("sender", max_message_bytes=1 << 16)
 transport.connect(parse_uri(sys.argv[1]), timeout_ns=10**10)
 channel = SendChannel(transport, "sender", batch_bytes=size, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
-channel.open(session=bytes(16), worker=0, protocol=1, limit_ns=10**10)
+channel.open(Caller(bytes(16), 0, 1), limit_ns=10**10)
 channel.send_batch([b"head", memoryview(memory)], size, None)
 del channel, memory
 gc.collect()
@@ -105,7 +106,7 @@ def test_memory_outlives_a_channel_that_ends_while_it_is_read() -> None:
         stack.callback(sender.kill)
         next_message(receiver)
         receiver.accept()
-        receiver.write([flow.welcome(size + MIB)])
+        receiver.write([messages.welcome(size + MIB)])
         assert next_message(receiver)[1][-4:] == b"last"
         sender.communicate(timeout=10)
         assert sender.returncode == 0

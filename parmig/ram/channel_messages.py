@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of a data channel: hello, batches, acknowledgements, credit, fences, and taking up after a loss.
+
+They travel between one send worker and its receive worker, over any transport. All integers are big-endian::
+
+    kind 1 HELLO    source -> destination   u8 kind, u8 0, u16 worker, u32 protocol, 16 bytes session
+    kind 2 WELCOME  destination -> source   u8 kind, 3 x 0, u32 credit_bytes
+    kind 3 BATCH    source -> destination   see ``ram.packets``; sequence counts from 1, no gaps
+    kind 4 ACK      destination -> source   u8 kind, 7 x 0, u64 sequence: all up to it is placed
+    kind 5 FENCE    source -> destination   u8 kind, 3 x 0, u32 round, u64 sequence of the last batch
+    kind 6 FENCED   destination -> source   the same fields back: all of it is placed
+    kind 7 RESUME   source -> destination   as HELLO, then u32 epoch: the first message of a later connection
+    kind 8 RESUMED  destination -> source   u8 kind, 3 x 0, u32 epoch, u64 sequence: all up to it is placed
+
+A channel outlives its connections. The first one begins with HELLO and has epoch 0. Each further one begins with RESUME
+and a higher epoch. The destination answers what it has placed, the source sends the rest again, and so each batch is
+placed once and in its order.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from typing import NamedTuple
+
+from parmig.errors import ProtocolError
+from parmig.transport.transport import Incoming
+
+HELLO, WELCOME, ACK, FENCE, FENCED, RESUME, RESUMED = 1, 2, 4, 5, 6, 7, 8
+
+_HELLO = struct.Struct(">BxHI16s")
+_RESUME = struct.Struct(">BxHI16sI")
+FIRST_MESSAGE_BYTES = _RESUME.size
+"""The most bytes that the receiving end reads from a stranger."""
+
+_WELCOME = struct.Struct(">B3xI")
+_ACK = struct.Struct(">B7xQ")
+_FENCE = _RESUMED = struct.Struct(">B3xIQ")
+
+
+class Caller(NamedTuple):
+    """Who the sending end of a channel is: what its first message says.
+
+    Attributes:
+        session: the token of the migration.
+        worker: its number.
+        protocol: the agreed version.
+    """
+
+    session: bytes
+    worker: int
+    protocol: int
+
+
+# -- from the source ----------------------------------------------------------------------------
+
+
+def hello(caller: Caller) -> bytes:
+    """The first message of the first connection."""
+    return _HELLO.pack(HELLO, caller.worker, caller.protocol, caller.session)
+
+
+def resume(caller: Caller, epoch: int) -> bytes:
+    """The first message of a later connection."""
+    return _RESUME.pack(RESUME, caller.worker, caller.protocol, caller.session, epoch)
+
+
+def fence(round_: int, sequence: int) -> bytes:
+    """The fence of a round whose last batch is *sequence*."""
+    return _FENCE.pack(FENCE, round_, sequence)
+
+
+def epoch_of(message: Incoming, expected: Caller) -> int | None:
+    """The epoch of the connection that *message* begins: 0 for a hello. None: it is not from the *expected* caller."""
+    head = message.head
+    if message.frame_count != 1 or not len(head):
+        return None
+    if head[0] == HELLO and len(head) == _HELLO.size:
+        epoch = 0
+    elif head[0] == RESUME and len(head) == _RESUME.size:
+        epoch = _RESUME.unpack(head)[-1]
+    else:
+        return None
+    _, worker, protocol, session = _HELLO.unpack_from(head)
+    known = hmac.compare_digest(session, expected.session)
+    return epoch if known and (worker, protocol) == (expected.worker, expected.protocol) else None
+
+
+# -- from the destination -----------------------------------------------------------------------
+
+
+def welcome(credit_bytes: int) -> bytes:
+    """The answer to a hello."""
+    return _WELCOME.pack(WELCOME, credit_bytes)
+
+
+def resumed(epoch: int, placed_sequence: int) -> bytes:
+    """The answer to the resume of *epoch*: all batches up to *placed_sequence* are placed."""
+    return _RESUMED.pack(RESUMED, epoch, placed_sequence)
+
+
+def ack(sequence: int) -> bytes:
+    """The acknowledgement of all batches up to *sequence*."""
+    return _ACK.pack(ACK, sequence)
+
+
+def answer_fence(frame: memoryview, placed_sequence: int) -> bytes:
+    """The answer to the fence in *frame*.
+
+    Raises:
+        ProtocolError: malformed, or it names a batch that was not placed.
+    """
+    if len(frame) != _FENCE.size:
+        raise ProtocolError(f"a fence has {len(frame)} bytes, expected {_FENCE.size}")
+    _, round_, sequence = _FENCE.unpack(frame)
+    if sequence != placed_sequence:
+        raise ProtocolError(f"the fence of round {round_} names batch {sequence}, expected {placed_sequence}")
+    return _FENCE.pack(FENCED, round_, sequence)
+
+
+class Answer(NamedTuple):
+    """A message of the destination. ``value`` is the credit of a WELCOME, the round of a FENCED, the epoch of a
+    RESUMED; the fields that its kind does not have are 0.
+    """
+
+    kind: int
+    value: int = 0
+    sequence: int = 0
+
+
+def decode_answer(message: list[memoryview]) -> Answer | None:
+    """What the destination says in *message*; None: it is no answer."""
+    frame = message[0]
+    kind, size = (frame[0], len(frame)) if len(frame) else (0, 0)
+    if len(message) != 1:
+        return None
+    if kind == ACK and size == _ACK.size:
+        return Answer(ACK, sequence=_ACK.unpack(frame)[1])
+    if kind in (FENCED, RESUMED) and size == _FENCE.size:
+        return Answer(*_FENCE.unpack(frame))
+    if kind == WELCOME and size == _WELCOME.size:
+        return Answer(*_WELCOME.unpack(frame))
+    return None
+
+
+def describe(message: list[memoryview]) -> str:
+    """The shape of *message*, for an error."""
+    frame = message[0]
+    return f"kind {frame[0] if len(frame) else 0}, {len(message)} frames, {len(frame)} bytes"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receiving end of a data channel: lets its send worker in, and lets it in again after a loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from parmig.errors import HostRefusedError, PeerLostError
+from parmig.ram import channel_messages as messages
+from parmig.ram.channel_messages import Caller
+from parmig.transport.polling import Poller
+from parmig.transport.transport import Endpoint, Incoming, MigrationTransport
+
+RETRY_MS = 100
+"""How often to try again to listen where somebody else listens at the moment."""
+
+
+class ReceiveChannel:
+    """Takes the messages of one send worker, over one connection after the other.
+
+    Nobody listens while a connection lives. When it is lost, it is closed before the port is opened again, and with it
+    goes everything that it had not delivered. So nothing of an old connection is placed after a new one began.
+
+    Args:
+        open_transport: makes an unconnected transport.
+        endpoint: where to listen.
+        caller: the only one that is let in.
+        credit_bytes: how much it may have unacknowledged.
+        outlives: whether the channel goes on after a loss.
+        connected: called when the send worker is in for the first time, before it is answered.
+        lost: called with the reason when a connection is lost.
+        resumed: called with the length of the outage in nanoseconds.
+        wake_fd: watched during :meth:`poll`.
+    """
+
+    def __init__(
+        self,
+        open_transport: Callable[[], MigrationTransport],
+        endpoint: Endpoint,
+        caller: Caller,
+        *,
+        credit_bytes: int,
+        outlives: bool,
+        connected: Callable[[], None],
+        lost: Callable[[str], None],
+        resumed: Callable[[int], None],
+        wake_fd: int,
+    ) -> None:
+        self._open_transport = open_transport
+        self._endpoint = endpoint
+        self._caller = caller
+        self._credit_bytes = credit_bytes
+        self._outlives = outlives
+        self._note_connected, self._note_lost, self._note_resumed = connected, lost, resumed
+        self._wake_fd = wake_fd
+        self._transport: MigrationTransport | None = None
+        self._poller = Poller(wake_fd)
+        self._peer_is_in = False
+        self._epoch = -1
+        self._lost_ns = 0
+
+    def listen(self) -> Endpoint:
+        """Listen, and return where.
+
+        Raises:
+            HostRefusedError: this host cannot listen there.
+        """
+        transport = self._open_transport()
+        try:
+            self._endpoint = transport.bind(self._endpoint)
+        except BaseException:
+            transport.shutdown()
+            raise
+        self._transport = transport
+        self._poller = Poller(transport, self._wake_fd)
+        return self._endpoint
+
+    def poll(self) -> bool:
+        """Wait until there may be something to do. Returns False if nothing has come, and the wait ended early."""
+        if self._transport is None:
+            try:
+                self.listen()
+            except HostRefusedError:  # somebody took the port meanwhile
+                return bool(Poller(self._wake_fd).poll(RETRY_MS))
+        return bool(self._poller.poll())
+
+    def take(self, placed: Callable[[], int], handle: Callable[[Incoming], bytes]) -> bool:
+        """Take one message, if one has come; returns whether one had.
+
+        Args:
+            placed: the last batch that is in place.
+            handle: handles a message of the send worker, and returns the answer.
+
+        Raises:
+            PeerLostError: the connection is lost, and the channel does not outlive it.
+        """
+        if self._transport is None:
+            return False
+        try:
+            incoming = self._transport.receive()
+            if incoming is None:
+                return False
+            if self._peer_is_in:
+                self._transport.write([handle(incoming)])
+            else:
+                self._greet(self._transport, incoming, placed)
+            return True
+        except PeerLostError as error:
+            self._lose(error)
+            return False
+
+    def _greet(self, transport: MigrationTransport, first: Incoming, placed: Callable[[], int]) -> None:
+        """Let in the sender of *first* if it is the right one. Anything else comes from a stranger, and is dropped."""
+        epoch = messages.epoch_of(first, self._caller)
+        first_time = self._epoch < 0
+        if epoch is None or epoch <= self._epoch or (epoch == 0) != first_time:
+            return
+        transport.accept()
+        self._epoch, self._peer_is_in = epoch, True
+        if first_time:
+            self._note_connected()
+            transport.write([messages.welcome(self._credit_bytes)])
+        else:
+            transport.write([messages.resumed(epoch, placed())])
+            self._note_resumed(time.monotonic_ns() - self._lost_ns)
+
+    def _lose(self, error: PeerLostError) -> None:
+        """Close the connection, and whatever it still holds."""
+        if self._transport is not None:
+            self._transport.shutdown()
+            self._transport = None
+        if not (self._outlives and self._epoch >= 0):
+            raise error
+        if self._peer_is_in:
+            self._lost_ns = time.monotonic_ns()
+            self._peer_is_in = False
+            self._note_lost(str(error))

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ends of a channel that outlives its connections: one connects again, the other listens again.
+
+A later connection begins with these messages, integers big-endian::
+
+    source -> destination   "R", 16 bytes session, u32 epoch, u64 count of messages received
+    destination -> source   "R", u32 epoch, u64 count of messages received
+
+An epoch is used once, and each is higher than the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import select
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from parmig.errors import HostRefusedError, PeerLostError, ProtocolError, TransportError
+from parmig.transport.lasting import GONE_NS, LastingTransport
+from parmig.transport.transport import Endpoint, MigrationTransport
+from parmig.units import NS_PER_MS, NS_PER_S
+
+ATTEMPT_NS = NS_PER_S
+"""How long one attempt may take to connect, and again to be answered."""
+
+FIRST_WAIT_NS, LONGEST_WAIT_NS = 50 * NS_PER_MS, NS_PER_S
+"""Between two attempts; each wait is twice as long as the one before."""
+
+_RESUME = struct.Struct(">c16sIQ")
+_RESUMED = struct.Struct(">cIQ")
+RESUME_BYTES = _RESUME.size
+"""How much the listening end reads from a stranger."""
+
+
+class LastingCaller(LastingTransport):
+    """The end that connects again. A thread does it, so that the caller of this channel never waits.
+
+    Args:
+        dial: makes a connection within so many nanoseconds. It is called in that thread.
+        others: as for :class:`LastingTransport`.
+    """
+
+    def __init__(self, *others: Any, dial: Callable[[int], MigrationTransport], **more: Any) -> None:
+        self._dial = dial
+        self._lock = threading.Lock()
+        self._found: tuple[MigrationTransport, int] | None = None
+        self._refused_since_ns = 0
+        self._stop = threading.Event()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        super().__init__(*others, **more)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+
+    def _begin_again(self) -> None:
+        self._gone_ns = 0  # whether the peer is there shows when it is called
+        self._refused_since_ns = 0
+        self._stop = threading.Event()
+        threading.Thread(target=self._seek, args=(self._stop,), name="parmig-reconnect", daemon=True).start()
+
+    def _look_again(self) -> tuple[MigrationTransport, int] | None:
+        with self._lock:
+            found, self._found = self._found, None
+        if found is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+        elif self._refused_since_ns and time.monotonic_ns() - self._refused_since_ns > GONE_NS:
+            self._gone_ns = 1
+        return found
+
+    def _seek(self, stop: threading.Event) -> None:
+        """(thread) Attempt to connect until that succeeds, or until *stop* is set."""
+        wait_ns = FIRST_WAIT_NS
+        while not stop.wait(wait_ns / NS_PER_S):
+            wait_ns = min(2 * wait_ns, LONGEST_WAIT_NS)
+            try:
+                found = self._attempt(stop)
+            except (TransportError, ProtocolError, OSError) as error:
+                refused = isinstance(error.__cause__, ConnectionRefusedError)
+                self._refused_since_ns = (self._refused_since_ns or time.monotonic_ns()) if refused else 0
+                continue
+            with self._lock:
+                if stop.is_set():
+                    found[0].shutdown()
+                else:
+                    self._found = found
+                    os.eventfd_write(self._wake_fd, 1)
+            return
+
+    def _attempt(self, stop: threading.Event) -> tuple[MigrationTransport, int]:
+        transport = self._dial(ATTEMPT_NS)
+        try:
+            self._epoch += 1
+            transport.write([_RESUME.pack(b"R", self._session, self._epoch, self._received)])
+            deadline_ns = time.monotonic_ns() + ATTEMPT_NS
+            while time.monotonic_ns() < deadline_ns and not stop.is_set():
+                message = transport.read(100)
+                if message is None:
+                    continue
+                if len(message) == 1 and len(message[0]) == _RESUMED.size:
+                    kind, epoch, count = _RESUMED.unpack(message[0])
+                    if (kind, epoch) == (b"R", self._epoch):
+                        return transport, count
+                raise ProtocolError(f"{self._name}: the peer did not take up the channel")
+            raise PeerLostError(f"{self._name}: the peer did not answer on the new connection")
+        except BaseException:
+            transport.shutdown()
+            raise
+
+    def shutdown(self, linger_ms: int = 0) -> None:
+        with self._lock:
+            self._stop.set()
+            found, self._found = self._found, None
+        if found is not None:
+            found[0].shutdown()
+        if self._wake_fd >= 0:
+            super().shutdown(linger_ms)
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+
+class LastingListener(LastingTransport):
+    """The end that listens again, at the same port, and only while there is no connection.
+
+    Args:
+        listen: makes a transport for :data:`RESUME_BYTES` of a stranger, not bound yet.
+        endpoint: where to listen.
+        others: as for :class:`LastingTransport`.
+    """
+
+    def __init__(self, *others: Any, listen: Callable[[], MigrationTransport], endpoint: Endpoint, **more: Any) -> None:
+        self._listen = listen
+        self._endpoint = endpoint
+        self._listener: MigrationTransport | None = None
+        super().__init__(*others, **more)
+
+    def _begin_again(self) -> None:
+        self._look_again()
+
+    def _look_again(self) -> tuple[MigrationTransport, int] | None:
+        if self._listener is None and not self._open():
+            return None
+        assert self._listener is not None
+        message = self._listener.read()
+        count = None if message is None else self._count_of(message)
+        if count is None:
+            return None  # nobody, or a stranger, whom the next read drops
+        inner, self._listener = self._listener, None
+        for fd in inner.pollables():
+            self._epoll.unregister(fd)
+        inner.accept()
+        with contextlib.suppress(PeerLostError):  # the next read shows it, too
+            inner.write([_RESUMED.pack(b"R", self._epoch, self._received)])
+        return inner, count
+
+    def _open(self) -> bool:
+        """Listen; returns whether that was possible. Somebody may have taken the port meanwhile."""
+        listener = self._listen()
+        try:
+            listener.bind(self._endpoint)
+        except HostRefusedError:
+            listener.shutdown()
+            return False
+        self._listener = listener
+        for fd in listener.pollables():
+            self._epoll.register(fd, select.EPOLLIN)
+        return True
+
+    def _count_of(self, message: list[memoryview]) -> int | None:
+        """How many messages the peer has received, as the first message of its connection says. None: a stranger."""
+        if len(message) != 1 or len(message[0]) != _RESUME.size:
+            return None
+        kind, session, epoch, count = _RESUME.unpack(message[0])
+        if kind != b"R" or not hmac.compare_digest(session, self._session) or epoch <= self._epoch:
+            return None
+        self._epoch = epoch
+        return int(count)
+
+    def shutdown(self, linger_ms: int = 0) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.shutdown()
+        super().shutdown(linger_ms)

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data channel over every transport: whatever happens to its connections, each batch is handled once and in order."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+import pytest
+
+from parmig.errors import PeerLostError, ProtocolError
+from parmig.ram import channel_messages as messages
+from parmig.ram.channel_messages import FIRST_MESSAGE_BYTES, Caller
+from parmig.ram.flow import SendChannel, credit_bytes
+from parmig.ram.receive_channel import ReceiveChannel
+from parmig.ram.reconnect import Reconnect
+from parmig.transport.dial import Dialer, Route
+from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.transport import Endpoint, Incoming, MigrationTransport
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.support import wait_until
+
+CALLER = Caller(bytes(range(16)), 3, 7)
+BATCH_BYTES = 256 * 1024
+BATCH = 3
+
+every_transport = pytest.mark.parametrize("scheme", list(TRANSPORTS))
+
+
+class Destination:
+    """The receiving end in a thread: handles batches as a receive worker does, but keeps only their numbers.
+
+    Args:
+        spoils: called with each batch before it is handled; may end the connection.
+    """
+
+    def __init__(self, scheme: str, spoils: Callable[[Destination], None] = lambda _: None) -> None:
+        self.handled: list[bytes] = []
+        self.losses: list[str] = []
+        self.resumptions = 0
+        self.placed = 0
+        self.error: BaseException | None = None
+        self.transport: MigrationTransport | None = None
+        self._scheme = scheme
+        self._spoils = spoils
+        self._wake = os.eventfd(0)
+        self._stopped = False
+        self.channel = ReceiveChannel(
+            self._open,
+            Endpoint(scheme, "127.0.0.1", 0),
+            CALLER,
+            credit_bytes=credit_bytes(BATCH_BYTES),
+            outlives=True,
+            connected=lambda: None,
+            lost=self.losses.append,
+            resumed=self._resumed,
+            wake_fd=self._wake,
+        )
+        self.endpoint = self.channel.listen()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _open(self) -> MigrationTransport:
+        self.transport = open_transport(
+            Endpoint(self._scheme, "127.0.0.1", 0),
+            "receiver",
+            max_message_bytes=BATCH_BYTES + MIB,
+            first_message_bytes=FIRST_MESSAGE_BYTES,
+            max_ahead_bytes=credit_bytes(BATCH_BYTES) + MIB,
+            token=CALLER.session,
+        )
+        return self.transport
+
+    def _resumed(self, lasted_ns: int) -> None:
+        assert lasted_ns > 0
+        self.resumptions += 1
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self.channel.poll()
+                while not self._stopped and self.channel.take(lambda: self.placed, self._handle):
+                    pass
+        except BaseException as error:
+            self.error = error
+
+    def _handle(self, incoming: Incoming) -> bytes:
+        if incoming.head[0] == messages.FENCE:
+            return messages.answer_fence(incoming.head, self.placed)
+        self._spoils(self)
+        payload = b"".join(incoming.frames())
+        number = int.from_bytes(incoming.head[1:9], "big")
+        assert number == self.placed + 1, "a gap, or a batch for the second time"
+        assert payload == bytes([number % 251]) * len(payload)
+        self.handled.append(bytes(incoming.head))
+        self.placed = number
+        return messages.ack(number)
+
+    def stop(self) -> None:
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        if self.transport is not None:
+            self.transport.shutdown()
+        os.close(self._wake)
+
+
+class Source:
+    """The sending end, and what its outages were."""
+
+    def __init__(self, routes: list[Route], limit_ns: int = 20 * NS_PER_S) -> None:
+        self.lost: list[str] = []
+        self.resumed: list[tuple[int, int]] = []
+        self._fd = os.eventfd(0)
+        self.dialer = Dialer(routes, "sender", max_message_bytes=1 << 16, token=CALLER.session)
+        self.reconnect = Reconnect(
+            "sender",
+            CALLER,
+            self.dialer.dial,
+            limit_ns,
+            lost=self.lost.append,
+            resumed=lambda *figures: self.resumed.append(figures),
+        )
+        self.channel = SendChannel(
+            self.dialer.dial(10 * NS_PER_S),
+            "sender",
+            batch_bytes=BATCH_BYTES,
+            interrupt_fd=self._fd,
+            interrupt=lambda: None,
+            reconnect=self.reconnect,
+        )
+
+    def send(self, size_bytes: int) -> None:
+        number = self.channel.next_sequence()
+        head = bytes([BATCH]) + number.to_bytes(8, "big")
+        payload = bytes([number % 251]) * size_bytes
+        self.channel.send_batch([head, payload], len(head) + size_bytes, None)
+
+    def close(self) -> None:
+        self.channel._transport.shutdown()
+        os.close(self._fd)
+
+
+@contextmanager
+def channel(
+    scheme: str, spoils: Callable[[Destination], None] = lambda _: None, **how: int
+) -> Iterator[tuple[Source, Destination]]:
+    """An open channel; at the end the receiving end must have failed in no way."""
+    destination = Destination(scheme, spoils)
+    try:
+        source = Source([Route(str(destination.endpoint))], **how)
+        try:
+            source.channel.open(CALLER, limit_ns=10 * NS_PER_S)
+            yield source, destination
+        finally:
+            source.close()
+    finally:
+        destination.stop()
+    assert destination.error is None
+
+
+def end(transport: MigrationTransport | None) -> None:
+    """Lose the connection, in the thread that uses it: what it has not delivered is gone."""
+    assert transport is not None
+    transport.shutdown()
+
+
+def cut(destination: Destination) -> None:
+    """End the connection behind the backs of both."""
+    ended = 0
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.laddr.port == destination.endpoint.port and connection.status == psutil.CONN_ESTABLISHED:
+            with socket.socket(fileno=os.dup(connection.fd)) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+            ended += 1
+    assert ended == 1
+
+
+@every_transport
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flapping_connection_delivers_each_batch_once(scheme: str, seed: int) -> None:
+    chance = random.Random(seed)
+
+    def spoils(destination: Destination) -> None:
+        if chance.random() < 0.1:
+            end(destination.transport)
+            raise PeerLostError("the test ended it")
+
+    with channel(scheme, spoils) as (source, destination):
+        for round_ in range(1, 6):
+            for _ in range(chance.randrange(20)):
+                if chance.random() < 0.1:
+                    end(source.channel._transport)
+                source.send(chance.randrange(1, BATCH_BYTES))
+            source.channel.fence(round_)
+            assert destination.placed == source.channel.next_sequence() - 1
+        assert len(source.resumed) == len(source.lost) > 0
+        assert len(destination.handled) == destination.placed
+
+
+@every_transport
+def test_a_loss_while_nothing_happens_is_mended_before_the_next_batch(scheme: str) -> None:
+    with channel(scheme) as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        cut(destination)
+        source.channel.idle()  # wakes by the loss
+        wait_until(lambda: destination.resumptions == 1, "the channel to resume")
+        assert source.resumed[0][1] == 0, "all was placed"
+        source.send(1000)
+        source.channel.fence(2)
+        assert destination.placed == 2
+
+
+@every_transport
+def test_only_what_was_not_placed_is_sent_again(scheme: str) -> None:
+    held = threading.Event()
+
+    def spoils(destination: Destination) -> None:
+        if destination.placed == 3 and not destination.losses:
+            assert held.wait(20)
+            end(destination.transport)
+            raise PeerLostError("the test ended it")
+
+    with channel(scheme, spoils) as (source, destination):
+        for _ in range(5):
+            source.send(1000)
+        held.set()
+        source.channel.fence(1)
+        assert destination.placed == 5
+        ((_, again_bytes),) = source.resumed
+        assert again_bytes == 2 * 1009, "the fourth and the fifth"
+
+
+def is_ignored(source: Source, first: bytes) -> None:
+    """A connection that begins with *first* gets no answer; it may be closed."""
+    transport = source.dialer.dial(10 * NS_PER_S)
+    transport.write([first])
+    with suppress(PeerLostError):
+        assert transport.read(200) is None
+    transport.shutdown()
+
+
+@every_transport
+def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str) -> None:
+    with channel(scheme) as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        source.reconnect.epoch = 5
+        end(source.channel._transport)
+        wait_until(lambda: bool(destination.losses), "the loss")
+        strangers = [
+            messages.hello(CALLER),
+            messages.resume(CALLER._replace(session=bytes(16)), 9),
+            messages.resume(CALLER._replace(worker=4), 9),
+            messages.resume(CALLER._replace(protocol=8), 9),
+            messages.resume(CALLER, 0),
+        ]
+        for stranger in strangers:
+            is_ignored(source, stranger)
+        source.send(1000)
+        source.channel.fence(2)
+        assert destination.placed == 2
+        assert source.reconnect.epoch == 6
+        cut(destination)
+        wait_until(lambda: len(destination.losses) == 2, "the next loss")
+        is_ignored(source, messages.resume(CALLER, 6))  # an old connection
+
+
+@every_transport
+def test_a_destination_that_is_gone_is_given_up(scheme: str) -> None:
+    with channel(scheme, limit_ns=300 * NS_PER_MS) as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        destination.stop = lambda: None  # type: ignore[method-assign]
+        Destination.stop(destination)
+        began = time.monotonic()
+        with pytest.raises(PeerLostError, match=r"no new connection within .*--reconnect-timeout"):
+            source.channel.idle()
+        assert time.monotonic() - began < 5
+
+
+@every_transport
+def test_another_route_is_taken_when_one_leads_nowhere(scheme: str) -> None:
+    with channel(scheme) as (source, destination):
+        good = Route(str(destination.endpoint))
+        source.dialer._routes = (Route(f"{scheme}://127.0.0.1:1"), good)
+        source.dialer.route = source.dialer._routes[0]
+        source.send(1000)
+        end(source.channel._transport)
+        source.send(1000)
+        source.channel.fence(1)
+        assert destination.placed == 2
+        assert source.dialer.route == good
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(messages.resumed(1, 0), "placed batch 0, and acknowledged more"), (messages.resumed(2, 1), "did not take up")],
+)
+def test_a_destination_that_forgot_what_it_placed_is_refused(answer: bytes, words: str) -> None:
+    with channel("tcp") as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        end(source.channel._transport)
+        wait_until(lambda: bool(destination.losses), "the loss")
+        real = messages.resumed
+        messages.resumed = lambda *_: answer  # type: ignore[assignment]
+        try:
+            with pytest.raises(ProtocolError, match=words):
+                source.send(1000)
+        finally:
+            messages.resumed = real

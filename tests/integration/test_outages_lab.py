@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links fail under a running migration, between two hosts of a network lab: it goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from parmig.transport.registry import data_transports
+from parmig.units import MIB
+from tests.integration.sides import Command, until
+from tests.labs import needs_lab
+
+pytestmark = needs_lab
+
+if not pytestmark.args[0]:
+    from tools.netlab import Lab, Line, open_lab
+
+NOTICED_LIMIT_S = 3.0
+"""An outage is promised to be known within one second; three times that on a busy machine."""
+
+GUEST = "synthetic:memory=128MiB,rate=10MiB/s"
+RATE = 24 * MIB
+"""Round 1 takes over five seconds."""
+
+all_failures = pytest.mark.parametrize("failure", ["cut", "blackhole"])
+every_transport = pytest.mark.parametrize("transport", data_transports())
+
+
+class Pair:
+    """A migration between the two hosts of *lab*, whose sides are commands."""
+
+    def __init__(self, stack: contextlib.ExitStack, lab: Lab, *options: str, guest: str = GUEST) -> None:
+        a, b = lab.hosts
+        listen = f"zmq+tcp://{lab.links[0].address(b)}:0"
+        with b.entered():
+            self.there = stack.enter_context(
+                Command("receive", "--listen", listen, "--insecure", "--guest", GUEST.partition(",")[0], "--json")
+            )
+        uri = self.there.uri()
+        with a.entered():
+            self.here = stack.enter_context(
+                Command("send", uri, "--guest", guest, "--workers", "2", "--verify", "--json", *options)
+            )
+
+    def both_show(self, words: str, limit_s: float = 30) -> None:
+        """Wait until both sides have shown *words*."""
+        until(lambda: words in self.here.errors and words in self.there.errors, words, limit_s)
+
+    def end(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both reports of a migration that must complete with equal memories, each page placed as often as sent."""
+        (code, sent), (other_code, received) = self.here.end(), self.there.end()
+        assert (code, other_code) == (0, 0), (self.here.errors, self.there.errors)
+        assert sent["verified"] is True
+        for pages in ("sent_pages", "zero_pages"):
+            assert sent["ram"][pages] == received["ram"][pages]
+        return sent, received
+
+
+@contextlib.contextmanager
+def migration(*options: str, links: int = 1, **more: str) -> Iterator[tuple[Lab, Pair]]:
+    """A migration in round 1."""
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(open_lab([Line(RATE // links)] * links))
+        pair = Pair(stack, lab, *options, **more)
+        pair.here.wait_for("active, round 1")
+        yield lab, pair
+
+
+@every_transport
+@all_failures
+def test_all_links_are_away_for_three_seconds(transport: str, failure: str) -> None:
+    with migration("--transport", transport) as (lab, pair):
+        began = time.monotonic()
+        getattr(lab.links[0], failure)()
+        pair.both_show("control: ", NOTICED_LIMIT_S)
+        until(lambda: time.monotonic() - began >= 3, "three seconds")
+        lab.links[0].restore()
+        sent, received = pair.end()
+        for report in (sent, received):
+            channels = {outage["channel"] for outage in report["outages"]}
+            assert "control" in channels
+            assert channels & {"worker 0", "worker 1"}
+            assert all(outage["ended"] for outage in report["outages"]), report["outages"]
+            assert all(outage["lasted_ms"] < 3000 + 5000 for outage in report["outages"]), report["outages"]

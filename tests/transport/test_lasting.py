@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channels that outlive their connections: every message arrives once and in order, in both directions."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import psutil
+import pytest
+
+from parmig.errors import PeerLostError, ProtocolError
+from parmig.transport import lasting, lasting_ends
+from parmig.transport.lasting import LastingTransport
+from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
+from parmig.transport.tcp import TcpTransport
+from parmig.transport.transport import Endpoint, MigrationTransport
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.support import PATIENCE_S, while_pumping
+
+SESSION = bytes(range(16))
+
+
+class Ends:
+    """Both ends of one channel, in one thread."""
+
+    def __init__(self, stack: ExitStack, limit_ns: int = 20 * NS_PER_S) -> None:
+        self.losses: list[str] = []
+        self.outages_ns: list[int] = []
+        self._stack = stack
+        listener = self.transport(RESUME_BYTES)
+        self.endpoint = listener.bind(Endpoint("tcp", "127.0.0.1", 0))
+        first = self.transport()
+        while_pumping(lambda: first.connect(self.endpoint, timeout_ns=NS_PER_S), lambda: listener.read(5))
+        first.write([b"first"])
+        while listener.read(5) is None:
+            pass
+        listener.accept()
+        how = {"limit_ns": limit_ns, "lost": self.losses.append, "resumed": self.outages_ns.append}
+        self.caller = LastingCaller("caller", first, SESSION, dial=self.dial, **how)
+        self.listener = LastingListener(
+            "listener", listener, SESSION, listen=lambda: self.transport(RESUME_BYTES), endpoint=self.endpoint, **how
+        )
+        stack.callback(self.caller.shutdown)
+        stack.callback(self.listener.shutdown)
+
+    def transport(self, first_message_bytes: int = MIB) -> TcpTransport:
+        transport = TcpTransport(
+            "inner", heartbeat=True, max_message_bytes=MIB, first_message_bytes=first_message_bytes
+        )
+        self._stack.callback(transport.shutdown)
+        return transport
+
+    def dial(self, timeout_ns: int) -> MigrationTransport:
+        transport = self.transport()
+        transport.connect(self.endpoint, timeout_ns=timeout_ns)
+        return transport
+
+    def cut(self) -> None:
+        """End the connection behind the backs of both, if there is one."""
+        for connection in psutil.Process().net_connections("tcp"):
+            if connection.laddr.port == self.endpoint.port and connection.status == psutil.CONN_ESTABLISHED:
+                with socket.socket(fileno=os.dup(connection.fd)) as sock, suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def both(self) -> tuple[LastingTransport, LastingTransport]:
+        return self.caller, self.listener
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    with ExitStack() as stack:
+        yield Ends(stack)
+
+
+def arrive(ends: Ends, expected: tuple[list[bytes], list[bytes]]) -> None:
+    """Read both ends until they have what is expected, and then for a while more, in which nothing comes."""
+    heard: tuple[list[bytes], list[bytes]] = ([], [])
+    deadline = time.monotonic() + PATIENCE_S
+    while heard != expected:
+        assert time.monotonic() < deadline, (len(heard[0]), len(heard[1]), ends.losses)
+        take(ends, heard)
+    take(ends, heard)
+    assert heard == expected
+
+
+def take(ends: Ends, heard: tuple[list[bytes], list[bytes]]) -> None:
+    for end, messages in zip(ends.both(), heard, strict=True):
+        message = end.read(5)
+        if message is not None:
+            messages.append(b"".join(message))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_messages_of_both_ends_arrive_once_and_in_order_over_a_flapping_connection(ends: Ends, seed: int) -> None:
+    chance = random.Random(seed)
+    heard: tuple[list[bytes], list[bytes]] = ([], [])
+    sent: tuple[list[bytes], list[bytes]] = ([], [])
+    for number in range(200):
+        side = chance.randrange(2)
+        message = b"%d " % number + bytes(chance.randrange(2000))
+        ends.both()[side].write([message[:3], message[3:]])
+        sent[1 - side].append(message)
+        if chance.random() < 0.05:
+            ends.cut()
+        if chance.random() < 0.5:
+            take(ends, heard)
+    deadline = time.monotonic() + PATIENCE_S
+    while heard != sent:
+        assert time.monotonic() < deadline
+        take(ends, heard)
+    assert len(ends.outages_ns) <= len(ends.losses)
+    assert ends.losses
+
+
+def test_what_arrived_is_not_kept(ends: Ends) -> None:
+    for number in range(100):
+        ends.caller.write([b"%d" % number])
+    arrive(ends, ([], [b"%d" % number for number in range(100)]))
+    ends.caller.read()
+    assert len(ends.caller._unacked) < lasting.ACK_EVERY
+
+
+def test_a_loss_is_an_error_once_the_channel_ends_with_its_connection(ends: Ends) -> None:
+    ends.caller.outlives = ends.listener.outlives = False
+    ends.listener.write([b"last words"])
+    assert ends.caller.read(1000) == [b"last words"]
+    ends.cut()
+    for end in ends.both():
+        with pytest.raises(PeerLostError):
+            end.read(1000)
+        with pytest.raises(PeerLostError):
+            end.read()
+        with pytest.raises(PeerLostError):
+            end.write([b"more"])
+    assert not ends.losses
+
+
+def test_a_peer_that_has_ended_is_given_up_long_before_the_limit(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting, "GONE_NS", 300 * NS_PER_MS)
+    monkeypatch.setattr(lasting_ends, "GONE_NS", 300 * NS_PER_MS)
+    ends.listener.shutdown()
+    with pytest.raises(PeerLostError, match="no new connection within"):
+        ends.caller.read(10_000)
+    assert len(ends.losses) == 1
+
+
+def test_a_source_that_has_ended_is_given_up_long_before_the_limit(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting, "GONE_NS", 300 * NS_PER_MS)
+    ends.caller.shutdown()
+    with pytest.raises(PeerLostError, match="it was closed; there was no new connection within"):
+        ends.listener.read(10_000)
+
+
+def resume(session: bytes = SESSION, epoch: int = 1, count: int = 0) -> bytes:
+    return struct.pack(">c16sIQ", b"R", session, epoch, count)
+
+
+def test_strangers_and_old_connections_do_not_take_up_the_channel(ends: Ends) -> None:
+    ends.caller._dial = lambda timeout_ns: (_ for _ in ()).throw(PeerLostError("the test keeps it away"))  # type: ignore[assignment]
+    ends.cut()
+    for _ in range(3):
+        ends.listener.read(50)
+    for first in (b"x", resume(bytes(16)), resume(epoch=0), b"S" + resume()[1:], resume() + b"x"):
+        stranger = ends.transport()
+        while_pumping(lambda: stranger.connect(ends.endpoint, timeout_ns=NS_PER_S), lambda: ends.listener.read(5))  # noqa: B023
+        stranger.write([first])
+        for _ in range(5):
+            assert ends.listener.read(20) is None
+        with suppress(PeerLostError):
+            assert stranger.read(50) is None
+    assert ends.outages_ns == []
+    right = ends.transport()
+    while_pumping(lambda: right.connect(ends.endpoint, timeout_ns=NS_PER_S), lambda: ends.listener.read(5))
+    right.write([resume(epoch=7)])
+    ends.listener.read(1000)
+    assert right.read(1000) == [struct.pack(">cIQ", b"R", 7, 0)]
+    assert len(ends.outages_ns) == 1
+
+
+@pytest.mark.parametrize(
+    "frames", [[b"M" + bytes(8)], [b"A" + bytes(8), b"x"], [b"X" + bytes(8), b"x"], [b"M" + bytes(7), b"x"]]
+)
+def test_what_is_no_message_is_refused(ends: Ends, frames: list[bytes]) -> None:
+    assert ends.caller._inner is not None
+    ends.caller._inner.write(frames)
+    with pytest.raises(ProtocolError, match="are no message"):
+        ends.listener.read(1000)
+
+
+@pytest.mark.parametrize("count", [4, 2**63])
+def test_a_peer_that_has_received_more_than_was_sent_is_refused(ends: Ends, count: int) -> None:
+    for _ in range(3):
+        ends.listener.write([b"x"])
+    assert ends.caller._inner is not None
+    ends.caller._inner.write([struct.pack(">cQ", b"A", count)])
+    with pytest.raises(ProtocolError, match=f"has received {count} messages, expected 0 to 3"):
+        ends.listener.read(1000)
