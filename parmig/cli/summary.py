@@ -102,6 +102,8 @@ def _codec(done: CodecReport) -> str:
 
 def _traffic(report: Report) -> str:
     ram, where = report.ram, "of pages" if report.snapshot else "on the wire"
+    if ram.direct:
+        where = "copied from memory to memory"
     return (
         f"{format_size(ram.wire_bytes)} {where} for {format_size(ram.total_bytes)}: "
         f"{ram.sent_pages} pages sent, {ram.zero_pages} zero, {ram.skipped_pages} skipped"

@@ -37,7 +37,7 @@ RECONNECT = "reconnect"
 MAX_RECONNECT_MS = 24 * 3600 * 1000
 """Whatever a source announces, the destination keeps nothing for longer than this."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, RECONNECT, in_place.FEATURE)
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, RECONNECT, in_place.FEATURE, in_place.DIRECT_COPY)
 """What this version does only if the other side names it too."""
 
 

@@ -29,6 +29,10 @@ from parmig.ram.file_facts import FileFacts
 FEATURE = "memory-in-place"
 """Feature: blocks may stay in place. Both sides name it on a Unix socket only."""
 
+DIRECT_COPY = "direct-copy"
+"""Feature: the destination passes what is needed to write to its memory (``direct``). Both sides use it on a Unix
+socket only."""
+
 MAX_FILES = 64
 """Descriptors that one message may bring (``transport.unix_connection``)."""
 

@@ -15,7 +15,7 @@ from parmig.engine.agreement import offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.in_place import OfferedFile
-from parmig.engine.memory_files import offer_files
+from parmig.engine.memory_files import close_files, offer_files
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.traits import describe
 from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
@@ -49,6 +49,7 @@ class Introduction:
 
     Attributes:
         control: the channel to the destination, or None before the connection was made.
+        files: descriptors that came with its answer; *opened* closes them.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Introduction:
         self._opened = opened
         self._interrupt = interrupt
         self._fds: list[int] = []
+        self.files: list[int] = []
+        opened.callback(close_files, self.files)
 
     def make_wish(
         self, guest: Guest, thread: GuestThread, info: GuestInfo, memory: Sequence[BlockMemory], *, check: bool = False
@@ -154,7 +157,9 @@ class Introduction:
         self.control.write(wish)
         what = "the destination's answer to the configuration"
         try:
-            return self.control.wait(what, CONFIGURE_LIMIT_NS, self._interrupt)
+            answer = self.control.wait(what, CONFIGURE_LIMIT_NS, self._interrupt)
+            self.files += transport.take_descriptors()
+            return answer
         except ProtocolError as error:
             raise PeerRefusedError(f"{self._endpoint}: {error}") from error
 

@@ -21,6 +21,7 @@ from parmig.engine.agreement import (
     offer,
     reconnect_ns_of,
 )
+from parmig.engine.in_place import DIRECT_COPY, MAX_FILES
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
@@ -58,6 +59,7 @@ class Listeners:
         state: the channel for device state.
         lasting: makes channels outlive their connections, if the source wants that.
         regions: all regions of all blocks.
+        passed_files: descriptors that go before the answer, with which the source's workers write to memory here.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Listeners:
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
+        self._targets: tuple[BlockMemory, ...] = ()
+        self.passed_files: list[int] = []
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
         self._keeps_digests = VERIFY_AFTER in wish.capabilities
@@ -115,6 +119,9 @@ class Listeners:
         check_reachable(self._memory)  # before the source is let in
         wish = self.wish
         memory, descriptors = memory_for_workers(self._memory)
+        direct = self._control_scheme == UNIX_SCHEME and DIRECT_COPY in wish.capabilities and bool(memory)
+        if direct and len(descriptors) < MAX_FILES:
+            self._targets, self.passed_files = memory, [self._shared.fd, *descriptors]
         pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
             self._ports[worker] = self._take_port()
@@ -177,6 +184,7 @@ class Listeners:
             ),
             capabilities=offer(info.state),
             in_place=in_place,
+            targets=self._targets,
         )
 
     def pollables(self) -> list[Any]:

@@ -86,3 +86,9 @@ def in_order_of(blocks: Sequence[RamBlock], memory: Sequence[BlockMemory], info:
     by_name = {part.block.name: part for part in memory}
     pairs = pair_blocks(blocks, [part.block for part in memory], by_place=info.blocks_by_place)
     return [by_name[here.name] for _, here in pairs if here is not None]
+
+
+def close_files(files: list[int]) -> None:
+    """Close *files*, and empty the list."""
+    while files:
+        os.close(files.pop())

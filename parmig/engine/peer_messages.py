@@ -21,7 +21,7 @@ from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError
-from parmig.ram.blocks import RamBlock
+from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.status import MigrationStatus
 
 PROTOCOL_VERSION = 3
@@ -108,6 +108,8 @@ class Accept(Message, frozen=True, omit_defaults=True):
 
     Attributes:
         in_place: numbers of the blocks that stay in place, as the source numbers them.
+        targets: what holds the other blocks here, if the source may write to it; the descriptors came with this
+            message: the workers' shared area, then those whose numbers are in ``fd``.
     """
 
     parmig: _Name
@@ -120,6 +122,7 @@ class Accept(Message, frozen=True, omit_defaults=True):
     data: Annotated[tuple[DataEndpoint, ...], Meta(max_length=MAX_WORKERS)]
     capabilities: _Names = ()
     in_place: Annotated[tuple[_Count, ...], Meta(max_length=MAX_FILES)] = ()
+    targets: Annotated[tuple[BlockMemory, ...], Meta(max_length=1024)] = ()
 
 
 class Refuse(Message, frozen=True):

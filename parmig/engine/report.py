@@ -80,6 +80,7 @@ class RoundReport(msgspec.Struct, kw_only=True):
 class RamReport(msgspec.Struct, kw_only=True):
     """All RAM: pages sent as data, sent as zero pages, and never allocated.
 
+    ``direct`` (source): pages were copied from memory to memory, and ``wire_bytes`` did not go through a socket.
     ``in_place_blocks`` were not copied: the destination maps the memory files of the source.
     ``huge_page_bytes`` (destination): memory that parmig provided in huge pages for what it placed.
     """
@@ -90,6 +91,7 @@ class RamReport(msgspec.Struct, kw_only=True):
     zero_pages: int = 0
     skipped_pages: int = 0
     huge_page_bytes: int = 0
+    direct: bool = False
     in_place_bytes: int = 0
     in_place_blocks: list[str] = []
 

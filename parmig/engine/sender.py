@@ -14,6 +14,7 @@ from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import RECONNECT, VERIFY_AFTER, channel_codecs, check_accept, reconnect_ns_of
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.direct import usable_targets
 from parmig.engine.in_place import kept_blocks
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
@@ -100,6 +101,7 @@ class MigrationSender(SourceSide):
         self._config = config
         self._introduction: Introduction | None = None
         self._in_place: tuple[RamBlock, ...] = ()
+        self._copies_directly = False
 
     # -- before the guest is touched ------------------------------------------------------------
 
@@ -135,6 +137,10 @@ class MigrationSender(SourceSide):
         self._opened.callback(self._note_codecs, shared)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
+        files = introduction.files
+        own_fds = 1 + len(descriptors)
+        direct = self._config.compress == "none" and usable_targets(accept, files, blocks, own_fds)
+        self._copies_directly = direct
         pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // workers)
         for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
@@ -156,8 +162,11 @@ class MigrationSender(SourceSide):
                 region_pages=wish.region_pages,
                 cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
+                targets=accept.targets if direct else (),
+                target_digests=VERIFY_AFTER in wish.capabilities,
             )
-            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))
+            fds = [shared.fd, *descriptors, *(files if direct else ())]
+            self._pool.start(setup, fds, transport_imports(parse_uri(uri).scheme))
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -259,6 +268,7 @@ class MigrationSender(SourceSide):
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)
         report.ram.note_in_place(self._in_place)
+        report.ram.direct = self._copies_directly
         plan = self._plan
         if plan is not None:
             report.digest = DigestReport(source=plan.source_digest, destination=plan.peer_digest)

@@ -191,6 +191,7 @@ class ReceiveSession(Driver[Instruction]):
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
+                self._pass_files(self._listeners.passed_files)
                 self._say(self._listeners.accept_message(self._info, self._blocks, self._in_place))
                 lasting = self._listeners.lasting
                 self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
@@ -207,6 +208,13 @@ class ReceiveSession(Driver[Instruction]):
                     self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and the receiver does it
+
+    def _pass_files(self, fds: Sequence[int]) -> None:
+        try:
+            if fds:
+                self._control.transport.send_descriptors(fds)
+        except PeerLostError as error:
+            self._fail(error)
 
     def _say(self, message: peer_messages.ControlMessage) -> None:
         try:
