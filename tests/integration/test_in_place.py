@@ -230,7 +230,9 @@ def test_a_guest_whose_monitor_cannot_take_memory_is_copied(verify: bool | str) 
         assert (report.error, there.error) == (None, None)
         assert report.verified is (True if verify else None)
         assert (report.ram.in_place_bytes, there.ram.in_place_bytes) == (0, 0)
-        assert report.ram.sent_pages >= 32 * MIB // PAGE_BYTES
+        assert report.ram.direct
+        assert report.ram.sent_pages == there.ram.sent_pages >= 32 * MIB // PAGE_BYTES
+        assert report.ram.wire_bytes == there.ram.wire_bytes == report.ram.sent_pages * PAGE_BYTES
         assert set(inodes(source)).isdisjoint(inodes(destination))
         destination.pause(Discard())
         destination.check()

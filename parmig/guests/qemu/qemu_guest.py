@@ -138,7 +138,7 @@ class QemuGuest(Guest):
             GuestRefusedError: kind ``bitmap``: QEMU does not share its own log.
             GuestError: QEMU refuses the settings.
         """
-        kind, reason = ("none", "") if kind == "none" else choose_log(kind, self._hardware)
+        kind, reason = choose_log(kind, self._hardware)
         try:
             self._departure.prepare(self._settings)
             if kind == "pagemap" and self._tracking is None:
