@@ -14,8 +14,8 @@ import msgspec
 
 from parmig.errors import UsageError
 from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, check_options, option
-from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, format_cpus, parse_cpus, write_duration_ns
-from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, Path
+from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
+from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, STATE_DIR, Path, check_cpus
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
@@ -81,7 +81,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
         check_options(self)
-        _check_cpus(getattr(self, "cpus", ""))
+        check_cpus(getattr(self, "cpus", ""))
 
 
 class _LiveConfig(_Config, frozen=True, kw_only=True):
@@ -184,6 +184,7 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
     announce: Announce = False
+    state_dir: Annotated[str, STATE_DIR] = ""
 
     @property
     def compares(self) -> str:
@@ -255,6 +256,7 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     ] = 0
     max_state_bytes: Annotated[int, option("Accept at most this much device state.", SIZE, ge=0)] = GIB
     announce: Announce = False
+    state_dir: Annotated[str, STATE_DIR] = ""
 
 
 class DemoConfig(_Config, frozen=True, kw_only=True):
@@ -287,14 +289,4 @@ def _check_pause_limits(config: _LiveConfig) -> None:
         raise UsageError(
             f"--switchover-timeout is {write_duration_ns(config.switchover_timeout_ns)}, but --downtime-limit and "
             f"--max-downtime allow a pause of {write_duration_ns(longest_ns)}; give a longer --switchover-timeout"
-        )
-
-
-def _check_cpus(text: str) -> None:
-    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
-    allowed = os.sched_getaffinity(0)
-    denied = set(parse_cpus(text)) - allowed if text else ()
-    if denied:
-        raise UsageError(
-            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
         )

@@ -27,6 +27,7 @@
     │   ├── StreamFooterError        1  a section that does not end where it should
     │   └── StreamDataError          1  a word of RAM, a block or a value that is invalid
     ├── SnapshotError                1  a snapshot file could not be written or read
+    ├── RecordError                  1  the record of a hand-over could not be written or read
     ├── MemoryFullError              1  the destination's memory file has no space left
     ├── NotConvergingError           1  the guest writes faster than the network sends
     ├── LimitExceededError           1  a wait or the whole migration took too long
@@ -160,6 +161,10 @@ class StreamDataError(StreamError):
 
 class SnapshotError(ParmigError):
     """A snapshot file could not be written or read; the guest is as it was."""
+
+
+class RecordError(ParmigError):
+    """The record of a hand-over could not be written or read."""
 
 
 class MemoryFullError(ParmigError):

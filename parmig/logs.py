@@ -50,7 +50,7 @@ def note_session(token: bytes) -> None:
     """Name the session in all lines of this side: a digest of its *token*, which is a secret. Empty: no session."""
     origin = _origin.get()
     if origin is not _NOBODY:
-        origin.session = hashlib.blake2s(token, digest_size=4).hexdigest() if token else "-"
+        origin.session = hashlib.blake2s(token, digest_size=16).hexdigest()[:8] if token else "-"
 
 
 def level() -> int:

@@ -39,6 +39,8 @@ class StatusEvent(enum.Enum):
     CANCEL = "cancel"
     PEER_LOST = "peer lost"
     NOT_SENT = "hand-over not sent"
+    REFUSED = "refused"
+    UNDECIDED = "left undecided"
 
 
 S, E = MigrationStatus, StatusEvent
@@ -61,6 +63,10 @@ TRANSITIONS: dict[tuple[MigrationStatus, StatusEvent], MigrationStatus] = {
     },
     # A hand-over that never left this host changes nothing.
     (S.HAND_OVER, E.NOT_SENT): S.FAILED,
+    # Nor does one that the destination has refused for good.
+    (S.HAND_OVER, E.REFUSED): S.FAILED,
+    # The destination is ready, and lost the source before it heard of a hand-over, which may have been sent.
+    (S.DEVICE, E.UNDECIDED): S.UNKNOWN,
     # After it only the destination knows the outcome; a cancel comes too late and changes nothing.
     (S.HAND_OVER, E.ERROR): S.UNKNOWN,
     (S.HAND_OVER, E.PEER_LOST): S.UNKNOWN,

@@ -9,8 +9,8 @@ import re
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.options import Unit
-from parmig.units import parse_cpus
+from parmig.options import Unit, option
+from parmig.units import format_cpus, parse_cpus
 
 
 class Path(msgspec.Struct, frozen=True):
@@ -58,4 +58,21 @@ def _read_cpus(text: str) -> str:
 PATH_PAIR = Unit("LOCAL-REMOTE", "a pair of addresses", parse_path)
 PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
 FILE = Unit("FILE", "a file", _read_file)
+STATE_DIR = option(
+    "Directory for the record of the hand-over; see recover.md.",
+    metavar="DIR",
+    shown="$PARMIG_STATE_DIR; else /var/lib/parmig, or ~/.local/state/parmig for a user who is not root",
+)
+"""The same for every command that writes or reads records."""
+
 CPUS = Unit("LIST", "a list of processors", _read_cpus)
+
+
+def check_cpus(text: str) -> None:
+    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
+    allowed = os.sched_getaffinity(0)
+    denied = set(parse_cpus(text)) - allowed if text else ()
+    if denied:
+        raise UsageError(
+            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
+        )

@@ -37,6 +37,14 @@ def _no_signal_is_ignored() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _records_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Records of hand-overs of tests lie apart from those of the host."""
+    directory = tmp_path_factory.mktemp("records")
+    directory.chmod(0o700)
+    os.environ["PARMIG_STATE_DIR"] = str(directory)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _lasting_helpers(_no_signal_is_ignored: None) -> None:
     """What lives as long as the interpreter is there from the start: fork server, pyzmq's thread
     that lets go of frames which were sent without a copy."""

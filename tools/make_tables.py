@@ -19,6 +19,7 @@ from typer.models import OptionInfo
 from parmig import errors, status
 from parmig.cli import demo, qemu_args, receive, restore, save, send
 from parmig.cli import inspect as inspect_command
+from parmig.cli import status as status_command
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
 from parmig.guests.synthetic.options import SyntheticOptions
@@ -34,6 +35,7 @@ COMMANDS = (
     save.save,
     restore.restore,
     inspect_command.inspect,
+    status_command.status,
     qemu_args.qemu_args,
 )
 

@@ -3,7 +3,7 @@
 
 A process that is killed cannot undo what it began. Between pause and hand-over that would leave the guest
 paused; this process, which does nothing else, undoes it instead. Once disarmed it does nothing: after hand-over the
-source never resumes by itself.
+source never resumes by itself. The record of the hand-over shows that too, if its coordinator was killed in between.
 
 What ends the coordinator must not end it too: it has a session of its own, is no child of the coordinator, holds
 nothing but its pipe, and takes no signal that is meant for a group.
@@ -20,7 +20,8 @@ from pkgutil import resolve_name
 from parmig.engine import guardian_messages
 from parmig.engine.guardian_messages import Armed, Disarm, Guard, Leave, TakeOver
 from parmig.engine.message import encode
-from parmig.engine.rescuing import Log, rescue
+from parmig.engine.record_file import RecordReader
+from parmig.engine.rescuing import Log, rescue, why_not
 
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
@@ -30,14 +31,16 @@ def main(connection: Connection, setup: bytes, _fds: Sequence[int]) -> None:
 
     Args:
         connection: to the coordinator.
-        setup: the directory for the log.
+        setup: where its log is, and the record of the hand-over.
     """
     if os.fork():
         os._exit(0)
     status = 1
     try:
         _detach()
-        _serve(connection, Log(os.fsdecode(setup)))
+        told = guardian_messages.setup_decoder.decode(setup)
+        reader = RecordReader(told.record) if told.record else None
+        _serve(connection, Log(told.log_directory), reader)
         status = 0
     finally:
         os._exit(status)
@@ -55,10 +58,11 @@ def _detach() -> None:
         os.close(null)
 
 
-def _serve(connection: Connection, log: Log) -> None:
+def _serve(connection: Connection, log: Log, reader: RecordReader | None) -> None:
     connection.send_bytes(encode(Armed(os.getpid(), log.path)))
     guard: Guard | None = None
     why = "the coordinator has ended"
+    asked = False
     while True:
         try:
             message = guardian_messages.guardian_decoder.decode(connection.recv_bytes())
@@ -71,7 +75,7 @@ def _serve(connection: Connection, log: Log) -> None:
             guard = None
             break
         if isinstance(message, TakeOver):
-            why = "the coordinator could not set the guest right"
+            why, asked = "the coordinator could not set the guest right", True
             break
         guard = message
         _prepare(guard)
@@ -79,6 +83,10 @@ def _serve(connection: Connection, log: Log) -> None:
         log.remove()
         return
     connection.close()
+    # A coordinator that asks for it knows that the guest is its own. One that was killed has left only the record.
+    if reader is not None and not asked and (reason := why_not(reader)):
+        log.write(f"{why}: nothing is done, since {reason}")
+        return
     log.write(f"{why}: {guard.program} begins")
     rescue(guard.program, guard.setup, log)
 

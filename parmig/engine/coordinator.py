@@ -4,7 +4,7 @@
 The steps of a migration, in order. Each begins when everything that the one before has started is done::
 
     start the log ─ round 1 ─ count ─ (round n ─ count)* ─ pause ─ final round, and save state beside it
-      ─ one more round ─ [digests] ─ release ─ (loaded) hand over ─ (resumed) [comparison] done
+      ─ one more round ─ [digests] ─ release ─ (loaded) record, hand over ─ (resumed) [comparison] done
 
 Saving may write RAM, so the round after it begins when the final round and saving are both done, in whatever order they
 end. If each worker sends the same regions in both, the final round ends without a fence, when all is sent: the channel
@@ -37,6 +37,9 @@ from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import StatusEvent
 
+PEER_EVENTS = (events.PeerDigested, events.PeerLoaded, events.PeerResumed, events.PeerRefused)
+"""What the destination causes: at the wrong time it breaks the protocol."""
+
 
 class Coordinator(SourceEnd):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
@@ -48,12 +51,13 @@ class Coordinator(SourceEnd):
         verify: compare digests before hand-over.
         remembering: workers remember what they have sent, so regions stay with their last sender.
         comparison: what to compare after the hand-over, if anything.
+        may_ask: the destination answers a source that lost it after the hand-over, and asks.
     """
 
     _cancelled = "cancelled; the guest continues here"
     _unknown = (
         "the guest may run at the destination, so it stays paused here; "
-        "look there, and only if it does not run, continue it here"
+        "look there, and run parmig recover here, which asks the destination"
     )
 
     def __init__(
@@ -65,12 +69,14 @@ class Coordinator(SourceEnd):
         verify: bool,
         remembering: bool = False,
         comparison: Comparison | None = None,
+        may_ask: bool = False,
     ) -> None:
         super().__init__()
         self._regions = regions
         self._workers = workers
         self._limits = limits
         self._verify, self._remembering, self.comparison = verify, remembering, comparison
+        self.may_ask = may_ask
         self._owned = assign(weights := [region.pages for region in regions], workers)
         self._needs_sync = self._settles = self._saved = False
         self._shares = Shares([])
@@ -143,23 +149,9 @@ class Coordinator(SourceEnd):
                 return self._compare(now_ns)
             case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self.peer_digest:
                 return []  # the same digest once more does no harm
-            case Step.LOADING, events.PeerLoaded() if self.suspected is not None:
-                return self._fail(self.suspected)  # never hand over while a failure is suspected
-            case Step.LOADING, events.PeerLoaded(load_ns=load_ns):
-                self.record.load_ns = load_ns
-                self.record.mark("loaded", now_ns)
-                self.machine.move(StatusEvent.HANDED_OVER)
-                self.step = Step.RESUMING
-                return [Do.HAND_OVER]
-            case Step.RESUMING, events.HandOverNotSent(error=error):
-                return self._end(StatusEvent.NOT_SENT, error)
-            case Step.RESUMING, events.PeerResumed():
-                return self._resumed(event, now_ns)
-        kind = (
-            ProtocolError
-            if isinstance(event, events.PeerDigested | events.PeerLoaded | events.PeerResumed)
-            else ParmigError
-        )
+        if (decided := self._proceed_end(event, now_ns)) is not None:
+            return decided
+        kind = ProtocolError if isinstance(event, PEER_EVENTS) else ParmigError
         return self._fail(kind(f"{type(event).__name__} came while {self.step.value}"))
 
     # -- rounds ---------------------------------------------------------------------------------

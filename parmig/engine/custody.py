@@ -12,7 +12,7 @@ from parmig import logs
 from parmig.engine.guardian import Guardian
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import LimitExceededError, ParmigError, SourcePausedError
-from parmig.guests.guest import Guest, StateSink
+from parmig.guests.guest import Guest, Rescue, StateSink
 from parmig.transport.polling import Poller
 
 _logger = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ class Custody:
 
     Attributes:
         ran: whether the guest ran until its pause; None: it was not paused yet.
+        rescue: how another process lets the guest run here again, as of its pause; None: it cannot, or is not paused.
         problem: what went wrong when it was given back; empty: nothing.
+        record: path of the record of the hand-over, for the guardian; empty: there is none.
         where: what the guest does, once it was given back or looked at: ``running``, ``paused``, or ``unknown`` if it
             does not answer.
     """
@@ -50,13 +52,15 @@ class Custody:
         self._hangs = False
         self.ran: bool | None = None
         self.problem = ""
+        self.record = ""
+        self.rescue: Rescue | None = None
         self.where = "unknown"
 
     # -- in the guest's thread ------------------------------------------------------------------
 
     def arm(self) -> None:
         """Start the guardian. Call this before anything of the guest is changed."""
-        self._guardian.arm(self._guest.rescue())
+        self._guardian.arm(self._guest.rescue(), self.record)
 
     def settle(self, *, stops: bool) -> None:
         """Let the guest settle.
@@ -81,13 +85,18 @@ class Custody:
         ran = self._guest.ran_until_pause()
         if ran is not None:
             self.ran = ran
-        self._guardian.guard(self._guest.rescue())
+        self.rescue = self._guest.rescue()
+        self._guardian.guard(self.rescue)
 
     # -- in the loop's thread, or in the guest's -------------------------------------------------
 
     def disarm(self) -> None:
         """End the guardian's duty. Call this before the guest may run elsewhere, and once it runs here again."""
         self._guardian.disarm()
+
+    def take_back(self) -> None:
+        """Entrust the guest to the guardian again, after the destination refused it."""
+        self._guardian.guard(self.rescue)
 
     # -- the end --------------------------------------------------------------------------------
 

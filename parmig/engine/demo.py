@@ -10,8 +10,10 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 
 import psutil
+from msgspec.structs import replace
 
 from parmig.config import DemoConfig, ReceiveConfig, SendConfig
 from parmig.engine.arrival import check_arrived
@@ -77,7 +79,8 @@ class Demo:
             source_text, destination_text = self._guests(stack)
             source = stack.enter_context(open_guest(source_text, incoming=False))
             destination = stack.enter_context(open_guest(destination_text, incoming=True))
-            report, arrived = self._migrate(source, destination)
+            records = stack.enter_context(TemporaryDirectory(prefix="parmig-demo-"))  # of no interest afterwards
+            report, arrived = self._migrate(source, destination, records)
             _merge(report, arrived)
             self.checked = check_arrived(destination, report)
             return report
@@ -95,12 +98,14 @@ class Demo:
         memory = f"synthetic:memory={config.memory_bytes}"
         return f"{memory},rate={config.dirty_rate_bytes_per_s},pattern={config.pattern}", memory
 
-    def _migrate(self, source: Guest, destination: Guest) -> tuple[Report, Report]:
-        receiving = _Receiving(destination)
+    def _migrate(self, source: Guest, destination: Guest, records: str) -> tuple[Report, Report]:
+        receiving = _Receiving(destination, records)
         self._cancel_side = receiving.cancel
         self._raise_if_cancelled()
         with receiving:
-            sender = MigrationSender(source, receiving.uri(), self._sending, progress=self._progress)
+            sender = MigrationSender(
+                source, receiving.uri(), replace(self._sending, state_dir=records), progress=self._progress
+            )
             self._cancel_side = sender.cancel  # and only that: the receiver hears of it from the sender
             self._raise_if_cancelled()
             report = sender.start()
@@ -118,13 +123,14 @@ class _Receiving:
 
     Args:
         guest: takes the migration; not owned.
+        records: directory for the record of the hand-over.
     """
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, records: str) -> None:
         self._uris: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._report: Report | None = None
         self._error: BaseException | None = None
-        config = ReceiveConfig(listen="zmq+tcp://127.0.0.1:0", wait_ns=60 * NS_PER_S)
+        config = ReceiveConfig(listen="zmq+tcp://127.0.0.1:0", wait_ns=60 * NS_PER_S, state_dir=records)
         self._receiver = MigrationReceiver(guest, config, listening=self._uris.put)
         self.cancel: Callable[[], None] = self._receiver.cancel
         self._thread = threading.Thread(target=self._run, name="demo-receiver", daemon=True)

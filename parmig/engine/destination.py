@@ -4,11 +4,12 @@
 It begins when a source was admitted and the workers start. The steps, in order::
 
     start workers ─ accept ─ channels connect ─ receive memory [digest] ─ (release) wait for all state
-      ─ load ─ (hand over) run ─ (goodbye) done
+      ─ record that it is ready, load ─ then see ``destination_end``
 
 What it guarantees:
 
 - The guest runs only after a hand-over, and a hand-over counts only after the plan sent *loaded*.
+- It says *loaded* only once the record has that it is ready.
 - The state is loaded once, after the source's release, and only if all of it arrived undamaged.
 - After a hand-over only a failure to run the guest changes the outcome.
 - Every wait has a limit.
@@ -19,12 +20,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine import destination_events as events
-from parmig.engine import error_reports, peer_messages
+from parmig.engine import peer_messages
 from parmig.engine.comparison import PlacedAnswers
-from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, StateArrived, WriteState
-from parmig.engine.destination_steps import GOODBYE_LIMIT_NS, SILENCE_LIMIT_NS, Step, overdue
+from parmig.engine.destination_end import DestinationEnd
+from parmig.engine.destination_events import (
+    Act,
+    Event,
+    Instruct,
+    Instruction,
+    SendMessage,
+    StateArrived,
+    WriteRecord,
+    WriteState,
+)
+from parmig.engine.destination_steps import Step
 from parmig.engine.digest_messages import Digested, DigestRequest
-from parmig.engine.plan import Plan
+from parmig.engine.handover_record import RecordState
 from parmig.engine.shares import assign
 from parmig.engine.state_channel import NO_STATE, check_size
 from parmig.engine.worker_messages import DigestRegions
@@ -44,7 +55,7 @@ THE_SOURCES_FAULT = (PeerLostError, PeerFailedError, PeerRefusedError, ProtocolE
 """Errors that a source can cause. Until all its channels are connected, such an error ends only its session."""
 
 
-class DestinationPlan(Plan[Instruction]):
+class DestinationPlan(DestinationEnd):
     """Decides everything at the destination, for one source.
 
     Args:
@@ -52,14 +63,14 @@ class DestinationPlan(Plan[Instruction]):
         workers: how many receive workers.
         verify: whether the source announced that it asks for a digest.
         compared: whether the workers keep digests of what they place, for a comparison after the hand-over.
+        may_ask: the source asks who has the guest if it loses this side after the hand-over.
+        outlives: the guest's monitor lives on when this process ends.
         switchover_ns: how long the source's pause may take.
         max_state_bytes: the most device state that is taken.
         now_ns: the time now.
 
     Attributes:
         established: whether the source has connected all its channels.
-        digest: of all memory, once the source asked for it and every worker has answered.
-        source_digest: what the source reported of its own memory in the end, if it compared after the hand-over.
         state_bytes: size of the device state that was loaded.
         interrupted: whether the control channel has no connection, so that the source cannot be heard.
     """
@@ -67,7 +78,7 @@ class DestinationPlan(Plan[Instruction]):
     _cancelled = "cancelled; the guest stays at the source"
     _unknown = (
         "the source stays paused and leaves the guest to this side; look whether it runs here, "
-        "and only if it does not, continue it there"
+        "and run parmig recover here, which lets it run"
     )
 
     def __init__(
@@ -77,21 +88,19 @@ class DestinationPlan(Plan[Instruction]):
         *,
         verify: bool,
         compared: bool = False,
+        may_ask: bool = False,
+        outlives: bool = False,
         switchover_ns: int,
         max_state_bytes: int,
         now_ns: int,
     ) -> None:
-        super().__init__()
-        self.step: Step = Step.STARTING
+        answers = PlacedAnswers(regions, owned := assign([region.pages for region in regions], workers), kept=compared)
+        super().__init__(answers, switchover_ns=switchover_ns, may_ask=may_ask, outlives=outlives, now_ns=now_ns)
+        self._owned = owned
         self.established = False
-        self.digest: str | None = None
-        self.source_digest: str | None = None
         self.state_bytes = 0
-        self._owned = assign([region.pages for region in regions], workers)
         self._regions = len(regions)
-        self._answers = PlacedAnswers(regions, self._owned, kept=compared)
         self._may_digest = verify
-        self._switchover_ns = switchover_ns
         self._max_state_bytes = max_state_bytes
         self._starting = set(range(workers))
         self._connecting = set(range(workers))
@@ -100,38 +109,14 @@ class DestinationPlan(Plan[Instruction]):
         self._digests: dict[int, int] = {}
         self._arrived = StateArrived(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
-        self._vanished = self.interrupted = False
-        self._since_ns = now_ns
-        self._load_began_ns = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether the plan has ended; every further event is ignored."""
-        return self.machine.ended and self.step is not Step.GOODBYE
-
-    @property
-    def hears_workers(self) -> bool:
-        """Whether the workers matter now."""
-        return super().hears_workers or self._answers.begun
-
-    @property
-    def handed_over(self) -> bool:
-        """Whether the guest belongs to this side."""
-        return self.step in (Step.RESUMING, Step.GOODBYE, Step.DONE)
+        self._prepared = False
+        self._load_began_ns = self._loaded_ns = 0
+        self.interrupted = False
 
     @property
     def lets_go(self) -> bool:
         """Whether only this source's session failed, so that another source may come."""
         return isinstance(self.error, THE_SOURCES_FAULT) and not self.established
-
-    def handle(self, event: Event, now_ns: int) -> list[Instruction]:
-        """Take one event and return what to do next, in order."""
-        if self.step is Step.GOODBYE:
-            return self._await_goodbye(event, now_ns)
-        if self.step is Step.RESUMING and not isinstance(event, events.Failed | events.Tick | events.GuestRuns):
-            self._vanished |= isinstance(event, events.PeerVanished)
-            return []  # the guest is ours, whatever the source, the workers or the user send
-        return super().handle(event, now_ns)
 
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
         match self.step, event:
@@ -158,12 +143,14 @@ class DestinationPlan(Plan[Instruction]):
                 return self._try_load(now_ns)
             case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
                 return self._add_digests(worker, digests)
+            case Step.LOADING, events.Recorded():
+                self._prepared = True
+                return self._try_ready()
+            case Step.LOADING, events.RecordFailed(error=error):
+                return self._fail(error)
             case Step.LOADING, events.StateLoaded():
-                loaded = peer_messages.Loaded(self._load_began_ns - self._since_ns, now_ns - self._load_began_ns)
-                self.step = Step.LOADED  # within the same limit
-                return [SendMessage(loaded)]
-            case Step.RESUMING, events.GuestRuns(ran_ns=ran_ns):
-                return self._resumed(ran_ns, now_ns)
+                self._loaded_ns = now_ns
+                return self._try_ready()
         by_source = isinstance(event, events.EarlyState | StateArrived | events.StateConnected)
         kind = ProtocolError if by_source else ParmigError
         return self._fail(kind(f"{type(event).__name__} came while {self.step.value}"))
@@ -188,8 +175,6 @@ class DestinationPlan(Plan[Instruction]):
                 return self._ask_digest()
             case Step.RECEIVING, peer_messages.Release() if not self._digesting:
                 return self._take_release(message, now_ns)
-            case Step.LOADED, peer_messages.HandOver(run=run):
-                return self._take_over(run, now_ns)
         name = type(message).__name__
         return self._fail(ProtocolError(f"the source sent {name} while {self.step.value}"))
 
@@ -239,62 +224,31 @@ class DestinationPlan(Plan[Instruction]):
             return self._fail(StateError(words))
         self.state_bytes = released.size_bytes
         self.step, self._load_began_ns = Step.LOADING, now_ns  # within the limit that began with the release
-        return [Act.LOAD]
+        return [Act.LOAD, WriteRecord(RecordState.PREPARED)]  # the disk writes while the guest loads
 
-    # -- from hand-over on ----------------------------------------------------------------------
+    def _try_ready(self) -> list[Instruction]:
+        """Report that the guest is loaded, once that is on record too."""
+        if not self._prepared or not self._loaded_ns:
+            return []
+        self.step, self.promised = Step.LOADED, True  # within the same limit
+        received_ns, load_ns = self._load_began_ns - self._since_ns, self._loaded_ns - self._load_began_ns
+        return [SendMessage(peer_messages.Loaded(received_ns, load_ns)), Act.ATTEND]
 
-    def _take_over(self, run: bool, now_ns: int) -> list[Instruction]:
-        """The guest is ours: only it and the source's goodbye matter from now on."""
-        self.machine.move(StatusEvent.HANDED_OVER)
-        self.suspected = None
-        self._go_on(Step.RESUMING, now_ns)
-        return [Act.TAKE_OVER, *([Act.RUN] if run else self._resumed(now_ns, now_ns))]
-
-    def _resumed(self, ran_ns: int, now_ns: int) -> list[Instruction]:
-        self.machine.move(StatusEvent.RESUMED)
-        handed_over_ns = self._since_ns
-        ran_ns = max(handed_over_ns, min(ran_ns, now_ns))
-        resumed = SendMessage(peer_messages.Resumed(ran_ns - handed_over_ns, now_ns - ran_ns))
-        if self._vanished:
-            return [resumed, *self._finish()]
-        return self._go_on(Step.GOODBYE, now_ns, resumed)
-
-    def _await_goodbye(self, event: Event, now_ns: int) -> list[Instruction]:
-        match event:
-            case events.Heard(message=peer_messages.Goodbye(digest=digest)):
-                self.source_digest = digest
-                return self._finish()
-            case events.PeerVanished():
-                return self._finish()
-            case events.Tick():
-                limit_ns = SILENCE_LIMIT_NS if self._answers.begun else GOODBYE_LIMIT_NS
-                return self._finish() if now_ns - self._since_ns >= limit_ns else []
-        if isinstance(event, events.Heard):
-            self._since_ns = now_ns
-        return self._answers.handle(event)
-
-    def _finish(self) -> list[Instruction]:
-        self.digest = self.digest or self._answers.digest
-        self.step = Step.DONE
-        return [Act.FINISH]
-
-    # -- limits and the end ---------------------------------------------------------------------
+    # -- the end --------------------------------------------------------------------------------
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
         if self.interrupted and self.step is Step.RECEIVING:
             self._since_ns = now_ns
-        error = overdue(self.step, now_ns - self._since_ns, self._switchover_ns)
-        return [] if error is None else self._fail(error)
+        return super()._check_time(now_ns)
 
     def _phase(self) -> str:
         return self.status.value
 
     def _ending(self, status: MigrationStatus) -> list[Instruction]:
-        assert self.error is not None
+        if self.step in (Step.REFUSING, Step.RESUMING, Step.KEEPING):
+            return self._last_words(status)
         if self.step is Step.STARTING:
             reason = SendMessage(peer_messages.Refuse(f"the destination failed: {self.error}"))
         else:
-            reason = SendMessage(peer_messages.Failure(error_reports.describe_error(self.error)))
-        if status is MigrationStatus.UNKNOWN:
-            return [reason, Act.KEEP]
+            reason = SendMessage(peer_messages.Failure(self._report()))
         return [reason, Act.LET_GO if self.lets_go else Act.DISCARD]

@@ -12,10 +12,13 @@ from parmig.engine.events import (
     Event,
     Failed,
     Instruct,
+    Recorded,
+    RecordFailed,
     Suspected,
     Tick,
     WorkerDigested,
     WorkerDigestedPages,
+    WriteRecord,
 )
 from parmig.engine.peer_messages import ControlMessage
 from parmig.errors import PeerLostError, ProtocolError
@@ -26,9 +29,12 @@ __all__ = [
     "Failed",
     "Suspected",
     "Instruct",
+    "Recorded",
+    "RecordFailed",
     "Tick",
     "WorkerDigested",
     "WorkerDigestedPages",
+    "WriteRecord",
 ]
 """Imported from ``events``: both plans use these."""
 
@@ -51,6 +57,10 @@ class PeerVanished(Event, frozen=True):
     """The control channel is lost; nothing more can come from the source."""
 
     error: PeerLostError
+
+
+class Asked(Event, frozen=True):
+    """The source asked, over a new connection, who has the guest."""
 
 
 class WorkerListens(Event, frozen=True):
@@ -100,13 +110,15 @@ class Act(enum.Enum):
 
     ACCEPT = "let the source in"
     LOAD = "load the device state that was held back"
-    TAKE_OVER = "attend to the guest and the source alone; the workers matter no more"
+    ATTEND = "attend to the guest and the source alone; the workers matter no more"
+    LISTEN = "let the source ask over a new connection"
+    ANSWER = "answer the source's question by what is on record"
     RUN = "run the guest"
     COMPARE = "attend to the workers again: they compare"
     FINISH = "finish: the guest runs here, or is paused as it was"
     LET_GO = "end this session, and wait for another source"
     DISCARD = "discard the copy: the guest stays at the source"
-    KEEP = "leave the copy as it is: it may run"
+    KEEP = "leave the copy as it is: who has the guest is not decided, or it may run"
 
 
 class SendMessage(msgspec.Struct, frozen=True):
@@ -128,4 +140,4 @@ class WriteState(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Instruction = Act | SendMessage | Show | Instruct | WriteState
+Instruction = Act | SendMessage | Show | Instruct | WriteState | WriteRecord

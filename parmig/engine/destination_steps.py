@@ -27,6 +27,11 @@ GOODBYE_LIMIT_NS = 3 * NS_PER_S
 """How long to wait for the source's goodbye after the guest was resumed here. The outcome is the same without it."""
 
 
+ANSWER_LIMIT_NS = 10 * NS_PER_S
+"""How long a destination that has the guest waits for the question of a source that it lost. A source that lives asks
+several times a second."""
+
+
 class Step(enum.Enum):
     """What the destination waits for."""
 
@@ -36,8 +41,12 @@ class Step(enum.Enum):
     HOLDING = "waiting for the rest of the device state"
     LOADING = "loading the device state"
     LOADED = "waiting for the hand-over"
+    KEEPING = "keeping the copy until the lost source asks for the guest"
+    TAKING = "writing to the record that the guest is here"
+    REFUSING = "writing to the record that the guest is refused"
     RESUMING = "resuming the guest"
     GOODBYE = "waiting for the source's goodbye"
+    ANSWERING = "answering a source that was lost; the guest is here"
     DONE = "done"
 
 
@@ -60,6 +69,8 @@ def overdue(step: Step, waited_ns: int, switchover_ns: int) -> ParmigError | Non
         case Step.HOLDING | Step.LOADING | Step.LOADED if waited_ns >= switchover_ns:
             limit = format_ms(switchover_ns / NS_PER_MS)
             return LimitExceededError(f"{step.value} took longer than {limit}; is the source stuck?")
+        case Step.KEEPING if waited_ns >= switchover_ns:
+            return PeerLostError(f"the source did not ask for the guest within {format_ms(switchover_ns / NS_PER_MS)}")
         case Step.RESUMING if waited_ns >= RESUME_LIMIT_NS:
             return LimitExceededError(f"the guest did not run {_s(RESUME_LIMIT_NS)} after the hand-over")
     return None

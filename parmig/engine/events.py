@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from parmig.engine import worker_messages
+from parmig.engine.handover_record import RecordState
 from parmig.errors import ParmigError
 from parmig.ram.shared import WorkerCounters
 
@@ -39,6 +40,19 @@ class CancelAsked(Event, frozen=True):
 
 class Tick(Event, frozen=True):
     """Time passes; the plan checks its time limits."""
+
+
+class Recorded(Event, frozen=True):
+    """The record of the hand-over has *state*, on disk."""
+
+    state: RecordState
+
+
+class RecordFailed(Event, frozen=True):
+    """*state* could not be shown to be on disk. It may be there all the same."""
+
+    state: RecordState
+    error: ParmigError
 
 
 class WorkerDigested(Event, frozen=True):
@@ -172,6 +186,24 @@ class PeerResumed(Event, frozen=True):
     since_ns: int = 0
 
 
+class PeerRefused(Event, frozen=True):
+    """The destination has refused the guest for good, and has that on record. It never runs there."""
+
+    error: ParmigError
+
+
+class PeerTook(Event, frozen=True):
+    """The destination answered a question: it has taken the guest, and had it for *since_ns* then."""
+
+    since_ns: int = 0
+
+
+class NobodyListens(Event, frozen=True):
+    """The destination's host refused the connection over which it was to be asked."""
+
+    error: ParmigError
+
+
 class WentOn(Event, frozen=True):
     """(snapshot) The guest has been running here again since *ran_ns*."""
 
@@ -208,6 +240,7 @@ class Do(enum.Enum):
     ASK_DIGEST = "ask the destination for its digest"
     RELEASE = "let the destination load the state"
     HAND_OVER = "hand over"
+    ASK = "ask the destination, over a new connection, who has the guest"
     COMPARE = "attend to the workers again: they compare"
     FINISH = "finish: the guest runs at the destination"
     GO_ON = "let the guest go on here"
@@ -224,6 +257,12 @@ class Instruct(msgspec.Struct, frozen=True):
     instruction: worker_messages.Instruction
 
 
+class WriteRecord(msgspec.Struct, frozen=True):
+    """Write *state* to the record of the hand-over. ``Recorded`` or ``RecordFailed`` follows."""
+
+    state: RecordState
+
+
 class Throttle(msgspec.Struct, frozen=True):
     """Let the guest's virtual CPUs run only ``100 - percent`` % of the time. No step waits for it."""
 
@@ -237,4 +276,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Instruct | Throttle | AskDigests
+Instruction = Do | Instruct | Throttle | AskDigests | WriteRecord

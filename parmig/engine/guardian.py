@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.engine import guardian_messages
-from parmig.engine.guardian_messages import Disarm, Guard, Leave, TakeOver
+from parmig.engine.guardian_messages import Disarm, Guard, GuardianSetup, Leave, TakeOver
 from parmig.engine.message import encode
 from parmig.errors import HostRefusedError
 from parmig.guests.guest import Rescue
@@ -43,15 +43,19 @@ class Guardian:
         self.pid = 0
         self.log = ""
 
-    def arm(self, rescue: Rescue | None) -> None:
+    def arm(self, rescue: Rescue | None, record: str = "") -> None:
         """Start it, unless *rescue* is None. On return it runs, whatever becomes of this process.
+
+        Args:
+            record: path of the record of the hand-over, by which it sees that the guest may run elsewhere; empty: none.
 
         Raises:
             HostRefusedError: it cannot be started.
         """
         if rescue is None:
             return
-        process, self._connection = start_process(self._program, "parmig-guardian", os.fsencode(log_directory()), [])
+        setup = encode(GuardianSetup(log_directory(), record))
+        process, self._connection = start_process(self._program, "parmig-guardian", setup, [])
         try:
             if not self._connection.poll(ARM_LIMIT_S):
                 raise HostRefusedError(f"the guardian of the source guest did not start within {ARM_LIMIT_S:g} s")

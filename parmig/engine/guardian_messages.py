@@ -8,6 +8,18 @@ import msgspec
 from parmig.engine.message import Message
 
 
+class GuardianSetup(Message, frozen=True):
+    """With which it starts.
+
+    Attributes:
+        log_directory: for its log; empty: it has none.
+        record: path of the record of the hand-over, which it reads before it lets the guest run; empty: there is none.
+    """
+
+    log_directory: str
+    record: str = ""
+
+
 class Guard(Message, frozen=True):
     """Coordinator: if I end without another message, call *program* (``module:function``) with *setup*."""
 
@@ -42,5 +54,6 @@ class Armed(Message, frozen=True):
     log: str
 
 
+setup_decoder = msgspec.msgpack.Decoder(GuardianSetup)
 guardian_decoder = msgspec.msgpack.Decoder(Guard | Disarm | Leave | TakeOver)
 armed_decoder = msgspec.msgpack.Decoder(Armed)

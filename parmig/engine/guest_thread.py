@@ -45,17 +45,20 @@ class _Call(NamedTuple):
 class GuestThread:
     """Runs calls one after the other; signals the loop by a descriptor when one is done.
 
+    Args:
+        name: of the thread.
+
     Attributes:
         wake_fd: an eventfd, readable when a call is done or :meth:`wake` was called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "parmig-guest") -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[tuple[Callable[[Any], None], Future[Any]]] = deque()
         self._lock = threading.Lock()
         self._closing = False
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread = threading.Thread(target=self._run, name="parmig-guest", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

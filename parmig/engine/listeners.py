@@ -21,8 +21,9 @@ from parmig.engine.agreement import (
     offer,
     reconnect_ns_of,
 )
-from parmig.engine.in_place import DIRECT_COPY, MAX_FILES
+from parmig.engine.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
+from parmig.engine.memory_files import without_staying
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -30,7 +31,7 @@ from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
-from parmig.ram.blocks import BlockMemory, RamBlock
+from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
@@ -47,13 +48,15 @@ class Listeners:
     """The receive workers and the state channel of one source, all listening. A failing constructor leaves nothing.
 
     Args:
-        wish: the wishes of the source, already checked, for the blocks that are copied.
-        memory: of these blocks, in the source's numbering.
+        wish: the wishes of the source, already checked.
+        memory: of the guest, in the source's numbering.
+        in_place: numbers of the blocks that are not copied.
         config: where to listen.
         early: takes state that may be loaded at once.
         notes: what happens to the channels of control and state.
 
     Attributes:
+        wish: for the blocks that are copied.
         token: 16 random bytes that whoever connects must send.
         pool: the workers.
         state: the channel for device state.
@@ -66,15 +69,17 @@ class Listeners:
         self,
         wish: Configure,
         memory: Sequence[BlockMemory],
+        in_place: tuple[int, ...],
         config: ReceiveConfig,
         early: Callable[[bytes], None],
         notes: deque[ChannelNote],
     ) -> None:
-        self.wish = wish
+        self.wish = wish = without_staying(wish, in_place)
+        self._blocks, self._in_place = tuple(part.block for part in memory), in_place
         self.token = secrets.token_bytes(16)
         logs.note_session(self.token)
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
-        self._memory = memory
+        self._memory = kept_blocks(memory, in_place)
         control = parse_uri(config.listen)
         self._hosts = config.paths or (control.host,)
         self._control_scheme = control_scheme(control)
@@ -161,20 +166,15 @@ class Listeners:
         """Note that *worker* listens at *port*; 0: where it was asked to."""
         self._ports[worker] = port or self._ports[worker]
 
-    def accept_message(self, info: GuestInfo, blocks: tuple[RamBlock, ...], in_place: tuple[int, ...]) -> Accept:
-        """The answer to a source that fits, once every worker listens.
-
-        Args:
-            blocks: all blocks here, in the source's numbering.
-            in_place: numbers of those that are not copied.
-        """
+    def accept_message(self, info: GuestInfo) -> Accept:
+        """The answer to a source that fits, once every worker listens."""
         wish = self.wish
         scheme = self._scheme if ENDPOINT_SCHEMES in wish.capabilities else ""
         return Accept(
             parmig=__version__,
             kind=info.kind,
             machine=info.machine,
-            blocks=blocks,
+            blocks=self._blocks,
             codec=wish.codec,
             session=self.token,
             state=DataEndpoint(announced_host(self._state_endpoint.host), self._state_endpoint.port),
@@ -183,7 +183,7 @@ class Listeners:
                 for worker in range(wish.workers)
             ),
             capabilities=offer(info.state),
-            in_place=in_place,
+            in_place=self._in_place,
             targets=self._targets,
         )
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 from parmig.config import MAX_WORKERS
 from parmig.engine.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import MAX_NAME, peer_text
+from parmig.engine.handover_messages import AskForGuest, GuestAnswer, Refused
 from parmig.engine.in_place import MAX_FILES, OfferedFile
 from parmig.engine.message import Message, encode
 from parmig.engine.mismatch import Mismatch
@@ -209,6 +210,9 @@ ControlMessage = (
     | Loaded
     | HandOver
     | Resumed
+    | Refused
+    | AskForGuest
+    | GuestAnswer
     | Progressed
     | Failure
     | Goodbye
@@ -279,11 +283,15 @@ def _checked(message: ControlMessage) -> ControlMessage:
         case Refuse(reason=reason):
             return Refuse(peer_text(reason))
         case Failure(error=error):
-            phase = None if error.phase is None else peer_text(error.phase, MAX_NAME)
-            return Failure(
-                ErrorReport(type=peer_text(error.type, MAX_NAME), message=peer_text(error.message), phase=phase)
-            )
+            return Failure(_shown_error(error))
+        case Refused(error=error):
+            return Refused(_shown_error(error))
     return message
+
+
+def _shown_error(error: ErrorReport) -> ErrorReport:
+    phase = None if error.phase is None else peer_text(error.phase, MAX_NAME)
+    return ErrorReport(type=peer_text(error.type, MAX_NAME), message=peer_text(error.message), phase=phase)
 
 
 def _shown_traits(traits: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from parmig.config import SendConfig
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
 
@@ -73,6 +74,20 @@ class Limits(msgspec.Struct, frozen=True):
     timeout_ns: int = 0
     throttle: ThrottleSteps | None = None
     switchover_ns: int = 0
+
+
+def limits_of(config: SendConfig) -> Limits:
+    """The limits that the user configured."""
+    steps = ThrottleSteps(
+        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
+    )
+    return Limits(
+        config.downtime_limit_ns,
+        config.max_downtime_ns,
+        config.timeout_ns,
+        steps if config.auto_converge else None,
+        config.switchover_timeout_ns,
+    )
 
 
 class Verdict(enum.Enum):

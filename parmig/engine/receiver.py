@@ -6,20 +6,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
+from parmig.engine.adoption import Adoption
 from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.in_place import Staying, kept_blocks
-from parmig.engine.memory_files import compare_files, in_order_of, without_staying
+from parmig.engine.memory_files import in_order_of, without_staying
 from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import (
@@ -76,9 +78,11 @@ class MigrationReceiver:
             parse_uri(config.listen), lambda line: self._show(Progress(status=WAITING, message=line))
         )
         self._thread = GuestThread()
+        self._adoption = Adoption(guest, self._thread)
         self._session: ReceiveSession | None = None
+        self._store: RecordStore | None = None
         self._cancelled = False
-        self._prepared = self._adopted = False
+        self._prepared = False
         self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
@@ -121,6 +125,7 @@ class MigrationReceiver:
                 check_exposure(host, insecure=self._config.insecure)
         elif self._config.paths:
             raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")
+        self._store = RecordStore(self._config.state_dir)
         warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
@@ -191,17 +196,20 @@ class MigrationReceiver:
         if not self._prepared:
             self._thread.call(self._guest.prepare_incoming)
             self._prepared = True
+        store = self._store
+        assert store is not None
         control = self._admission.admit()
         memory = in_order_of(wish.blocks, memory, info)
         try:
-            self._adopt({memory[number].block.name: fd for number, fd in self._adopted_files(wish, staying)})
+            self._adoption.take(wish, self._admission.files, memory, staying)
             return ReceiveSession(
                 wish,
                 info,
                 memory,
                 self._config,
                 control,
-                self._admission.endpoint,
+                endpoint=self._admission.endpoint,
+                store=store,
                 staying=staying,
                 guest=self._guest,
                 thread=self._thread,
@@ -222,25 +230,12 @@ class MigrationReceiver:
         mismatches = check_configure(wish, info, [part.block for part in memory], traits)
         staying = Staying()
         if not mismatches:
-            memory, lasting = in_order_of(wish.blocks, memory, info), self._thread.call(self._guest.lasting_blocks)
-            fds = self._admission.files
-            staying = compare_files(wish, fds, memory, lasting, adopts=self._guest.adopts_memory)
+            memory, fds = in_order_of(wish.blocks, memory, info), self._admission.files
+            staying = self._adoption.decide(wish, fds, memory)
             rest = without_staying(wish, staying.numbers, fds)
             mismatches = [*staying.mismatches, *lack_of_space(kept_blocks(memory, staying.numbers), rest)]
         mismatches += wrong_transport(wish, self._admission.endpoint)
         return mismatches + lack_of_ports(self._config.data_ports, wish.workers), staying
-
-    def _adopted_files(self, wish: Configure, staying: Staying) -> Iterator[tuple[int, int]]:
-        """Number and descriptor of each file that the guest here takes."""
-        for file, fd in zip(wish.files, self._admission.files, strict=True):
-            if file.block in staying.adopted:
-                yield file.block, fd
-
-    def _adopt(self, files: dict[str, int]) -> None:
-        """Let the guest use *files* by block name, or its own memory again if it used others before."""
-        if files or self._adopted:
-            self._thread.call(self._guest.adopt_memory, files)
-            self._adopted = bool(files)
 
     # -- with a source --------------------------------------------------------------------------
 
@@ -253,9 +248,10 @@ class MigrationReceiver:
         if not session.plan.lets_go:
             return False
         self._session = None
+        session.promise.end(session.plan, discarded=True)
         session.close()
         logs.note_session(b"")
-        self._adopt({})
+        self._adoption.give_back()
         self._admission.listen()
         self._admission.show(f"a source did not get in: {session.plan.error}; waiting for the next")
         return True
@@ -267,10 +263,12 @@ class MigrationReceiver:
         # The source already knows about a failure: the plan sent it before, because the guest may be busy for long.
         # Without a hand-over it never runs here.
         session = self._session
-        if session is None or not session.plan.handed_over:
+        discarded = session is not None and session.plan.undecided
+        if session is None or not (session.plan.handed_over or session.plan.undecided):
             _logger.info("tear-down: the copy here never runs; discarding it")
             try:
                 self._thread.call(self._guest.discard)
+                discarded = True
             except Exception as problem:  # everything else must still be given back
                 _logger.warning("while ending: discard: %s", problem, extra=logs.REPORTED)
                 self._show(Progress(status="failed", message=f"while ending: discard: {problem}"))
@@ -278,8 +276,11 @@ class MigrationReceiver:
         self._thread.close()
         if session is not None:
             session.fill_in(self._report)
+            session.promise.end(session.plan, discarded=discarded)
             session.close()
         self._admission.close()
+        if self._store is not None:
+            self._store.close()
 
     def _show(self, progress: Progress) -> None:
         if self._progress is not None:

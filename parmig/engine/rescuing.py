@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 
+from parmig.engine.handover_record import RecordState
+from parmig.engine.record_file import RecordReader
+from parmig.errors import RecordError
+
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 """The longest delay between two attempts. It begins with FIRST_WAIT_S and doubles each time."""
@@ -57,6 +61,17 @@ def waits() -> Iterator[float]:
     while True:
         yield wait_s
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def why_not(reader: RecordReader) -> str:
+    """Why the guest must not run again here, by the record of the hand-over; empty: it may."""
+    try:
+        record = reader.read()
+    except RecordError as error:
+        return f"who has the guest cannot be seen: {error}"
+    if record.state in (RecordState.HANDED_OVER, RecordState.COMPLETED):
+        return f"the guest was handed over; run parmig recover {record.name}"
+    return ""
 
 
 def rescue(program: str, setup: bytes, log: Log, sleep: Callable[[float], None] = time.sleep) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -11,16 +12,25 @@ from parmig.engine import events, peer_messages
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.events import AskDigests, Do, Event, Instruction
+from parmig.engine.events import AskDigests, Do, Event, Instruction, WriteRecord
+from parmig.engine.handover_messages import Refused
+from parmig.engine.handover_record import RecordState
 from parmig.engine.lasting_channels import ChannelNote
 from parmig.engine.outages import lost_line, resumed_line
+from parmig.engine.questions import ask_for_guest
+from parmig.engine.record_keeper import RecordKeeper
 from parmig.engine.report import Progress
+from parmig.engine.source_end import refused_by
 from parmig.engine.source_run import Means, SourceRun
+from parmig.engine.source_steps import Step
 from parmig.engine.state_channel import StateSender
 from parmig.errors import ParmigError, PeerFailedError, PeerLostError, ProtocolError
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
+from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S
+
+_logger = logging.getLogger(__name__)
 
 REPORT_EVERY_NS = 5 * NS_PER_S
 """How often the destination receives our progress. It gives up after a minute without a message."""
@@ -37,6 +47,8 @@ class SendRun(SourceRun):
         state: the state channel; not owned.
         control: the control channel; not owned.
         notes: what happened to both channels.
+        endpoint: where the destination listens, to ask it after the hand-over.
+        keeper: of the record of the hand-over; not owned.
     """
 
     def __init__(
@@ -48,9 +60,13 @@ class SendRun(SourceRun):
         state: StateSender,
         control: ControlChannel,
         notes: deque[ChannelNote],
+        endpoint: Endpoint,
+        keeper: RecordKeeper,
     ) -> None:
         super().__init__(means, plan, memory, shared, state)
         self._control = control
+        self._endpoint = endpoint
+        self._keeper = keeper
         self._state_sender = state
         self._notes = notes
         self._reported_ns = 0
@@ -63,6 +79,9 @@ class SendRun(SourceRun):
         self._say(peer_messages.Progressed(self.plan.status.value, self.plan.round))
 
     def _listen(self) -> None:
+        if self.plan.step is Step.ASKING:
+            self._ask()
+            return
         if time.monotonic_ns() - self._reported_ns > REPORT_EVERY_NS and self.plan.hears_workers:
             self._round_began()  # a sign of life
         try:
@@ -105,6 +124,8 @@ class SendRun(SourceRun):
                 return events.PeerLoaded(load_ns)
             case peer_messages.Resumed(since_ns=since_ns):
                 return events.PeerResumed(since_ns)
+            case Refused(error=report):
+                return events.PeerRefused(refused_by(report.message))
             case peer_messages.Failure(error=report):
                 words = f"the destination failed: {report.message}"
                 if report.type == PeerLostError.__name__:  # a symptom there too
@@ -113,15 +134,40 @@ class SendRun(SourceRun):
         name = type(message).__name__
         return events.Failed(ProtocolError(f"the destination sent {name} while {self.plan.step.value}"))
 
+    def _ask(self) -> None:
+        """Ask the destination, which was lost after the hand-over, once."""
+        try:
+            answer = ask_for_guest(self._endpoint, self._keeper.record.session)
+        except ParmigError as error:
+            _logger.info("the destination did not answer who has the guest: %s", error)
+            if isinstance(error.__cause__, ConnectionRefusedError):
+                self._feed(events.NobodyListens(error))
+            return
+        if answer.owner == "here":
+            self._feed(events.PeerTook(answer.since_ns))
+        elif answer.owner == "there":
+            self._feed(events.PeerRefused(refused_by("it lost this side before it heard of the hand-over")))
+
     # -- doing ----------------------------------------------------------------------------------
 
     def _carry_out(self, instruction: Instruction) -> None:
         if instruction is Do.PAUSE:
             self._control.end_with_connection()
-        if isinstance(instruction, AskDigests):
-            self._say(DigestsRequest(instruction.region, instruction.first))
-        else:
-            super()._carry_out(instruction)
+        match instruction:
+            case AskDigests(region=region, first=first):
+                self._say(DigestsRequest(region, first))
+            case WriteRecord(state=state):
+                self._write_record(state)
+            case _:
+                super()._carry_out(instruction)
+
+    def _write_record(self, state: RecordState) -> None:
+        if state is RecordState.RETURNED:
+            self.handed_over = False
+        written = self._keeper.write(state, self._custody.rescue, runs=self._custody.ran is not False)
+        if state is RecordState.RETURNED:
+            self._custody.take_back()  # it reads the record, so not earlier
+        self._feed(written)
 
     def _do(self, what: Do) -> None:
         match what:
@@ -134,6 +180,10 @@ class SendRun(SourceRun):
                 self.handed_over = True
                 self._watch(*self._control.pollables())  # nothing else matters from now on
                 self._say(peer_messages.HandOver(run=self._custody.ran is not False))
+            case Do.ASK:
+                self._forget(self._control.pollables())
+                message = f"the destination was lost after the hand-over; {self.plan.step.value}, at {self._endpoint}"
+                self._show(Progress(status=self.plan.status.value, round=self.plan.round, message=message))
             case Do.COMPARE:
                 self._watch_all(*self._control.pollables())
                 status, round_ = self.plan.status.value, self.plan.round
@@ -148,7 +198,7 @@ class SendRun(SourceRun):
             if not isinstance(message, peer_messages.HandOver):
                 self._fail(error)
                 return
-            self.handed_over = False  # a write that fails has not sent the whole message, and never will
+            # A write that fails has not sent the whole message, and never will.
             self._feed(events.HandOverNotSent(error))
 
     def _save_state(self) -> None:

@@ -8,13 +8,23 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
+
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
-from parmig.engine.agreement import RECONNECT, VERIFY_AFTER, channel_codecs, check_accept, reconnect_ns_of
+from parmig.engine.agreement import (
+    ASK_FOR_GUEST,
+    RECONNECT,
+    VERIFY_AFTER,
+    channel_codecs,
+    check_accept,
+    reconnect_ns_of,
+)
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.direct import usable_targets
+from parmig.engine.handover_record import RecordState
 from parmig.engine.in_place import kept_blocks
 from parmig.engine.introduction import Introduction, check_throttle
 from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
@@ -22,8 +32,10 @@ from parmig.engine.memory_files import without_staying
 from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.pinning import Pinning
-from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.policy import limits_of
 from parmig.engine.pool import WorkerPool
+from parmig.engine.record_keeper import RecordKeeper, first_record
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
@@ -62,19 +74,6 @@ _logger = logging.getLogger(__name__)
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
 
-def _limits(config: SendConfig) -> Limits:
-    steps = ThrottleSteps(
-        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
-    )
-    return Limits(
-        config.downtime_limit_ns,
-        config.max_downtime_ns,
-        config.timeout_ns,
-        steps if config.auto_converge else None,
-        config.switchover_timeout_ns,
-    )
-
-
 class MigrationSender(SourceSide):
     """Moves *guest* to the receiver at *uri*.
 
@@ -102,11 +101,13 @@ class MigrationSender(SourceSide):
         self._introduction: Introduction | None = None
         self._in_place: tuple[RamBlock, ...] = ()
         self._copies_directly = False
+        self._keeper: RecordKeeper | None = None
 
     # -- before the guest is touched ------------------------------------------------------------
 
     def _prepare(self) -> SendRun:
         self._config.check()
+        store = self._opened.enter_context(RecordStore(self._config.state_dir))
         warm_up(WORKER_PROGRAMS[0], GUARDIAN_PROGRAM)
         codecs_of(self._config.compress, names())
         endpoint = parse_uri(self._uri)
@@ -121,6 +122,7 @@ class MigrationSender(SourceSide):
         wish, answer = introduction.ask(wish)
         accept = self._agree(answer, wish, info)
         self._report.transport = wish.transport
+        keeper = self._keep_record(store, accept, endpoint)
         self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
         memory = kept_blocks(memory, accept.in_place)
         wish = without_staying(wish, accept.in_place)
@@ -176,13 +178,21 @@ class MigrationSender(SourceSide):
         plan = Coordinator(
             regions,
             workers,
-            _limits(self._config),
+            limits_of(self._config),
             verify=bool(self._config.compares and blocks) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
             comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
+            may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
         state = self._connect_state(accept, endpoint, lasting)
-        return SendRun(self._means, plan, memory, shared, state, control, notes)
+        return SendRun(self._means, plan, memory, shared, state, control, notes, endpoint, keeper)
+
+    def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
+        """Begin the record of this session, which the guardian reads too."""
+        record = self._thread.call(first_record, self._guest, accept.session, "source")
+        keeper = self._keeper = RecordKeeper(store, msgspec.structs.replace(record, peer=str(endpoint)))
+        self._custody.record = keeper.path
+        return keeper
 
     def _compares_after(self, accept: Accept, blocks: Sequence[RamBlock]) -> bool:
         """Whether copies of *blocks* are compared after the hand-over; an older destination can only do it before."""
@@ -254,6 +264,7 @@ class MigrationSender(SourceSide):
         return run is not None and run.may_stand_still and not run.handed_over and not self._custody.problem
 
     def _farewell(self, status: MigrationStatus, error: ParmigError | None) -> None:
+        self._end_record()
         control = self._introduction.control if self._introduction is not None else None
         if control is None:
             return
@@ -264,6 +275,15 @@ class MigrationSender(SourceSide):
             message = peer_messages.Failure(error_reports.describe_error(error or CancelledError("the source gave up")))
         with contextlib.suppress(PeerLostError):
             control.write(message)
+
+    def _end_record(self) -> None:
+        """Close the record. Without a hand-over it says nothing, unless the guest could not be given back."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if keeper.record.state in (RecordState.RETURNED, RecordState.COMPLETED) and not self._custody.problem:
+            keeper.settle()
+        keeper.close(keep=keeper.record.state is not RecordState.OPEN or bool(self._custody.problem))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)

@@ -10,19 +10,29 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import VERIFY_AFTER, choice_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act, Event, Instruct, Instruction, SendMessage, Show, WriteState
+from parmig.engine.destination_events import (
+    Act,
+    Event,
+    Instruct,
+    Instruction,
+    SendMessage,
+    Show,
+    WriteRecord,
+    WriteState,
+)
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.in_place import Staying, kept_blocks
+from parmig.engine.in_place import Staying
 from parmig.engine.lasting_channels import CONTROL, ChannelNote
 from parmig.engine.listeners import Listeners
-from parmig.engine.memory_files import without_staying
 from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
+from parmig.engine.promise import Promise
+from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
@@ -43,11 +53,15 @@ class ReceiveSession(Driver[Instruction]):
         memory: of the guest here, in the source's numbering.
         config: where to listen.
         control: channel to the source; owned from here on, but not by a constructor that fails.
-        endpoint: where the source found it.
+        endpoint: where the control channel was made, and where a source that was lost asks for its guest.
+        store: for the record of the hand-over; not owned.
         staying: the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
+
+    Attributes:
+        promise: the record of the hand-over, and the port at which a source that was lost asks.
     """
 
     def __init__(
@@ -60,30 +74,37 @@ class ReceiveSession(Driver[Instruction]):
         endpoint: Endpoint,
         *,
         staying: Staying,
+        store: RecordStore,
         guest: Guest,
         thread: GuestThread,
         progress: Callable[[Progress], None],
     ) -> None:
         self.wish = wish
         self._info = info
-        self._blocks = tuple(part.block for part in memory)
         self._in_place = staying.numbers
         self._control = control
-        self._announce = config.announce
+        self._control_lost = False
         self._endpoint = endpoint
+        self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
-        rest = without_staying(wish, self._in_place)
-        self._listeners = Listeners(rest, kept_blocks(memory, self._in_place), config, self._take_early, self._notes)
+        self._listeners = Listeners(wish, memory, self._in_place, config, self._take_early, self._notes)
+        try:
+            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint)
+        except BaseException:
+            self._listeners.close()
+            raise
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
-        self._outages = Outages(rest.workers)
+        self._outages = Outages(self._listeners.wish.workers)
         self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
-            rest.workers,
+            self._listeners.wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
+            may_ask=ASK_FOR_GUEST in wish.capabilities,
+            outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
             max_state_bytes=config.max_state_bytes,
             now_ns=self._began_ns,
@@ -103,19 +124,26 @@ class ReceiveSession(Driver[Instruction]):
     # -- what comes in --------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        if not self._control_lost:
+            self._read_control()
+        if self.plan.status in BEFORE_HAND_OVER and self.plan.hears_workers:
+            self._receive_state()
+        if not self.plan.over and self.promise.heard():
+            self._feed(events.Asked())
+        self._take_notes()
+
+    def _read_control(self) -> None:
         try:
             for message in self._messages(self._control):
                 self._feed(events.Heard(message))
                 if self.plan.status not in BEFORE_PAUSE:
                     self._control.end_with_connection()
         except PeerLostError as error:
-            self._feed(events.PeerVanished(error))
+            self._control_lost = True
             self._forget(self._control.pollables())
+            self._feed(events.PeerVanished(error))
         except ProtocolError as error:
             self._feed(events.Garbled(error))
-        if self.plan.status in BEFORE_HAND_OVER:
-            self._receive_state()
-        self._take_notes()
 
     def _take_notes(self) -> None:
         """Note what happened to the channels of control and state."""
@@ -191,33 +219,45 @@ class ReceiveSession(Driver[Instruction]):
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
-                self._pass_files(self._listeners.passed_files)
-                self._say(self._listeners.accept_message(self._info, self._blocks, self._in_place))
+                self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
                 lasting = self._listeners.lasting
                 self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
                 self._watch_all()
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)
-            case Act.TAKE_OVER:
+            case WriteRecord(state=state):
+                self._feed(self.promise.write(state))
+            case Act.ATTEND:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
+            case Act.LISTEN:
+                self._listen_for_question()
+            case Act.ANSWER:
+                self.promise.answer()
             case Act.COMPARE:
                 self._watch(*self._pool.pollables(), *self._control.pollables(), self._guest.watch_fd())
             case Act.RUN:
-                self._begin(events.GuestRuns, self._guest.resume)
+                self._begin(events.GuestRuns, self._run_guest)
                 if self._announce:
                     self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and the receiver does it
 
-    def _pass_files(self, fds: Sequence[int]) -> None:
+    def _listen_for_question(self) -> None:
+        words = f"the source was lost; {self.plan.step.value}"
+        self.promise.listen(
+            lambda line: self._show(Progress(status=self.plan.status.value, message=f"{words}; {line}"))
+        )
+        control = [] if self._control_lost else self._control.pollables()
+        self._watch(*control, *self.promise.pollables(), self._guest.watch_fd())
+
+    def _run_guest(self) -> int:
+        ran_ns = self.promise.ran_ns = self._guest.resume()
+        return ran_ns
+
+    def _say(self, message: peer_messages.ControlMessage, fds: Sequence[int] = ()) -> None:
         try:
             if fds:
                 self._control.transport.send_descriptors(fds)
-        except PeerLostError as error:
-            self._fail(error)
-
-    def _say(self, message: peer_messages.ControlMessage) -> None:
-        try:
             self._control.write(message)
         except PeerLostError as error:
             self._fail(error)  # the source's last message may still wait to be read
@@ -251,5 +291,6 @@ class ReceiveSession(Driver[Instruction]):
 
     def close(self) -> None:
         """End the workers, and close all channels."""
+        self.promise.close()
         self._listeners.close()
         self._control.close(linger_ms=LINGER_MS)

@@ -10,7 +10,11 @@ from parmig.engine.record import Record
 from parmig.errors import LimitExceededError, NotConvergingError, ParmigError
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.status import MigrationStatus
-from parmig.units import NS_PER_MS, format_ms, format_rate, format_size
+from parmig.units import NS_PER_MS, NS_PER_S, format_ms, format_rate, format_size
+
+NOBODY_NS = 4 * NS_PER_S
+"""The destination is given up if its host still refuses a question after this long. One that lives notices within 3 s
+that it has lost the source, and listens again."""
 
 
 class Step(enum.Enum):
@@ -32,7 +36,10 @@ class Step(enum.Enum):
     RESCANNING = "scanning once more after saving"
     DIGESTING = "comparing digests"
     LOADING = "loading device state at the destination"
+    RECORDING = "writing the hand-over to the record"
     RESUMING = "resuming at the destination"
+    ASKING = "asking the destination whether it has the guest"
+    RETURNING = "writing to the record that the guest stays here"
     COMPARING = "comparing both memories; the guest runs at the destination"
     GOING_ON = "letting the guest go on"
     COMPOSING = "writing the last of the file"

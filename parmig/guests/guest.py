@@ -26,12 +26,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
-from parmig.guests.guest_types import GuestInfo, Rescue, StateSink
+from parmig.guests.guest_types import FoundGuest, GuestInfo, Rescue, StateSink, Whereabouts
 from parmig.guests.trait import Trait
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import DirtyLog, Segment
 
-__all__ = ["DirtyLog", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink", "Trait"]
+__all__ = ["DirtyLog", "FoundGuest", "Guest", "GuestInfo", "Rescue", "Segment", "StateSink", "Trait", "Whereabouts"]
 
 
 class Guest(ABC):
@@ -76,6 +76,13 @@ class Guest(ABC):
     @abstractmethod
     def is_running(self) -> bool:
         """Whether the virtual CPUs run now. A guest that is paused at the start arrives paused."""
+
+    def whereabouts(self) -> Whereabouts | None:
+        """How another process finds this guest, should this one end in the middle of a hand-over.
+
+        None, the default: the monitor ends with this process. Must not disturb the guest.
+        """
+        return None
 
     # -- source ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import msgspec
@@ -40,6 +41,59 @@ class Rescue(msgspec.Struct, frozen=True):
 
     program: str
     setup: bytes
+
+
+class Whereabouts(msgspec.Struct, frozen=True):
+    """How another process finds a guest again, for the record of the hand-over.
+
+    Attributes:
+        text: for people: the kind of monitor, and the path of its socket.
+        program: ``module:function``, called with *setup*. It returns a ``FoundGuest``, or None if the monitor is gone.
+            It raises if a later attempt may help.
+        setup: its argument; at most 1 KiB. It has no descriptor and no reference to the process that made it.
+    """
+
+    text: str
+    program: str
+    setup: bytes
+
+
+class FoundGuest(ABC):
+    """A guest that another process left behind, in a monitor that lives on. A context manager."""
+
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether the virtual CPUs run now.
+
+        Raises:
+            GuestError: the monitor does not answer.
+        """
+
+    @abstractmethod
+    def resume(self) -> None:
+        """(destination) Let the guest run.
+
+        Raises:
+            GuestError: the monitor refuses or does not answer.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """(destination) End the monitor, so that this copy never runs.
+
+        Raises:
+            GuestError: it does not end.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the guest as it is. Never raises; may be called twice."""
+
+    def __enter__(self) -> FoundGuest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class StateSink(Protocol):

@@ -182,6 +182,7 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
         *CAPABILITIES,
         "endpoint-schemes",
         "verify-after",
+        "ask-for-guest",
         "memory-in-place",
         "reconnect",
         "protocol-3",

@@ -16,8 +16,10 @@ import pytest
 
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.guardian import Guardian, log_directory
+from parmig.engine.handover_record import HandOverRecord, RecordState
+from parmig.engine.record_store import RecordStore
 from parmig.engine.rescuing import LONGEST_WAIT_S, Log, rescue
-from parmig.errors import GuestError
+from parmig.errors import GuestError, HostRefusedError
 from parmig.guests.guest import Rescue
 from tests.support import wait_until
 
@@ -142,6 +144,40 @@ def test_it_is_out_of_reach_of_all_that_may_end_its_coordinator(guardian: Guardi
     guardian.close()
     gone(guardian.pid)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("state", [RecordState.HANDED_OVER, RecordState.RETURNED], ids=lambda state: state.value)
+def test_it_reads_the_record_before_it_acts(guardian: Guardian, mark: Path, tmp_path: Path, state: RecordState) -> None:
+    with RecordStore(str(tmp_path / "records")) as store:
+        record = HandOverRecord(session=bytes(16), side="source", state=RecordState.OPEN)
+        with store.create(record) as file:
+            guardian.arm(Rescue(f"{HERE}:leave_a_mark", os.fsencode(mark)), file.path)
+            file.write(state=state)
+            file.remove()  # it has it open
+            guardian._drop()  # as if this process had been killed
+            gone(guardian.pid)
+    if state is RecordState.RETURNED:
+        assert mark.read_text() == "rescued\n"
+    else:
+        assert not mark.exists()
+        assert "parmig recover 00000000" in Path(guardian.log).read_text()
+
+
+def test_a_coordinator_that_asks_for_it_is_not_contradicted_by_the_record(
+    guardian: Guardian, mark: Path, tmp_path: Path
+) -> None:
+    with RecordStore(str(tmp_path / "records")) as store:
+        record = HandOverRecord(session=bytes(16), side="source", state=RecordState.HANDED_OVER)
+        with store.create(record) as file:
+            guardian.arm(Rescue(f"{HERE}:leave_a_mark", os.fsencode(mark)), file.path)
+            guardian.take_over()
+            gone(guardian.pid)
+    assert mark.read_text() == "rescued\n"
+
+
+def test_a_guardian_that_cannot_read_the_record_is_not_armed(guardian: Guardian, mark: Path, tmp_path: Path) -> None:
+    with pytest.raises(HostRefusedError, match="ended while it started"):
+        guardian.arm(Rescue(f"{HERE}:leave_a_mark", os.fsencode(mark)), str(tmp_path / "nothing"))
 
 
 def test_after_guard_disarm_and_the_end_of_the_pipe_it_runs_nothing(guardian: Guardian, mark: Path) -> None:

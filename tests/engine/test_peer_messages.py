@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parmig.engine import error_reports
 from parmig.engine import peer_messages as m
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
+from parmig.engine.handover_messages import AskForGuest, GuestAnswer, Refused
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name
@@ -51,6 +52,9 @@ EXAMPLES = [
         (m.DataEndpoint("::1", 2),),
         ("credit",),
     ),
+    Refused(ErrorReport(type="GuestError", message="died", phase="device")),
+    AskForGuest(bytes(16)),
+    GuestAnswer("there"),
     m.Refuse("no"),
     m.Checked((Mismatch("machine type", "a", "b", "start both with the same"), Mismatch("x", "", "", "y"))),
     DigestRequest(),
@@ -209,8 +213,9 @@ EVIL = "\x1b]0;owned\x07\r\nparmig: completed\u2028\u202e" + "x" * 5000
     [
         m.Refuse(EVIL),
         m.Failure(ErrorReport(type=EVIL, message=EVIL, phase=EVIL)),
+        Refused(ErrorReport(type=EVIL, message=EVIL, phase=EVIL)),
     ],
-    ids=["refuse", "failure"],
+    ids=["refuse", "failure", "refused"],
 )
 def test_text_is_cleaned_where_it_comes_in(message: m.ControlMessage) -> None:
     found = m.decode_control(memoryview(m.encode_control(message)))

@@ -10,6 +10,7 @@ import pytest
 from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
+from parmig.engine.handover_record import RecordState
 from parmig.engine.policy import Limits, ThrottleSteps
 from parmig.engine.shares import ALONE_PAGES, WHOLE_PAGES
 from parmig.engine.source_steps import Step
@@ -41,13 +42,19 @@ LIMITS = Limits(300 * MS, 0, 60 * NS_PER_S, switchover_ns=10 * NS_PER_S)
 class Walk:
     """A plan for two workers and five regions, whose clock is set by hand."""
 
-    def __init__(self, limits: Limits = LIMITS, *, verify: bool = False) -> None:
-        self.plan = Coordinator(REGIONS, 2, limits, verify=verify)
+    def __init__(self, limits: Limits = LIMITS, *, verify: bool = False, may_ask: bool = False) -> None:
+        self.plan = Coordinator(REGIONS, 2, limits, verify=verify, may_ask=may_ask)
         self.now_ms = 0
+        self.written: list[RecordState] = []
 
     def take(self, event: Event, now_ms: int | None = None) -> list[Instruction]:
+        """What the plan decides, but for the record: that is written at once, and the plan hears of it."""
         self.now_ms = self.now_ms if now_ms is None else now_ms
-        return self.plan.handle(event, self.now_ms * MS)
+        told = self.plan.handle(event, self.now_ms * MS)
+        if not told or not isinstance(told[0], c.WriteRecord):
+            return told
+        self.written.append(told[0].state)
+        return [*told[1:], *self.take(c.Recorded(told[0].state))]
 
     def begin(self, *, needs_sync: bool = False, settles: bool = False) -> list[Instruction]:
         assert self.take(c.WorkersReady(), 10) == [Do.START_LOG]
@@ -459,7 +466,7 @@ def test_after_hand_over_trouble_is_wrapped_and_an_unknown_outcome_is_not_wrappe
         assert walk.plan.error.__cause__ is cause
         assert str(walk.plan.error) == (
             "no, after hand-over: the guest may run at the destination, so it stays paused here; "
-            "look there, and only if it does not run, continue it here"
+            "look there, and run parmig recover here, which asks the destination"
         )
 
 

@@ -23,7 +23,10 @@ from parmig.engine.destination_events import Act
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import describe_error
 from parmig.engine.events import Do, Instruct
+from parmig.engine.handover_messages import Refused
+from parmig.engine.handover_record import RecordState
 from parmig.engine.policy import Limits
+from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import (
     CountDirty,
     DigestPages,
@@ -57,6 +60,17 @@ TO_DESTINATION, TO_SOURCE, STATE_CHANNEL = "control to destination", "control to
 NETWORK = (TO_DESTINATION, TO_SOURCE, STATE_CHANNEL)
 
 
+CHANGES = (
+    (RecordState.OPEN, RecordState.HANDED_OVER),
+    (RecordState.HANDED_OVER, RecordState.RETURNED),
+    (RecordState.HANDED_OVER, RecordState.COMPLETED),
+    (RecordState.OPEN, RecordState.PREPARED),
+    (RecordState.PREPARED, RecordState.TAKEN),
+    (RecordState.PREPARED, RecordState.REFUSED),
+)
+"""All that may follow each other in a record."""
+
+
 class KilledError(Exception):
     """The side that carries out an instruction is gone."""
 
@@ -70,9 +84,12 @@ class World:
         verify: compare digests "before" or "after" the hand-over; empty: not at all.
         runs: whether the guest runs at its pause, and so shall run at the destination.
         faults: what goes wrong, each at the step with this number.
+        may_ask: the source asks for its guest after it lost the destination.
     """
 
-    def __init__(self, seed: int, workers: int, *, verify: str, runs: bool, faults: dict[int, str]) -> None:
+    def __init__(
+        self, seed: int, workers: int, *, verify: str, runs: bool, faults: dict[int, str], may_ask: bool = True
+    ) -> None:
         self.random = random.Random(seed)
         self.faults = faults
         self.now_ns = 10**9
@@ -81,12 +98,15 @@ class World:
         self.runs = runs
         limits = Limits(300 * NS_PER_MS, 0, 600 * NS_PER_S, switchover_ns=10 * NS_PER_S)
         comparison = Comparison(REGIONS, [BLOCK], workers) if verify == "after" else None
-        self.source = Coordinator(REGIONS, workers, limits, verify=verify == "before", comparison=comparison)
+        self.source = Coordinator(
+            REGIONS, workers, limits, verify=verify == "before", comparison=comparison, may_ask=may_ask
+        )
         self.destination = DestinationPlan(
             REGIONS,
             workers,
             verify=bool(verify),
             compared=verify == "after",
+            may_ask=may_ask,
             switchover_ns=limits.switchover_ns,
             max_state_bytes=1000,
             now_ns=self.now_ns,
@@ -100,7 +120,9 @@ class World:
         self.destination_runs = False
         self.discarded = False
         self.guarded = False
-        self.hand_over_sent = self.hand_over_taken = False
+        self.hand_over_sent = self.hand_over_taken = self.refused = False
+        self.listens = False
+        self.records = {"source": RecordState.OPEN, "destination": RecordState.OPEN}
         self.damaged: dict[int, int] = {}
         for worker in range(workers):
             self.put_event("destination", f"destination worker {worker}", d.WorkerListens(worker))
@@ -137,6 +159,8 @@ class World:
         return plan.over or not self.alive[side]
 
     def tick(self) -> None:
+        if self.source.step is Step.ASKING and self.alive["source"] and self.random.random() < 0.5:
+            self.ask()
         self.feed("source", s.Tick())
         self.feed("destination", d.Tick())
 
@@ -159,9 +183,12 @@ class World:
             case ["cancel", _]:
                 self.put_event(side, f"{side} user", s.CancelAsked())
             case ["fail", _]:
-                plan = self.source if side == "source" else self.destination
-                if plan.hears_workers:  # else no driver listens to a worker
-                    self.feed(side, s.Failed(GuestError("a worker failed")))
+                self.put(f"{side} worker 0", lambda: self.fail(side))
+
+    def fail(self, side: str) -> None:
+        plan = self.source if side == "source" else self.destination
+        if plan.hears_workers:  # else no driver listens to a worker
+            self.feed(side, s.Failed(GuestError("a worker failed")))
 
     def feed(self, side: str, event: s.Event) -> None:
         if not self.alive[side]:
@@ -215,7 +242,8 @@ class World:
         for name in [name for name in self.queues if name.startswith(side)]:
             del self.queues[name]
         if side == "source":
-            if self.guarded:
+            # It reads the record before it acts.
+            if self.guarded and self.records["source"] in (RecordState.OPEN, RecordState.RETURNED):
                 self.put("guardian", self.let_source_go_on)
             self.send(TO_DESTINATION, lambda: self.feed("destination", d.PeerVanished(PeerLostError("killed"))))
         else:
@@ -224,6 +252,28 @@ class World:
     def let_source_go_on(self) -> None:
         self.source_runs = self.runs
         self.check()
+
+    def ask(self) -> None:
+        """The source asks over a new connection, which may be lost like any other."""
+        if self.hangs or not self.listens or not self.alive["destination"] or self.is_over("destination"):
+            self.put_event("source", "source network", s.NobodyListens(PeerLostError("refused")))
+        else:
+            self.put("question", lambda: self.feed("destination", d.Asked()))
+
+    def answer_source(self) -> None:
+        if self.hangs:
+            return
+        if self.records["destination"] is RecordState.TAKEN:
+            self.put_event("source", "source network", s.PeerTook())
+        else:
+            assert self.records["destination"] is RecordState.REFUSED
+            self.put_event("source", "source network", s.PeerRefused(PeerFailedError("refused")))
+
+    def write(self, side: str, state: RecordState) -> None:
+        """Each record is written at once, if its side lives on; when the plan hears of it is up to chance."""
+        before, self.records[side] = self.records[side], state
+        assert (before, state) in CHANGES, "the record takes a decision back"
+        self.put_event(side, f"{side} disk", s.Recorded(state))
 
     # -- the source ------------------------------------------------------------------------------
 
@@ -244,11 +294,16 @@ class World:
                 self.put("source guest", self.pause)
             case Do.SAVE_STATE:
                 self.put("source guest", self.save)
+            case s.WriteRecord(state=state):
+                self.write("source", state)
+            case Do.ASK:
+                self.ask()
             case Do.ASK_DIGEST:
                 self.tell_destination(DigestRequest())
             case Do.RELEASE:
                 self.tell_destination(m.Release(self.source.state_bytes, self.source.state_digest))
             case Do.HAND_OVER:
+                assert self.records["source"] is RecordState.HANDED_OVER
                 self.guarded = False
                 self.hand_over()
             case s.AskDigests(region=region, first=first):
@@ -302,6 +357,8 @@ class World:
                 event = s.PeerLoaded(load_ns)
             case m.Resumed(since_ns=since_ns):
                 event = s.PeerResumed(since_ns)
+            case Refused():
+                event = s.PeerRefused(PeerFailedError("refused"))
             case m.Failure(error=report) if report.type == PeerLostError.__name__:
                 event = s.Suspected(PeerLostError("the destination failed"))
             case m.Failure():
@@ -324,13 +381,21 @@ class World:
                 self.put(TO_SOURCE, self.connect)
             case Act.LOAD:
                 self.put_event("destination", "destination guest", d.StateLoaded())
-            case Act.TAKE_OVER:
-                self.hand_over_taken = True
-                assert self.hand_over_sent, "taken over without a hand-over"
+            case d.WriteRecord(state=state):
+                if state is RecordState.TAKEN:
+                    self.hand_over_taken = True
+                    assert self.hand_over_sent, "taken over without a hand-over"
+                self.write("destination", state)
+            case Act.LISTEN:
+                self.listens = True
+            case Act.ANSWER:
+                self.answer_source()
             case Act.RUN:
+                assert self.records["destination"] is RecordState.TAKEN, "it runs before that is on record"
                 self.put("destination guest", self.run_here)
             case Act.DISCARD | Act.LET_GO:
                 assert not self.hand_over_taken, "discarded after the hand-over"
+                assert self.records["destination"] is RecordState.REFUSED or not self.destination.promised
                 self.discarded = True
 
     def connect(self) -> None:

@@ -12,11 +12,12 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 
 from parmig.errors import GuestError, GuestRefusedError
-from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink, Trait
+from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink, Trait, Whereabouts
 from parmig.guests.qemu import qemu_traits, ram_list
 from parmig.guests.qemu.announce import announce
 from parmig.guests.qemu.attach import WriteTracking, attach
 from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
+from parmig.guests.qemu.found import whereabouts
 from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
 from parmig.guests.qemu.memory_files import MappedBlock, close_memory, lasting_blocks, open_memory
@@ -112,6 +113,10 @@ class QemuGuest(Guest):
 
     def check_dirty_log(self, kind: str) -> None:
         choose_log(kind, self._hardware)
+
+    def whereabouts(self) -> Whereabouts:
+        """By its socket and process."""
+        return whereabouts(self._qmp, self._pid)
 
     def is_running(self) -> bool:
         return bool(self._qmp.execute("query-status")["running"])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import msgspec
@@ -104,7 +105,7 @@ class RescueNotes:
         """Before anything is changed."""
         capabilities, parameters = self._departure.foresee(self._settings)
         return QemuRescue(
-            path=self._qmp.path,
+            path=os.path.abspath(self._qmp.path),
             limit_s=self._qmp.limit_s,
             pid=self._pid,
             started_ticks=start_ticks(self._pid),

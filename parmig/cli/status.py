@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parmig status``: who owns which guest, by the records of this host."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from parmig.cli import options as o
+from parmig.cli.output import echo_error, print_json
+from parmig.cli.progress import printable
+from parmig.cli.summary import PIPE_COLUMNS
+from parmig.engine.handover_record import HandOverRecord
+from parmig.engine.record_store import Entry, RecordStore
+from parmig.engine.report import ErrorReport
+from parmig.errors import ParmigError, UsageError
+from parmig.options import option
+from parmig.units import NS_PER_S
+from parmig.values import STATE_DIR
+from parmig.version import __version__
+
+
+class StatusOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is shown."""
+
+    host: Annotated[bool, option("Show the records of all hand-overs of this host.")] = False
+    state_dir: Annotated[str, STATE_DIR] = ""
+
+
+class SessionStatus(msgspec.Struct, kw_only=True):
+    """One record, as ``--json`` prints it.
+
+    ``owner`` is ``here``, ``there`` (the other host) or ``undecided``; ``settled``: nothing is left to do. ``process``
+    is the parmig that uses the record now, or null. ``problem`` says why a record cannot be read.
+    """
+
+    session: str
+    side: str = ""
+    state: str = ""
+    owner: str = "undecided"
+    settled: bool = False
+    kind: str = ""
+    guest: str = ""
+    peer: str = ""
+    since: str = ""
+    process: int | None = None
+    problem: str | None = None
+
+
+@o.command()
+def status(options: StatusOptions, output: o.JsonOutput) -> None:
+    """Show who owns which guest, by the records of this host.
+
+    A line with owner undecided needs parmig recover, unless a process still works on it.
+    """
+    try:
+        if not options.host:
+            raise UsageError("say what to show; write parmig status --host")
+        with RecordStore(options.state_dir) as store:
+            sessions = [describe_entry(entry) for entry in store.entries()]
+    except ParmigError as error:
+        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
+        raise typer.Exit(error.exit_code) from None
+    if output.json:
+        print_json({"parmig": __version__, "sessions": sessions})
+    else:
+        print_sessions(sessions)
+
+
+def describe_entry(entry: Entry) -> SessionStatus:
+    """What is shown of *entry*."""
+    record = entry.record
+    if record is None:
+        return SessionStatus(session=entry.name.partition("-")[0], problem=entry.problem)
+    return SessionStatus(
+        session=record.name,
+        side=record.side,
+        state=record.state.value,
+        owner=record.owner,
+        settled=record.settled,
+        kind=record.kind,
+        guest=record.guest,
+        peer=record.peer or record.here,
+        since=_clock(record),
+        process=record.process if entry.in_use else None,
+    )
+
+
+def _clock(record: HandOverRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.changed_ns // NS_PER_S))
+
+
+def print_sessions(sessions: list[SessionStatus]) -> None:
+    """Print *sessions* as a table on standard output."""
+    if not sessions:
+        typer.echo("no hand-over is on record here")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    columns = ("session", "side", "state", "owner", "since", "guest", "to do")
+    for column in columns:
+        table.add_column(column, no_wrap=column not in ("guest", "to do"), overflow="fold")
+    for one in sessions:
+        to_do = one.problem or (
+            f"process {one.process} works on it"
+            if one.process is not None
+            else ""
+            if one.settled or one.state == "open"
+            else f"parmig recover {one.session}"
+        )
+        guest = f"{one.guest or one.kind} {one.peer}".strip()
+        table.add_row(one.session, one.side, one.state, one.owner, one.since, printable(guest), printable(to_do))
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
