@@ -184,10 +184,12 @@ def migrate_by_commands(
     the context of its side. See :func:`touch_memory` for *touch_bytes*.
     """
     parmig = [sys.executable, "-m", "parmig"]
-    listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", destination, "--json"]
+    opened = contextlib.ExitStack()
+    listen_at = opened.enter_context(listen_uri("unix" if "unix" in options else ""))
+    listen = ["receive", "--listen", listen_at, "--guest", destination, "--json"]
     with enter_destination():
         receiver = subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with receiver:
+    with opened, receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         touch_memory(touch_bytes)

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
+import select
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,6 +44,9 @@ from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
+
+WRITERS_LIMIT_S = 5.0
+"""How long the source's workers may take to end after the session. Nobody else may use the memory before."""
 
 MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
@@ -87,6 +94,7 @@ class Listeners:
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
+        self._writers: list[int] = []
         self._targets: tuple[BlockMemory, ...] = ()
         self.passed_files: list[int] = []
         self._scheme = data_scheme(wish.transport)
@@ -160,6 +168,12 @@ class Listeners:
         self._next_port += bool(port)
         return port
 
+    def note_writer(self, pid: int) -> None:
+        """Note the process of a send worker, which may write to the memory here itself."""
+        if self._targets and pid:
+            with contextlib.suppress(OSError):  # it has ended
+                self._writers.append(os.pidfd_open(pid))
+
     # -- once they listen ------------------------------------------------------------------------
 
     def note_port(self, worker: int, port: int) -> None:
@@ -207,8 +221,24 @@ class Listeners:
         return codec_reports(self._shared.codec_figures())
 
     def close(self) -> None:
-        """End the workers, close the channel, drop the state."""
+        """End the workers, close the channel, drop the state. Wait for the source's workers that write here."""
         self.pool.close()
+        self._await_writers()
         self._transport.shutdown()
         self.state.close()
         self._shared.close()
+
+    def _await_writers(self) -> None:
+        """Wait until no worker of the source can write to the memory here any more."""
+        deadline = time.monotonic() + WRITERS_LIMIT_S
+        while self._writers:
+            fd = self._writers.pop()
+            ended = select.poll()
+            ended.register(fd, select.POLLIN)
+            if not ended.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                _logger.warning(
+                    "a worker of the source has not ended, and may still write to the guest's memory here; "
+                    "end it before this memory is used again",
+                    extra=logs.REPORTED,
+                )
+            os.close(fd)

@@ -184,7 +184,8 @@ class ReceiveSession(Driver[Instruction]):
             case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
-            case worker_messages.WorkerConnected():
+            case worker_messages.WorkerConnected(pid=pid):
+                self._listeners.note_writer(pid)
                 return events.WorkerConnected(worker)
             case worker_messages.ChannelLost(reason=reason):
                 self._note_outage(of_worker(worker), reason)

@@ -239,6 +239,10 @@ class MigrationTransport(ABC):
         """What came with the message that was read last, in the order in which it was sent. The caller closes it."""
         return []
 
+    def peer_pid(self) -> int:
+        """(Unix sockets) The process of the accepted peer; 0: not known."""
+        return 0
+
     def ready(self) -> bool:
         """Whether :meth:`read` may make progress although no descriptor shows it; asked before each wait."""
         return False

@@ -104,6 +104,9 @@ class UnixTransport(TcpTransport):
         connection = self._last if self._peer is None else self._peer
         return connection.take_descriptors() if isinstance(connection, UnixConnection) else []
 
+    def peer_pid(self) -> int:
+        return self._peer.peer_pid() if isinstance(self._peer, UnixConnection) else 0
+
     # -- the end --------------------------------------------------------------------------------
 
     def _close_port(self) -> None:
