@@ -78,7 +78,7 @@ class Admission:
     def hear(self) -> Configure | None:
         """The wishes of a source, or None if none has come. Answer them by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
-        self._drop_files()
+        self.drop_files()
         frames = self._transport.read()
         self.files = self._transport.take_descriptors()
         version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
@@ -127,12 +127,13 @@ class Admission:
 
     def close(self) -> None:
         """Stop listening. A message that was sent last still leaves."""
-        self._drop_files()
+        self.drop_files()
         if self._transport is not None:
             self._transport.shutdown()
             self._transport = None
 
-    def _drop_files(self) -> None:
+    def drop_files(self) -> None:
+        """Close what came with the source that was heard last. It would keep the source's memory."""
         while self.files:
             os.close(self.files.pop())
 

@@ -35,7 +35,7 @@ def usable_targets(accept: Accept, files: Sequence[int], blocks: Sequence[RamBlo
         ProtocolError: the destination's description does not fit *blocks*.
     """
     targets = accept.targets
-    if not targets or own_fds + len(files) > MOST_FDS:
+    if not targets or own_fds + len(files) + 2 > MOST_FDS:  # two are for the worker's pipe and standard error
         return False
     _check(targets, files, blocks)
     try:

@@ -220,6 +220,8 @@ class MigrationReceiver:
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
+        finally:
+            self._admission.drop_files()
 
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
         return self._thread.call(self._guest.info), list(self._thread.call(self._guest.memory))

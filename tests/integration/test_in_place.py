@@ -238,6 +238,20 @@ def test_a_guest_whose_monitor_cannot_take_memory_is_copied(verify: bool | str) 
         destination.check()
 
 
+@pytest.mark.parametrize("adopts", [False, True])
+def test_nothing_but_the_guests_keeps_the_source_memory_meanwhile(adopts: bool) -> None:
+    """Else it would stay allocated until the receiver ends, as long as its guest runs."""
+    with guests(hold_destination=["finish_load"]) as (source, destination), listen_uri("unix") as uri:
+        destination.adopts_memory = adopts
+        with Migration(source, destination, SendConfig(workers=1), receive=ReceiveConfig(listen=uri)) as migration:
+            destination.gates["finish_load"].wait()
+            paths = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+            held = [path for path in paths if (path.stat().st_dev, path.stat().st_ino) in inodes(source)]
+            assert len(held) == (2 if adopts else 1)
+            destination.open_gates()
+            assert migration.sent().error is None
+
+
 def test_the_commands_move_a_guest_in_place() -> None:
     with (
         listen_uri("unix") as uri,
