@@ -71,7 +71,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         interrupt_fd=inbox.fileno(),
         interrupt=inbox.check,
         reconnect=_reconnect(setup, name, caller, dialer, inbox),
-        reserve=shared.reserve,
+        reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
     )
     channel.open(caller, limit_ns=setup.connect_timeout_ns)
     _logger.info("connected after %s", format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
@@ -103,7 +103,7 @@ def _outlet(
     if not setup.targets:
         counters = shared.codec_counters(setup.worker)
         encoder = open_encoder(setup.compress, setup.codecs, setup.codec_settings, counters)
-        return ChannelOutlet(channel, encoder, blocks, tracker, shared)
+        return ChannelOutlet(channel, encoder, blocks, tracker, shared, path=setup.path)
     area_fd, *fds = target_fds
     area = SharedArea(
         area_fd,

@@ -30,6 +30,9 @@ VERIFY_AFTER = "verify-after"
 """Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
 after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
 
+PATHS = "paths"
+"""Feature: each receive worker listens at all addresses of the destination, and Accept has their list."""
+
 ASK_FOR_GUEST = "ask-for-guest"
 """Feature: a destination that was ready says *refused* for good, and answers a source that lost it and asks."""
 
@@ -40,7 +43,7 @@ RECONNECT = "reconnect"
 MAX_RECONNECT_MS = 24 * 3600 * 1000
 """Whatever a source announces, the destination keeps nothing for longer than this."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST, RECONNECT, in_place.FEATURE, in_place.DIRECT_COPY)
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST, RECONNECT, PATHS, in_place.FEATURE, in_place.DIRECT_COPY)
 """What this version does only if the other side names it too."""
 
 

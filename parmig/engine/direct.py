@@ -4,6 +4,9 @@
 The destination passes the descriptors of its memory files and of its workers' shared area over the Unix socket, and
 says which process has the memory that is in no file. The source uses them if it may reach all of that memory. Otherwise
 it sends the pages over its channels, which exist in any case.
+
+The first descriptor that comes with Accept is that of the shared area. The others are those of the memory files; ``fd``
+of each target is a place among these.
 """
 
 from __future__ import annotations

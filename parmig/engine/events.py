@@ -13,6 +13,7 @@ import msgspec
 from parmig.engine import worker_messages
 from parmig.engine.handover_record import RecordState
 from parmig.errors import ParmigError
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.shared import WorkerCounters
 
 # -- events of both sides -----------------------------------------------------------------------
@@ -101,9 +102,10 @@ class GuestSettled(Event, frozen=True):
 
 
 class WorkerIdle(Event, frozen=True):
-    """A worker has done one bundle of regions."""
+    """A worker has done one bundle of regions. *load* is that of its channel; None: it has no channel."""
 
     worker: int
+    load: ChannelLoad | None = None
 
 
 class WorkerSent(Event, frozen=True):

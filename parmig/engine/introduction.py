@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from parmig import logs
 from parmig.config import SendConfig
 from parmig.engine import peer_messages
-from parmig.engine.agreement import offer, wished_codec
+from parmig.engine.agreement import check_accept, offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.in_place import OfferedFile
 from parmig.engine.memory_files import close_files, offer_files
+from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.traits import describe
 from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
@@ -194,3 +196,21 @@ def check_throttle(guest: Guest, thread: GuestThread, kind: str) -> None:
             f"a {kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
             "and allow a longer pause with --max-downtime where it outruns the network"
         )
+
+
+def agreed(answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
+    """The destination's *answer* to *wish*, once it is checked.
+
+    Args:
+        info: of the guest.
+
+    Raises:
+        PeerRefusedError: something does not match; every mismatch is named.
+    """
+    if not isinstance(answer, Accept):
+        raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
+    mismatches = check_accept(answer, wish, info)
+    if mismatches:
+        raise PeerRefusedError("the destination does not match: " + joined(mismatches))
+    logs.note_session(answer.session)
+    return answer

@@ -19,6 +19,7 @@ from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
 from parmig.engine.agreement import (
     ENDPOINT_SCHEMES,
+    PATHS,
     VERIFY_AFTER,
     agreed_codecs,
     agreed_version,
@@ -28,6 +29,7 @@ from parmig.engine.agreement import (
 from parmig.engine.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.memory_files import without_staying
+from parmig.engine.path_search import listening_hosts, offered_addresses
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -88,7 +90,8 @@ class Listeners:
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = kept_blocks(memory, in_place)
         control = parse_uri(config.listen)
-        self._hosts = config.paths or (control.host,)
+        self._config = config
+        self._hosts = listening_hosts(config)
         self._control_scheme = control_scheme(control)
         # Sockets in the file system are numbered from 1.
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
@@ -143,7 +146,7 @@ class Listeners:
                 workers=wish.workers,
                 blocks=wish.blocks,
                 memory=memory,
-                uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
+                uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
@@ -199,6 +202,7 @@ class Listeners:
             capabilities=offer(info.state),
             in_place=self._in_place,
             targets=self._targets,
+            addresses=offered_addresses(self._config) if PATHS in wish.capabilities else (),
         )
 
     def pollables(self) -> list[Any]:

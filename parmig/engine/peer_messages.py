@@ -22,6 +22,7 @@ from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError
+from parmig.linux.networks import MAX_ADDRESSES, DeviceAddress
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.status import MigrationStatus
 
@@ -109,8 +110,8 @@ class Accept(Message, frozen=True, omit_defaults=True):
 
     Attributes:
         in_place: numbers of the blocks that stay in place, as the source numbers them.
-        targets: what holds the other blocks here, if the source may write to it; the descriptors came with this
-            message: the workers' shared area, then those whose numbers are in ``fd``.
+        targets: what holds the other blocks here, if the source may write there; see ``direct``.
+        addresses: where each worker listens, at its port. None where the feature ``paths`` was not agreed on.
     """
 
     parmig: _Name
@@ -124,6 +125,7 @@ class Accept(Message, frozen=True, omit_defaults=True):
     capabilities: _Names = ()
     in_place: Annotated[tuple[_Count, ...], Meta(max_length=MAX_FILES)] = ()
     targets: Annotated[tuple[BlockMemory, ...], Meta(max_length=1024)] = ()
+    addresses: Annotated[tuple[DeviceAddress, ...], Meta(max_length=MAX_ADDRESSES)] = ()
 
 
 class Refuse(Message, frozen=True):

@@ -19,6 +19,7 @@ from parmig.engine.guest_thread import GuestThread
 from parmig.engine.in_place import Staying, kept_blocks
 from parmig.engine.memory_files import in_order_of, without_staying
 from parmig.engine.mismatch import Mismatch, joined
+from parmig.engine.path_search import listening_hosts
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.record_store import RecordStore
@@ -121,7 +122,7 @@ class MigrationReceiver:
 
     def _open_port(self) -> None:
         if self._admission.endpoint.scheme != UNIX_SCHEME:
-            for host in (self._admission.endpoint.host, *self._config.paths):
+            for host in (self._admission.endpoint.host, *listening_hosts(self._config)):
                 check_exposure(host, insecure=self._config.insecure)
         elif self._config.paths:
             raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")

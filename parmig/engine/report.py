@@ -115,6 +115,15 @@ class WorkerReport(msgspec.Struct, kw_only=True):
     stolen_regions: int = 0
 
 
+class PathReport(msgspec.Struct, kw_only=True):
+    """What the workers of one path sent together, over all rounds; ``rate_mib_per_s`` is that of the rounds."""
+
+    path: str
+    workers: int = 0
+    wire_bytes: int = 0
+    rate_mib_per_s: float = 0.0
+
+
 class OutageReport(msgspec.Struct, kw_only=True):
     """A time in which a channel had no connection.
 
@@ -215,6 +224,7 @@ class Report(msgspec.Struct, kw_only=True):
     max_throttle_percent: int = 0
     ram: RamReport = msgspec.field(default_factory=RamReport)
     per_worker: list[WorkerReport] = []
+    per_path: list[PathReport] = []
     outages: list[OutageReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
@@ -247,6 +257,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         remaining_bytes: guest bytes known to be still dirty or unsent.
         rate_bytes_per_s: guest bytes handled per second of late.
         worker_rates_bytes_per_s: wire bytes per second of each worker.
+        path_rates_bytes_per_s: the same by path, if there are several.
         time_left_ms: until the pause, estimated; None when unknown.
         throttle_percent: how far the guest is slowed down.
         interrupted: channels that have no connection now, and connect again.
@@ -260,6 +271,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     remaining_bytes: int = 0
     rate_bytes_per_s: float = 0.0
     worker_rates_bytes_per_s: tuple[float, ...] = ()
+    path_rates_bytes_per_s: dict[str, float] = {}
     time_left_ms: float | None = None
     throttle_percent: int = 0
     interrupted: tuple[str, ...] = ()

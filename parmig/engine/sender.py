@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import (
     ASK_FOR_GUEST,
+    PATHS,
     RECONNECT,
     VERIFY_AFTER,
     channel_codecs,
-    check_accept,
     reconnect_ns_of,
 )
 from parmig.engine.comparison import Comparison
@@ -26,11 +25,12 @@ from parmig.engine.coordinator import Coordinator
 from parmig.engine.direct import usable_targets
 from parmig.engine.handover_record import RecordState
 from parmig.engine.in_place import kept_blocks
-from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.introduction import Introduction, agreed, check_throttle
 from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
 from parmig.engine.memory_files import without_staying
-from parmig.engine.mismatch import joined
-from parmig.engine.peer_messages import Accept, Checked, Configure
+from parmig.engine.path_search import choose_paths
+from parmig.engine.paths import ChosenPaths
+from parmig.engine.peer_messages import Accept
 from parmig.engine.pinning import Pinning
 from parmig.engine.policy import limits_of
 from parmig.engine.pool import WorkerPool
@@ -45,10 +45,8 @@ from parmig.errors import (
     CancelledError,
     ParmigError,
     PeerLostError,
-    PeerRefusedError,
-    ProtocolError,
 )
-from parmig.guests.guest import Guest, GuestInfo
+from parmig.guests.guest import Guest
 from parmig.processes import warm_up
 from parmig.ram.blocks import RamBlock
 from parmig.ram.codecs.codec import CodecSettings
@@ -67,6 +65,7 @@ from parmig.transport.registry import (
 )
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
+from parmig.values import Path
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ class MigrationSender(SourceSide):
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
         wish, answer = introduction.ask(wish)
-        accept = self._agree(answer, wish, info)
+        accept = agreed(answer, wish, info)
         self._report.transport = wish.transport
         keeper = self._keep_record(store, accept, endpoint)
         self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
@@ -145,16 +144,23 @@ class MigrationSender(SourceSide):
         self._copies_directly = direct
         pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // workers)
-        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
-            cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
+        chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
+        if line:
+            self._tell_progress(Progress(status="setup", message=line))
+        for number, path in enumerate(chosen.paths):
+            shared.set_path_rate(number, path.rate_bytes_per_s)
+        for worker, routes in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
+            scheme, host, _ = msgspec.structs.astuple(parse_uri(routes[0].uri))
+            cpus = pinning.cpus(worker, local=routes[0].local, remote=host)
             self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
                 workers=workers,
                 blocks=blocks,
                 memory=places,
-                routes=(Route(uri, local),),
+                routes=routes,
                 reconnect_ns=reconnect_ns,
+                path=chosen.of_worker[worker] if chosen.paths else 0,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -168,7 +174,7 @@ class MigrationSender(SourceSide):
                 target_digests=VERIFY_AFTER in wish.capabilities,
             )
             fds = [shared.fd, *descriptors, *(files if direct else ())]
-            self._pool.start(setup, fds, transport_imports(parse_uri(uri).scheme))
+            self._pool.start(setup, fds, transport_imports(scheme))
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
@@ -207,30 +213,20 @@ class MigrationSender(SourceSide):
         self._tell_progress(Progress(status="setup", message=line))
         return False
 
-    def _agree(self, answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
-        """Check the destination's answer to *wish*.
-
-        Raises:
-            PeerRefusedError: something does not match; every mismatch is named.
-        """
-        if not isinstance(answer, Accept):
-            raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
-        mismatches = check_accept(answer, wish, info)
-        if mismatches:
-            raise PeerRefusedError("the destination does not match: " + joined(mismatches))
-        logs.note_session(answer.session)
-        return answer
-
-    def _channels(self, accept: Accept, control: Endpoint, transport: str) -> Iterator[tuple[str, str]]:
-        """Where each worker connects to, and from which local address."""
+    def _channels(
+        self, accept: Accept, control: Endpoint, transport: str, chosen: ChosenPaths
+    ) -> Iterator[tuple[Route, ...]]:
+        """The ways to the receive worker of each worker: its own path, then those that it may take after a loss."""
         for worker, data in enumerate(accept.data):
-            path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
             scheme = data.scheme or data_scheme(transport)
+            path = chosen.of(worker)
             host = path.remote if path else data.host or control.host
             if scheme == UNIX_SCHEME:
                 host = control.host
-            self._paths.append(str(path) if path else host)
-            yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
+            self._paths.append(path.addresses if path else host)
+            others = chosen.others(worker) if PATHS in accept.capabilities else ()
+            ways = [path or Path(host), *others]
+            yield tuple(Route(str(Endpoint(scheme, way.remote, data.port)), way.local) for way in ways)
 
     def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host

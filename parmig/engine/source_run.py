@@ -61,6 +61,7 @@ class Means:
         tracker: kind of dirty log to ask the guest for.
         report: to be filled in.
         show: shows progress; it may raise.
+        paths: the path of each worker; empty where there are none.
     """
 
     guest: Guest
@@ -70,6 +71,7 @@ class Means:
     tracker: str
     report: Report
     show: Callable[[Progress], None]
+    paths: Sequence[str] = ()
 
 
 class SourceRun(Driver[Instruction]):
@@ -103,7 +105,7 @@ class SourceRun(Driver[Instruction]):
         self._report = means.report
         self._memory = memory
         self._state = state
-        self._meter = ProgressMeter(plan, shared, len(means.pool))
+        self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
         self._ready = 0
         self._long_ns = sys.maxsize
         self._log_fd = -1
@@ -173,8 +175,8 @@ class SourceRun(Driver[Instruction]):
                 return events.ChannelResumed(of_worker(worker), again_bytes, route)
             case worker_messages.RegionsScanned():
                 return events.WorkerScanned(worker)
-            case worker_messages.RegionsDone():
-                return events.WorkerIdle(worker)
+            case worker_messages.RegionsDone(load=load):
+                return events.WorkerIdle(worker, load)
             case worker_messages.Sent(counters=counters):
                 return events.WorkerSent(worker, counters)
             case worker_messages.Fenced(counters=counters):

@@ -7,6 +7,7 @@ import msgspec
 
 from parmig.engine.message import Message
 from parmig.engine.report import ErrorReport
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 
@@ -150,7 +151,13 @@ class RegionsScanned(Message, frozen=True):
 
 
 class RegionsDone(Message, frozen=True):
-    """Send worker: one SendRegions is done, apart from what waits for a batch to fill."""
+    """Send worker: one SendRegions is done, apart from what waits for a batch to fill.
+
+    Attributes:
+        load: of its channel; None: it writes to a file.
+    """
+
+    load: ChannelLoad | None = None
 
 
 class Sent(Message, frozen=True):

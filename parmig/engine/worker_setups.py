@@ -62,6 +62,7 @@ class SendSetup(MemorySetup, frozen=True):
         target_digests: whether that area has a digest of each page.
         routes: ways to its receive worker; the first is tried first.
         reconnect_ns: how long its channel may be lost; 0: a loss is an error.
+        path: number of its path, for the limit of that; 0 if there is only one.
     """
 
     routes: tuple[Route, ...]
@@ -75,6 +76,7 @@ class SendSetup(MemorySetup, frozen=True):
     reconnect_ns: int = 0
     targets: tuple[BlockMemory, ...] = ()
     target_digests: bool = False
+    path: int = 0
 
 
 class ReceiveSetup(MemorySetup, frozen=True):

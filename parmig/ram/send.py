@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import (
     NO_INDEX,
     Index,
@@ -86,6 +87,11 @@ class MigrationRamSend:
         self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # leave out the time in which it waited to start
         self.counters = WorkerCounters()
 
+    @property
+    def load(self) -> ChannelLoad | None:
+        """What the outlet still has to carry, if it is a channel."""
+        return self._outlet.load()
+
     # -- the proposal's verbs -------------------------------------------------------------------
 
     def migrate_dirty_bitmap_sync(self, numbers: Sequence[int]) -> int:
@@ -159,8 +165,9 @@ class MigrationRamSend:
             self.counters.zero_pages += hole_pages - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
-        for first in range(0, len(index), self._batch_pages):
-            part = index[first : first + self._batch_pages]
+        step = min(self._batch_pages, self._outlet.most_pages)
+        for first in range(0, len(index), step):
+            part = index[first : first + step]
             self.counters.handled_pages += len(part)
             self._tables.use(block, part)
             zero = reach.zero_mask(part)
@@ -201,9 +208,10 @@ class MigrationRamSend:
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
         self._data_pages += len(index)
-        while self._data_pages >= self._batch_pages:
+        batch_pages = min(self._batch_pages, self._outlet.most_pages)
+        while self._data_pages >= batch_pages:
             pending = self._pending()
-            pages = pages_of_batch(pending, self._batch_pages)
+            pages = pages_of_batch(pending, batch_pages)
             self._emit(pending[:pages])
             rest = pending[pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)

@@ -26,6 +26,7 @@ from parmig.ram.blocks import RamBlock
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _LIMIT_WORDS = 8
+_PATH_WORDS = 2  # at most as many paths as workers; each has a rate and an instant, like the first two words of limits
 _COUNTER_WORDS = 9
 _CODECS, _CODEC_WORDS = 256, 4
 
@@ -123,7 +124,7 @@ class SharedArea:
         self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int, page_digests: bool = False
     ) -> None:
         bits_bytes = [bits_for(block.pages) for block in blocks]
-        head = (_LIMIT_WORDS + workers * (_COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
+        head = (_LIMIT_WORDS + workers * (_PATH_WORDS + _COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
         states = -(-regions // 8) * 8
         self._digests_at = head + 2 * states + 2 * sum(bits_bytes)
         digests_bytes = [8 * block.pages for block in blocks] if page_digests else []
@@ -137,7 +138,9 @@ class SharedArea:
         self._map = mmap.mmap(fd, size)
         whole: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         words = whole[:head].view(np.int64)
-        self._limit, counters, codecs = np.split(words, (_LIMIT_WORDS, _LIMIT_WORDS + workers * _COUNTER_WORDS))
+        ends_of_parts = np.cumsum((_LIMIT_WORDS, workers * _PATH_WORDS, workers * _COUNTER_WORDS))
+        self._limit, paths, counters, codecs = np.split(words, ends_of_parts)
+        self._paths = paths.reshape(workers, _PATH_WORDS)
         self._counters = counters.reshape(workers, _COUNTER_WORDS)
         self._codecs = codecs.reshape(workers, _CODECS, _CODEC_WORDS)
         self.armed: Bits = whole[head : head + regions]
@@ -187,8 +190,12 @@ class SharedArea:
         """Limit the rate of all workers together; 0: no limit. It takes effect with each worker's next batch."""
         self._limit[0] = bytes_per_s
 
-    def reserve(self, size_bytes: int) -> int:
-        """Take *size_bytes* from the common budget.
+    def set_path_rate(self, path: int, bytes_per_s: int) -> None:
+        """Limit the rate of all workers on path number *path* together; as :meth:`set_rate`."""
+        self._paths[path, 0] = bytes_per_s
+
+    def reserve(self, size_bytes: int, path: int = 0) -> int:
+        """Take *size_bytes* from the common budget, and from that of path number *path*.
 
         The budget is one instant on the clock. Each reservation moves it on by size / rate, and its bytes may be sent
         from the new instant on. (Sending the first batch at once added 6 % to the rate of a transfer of 2.5 s.) A
@@ -197,14 +204,13 @@ class SharedArea:
         Returns:
             the ``time.monotonic_ns()`` from which on they may be sent.
         """
-        now = time.monotonic_ns()
-        rate = int(self._limit[0])
-        if rate <= 0:
-            return now
-        with self._alone():
-            last = int(self._limit[1]) or now
-            free = max(now - CATCH_UP_NS, last) + size_bytes * NS_PER_S // rate
-            self._limit[1] = free
+        now = free = time.monotonic_ns()
+        for budget in (self._limit, self._paths[path]):
+            if (rate := int(budget[0])) > 0:
+                with self._alone():
+                    last = int(budget[1]) or now
+                    budget[1] = max(now - CATCH_UP_NS, last) + size_bytes * NS_PER_S // rate
+                    free = max(free, int(budget[1]))
         return free
 
     @contextmanager
@@ -236,7 +242,7 @@ class SharedArea:
 
     def close(self) -> None:
         """Unmap and close; views handed out must be gone."""
-        del self._limit, self._counters, self._codecs, self.armed, self.senders
+        del self._limit, self._paths, self._counters, self._codecs, self.armed, self.senders
         del self.bits, self.reported, self.page_digests
         try:
             self._map.close()

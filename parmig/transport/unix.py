@@ -20,9 +20,10 @@ from contextlib import contextmanager, suppress
 
 from parmig.errors import HostRefusedError
 from parmig.linux import sockets
-from parmig.transport.tcp import BACKLOG, TcpTransport
+from parmig.transport.tcp import TcpTransport
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import Inbox
+from parmig.transport.tcp_listen import BACKLOG, Listener
 from parmig.transport.transport import Endpoint
 from parmig.transport.unix_connection import UnixConnection
 
@@ -43,7 +44,7 @@ class UnixTransport(TcpTransport):
 
     # -- opening --------------------------------------------------------------------------------
 
-    def _listen_at(self, endpoint: Endpoint) -> tuple[socket.socket, Endpoint]:
+    def _listen_at(self, endpoint: Endpoint) -> tuple[Listener, Endpoint]:
         path = endpoint.path
         most_bytes = MAX_PATH_BYTES - (0 if endpoint.port else MAX_NUMBER_BYTES)
         if len(os.fsencode(path)) > most_bytes:
@@ -68,7 +69,7 @@ class UnixTransport(TcpTransport):
             elif number == errno.EEXIST:
                 why, advice = "there is a file that is no socket", "remove it, or choose another path"
             raise HostRefusedError(f"cannot listen on {endpoint}: {why}; {advice}") from error
-        return listener, endpoint
+        return Listener([listener]), endpoint
 
     @staticmethod
     def _dial(endpoint: Endpoint, local: str, timeout_s: float) -> socket.socket:
