@@ -13,6 +13,7 @@ import pytest
 from tests.integration.sides import Command
 from tests.qemu.machines import MIB, QemuMachine
 from tests.qemu.test_migration import goes_on, send
+from tests.qemu.test_qemu_args import PrintedMachine
 
 pytestmark = pytest.mark.qemu
 
@@ -64,14 +65,12 @@ def test_a_linux_goes_on_in_a_new_qemu_on_the_same_file(initrd: Path, machines: 
     goes_on(source, destination)
 
 
-def test_a_linux_goes_on_in_a_new_qemu_on_the_memory_file_of_the_old_one(initrd: Path, machines: Any) -> None:
-    """The file has no name: the new QEMU opens a descriptor of the old one."""
-    backend = "memory-backend-memfd,id=ram0,size=256M"
+@pytest.mark.parametrize("backend", ["memory-backend-memfd,id=ram0,size=256M", f"{FILE}{{dir}}/ram"])
+def test_a_linux_goes_on_in_the_qemu_that_was_printed(initrd: Path, machines: Any, backend: str) -> None:
+    """If the file has no name, the new QEMU opens a descriptor of the old one."""
     source = machines(QemuMachine(initrd, rate=20, memory=[*MACHINE, backend]))
     source.wait_for_serial("TICK 2 ")
-    number = next(number for number, path in source.fds().items() if "memfd:memory-backend" in path)
-    memory = [*MACHINE, f"{FILE}/proc/{source.pid}/fd/{number}"]
-    destination = machines(QemuMachine(initrd, memory=memory, incoming=True))
+    destination = machines(PrintedMachine(source, "--memory", "in-place"))
     code, report, _ = move(source, destination, "--quit-source")
     assert (code, report["ram"]["in_place_blocks"]) == (0, ["ram0"]), report["error"]
     source.process.wait(5)

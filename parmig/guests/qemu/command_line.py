@@ -98,7 +98,8 @@ def rewrite(
         options = _with_memory(options, machine, source, memory)
     line = [map_paths(arguments[0], maps), "-machine", map_paths(str(machine), maps)]
     for option in options:
-        line += option.words if option.name in _NO_PATHS else [map_paths(word, maps) for word in option.words]
+        stays = option.name in _NO_PATHS or (memory == IN_PLACE and _is_memory(option))
+        line += option.words if stays else [map_paths(word, maps) for word in option.words]
     line += ["-incoming", "defer", "-S"]
     return DestinationLine(tuple(line), tuple(_notes(options, source)))
 
@@ -116,6 +117,11 @@ def _options(arguments: Sequence[str]) -> list[_Option]:
     return options
 
 
+def _is_memory(option: _Option) -> bool:
+    """Whether it makes a memory backend."""
+    return option.name == "object" and bool(_RAM_KINDS.fullmatch(OptionText(option.value, "qom-type").get("qom-type")))
+
+
 def _machine(options: Sequence[_Option], versioned: str) -> OptionText:
     """All ``-machine`` options as one, as QEMU merges them, with the versioned type."""
     merged = OptionText(versioned, "type")
@@ -130,8 +136,8 @@ def _with_memory(options: Sequence[_Option], machine: OptionText, source: Source
     """*options* with RAM of another kind; *machine* is changed where it must name the backend."""
     changed, named = [], set()
     for option in options:
-        backend = OptionText(option.value, "qom-type") if option.name == "object" else None
-        if backend is not None and _RAM_KINDS.fullmatch(backend.get("qom-type")):
+        if _is_memory(option):
+            backend = OptionText(option.value, "qom-type")
             named.add(backend.get("id"))
             _make(backend, memory, source.files)
             changed.append(_Option(option.name, (option.words[0], str(backend))))
