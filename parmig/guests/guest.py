@@ -91,8 +91,7 @@ class Guest(ABC):
         """Begin to record writes to RAM by all threads and devices of the monitor.
 
         Args:
-            kind: ``auto`` or the name of a tracker; ``none``: all blocks stay in place, so that only the rest of what
-                pause() needs is made ready.
+            kind: ``auto`` or the name of a tracker; ``none``: no block is copied, but pause() follows all the same.
 
         Raises:
             HostRefusedError: the host does not allow this kind; the message says how to allow it.
@@ -225,15 +224,9 @@ class Guest(ABC):
     """Whether :meth:`adopt_memory` works."""
 
     def adopt_memory(self, files: Mapping[str, int]) -> None:
-        """Use these files, by block name, instead of the guest's own; called before any state, also more than once.
+        """Use the source's memory: *files* by block name, which are duplicated; none: new memory of the guest's own.
 
-        Nothing may be written to them before resume(), whatever happens: until then they are the source's memory.
-
-        Args:
-            files: descriptors, duplicated; empty: go back to new memory of the guest's own.
-
-        Raises:
-            GuestError: the monitor cannot use them.
+        Called before any state, also more than once. Nothing may be written there before resume(), whatever happens.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot use memory of another monitor")
 
