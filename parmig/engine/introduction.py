@@ -154,9 +154,7 @@ class Introduction:
         _logger.info("connects to %s", self._endpoint)
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
-        if self._fds:
-            transport.send_descriptors(self._fds)
-        self.control.write(wish)
+        self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:
             answer = self.control.wait(what, CONFIGURE_LIMIT_NS, self._interrupt)

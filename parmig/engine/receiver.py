@@ -211,7 +211,7 @@ class MigrationReceiver:
                 control,
                 endpoint=self._admission.endpoint,
                 store=store,
-                staying=staying,
+                in_place=staying.numbers,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import (
@@ -18,6 +18,7 @@ from parmig.engine.destination_events import (
     Event,
     Instruct,
     Instruction,
+    Replace,
     SendMessage,
     Show,
     WriteRecord,
@@ -25,7 +26,6 @@ from parmig.engine.destination_events import (
 )
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.in_place import Staying
 from parmig.engine.lasting_channels import CONTROL, ChannelNote
 from parmig.engine.listeners import Listeners
 from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
@@ -55,7 +55,7 @@ class ReceiveSession(Driver[Instruction]):
         control: channel to the source; owned from here on, but not by a constructor that fails.
         endpoint: where the control channel was made, and where a source that was lost asks for its guest.
         store: for the record of the hand-over; not owned.
-        staying: the blocks that are not copied.
+        in_place: numbers of the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
@@ -73,7 +73,7 @@ class ReceiveSession(Driver[Instruction]):
         control: ControlChannel,
         endpoint: Endpoint,
         *,
-        staying: Staying,
+        in_place: tuple[int, ...],
         store: RecordStore,
         guest: Guest,
         thread: GuestThread,
@@ -81,7 +81,7 @@ class ReceiveSession(Driver[Instruction]):
     ) -> None:
         self.wish = wish
         self._info = info
-        self._in_place = staying.numbers
+        self._in_place = in_place
         self._control = control
         self._control_lost = False
         self._endpoint = endpoint
@@ -103,6 +103,7 @@ class ReceiveSession(Driver[Instruction]):
             self._listeners.wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
+            replaces=reconnect_ns_of(wish.capabilities) > 0,
             may_ask=ASK_FOR_GUEST in wish.capabilities,
             outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
@@ -217,6 +218,10 @@ class ReceiveSession(Driver[Instruction]):
                 self._show(Progress(status=status, round=round_))
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
+            case Replace(worker, reason):
+                self._note_outage(of_worker(worker), reason)
+                self._listeners.replace(worker)
+                self._watch_all()
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
@@ -257,9 +262,7 @@ class ReceiveSession(Driver[Instruction]):
 
     def _say(self, message: peer_messages.ControlMessage, fds: Sequence[int] = ()) -> None:
         try:
-            if fds:
-                self._control.transport.send_descriptors(fds)
-            self._control.write(message)
+            self._control.write(message, fds)
         except PeerLostError as error:
             self._fail(error)  # the source's last message may still wait to be read
 
