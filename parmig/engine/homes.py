@@ -56,7 +56,7 @@ def find_homes(log: DirtyLog, regions: Sequence[Region], cpus: Sequence[Sequence
     """
     nodes = numa.node_cpus()
     workers = tuple(node_of_cpus(each, nodes) for each in cpus)
-    if len(nodes) < 2 or not any(node is not None for node in workers) or not log.segments:
+    if len(nodes) < 2 or not any(node is not None for node in workers) or not log.segments or not regions:
         return None
     addresses = [probe_addresses(region, log.segments[region.block]) for region in regions]
     try:
