@@ -93,7 +93,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 f"the peer made this worker grow by over {setup.credit_bytes + _GROWTH_BYTES} bytes "
                 "without a whole message; it does not keep to the protocol"
             )
-        while channel.take(ram.placed, ram.migrate_ram_receive):
+        while channel.take(ram):
             inbox.check()
         # After the last check, everything that was read is answered before the next wait.
         inbox.check()

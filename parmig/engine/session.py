@@ -185,7 +185,8 @@ class ReceiveSession(Driver[Instruction]):
             case worker_messages.WorkerConnected():
                 return events.WorkerConnected(worker)
             case worker_messages.ChannelLost(reason=reason):
-                self._note_outage(of_worker(worker), reason)
+                if self.plan.status in BEFORE_HAND_OVER:  # later it only means that the source has ended its workers
+                    self._note_outage(of_worker(worker), reason)
                 return None
             case worker_messages.ChannelResumed(lasted_ns=lasted_ns):
                 self._note_end_of_outage(of_worker(worker), lasted_ns)
