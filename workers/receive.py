@@ -70,7 +70,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         credit_bytes=setup.credit_bytes,
         outlives=setup.outlives_losses,
         goes_on=setup.replaces,
-        connected=lambda: inbox.report(WorkerConnected()),  # before the source can continue
+        connected=lambda: _connected(inbox),
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns: inbox.report(ChannelResumed(lasted_ns)),
         wake_fd=inbox.fileno(),
@@ -99,6 +99,12 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         inbox.check()
         while (instruction := inbox.take()) is not None:
             _answer(inbox, instruction, digester, memory)
+
+
+def _connected(inbox: Inbox) -> None:
+    """The send worker is in. Report that before it is answered, and the source can continue."""
+    _logger.info("its send worker connected")
+    inbox.report(WorkerConnected())
 
 
 def _answer(inbox: Inbox, instruction: object, digester: RegionDigester, memory: Memory) -> None:
