@@ -70,7 +70,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         credit_bytes=setup.credit_bytes,
         outlives=setup.outlives_losses,
         goes_on=setup.replaces,
-        connected=lambda: _connected(inbox),
+        connected=lambda: _connected(inbox, channel.peer_pid()),
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns: inbox.report(ChannelResumed(lasted_ns)),
         wake_fd=inbox.fileno(),
@@ -101,10 +101,10 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             _answer(inbox, instruction, digester, memory)
 
 
-def _connected(inbox: Inbox) -> None:
+def _connected(inbox: Inbox, peer_pid: int) -> None:
     """The send worker is in. Report that before it is answered, and the source can continue."""
     _logger.info("its send worker connected")
-    inbox.report(WorkerConnected())
+    inbox.report(WorkerConnected(peer_pid))
 
 
 def _answer(inbox: Inbox, instruction: object, digester: RegionDigester, memory: Memory) -> None:
