@@ -147,13 +147,12 @@ class ReceiveSession(Driver[Instruction]):
             self._feed(events.Garbled(error))
 
     def _take_notes(self) -> None:
-        """Note what happened to the channels of control and state."""
         while self._notes:
-            channel, reason, lasted_ns = self._notes.popleft()
-            if reason:
-                self._note_outage(channel, reason)
+            note = self._notes.popleft()
+            if note.reason:
+                self._note_outage(note.channel, note.reason)
             else:
-                self._note_end_of_outage(channel, lasted_ns)
+                self._note_end_of_outage(note.channel, note.lasted_ns)
         self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _receive_state(self) -> None:
