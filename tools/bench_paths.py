@@ -19,9 +19,13 @@ from typing import Any
 import msgspec
 
 from parmig.engine.report import Report
-from parmig.units import format_bit_rate
+from parmig.units import MIB, format_bit_rate
 from tools.bench_lab import LIMIT_S, describe_host, median, to_json
 from tools.netlab import Lab, Line, Link, open_lab, parse_line
+
+
+ALONE_S = 3
+"""How long the guest takes that moves over a single link."""
 
 
 def move(lab: Lab, links: Sequence[Link], options: Sequence[str], guest: str) -> Report:
@@ -49,18 +53,18 @@ def move(lab: Lab, links: Sequence[Link], options: Sequence[str], guest: str) ->
 
 def measure(lines: Sequence[Line], transport: str, workers: int, memory: str, runs: int) -> dict[str, Any]:
     """Rates in MiB/s over each link alone and over all, and the share of the sum."""
-    guest = f"synthetic:memory={memory},rate=0,fill=random"
+    guest = "synthetic:memory={},rate=0,fill=random"
     alone: dict[Line, list[float]] = {line: [] for line in lines}
     together: list[float] = []
     with open_lab(lines) as lab:
         for _ in range(runs):
             for line, rates in alone.items():
                 link = next(link for link in lab.links if link.line == line)
-                rates.append(
-                    move(lab, [link], ["--transport", transport, "--workers", "1"], guest).throughput_mib_per_s
-                )
+                size_bytes = line.rate_bytes_per_s * ALONE_S // MIB * MIB
+                options = ["--transport", transport, "--workers", "1"]
+                rates.append(move(lab, [link], options, guest.format(size_bytes)).throughput_mib_per_s)
             options = ["--transport", transport, "--workers", str(workers)]
-            report = move(lab, lab.links, options, guest)
+            report = move(lab, lab.links, options, guest.format(memory))
             together.append(report.throughput_mib_per_s)
     total = sum(median(alone[line]) for line in lines)
     return {
