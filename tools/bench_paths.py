@@ -23,7 +23,6 @@ from parmig.units import MIB, format_bit_rate
 from tools.bench_lab import LIMIT_S, describe_host, median, to_json
 from tools.netlab import Lab, Line, Link, open_lab, parse_line
 
-
 ALONE_S = 3
 """How long the guest takes that moves over a single link."""
 
