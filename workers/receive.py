@@ -69,6 +69,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         Caller(setup.session, setup.worker, setup.protocol),
         credit_bytes=setup.credit_bytes,
         outlives=setup.outlives_losses,
+        goes_on=setup.replaces,
         connected=lambda: inbox.report(WorkerConnected()),  # before the source can continue
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns: inbox.report(ChannelResumed(lasted_ns)),

@@ -43,6 +43,13 @@ class Tick(Event, frozen=True):
     """Time passes; the plan checks its time limits."""
 
 
+class WorkerDied(Event, frozen=True):
+    """A worker of this side has ended without a reason of its own; it is reaped. Another one may take its place."""
+
+    worker: int
+    error: ParmigError
+
+
 class Recorded(Event, frozen=True):
     """The record of the hand-over has *state*, on disk."""
 
@@ -259,6 +266,13 @@ class Instruct(msgspec.Struct, frozen=True):
     instruction: worker_messages.Instruction
 
 
+class Replace(msgspec.Struct, frozen=True):
+    """Start a worker in place of *worker*, which has died for this *reason*."""
+
+    worker: int
+    reason: str
+
+
 class WriteRecord(msgspec.Struct, frozen=True):
     """Write *state* to the record of the hand-over. ``Recorded`` or ``RecordFailed`` follows."""
 
@@ -278,4 +292,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Instruct | Throttle | AskDigests | WriteRecord
+Instruction = Do | Instruct | Replace | Throttle | AskDigests | WriteRecord

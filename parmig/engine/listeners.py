@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
@@ -83,6 +85,7 @@ class Listeners:
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
+        self._setups: list[ReceiveSetup] = []
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
         self._keeps_digests = VERIFY_AFTER in wish.capabilities
@@ -137,6 +140,7 @@ class Listeners:
                 page_digests=self._keeps_digests,
                 cpus=pinning.cpus(worker, local=self._host(worker)),
             )
+            self._setups.append(setup)
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
         self._state_endpoint = self._transport.bind(state)
@@ -164,6 +168,18 @@ class Listeners:
     def note_port(self, worker: int, port: int) -> None:
         """Note that *worker* listens at *port*; 0: where it was asked to."""
         self._ports[worker] = port or self._ports[worker]
+
+    def replace(self, worker: int) -> None:
+        """Start a worker in place of *worker*, which has died. It listens at the same port, and goes on from there."""
+        setup = self._setups[worker]
+        uri = str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker]))
+        _, descriptors = memory_for_workers(self._memory)
+        self.pool.replace(
+            worker,
+            msgspec.structs.replace(setup, uri=uri, replaces=True),
+            [self._shared.fd, *descriptors],
+            transport_imports(self._scheme),
+        )
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""

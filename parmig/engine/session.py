@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import (
@@ -18,6 +18,7 @@ from parmig.engine.destination_events import (
     Event,
     Instruct,
     Instruction,
+    Replace,
     SendMessage,
     Show,
     WriteRecord,
@@ -99,6 +100,7 @@ class ReceiveSession(Driver[Instruction]):
             wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
+            replaces=reconnect_ns_of(wish.capabilities) > 0,
             may_ask=ASK_FOR_GUEST in wish.capabilities,
             outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
@@ -212,6 +214,10 @@ class ReceiveSession(Driver[Instruction]):
                 self._show(Progress(status=status, round=round_))
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
+            case Replace(worker, reason):
+                self._note_outage(of_worker(worker), reason)
+                self._listeners.replace(worker)
+                self._watch_all()
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:

@@ -208,9 +208,14 @@ class WorkerLog(Message, frozen=True):
 
 
 class WorkerFailed(Message, frozen=True):
-    """Worker: I failed and end."""
+    """Worker: I failed and end.
+
+    Attributes:
+        died: the pool says this: it ended without a word, for no reason of its own. Another one may do its work.
+    """
 
     error: ErrorReport
+    died: bool = False
 
 
 WorkerEvent = (

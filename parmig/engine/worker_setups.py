@@ -80,6 +80,7 @@ class ReceiveSetup(MemorySetup, frozen=True):
     Attributes:
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
+        replaces: whether a worker of this number was there before, and has ended.
     """
 
     uri: str
@@ -89,3 +90,4 @@ class ReceiveSetup(MemorySetup, frozen=True):
     batch_bytes: int
     credit_bytes: int
     outlives_losses: bool = False
+    replaces: bool = False

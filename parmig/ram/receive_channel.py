@@ -28,6 +28,7 @@ class ReceiveChannel:
         caller: the only one that is let in.
         credit_bytes: how much it may have unacknowledged.
         outlives: whether the channel goes on after a loss.
+        goes_on: whether another process has had this channel before.
         connected: called when the send worker is in for the first time, before it is answered.
         lost: called with the reason when a connection is lost.
         resumed: called with the length of the outage in nanoseconds.
@@ -42,6 +43,7 @@ class ReceiveChannel:
         *,
         credit_bytes: int,
         outlives: bool,
+        goes_on: bool = False,
         connected: Callable[[], None],
         lost: Callable[[str], None],
         resumed: Callable[[int], None],
@@ -57,8 +59,8 @@ class ReceiveChannel:
         self._transport: MigrationTransport | None = None
         self._poller = Poller(wake_fd)
         self._peer_is_in = False
-        self._epoch = -1
-        self._lost_ns = 0
+        self._epoch = 0 if goes_on else -1
+        self._lost_ns = time.monotonic_ns()
 
     def listen(self) -> Endpoint:
         """Listen, and return where.

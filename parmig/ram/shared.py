@@ -25,8 +25,8 @@ from parmig.ram.blocks import RamBlock
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _LIMIT_WORDS = 8
+_COUNTERS, _COUNTER_WORDS = 9, 10  # the fields of WorkerCounters, and the last batch in place
 _PATH_WORDS = 2  # at most as many paths as workers; each has a rate and an instant, like the first two words of limits
-_COUNTER_WORDS = 9
 _CODECS, _CODEC_WORDS = 256, 4
 
 NOT_ARMED, FRESH, ARMED = 0, 1, 2
@@ -153,11 +153,19 @@ class SharedArea:
 
     def publish(self, worker: int, counters: WorkerCounters) -> None:
         """Publish the counters of *worker*. Only that worker calls this."""
-        self._counters[worker] = msgspec.structs.astuple(counters)
+        self._counters[worker, :_COUNTERS] = msgspec.structs.astuple(counters)
 
     def counters(self, worker: int) -> WorkerCounters:
         """What *worker* published last."""
-        return WorkerCounters(*self._counters[worker].tolist())
+        return WorkerCounters(*self._counters[worker, :_COUNTERS].tolist())
+
+    def note_placed(self, worker: int, sequence: int) -> None:
+        """(destination) All batches of *worker* up to *sequence* are in place. Who replaces it goes on there."""
+        self._counters[worker, _COUNTERS] = sequence
+
+    def placed(self, worker: int) -> int:
+        """(destination) The last batch of *worker* that is in place."""
+        return int(self._counters[worker, _COUNTERS])
 
     def codec_counters(self, worker: int) -> CodecCounters:
         """Where *worker* counts what its codecs do."""
