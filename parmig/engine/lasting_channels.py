@@ -17,9 +17,11 @@ from parmig.values import Path
 CONTROL, STATE = "control", "state"
 """What the two channels are called in progress and report."""
 
+# Both send keep-alives: a path may swallow everything while a channel has nothing to say, and the pause is no time to
+# find out.
 _OPTIONS: dict[str, dict[str, Any]] = {
     CONTROL: {"heartbeat": True, "max_message_bytes": MAX_CONTROL_BYTES},
-    STATE: {"heartbeat": False, "max_message_bytes": MAX_STATE_CHUNK_BYTES + 64},
+    STATE: {"heartbeat": True, "max_message_bytes": MAX_STATE_CHUNK_BYTES + 64},
 }
 
 
@@ -44,6 +46,11 @@ class LastingChannels:
         self._session = session
         self._limit_ns = limit_ns
         self._notes = notes
+
+    @property
+    def outlive(self) -> bool:
+        """Whether the channels outlive their connections."""
+        return self._limit_ns > 0
 
     def calling(
         self, name: str, first: MigrationTransport, endpoint: Endpoint, paths: Sequence[Path] = ()

@@ -99,7 +99,7 @@ class Listeners:
         self._transport = open_control(
             Endpoint(self._control_scheme, self._hosts[0], 0),
             "state channel",
-            heartbeat=False,
+            heartbeat=reconnect_ns_of(wish.capabilities) > 0,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )

@@ -232,7 +232,7 @@ class MigrationSender(SourceSide):
     ) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
         endpoint = Endpoint(control_scheme(control), host, accept.state.port)
-        transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
+        transport = open_control(endpoint, "state channel", heartbeat=lasting.outlive, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         _logger.info("state channel connected to %s", endpoint)
