@@ -70,7 +70,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         credit_bytes=setup.credit_bytes,
         outlives=setup.outlives_losses,
         goes_on=setup.replaces,
-        connected=lambda: inbox.report(WorkerConnected()),  # before the source can continue
+        connected=lambda: inbox.report(WorkerConnected(channel.peer_pid())),  # before the source can continue
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns: inbox.report(ChannelResumed(lasted_ns)),
         wake_fd=inbox.fileno(),

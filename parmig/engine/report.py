@@ -6,7 +6,7 @@ The field names are a contract: names may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +17,7 @@ from parmig.ram.codecs.registry import name_of
 from parmig.units import NS_PER_MS
 
 if TYPE_CHECKING:
+    from parmig.ram.blocks import RamBlock
     from parmig.ram.shared import CodecFigures
 
 
@@ -77,8 +78,10 @@ class RoundReport(msgspec.Struct, kw_only=True):
 
 
 class RamReport(msgspec.Struct, kw_only=True):
-    """All RAM traffic: pages sent as data, sent as zero pages, and never allocated.
+    """All RAM: pages sent as data, sent as zero pages, and never allocated.
 
+    ``direct`` (source): pages were copied from memory to memory, and ``wire_bytes`` did not go through a socket.
+    ``in_place_blocks`` were not copied: the destination maps the memory files of the source.
     ``huge_page_bytes`` (destination): memory that parmig provided in huge pages for what it placed.
     """
 
@@ -88,6 +91,15 @@ class RamReport(msgspec.Struct, kw_only=True):
     zero_pages: int = 0
     skipped_pages: int = 0
     huge_page_bytes: int = 0
+    direct: bool = False
+    in_place_bytes: int = 0
+    in_place_blocks: list[str] = []
+
+    def note_in_place(self, blocks: Sequence[RamBlock]) -> None:
+        """Add blocks that were not copied."""
+        self.in_place_bytes = sum(block.size_bytes for block in blocks)
+        self.in_place_blocks = [block.name for block in blocks]
+        self.total_bytes += self.in_place_bytes
 
 
 class WorkerReport(msgspec.Struct, kw_only=True):

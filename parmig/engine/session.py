@@ -55,6 +55,7 @@ class ReceiveSession(Driver[Instruction]):
         control: channel to the source; owned from here on, but not by a constructor that fails.
         endpoint: where the control channel was made, and where a source that was lost asks for its guest.
         store: for the record of the hand-over; not owned.
+        in_place: numbers of the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
@@ -72,6 +73,7 @@ class ReceiveSession(Driver[Instruction]):
         control: ControlChannel,
         endpoint: Endpoint,
         *,
+        in_place: tuple[int, ...],
         store: RecordStore,
         guest: Guest,
         thread: GuestThread,
@@ -79,12 +81,13 @@ class ReceiveSession(Driver[Instruction]):
     ) -> None:
         self.wish = wish
         self._info = info
+        self._in_place = in_place
         self._control = control
         self._control_lost = False
         self._endpoint = endpoint
         self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
-        self._listeners = Listeners(wish, memory, config, self._take_early, self._notes)
+        self._listeners = Listeners(wish, memory, self._in_place, config, self._take_early, self._notes)
         try:
             self.promise = Promise(store, guest, thread, self._listeners.token, endpoint)
         except BaseException:
@@ -93,11 +96,11 @@ class ReceiveSession(Driver[Instruction]):
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
-        self._outages = Outages(wish.workers)
+        self._outages = Outages(self._listeners.wish.workers)
         self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
-            wish.workers,
+            self._listeners.wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
             replaces=reconnect_ns_of(wish.capabilities) > 0,
@@ -182,7 +185,8 @@ class ReceiveSession(Driver[Instruction]):
             case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
-            case worker_messages.WorkerConnected():
+            case worker_messages.WorkerConnected(pid=pid):
+                self._listeners.note_writer(pid)
                 return events.WorkerConnected(worker)
             case worker_messages.ChannelLost(reason=reason):
                 self._note_outage(of_worker(worker), reason)
@@ -221,7 +225,7 @@ class ReceiveSession(Driver[Instruction]):
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
-                self._say(self._listeners.accept_message(self._info))
+                self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
                 lasting, everywhere = self._listeners.lasting, self._listeners.everywhere(self._endpoint)
                 self._control.transport = lasting.listening(CONTROL, self._control.transport, everywhere)
                 self._watch_all()
@@ -256,9 +260,9 @@ class ReceiveSession(Driver[Instruction]):
         ran_ns = self.promise.ran_ns = self._guest.resume()
         return ran_ns
 
-    def _say(self, message: peer_messages.ControlMessage) -> None:
+    def _say(self, message: peer_messages.ControlMessage, fds: Sequence[int] = ()) -> None:
         try:
-            self._control.write(message)
+            self._control.write(message, fds)
         except PeerLostError as error:
             self._fail(error)  # the source's last message may still wait to be read
 
@@ -278,10 +282,11 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
-        report.workers, report.compression, report.transport = wish.workers, choice_of(wish), wish.transport
+        report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
+        report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
         report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from parmig.engine import events, worker_messages
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
@@ -25,7 +27,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report
 from parmig.engine.source_steps import Step
-from parmig.errors import ProtocolError
+from parmig.errors import GuestRefusedError, ProtocolError
 from parmig.guests.guest import DirtyLog, Guest, StateSink
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import SETTLED_BY_STOP
@@ -213,7 +215,14 @@ class SourceRun(Driver[Instruction]):
     def _start_log(self) -> tuple[DirtyLog, int]:
         """The log, and the descriptor of a shared bitmap or -1."""
         self._custody.arm()
-        log = self._guest.start_dirty_log(self._tracker)
+        log = self._guest.start_dirty_log(self._tracker if self._memory else "none")
+        names = [part.block.name for part in self._guest.memory()]
+        if len(names) != len(self._memory):  # the others stay in place
+            if log.kind == "bitmap":
+                raise GuestRefusedError("the guest's bitmap is of all its blocks; use --tracker pagemap or digest")
+            segments = dict(zip(names, log.segments, strict=False))
+            moved = tuple(segments[part.block.name] for part in self._memory) if segments else ()
+            log = msgspec.structs.replace(log, segments=moved)
         return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
 
     def _log_started(self, started: tuple[DirtyLog, int]) -> Event:

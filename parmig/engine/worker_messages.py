@@ -122,7 +122,9 @@ class WorkerReady(Message, frozen=True):
 
 
 class WorkerConnected(Message, frozen=True):
-    """Receive worker: its send worker has sent its hello."""
+    """Receive worker: its send worker has sent its hello. It is process *pid* of this host; 0: that is not known."""
+
+    pid: int = 0
 
 
 class ChannelLost(Message, frozen=True):

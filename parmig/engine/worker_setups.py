@@ -57,6 +57,9 @@ class SendSetup(MemorySetup, frozen=True):
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
         codec_settings: of this channel.
+        targets: what holds the blocks at the destination, if the worker is to write there itself; the descriptors
+            follow those of ``memory``: the destination's shared area first, then those whose numbers are in ``fd``.
+        target_digests: whether that area has a digest of each page.
         routes: ways to its receive worker; the first is tried first.
         reconnect_ns: how long its channel may be lost; 0: a loss is an error.
         path: number of its path, for the limit of that; 0 if there is only one.
@@ -71,6 +74,8 @@ class SendSetup(MemorySetup, frozen=True):
     batch_bytes: int
     connect_timeout_ns: int
     reconnect_ns: int = 0
+    targets: tuple[BlockMemory, ...] = ()
+    target_digests: bool = False
     path: int = 0
 
 

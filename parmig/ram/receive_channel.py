@@ -78,6 +78,10 @@ class ReceiveChannel:
         self._poller = Poller(transport, self._wake_fd)
         return self._endpoint
 
+    def peer_pid(self) -> int:
+        """The process of the send worker, if it is on this host and known; else 0."""
+        return self._transport.peer_pid() if self._transport is not None else 0
+
     def poll(self) -> bool:
         """Wait until there may be something to do. Returns False if nothing has come, and the wait ended early."""
         if self._transport is None:

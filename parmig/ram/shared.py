@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from parmig.errors import ProtocolError
 from parmig.ram.bits import Bits, bits_for
 from parmig.ram.blocks import RamBlock
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -107,6 +108,9 @@ class SharedArea:
         regions: how many regions they were cut into.
         page_digests: keep a digest of each page (destination).
 
+    Raises:
+        ProtocolError: *fd* is an area of another size.
+
     Attributes:
         armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
         senders: one byte a region: the worker that sent it last, plus 1; 0: none (source).
@@ -128,6 +132,8 @@ class SharedArea:
         if fd < 0:
             fd = os.memfd_create("parmig-shared", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
+        elif os.fstat(fd).st_size != size:  # a shorter one would end this process by SIGBUS
+            raise ProtocolError(f"a shared area has {os.fstat(fd).st_size} bytes, expected {size}")
         self.fd = fd
         self._map = mmap.mmap(fd, size)
         whole: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)

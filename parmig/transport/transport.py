@@ -234,6 +234,22 @@ class MigrationTransport(ABC):
     def pollables(self) -> list[int]:
         """Descriptors to poll; one becomes readable when :meth:`read` may make progress or fail. See ``polling``."""
 
+    def send_descriptors(self, fds: Sequence[int]) -> None:
+        """(Unix sockets) Send duplicates of *fds* to the peer. They arrive before the message that is written next.
+
+        Raises:
+            PeerLostError: the connection is gone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no descriptors")
+
+    def take_descriptors(self) -> list[int]:
+        """What came with the message that was read last, in the order in which it was sent. The caller closes it."""
+        return []
+
+    def peer_pid(self) -> int:
+        """(Unix sockets) The process of the accepted peer; 0: not known."""
+        return 0
+
     def ready(self) -> bool:
         """Whether :meth:`read` may make progress although no descriptor shows it; asked before each wait."""
         return False

@@ -97,21 +97,16 @@ class UnixTransport(TcpTransport):
     # -- descriptors ----------------------------------------------------------------------------
 
     def send_descriptors(self, fds: Sequence[int]) -> None:
-        """Send duplicates of *fds* to the peer. They arrive before the message that is written next.
-
-        Raises:
-            PeerLostError: the connection is gone.
-        """
         if isinstance(self._peer, UnixConnection):
             self._peer.send_descriptors(fds)
 
     def take_descriptors(self) -> list[int]:
-        """What came with the message that was read last, in the order in which it was sent. The caller closes it.
-
-        Before a peer is accepted, that is the message of a stranger.
-        """
+        """As for every transport; before a peer is accepted, that is the message of a stranger."""
         connection = self._last if self._peer is None else self._peer
         return connection.take_descriptors() if isinstance(connection, UnixConnection) else []
+
+    def peer_pid(self) -> int:
+        return self._peer.peer_pid() if isinstance(self._peer, UnixConnection) else 0
 
     # -- the end --------------------------------------------------------------------------------
 
