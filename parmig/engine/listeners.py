@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
@@ -102,7 +100,6 @@ class Listeners:
         self._writers: list[int] = []
         self._targets: tuple[BlockMemory, ...] = ()
         self.passed_files: list[int] = []
-        self._setups: list[ReceiveSetup] = []
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
         self._keeps_digests = VERIFY_AFTER in wish.capabilities
@@ -160,7 +157,6 @@ class Listeners:
                 page_digests=self._keeps_digests,
                 cpus=pinning.cpus(worker, local=self._host(worker)),
             )
-            self._setups.append(setup)
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
         self._state_endpoint = self._transport.bind(state)
@@ -197,15 +193,8 @@ class Listeners:
 
     def replace(self, worker: int) -> None:
         """Start a worker in place of *worker*, which has died. It listens at the same port, and goes on from there."""
-        setup = self._setups[worker]
         uri = str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker]))
-        _, descriptors = memory_for_workers(self._memory)
-        self.pool.replace(
-            worker,
-            msgspec.structs.replace(setup, uri=uri, replaces=True),
-            [self._shared.fd, *descriptors],
-            transport_imports(self._scheme),
-        )
+        self.pool.replace(worker, uri=uri, replaces=True)
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""

@@ -188,6 +188,7 @@ class MigrationSender(SourceSide):
             limits_of(self._config),
             verify=bool(self._config.compares and blocks) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
+            replaces=reconnect_ns > 0,
             comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
             may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
