@@ -215,22 +215,6 @@ class NobodyListens(Event, frozen=True):
     error: ParmigError
 
 
-class WentOn(Event, frozen=True):
-    """(snapshot) The guest has been running here again since *ran_ns*."""
-
-    ran_ns: int
-
-
-class Composed(Event, frozen=True):
-    """(snapshot) The file is complete but for its digest, which is made of *pieces* pieces."""
-
-    pieces: int
-
-
-class Committed(Event, frozen=True):
-    """(snapshot) The file has its name."""
-
-
 class HandOverNotSent(Event, frozen=True):
     """The hand-over never left this host, so that the destination cannot act on it."""
 
