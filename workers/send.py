@@ -73,8 +73,8 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         reconnect=_reconnect(setup, name, caller, dialer, inbox),
         reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
     )
-    channel.open(caller, limit_ns=setup.connect_timeout_ns)
-    _logger.info("connected after %s", format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
+    channel.open(caller, limit_ns=setup.connect_timeout_ns, epoch=setup.epoch)
+    _logger.info("connected to %s after %s", dialer.route, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
     inbox.report(WorkerReady())
     digester = RegionDigester()
     tracker = await_tracker(inbox, channel.idle, blocks)
@@ -125,6 +125,7 @@ def _reconnect(setup: SendSetup, name: str, caller: Caller, dialer: Dialer, inbo
         caller,
         dialer.dial,
         setup.reconnect_ns,
+        epoch=setup.epoch,
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns, again_bytes: inbox.report(ChannelResumed(lasted_ns, again_bytes, str(dialer.route))),
     )

@@ -28,7 +28,7 @@ from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
 from parmig.engine.round_work import RoundKind, RoundWork
-from parmig.engine.source_end import SourceEnd
+from parmig.engine.source_channels import SourceChannels
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.errors import ParmigError, ProtocolError
@@ -41,7 +41,7 @@ PEER_EVENTS = (events.PeerDigested, events.PeerLoaded, events.PeerResumed, event
 """What the destination causes: at the wrong time it breaks the protocol."""
 
 
-class Coordinator(SourceEnd):
+class Coordinator(SourceChannels):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -52,6 +52,7 @@ class Coordinator(SourceEnd):
         remembering: workers remember what they have sent, so regions stay with their last sender.
         comparison: what to compare after the hand-over, if anything.
         may_ask: the destination answers a source that lost it after the hand-over, and asks.
+        replaces: channels outlive their connections, so that workers may be replaced.
     """
 
     _cancelled = "cancelled; the guest continues here"
@@ -70,14 +71,15 @@ class Coordinator(SourceEnd):
         remembering: bool = False,
         comparison: Comparison | None = None,
         may_ask: bool = False,
+        replaces: bool = False,
     ) -> None:
         super().__init__()
-        self._regions = regions
+        self.regions = regions
         self._workers = workers
         self._limits = limits
         self._verify, self.comparison = verify, comparison
         self._work = RoundWork(regions, workers, remembering=remembering)
-        self.may_ask = may_ask
+        self.may_ask, self.replaces = may_ask, replaces
         self._needs_sync = self._settles = self._saved = False
         self._waiting = set[int]()
         self._digests: dict[int, int] = {}
@@ -165,6 +167,7 @@ class Coordinator(SourceEnd):
 
     def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:
         self.round += 1
+        self._work.take_up()
         self.record.begin_round(now_ns)
         if not (self._settles and step is Step.SENDING):
             return self._hand_out(step, now_ns)
@@ -181,8 +184,9 @@ class Coordinator(SourceEnd):
 
     def _fenced(self, worker: int, counters: WorkerCounters, now_ns: int) -> list[Instruction]:
         self.record.fenced(worker, counters)
-        if not self._work.fenced(worker):
-            return []
+        return self._end_round(now_ns) if self._work.fenced(worker) else []
+
+    def _end_round(self, now_ns: int) -> list[Instruction]:
         self.record.end_round(now_ns, paused=self.step is not Step.SENDING, stolen=self._work.stolen)
         if self.step is Step.SENDING:
             if self._needs_sync:
@@ -209,6 +213,8 @@ class Coordinator(SourceEnd):
         if self._waiting:
             return []
         self.record.remaining(self._counted)
+        if self._work.lost:
+            return self._begin_round(Step.SENDING, now_ns)
         match decide(self.record.facts, self._limits, now_ns - self.record.marks["active"]):
             case Verdict.CONTINUE:
                 throttled = self._throttle(next_throttle_percent(self.record.facts, self._limits))
@@ -242,7 +248,7 @@ class Coordinator(SourceEnd):
     def _compare(self, now_ns: int) -> list[Instruction]:
         if self._waiting or self.peer_digest is None:
             return []
-        self.source_digest = combine(self._digests, len(self._regions))
+        self.source_digest = combine(self._digests, len(self.regions))
         if self.source_digest != self.peer_digest:
             message = (
                 f"the memories differ: digest {self.source_digest} here, {self.peer_digest} at the destination; "

@@ -267,10 +267,15 @@ class Instruct(msgspec.Struct, frozen=True):
 
 
 class Replace(msgspec.Struct, frozen=True):
-    """Start a worker in place of *worker*, which has died for this *reason*."""
+    """Start a worker in place of *worker*, which has died for this *reason*.
+
+    Attributes:
+        regions: (source) what nobody knows the state of any more; they are sent anew in the next round.
+    """
 
     worker: int
     reason: str
+    regions: tuple[int, ...] = ()
 
 
 class WriteRecord(msgspec.Struct, frozen=True):

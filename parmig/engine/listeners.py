@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import peer_messages
@@ -31,7 +29,7 @@ from parmig.engine.agreement import (
 from parmig.engine.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.memory_files import without_staying
-from parmig.engine.path_search import listening_hosts, offered_addresses
+from parmig.engine.path_search import WILDCARDS, listening_hosts, offered_addresses
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -102,7 +100,6 @@ class Listeners:
         self._writers: list[int] = []
         self._targets: tuple[BlockMemory, ...] = ()
         self.passed_files: list[int] = []
-        self._setups: list[ReceiveSetup] = []
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
         self._keeps_digests = VERIFY_AFTER in wish.capabilities
@@ -116,7 +113,7 @@ class Listeners:
         self._transport = open_control(
             Endpoint(self._control_scheme, self._hosts[0], 0),
             "state channel",
-            heartbeat=False,
+            heartbeat=reconnect_ns_of(wish.capabilities) > 0,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )
@@ -126,7 +123,7 @@ class Listeners:
             self.token,
             early,
             max_bytes=config.max_state_bytes,
-            lasting=lambda transport: self.lasting.listening(STATE, transport, self._state_endpoint),
+            lasting=lambda transport: self.lasting.listening(STATE, transport, self.everywhere(self._state_endpoint)),
         )
         try:
             self._start()
@@ -160,11 +157,18 @@ class Listeners:
                 page_digests=self._keeps_digests,
                 cpus=pinning.cpus(worker, local=self._host(worker)),
             )
-            self._setups.append(setup)
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
         state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
         self._state_endpoint = self._transport.bind(state)
         _logger.info("state channel listens at %s", self._state_endpoint)
+
+    def everywhere(self, endpoint: Endpoint) -> Endpoint:
+        """*endpoint* at all addresses of this side, so that a channel outlives the loss of a path."""
+        if endpoint.scheme == UNIX_SCHEME:
+            return endpoint
+        hosts = dict.fromkeys((endpoint.host, *self._hosts))
+        wildcard = next((host for host in hosts if host in WILDCARDS), None)
+        return Endpoint(endpoint.scheme, wildcard or ",".join(hosts), endpoint.port)
 
     def _host(self, worker: int) -> str:
         return self._hosts[worker % len(self._hosts)]
@@ -189,15 +193,8 @@ class Listeners:
 
     def replace(self, worker: int) -> None:
         """Start a worker in place of *worker*, which has died. It listens at the same port, and goes on from there."""
-        setup = self._setups[worker]
         uri = str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker]))
-        _, descriptors = memory_for_workers(self._memory)
-        self.pool.replace(
-            worker,
-            msgspec.structs.replace(setup, uri=uri, replaces=True),
-            [self._shared.fd, *descriptors],
-            transport_imports(self._scheme),
-        )
+        self.pool.replace(worker, uri=uri, replaces=True)
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""

@@ -90,6 +90,10 @@ class Pace:
             left_bytes = load.unacked_bytes + self.wire_part * sum(worker.given)
             worker.free_ns = now_ns + round(left_bytes * NS_PER_S / worker.rate)
 
+    def drop(self, number: int) -> None:
+        """Worker *number* is gone, and another one begins in its place."""
+        self._workers[number] = _Worker()
+
     # -- what follows ---------------------------------------------------------------------------
 
     def bundle_bytes(self, number: int, left_bytes: int, now_ns: int) -> int | None:

@@ -59,6 +59,7 @@ class WorkerPool:
         self._connections: list[Connection] = []
         self._poll = select.poll()  # Connection.poll() makes a selector each time: 20 µs for each worker instead of 1
         self._by_fd: dict[int, int] = {}
+        self._started: dict[int, tuple[msgspec.Struct, Sequence[int], Sequence[str]]] = {}
         self._gone: set[int] = set()
         self._stuck: dict[int, str] = {}
         self._stopped: set[int] = set()
@@ -77,17 +78,24 @@ class WorkerPool:
         self._connections.append(connection)
         return worker
 
-    def replace(self, worker: int, setup: msgspec.Struct, fds: Sequence[int], imports: Sequence[str] = ()) -> None:
-        """Start a worker in place of *worker*, whose death was reported. It is reaped before this returns."""
+    def replace(self, worker: int, **changes: object) -> None:
+        """Start a worker in place of *worker*, whose death was reported. It is reaped before this returns.
+
+        Args:
+            changes: fields of the setup that are different for the new one, and for those that may follow it.
+        """
         end_process(self._processes[worker], patience_s=0)
         self._connections[worker].close()
         self._gone.discard(worker)
         self._stuck.pop(worker, None)
+        setup, fds, imports = self._started[worker]
+        setup = msgspec.structs.replace(setup, **changes)
         self._processes[worker], self._connections[worker] = self._open(worker, setup, fds, imports)
 
     def _open(
         self, worker: int, setup: msgspec.Struct, fds: Sequence[int], imports: Sequence[str]
     ) -> tuple[ChildProcess, Connection]:
+        self._started[worker] = (setup, fds, imports)
         kind = self._name.split()[0].replace("receive", "recv")  # the kernel keeps 15 characters of it all
         process, connection = start_process(self._program, f"parmig-{kind}-{worker}", encode(setup), fds, imports)
         _limit_pipe(connection.fileno())

@@ -39,6 +39,7 @@ class RoundWork:
 
     Attributes:
         owned: region numbers by worker.
+        lost: regions of workers that have died in a round. The next round sends them as if for the first time.
         total_pages: of all regions.
     """
 
@@ -49,6 +50,8 @@ class RoundWork:
         self.owned = assign(self._weights, workers)
         self.total_pages = sum(self._weights)
         self._region_bytes = self.total_pages * PAGE_BYTES // max(1, len(regions))
+        self.lost: set[int] = set()
+        self._again: set[int] = set()
         self._shares = Shares([])
         self._pace = Pace(workers)
         self._waiting, self._fencing, self._resting = set[int](), set[int](), set[int]()
@@ -69,8 +72,9 @@ class RoundWork:
             scanned: the workers have scanned all regions.
         """
         self._round, self._kind, self._scanned = round_, kind, scanned
+        absent = self.lost | self._again
         self._shares = shares_of_round(
-            self.owned,
+            [[number for number in owned if number not in absent] for owned in self.owned] if absent else self.owned,
             dirty_pages,
             self.total_pages,
             paused=kind is not RoundKind.RUNNING,
@@ -79,7 +83,7 @@ class RoundWork:
         )
         self._pace.begin_round(dirty_pages / max(1, self.total_pages))
         self._waiting, self._fencing, self._resting = set(self._shares.workers), set(), set()
-        instructions: list[Instruction] = []
+        instructions = self._send_anew(sorted(self._again - self.lost), now_ns)
         # A second bundle each, so that no worker waits for an answer.
         for _ in range(1 if self._shares.whole else 2):
             for worker in self._shares.workers:
@@ -95,6 +99,34 @@ class RoundWork:
         """Time has passed: give workers that rest something after all, if others have become slower than expected."""
         return [instruction for worker in sorted(self._resting) for instruction in self._feed(worker, now_ns)]
 
+    def take_up(self) -> None:
+        """A round is about to begin: it sends anew what is lost until now."""
+        self._again, self.lost = self.lost, set()
+
+    def _send_anew(self, lost: Sequence[int], now_ns: int) -> list[Instruction]:
+        """Give each worker a part of the *lost* regions, besides its share. No round of the pause has any."""
+        instructions: list[Instruction] = []
+        for worker in range(self._workers):
+            part = tuple(lost[worker :: self._workers])
+            if part:
+                self._shares.taken[worker] += part
+                self._pace.gave(worker, len(part) * self._region_bytes, now_ns)
+                instructions.append(Instruct(worker, SendRegions(self._round, part, True, True, self._scanned)))
+        return instructions
+
+    def takes_part(self, worker: int) -> bool:
+        """Whether *worker* has not ended its part of the round."""
+        return worker in self._waiting
+
+    def drop(self, worker: int) -> tuple[int, ...]:
+        """A worker has died: it takes no part in this round any more. Returns the regions that are lost with it."""
+        lost = self._shares.drop(worker)
+        self.lost.update(lost)
+        self._pace.drop(worker)
+        self._fencing.add(worker)
+        self._resting.discard(worker)
+        return tuple(lost)
+
     def fenced(self, worker: int) -> bool:
         """A worker has ended its part of the round; returns whether all have."""
         self._waiting.discard(worker)
@@ -102,6 +134,9 @@ class RoundWork:
             return False
         if self._remembering:
             self.owned = [sorted(regions) for regions in self._shares.taken]
+            if self.lost:  # some may have been given to nobody
+                left = self.lost.difference(*self._shares.taken)
+                self.owned[0] = sorted([*self.owned[0], *left])
         elif self._kind is RoundKind.RUNNING:
             speeds = self._pace.speeds()
             if speeds is not None and max(speeds) > UNEQUAL * min(speeds):

@@ -147,13 +147,12 @@ class ReceiveSession(Driver[Instruction]):
             self._feed(events.Garbled(error))
 
     def _take_notes(self) -> None:
-        """Note what happened to the channels of control and state."""
         while self._notes:
-            channel, reason, lasted_ns = self._notes.popleft()
-            if reason:
-                self._note_outage(channel, reason)
+            note = self._notes.popleft()
+            if note.reason:
+                self._note_outage(note.channel, note.reason)
             else:
-                self._note_end_of_outage(channel, lasted_ns)
+                self._note_end_of_outage(note.channel, note.lasted_ns)
         self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _receive_state(self) -> None:
@@ -201,8 +200,9 @@ class ReceiveSession(Driver[Instruction]):
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
 
     def _note_outage(self, channel: str, reason: str) -> None:
-        self._outages.lost(channel, time.monotonic_ns(), reason)
-        self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
+        if self.plan.status in BEFORE_HAND_OVER:  # later it only means that the source has ended its workers
+            self._outages.lost(channel, time.monotonic_ns(), reason)
+            self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
 
     def _note_end_of_outage(self, channel: str, lasted_ns: int) -> None:
         self._outages.resumed(channel, time.monotonic_ns())
@@ -226,8 +226,8 @@ class ReceiveSession(Driver[Instruction]):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
                 self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
-                lasting = self._listeners.lasting
-                self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
+                lasting, everywhere = self._listeners.lasting, self._listeners.everywhere(self._endpoint)
+                self._control.transport = lasting.listening(CONTROL, self._control.transport, everywhere)
                 self._watch_all()
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)

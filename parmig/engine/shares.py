@@ -98,6 +98,12 @@ class Shares:
         self.taken[worker] += regions
         return regions
 
+    def drop(self, worker: int) -> list[int]:
+        """*worker* is gone: nobody gets the rest of its regions in this round. Returns them, and those that it got."""
+        self.taken[worker] += self._left[worker]
+        self._left[worker], self._kept[worker] = (), 0
+        return self.taken[worker]
+
     @property
     def left(self) -> int:
         """How many regions nobody has got yet."""

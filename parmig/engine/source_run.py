@@ -109,6 +109,7 @@ class SourceRun(Driver[Instruction]):
         self._ready = 0
         self._long_ns = sys.maxsize
         self._log_fd = -1
+        self._tracking: tuple[worker_messages.StartTracking, int] | None = None
 
     @abstractmethod
     def _do(self, what: Do) -> None:
@@ -164,6 +165,9 @@ class SourceRun(Driver[Instruction]):
 
     def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
         match message:
+            case worker_messages.WorkerReady() if self.plan.step is not Step.SETUP:  # it replaces another one
+                self._show_line(f"{of_worker(worker)}: another process has taken its place")
+                return events.ChannelResumed(of_worker(worker))
             case worker_messages.WorkerReady():
                 self._ready += 1
                 return events.WorkersReady() if self._ready == len(self._pool) else None
@@ -233,8 +237,9 @@ class SourceRun(Driver[Instruction]):
         if area_bytes:
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)
+        self._tracking = (worker_messages.StartTracking(log, fd >= 0), fd)
         for worker in range(len(self._pool)):
-            self._pool.instruct(worker, worker_messages.StartTracking(log, fd >= 0), fd)
+            self._pool.instruct(worker, *self._tracking)
         return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
 
     def _settle(self) -> int:

@@ -62,6 +62,7 @@ class SendSetup(MemorySetup, frozen=True):
         target_digests: whether that area has a digest of each page.
         routes: ways to its receive worker; the first is tried first.
         reconnect_ns: how long its channel may be lost; 0: a loss is an error.
+        epoch: of its first connection; not 0: it replaces a worker that has died.
         path: number of its path, for the limit of that; 0 if there is only one.
     """
 
@@ -74,6 +75,7 @@ class SendSetup(MemorySetup, frozen=True):
     batch_bytes: int
     connect_timeout_ns: int
     reconnect_ns: int = 0
+    epoch: int = 0
     targets: tuple[BlockMemory, ...] = ()
     target_digests: bool = False
     path: int = 0

@@ -105,13 +105,13 @@ class SendChannel:
         self._fenced_sequence = 0
         self.waiting_ns = 0
 
-    def open(self, caller: Caller, *, limit_ns: int) -> None:
-        """Send the hello of *caller*, and wait for the welcome.
+    def open(self, caller: Caller, *, limit_ns: int, epoch: int = 0) -> None:
+        """Send the hello of *caller*, or its restart with *epoch*, and wait for the welcome.
 
         Raises:
             LimitExceededError: no answer within *limit_ns*.
         """
-        self._transport.write([messages.hello(caller)])
+        self._transport.write([messages.restart(caller, epoch) if epoch else messages.hello(caller)])
         deadline = time.monotonic_ns() + limit_ns
         self._wait(lambda: self._credit_bytes > 0, "the welcome of the receive worker", lambda: deadline)
 

@@ -84,6 +84,11 @@ class MigrationRamReceive:
         """The number of the last batch that is in place."""
         return self._sequence
 
+    def restart(self) -> None:
+        """Another send worker takes the place of the one that sent until now: its batches count from 1."""
+        self._sequence = 0
+        self._shared.note_placed(self._worker, 0)
+
     def _place(self, message: Incoming) -> None:
         header = decode_batch(message.head, blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
         if header.sequence != self._sequence + 1:

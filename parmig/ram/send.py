@@ -30,7 +30,7 @@ from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
 from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import Regions
-from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 
 
@@ -85,7 +85,9 @@ class MigrationRamSend:
         self._zero_pages = 0
         self._zero_runs = 0  # an upper bound: runs that join still count as two
         self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # leave out the time in which it waited to start
-        self.counters = WorkerCounters()
+        self.counters = shared.counters(worker)  # of a worker of this number before it, if there was one
+        self._waited_before_ns = self.counters.waiting_ns
+        self._began_ns -= self.counters.busy_ns
 
     @property
     def load(self) -> ChannelLoad | None:
@@ -236,6 +238,6 @@ class MigrationRamSend:
         self._publish()
 
     def _publish(self) -> None:
-        self.counters.waiting_ns = self._outlet.waiting_ns
+        self.counters.waiting_ns = self._waited_before_ns + self._outlet.waiting_ns
         self.counters.busy_ns = time.monotonic_ns() - self._began_ns - self._outlet.waiting_ns
         self._shared.publish(self._worker, self.counters)

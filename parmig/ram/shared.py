@@ -23,6 +23,7 @@ import numpy.typing as npt
 from parmig.errors import ProtocolError
 from parmig.ram.bits import Bits, bits_for
 from parmig.ram.blocks import RamBlock
+from parmig.ram.regions import Region
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _LIMIT_WORDS = 8
@@ -172,6 +173,13 @@ class SharedArea:
     def placed(self, worker: int) -> int:
         """(destination) The last batch of *worker* that is in place."""
         return int(self._counters[worker, _COUNTERS])
+
+    def forget_regions(self, numbers: Sequence[int], regions: Sequence[Region]) -> None:
+        """(source) Whoever scanned *numbers* is gone: nothing is known of them but that they are to be sent anew."""
+        self.armed[list(numbers)] = NOT_ARMED
+        for number in numbers:
+            region = regions[number]
+            self.reported[region.block][region.first_page // 8 : (region.end_page + 7) // 8] = 0
 
     def codec_counters(self, worker: int) -> CodecCounters:
         """Where *worker* counts what its codecs do."""
