@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from parmig.engine.handover_record import RecordState
+from parmig.engine.record_store import RecordStore
 from tests.qemu.machines import QemuMachine, wait_until
 from tools.netlab import Lab, Line, open_lab
 from tools.torture_commands import Side, WrongError, end, filled, listens_at, space_for, tail, wait_for
@@ -42,7 +44,7 @@ class Outcome:
 
     Attributes:
         exit_codes: of ``send`` and ``receive``; None: killed.
-        owner: ``source`` or ``destination``.
+        owner: ``source`` or ``destination``; ``nobody``: the destination's monitor was killed after it had the guest.
         recovered: whether ``parmig recover`` was needed.
         happened: the faults that found a victim.
         took_s: until both commands had ended.
@@ -188,8 +190,15 @@ class Scene:
             outcome.recovered = True
             self._recover(records)
             owner = _owner(machines, SETTLE_LIMIT_S)
+        if owner is None and _died_with_its_monitor(destination, records["receive"]):
+            outcome.owner = "nobody"  # as a host that loses power; the source must not run an older guest
+            if _state(source) == "running":
+                raise WrongError("the source runs a guest that the destination had taken")
+            self.start_anew()
+            return
         if owner is None:
-            raise WrongError(f"nobody runs: {_states(machines)}")
+            output = "\n".join(tail(directory) for directory in records.values())
+            raise WrongError(f"nobody runs: {_states(machines)}, {outcome}\n{output}")
         outcome.owner = owner
         code = outcome.exit_codes["send"]
         if code == USAGE or (code is not None and code in OWNERS and OWNERS[code] != owner):
@@ -230,6 +239,15 @@ def _state(machine: QemuMachine) -> str:
 
 def _states(machines: dict[str, QemuMachine]) -> dict[str, str]:
     return {name: _state(machine) for name, machine in machines.items()}
+
+
+def _died_with_its_monitor(destination: QemuMachine, directory: Path) -> bool:
+    """Whether the destination had the guest for good, and its monitor was killed then."""
+    if destination.process.poll() is None:
+        return False
+    with RecordStore(str(directory / "records")) as store:
+        states = [entry.record.state for entry in store.entries() if entry.record is not None]
+    return states == [RecordState.TAKEN]
 
 
 def _owner(machines: dict[str, QemuMachine], limit_s: float) -> str | None:
