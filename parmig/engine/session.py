@@ -220,9 +220,9 @@ class ReceiveSession(Driver[Instruction]):
                 self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
                 self._watch_all()
             case Act.LOAD:
-                self._begin(lambda _: events.StateLoaded(), self._load)
+                self._begin(self._loaded, self._load)
             case WriteRecord(state=state):
-                self._feed(self.promise.write(state))
+                self._feed(self.promise.write(state, run=self.plan.run))
             case Act.ATTEND:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
             case Act.LISTEN:
@@ -255,6 +255,10 @@ class ReceiveSession(Driver[Instruction]):
             self._control.write(message)
         except PeerLostError as error:
             self._fail(error)  # the source's last message may still wait to be read
+
+    def _loaded(self, _: None) -> Event:
+        self._read_control()  # a source that is gone by now was never promised anything
+        return events.StateLoaded()
 
     def _load(self) -> None:
         for piece in self._state.held():
