@@ -15,7 +15,7 @@ import msgspec
 from parmig.errors import UsageError
 from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, check_options, option
 from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
-from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, STATE_DIR, Path, check_cpus
+from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, STATE_DIR, Path, check_cpus, check_paths
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
@@ -128,7 +128,8 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     paths: Annotated[
         tuple[Path, ...],
         option(
-            "A pair of addresses for workers to use; repeat the option for more. Write IPv6 addresses in brackets.",
+            "A pair of addresses for workers to use, with a limit for them; repeat the option for more. Write IPv6 "
+            "addresses in brackets. auto: all pairs of network devices that reach each other. See paths.md.",
             PATH_PAIR,
             name="path",
             shown="the address of URI",
@@ -194,6 +195,7 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
         super().check()
+        check_paths(self.paths, self.workers)
         if self.throttle_initial_percent > self.throttle_max_percent:
             raise UsageError(
                 f"--throttle-initial is {self.throttle_initial_percent}, more than --throttle-max "
@@ -238,7 +240,7 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     paths: Annotated[
         tuple[str, ...],
         option(
-            "A local address for page data; repeat the option for more addresses.",
+            "A local address for page data; repeat the option for more. auto: all of this host but loopback.",
             metavar="ADDR",
             name="path",
             shown="the address of --listen",

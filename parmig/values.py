@@ -5,34 +5,75 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 import msgspec
 
 from parmig.errors import UsageError
 from parmig.options import Unit, option
-from parmig.units import format_cpus, parse_cpus
+from parmig.units import format_cpus, parse_cpus, parse_rate, write_size
+
+AUTO = "auto"
+"""Instead of addresses: parmig finds them."""
 
 
 class Path(msgspec.Struct, frozen=True):
-    """A pair of addresses that channels may use; ``local`` is empty where the kernel may choose."""
+    """A pair of addresses that channels may use; ``local`` is empty where the kernel may choose.
+
+    Attributes:
+        rate_bytes_per_s: the limit of all workers on this path together; 0: none.
+    """
 
     remote: str
     local: str = ""
+    rate_bytes_per_s: int = 0
+
+    @property
+    def addresses(self) -> str:
+        """Only the addresses, as text."""
+        return f"{self.local}-{self.remote}" if self.local else self.remote
 
     def __str__(self) -> str:
-        return f"{self.local}-{self.remote}" if self.local else self.remote
+        return self.addresses + (f"@{write_size(self.rate_bytes_per_s)}/s" if self.rate_bytes_per_s else "")
+
+
+AUTO_PATH = Path(AUTO)
 
 
 def parse_path(text: str) -> Path:
-    """``LOCAL-REMOTE`` or ``REMOTE``, IPv4 addresses or names without a hyphen, IPv6 in brackets.
+    """``LOCAL-REMOTE`` or ``REMOTE``, IPv4 addresses or names without a hyphen, IPv6 in brackets; or ``auto``.
+
+    ``@RATE`` may follow the addresses.
 
     Raises:
-        UsageError: neither form.
+        UsageError: none of these.
     """
-    parts = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)-)?(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)", text)
-    if parts is None:
-        raise UsageError(f"{text!r} is not a path; write LOCAL-REMOTE, like 10.0.0.1-10.0.0.2")
-    return Path(local=parts[1] or "", remote=parts[2])
+    addresses, at, rate = text.partition("@")
+    parts = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)-)?(\[[0-9a-fA-F:]+\]|[^\s\-\[\]]+)", addresses)
+    if parts is None or (at and addresses == AUTO):
+        raise UsageError(f"{text!r} is not a path; write LOCAL-REMOTE, like 10.0.0.1-10.0.0.2, with @RATE or without")
+    return Path(local=parts[1] or "", remote=parts[2], rate_bytes_per_s=parse_rate(rate) if at else 0)
+
+
+def check_cpus(text: str) -> None:
+    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
+    allowed = os.sched_getaffinity(0)
+    denied = set(parse_cpus(text)) - allowed if text else ()
+    if denied:
+        raise UsageError(
+            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
+        )
+
+
+def check_paths(paths: Sequence[Path], workers: int) -> None:
+    """Raise :class:`UsageError` unless *paths* can be used by so many workers."""
+    if AUTO_PATH in paths and len(paths) > 1:
+        raise UsageError("--path auto finds all paths; leave out the others, or name all of them without auto")
+    if len(paths) > workers:
+        raise UsageError(
+            f"{len(paths)} paths need a worker each, but --workers is {workers}; "
+            f"give --workers {len(paths)} or more, or fewer paths"
+        )
 
 
 def _read_ports(text: str) -> tuple[int, int]:
@@ -55,7 +96,7 @@ def _read_cpus(text: str) -> str:
     return text
 
 
-PATH_PAIR = Unit("LOCAL-REMOTE", "a pair of addresses", parse_path)
+PATH_PAIR = Unit("LOCAL-REMOTE[@RATE]", "a pair of addresses", parse_path)
 PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
 FILE = Unit("FILE", "a file", _read_file)
 STATE_DIR = option(
@@ -66,13 +107,3 @@ STATE_DIR = option(
 """The same for every command that writes or reads records."""
 
 CPUS = Unit("LIST", "a list of processors", _read_cpus)
-
-
-def check_cpus(text: str) -> None:
-    """Raise :class:`UsageError` unless this process may use all the processors of the list *text*."""
-    allowed = os.sched_getaffinity(0)
-    denied = set(parse_cpus(text)) - allowed if text else ()
-    if denied:
-        raise UsageError(
-            f"--cpus has {format_cpus(denied)}, but parmig may use {format_cpus(allowed)} only; name some of these"
-        )

@@ -16,8 +16,8 @@ from parmig.config import (
     default_workers,
 )
 from parmig.errors import UsageError
-from parmig.units import KIB, MIB
-from parmig.values import Path, parse_path
+from parmig.units import GIB, KIB, MIB
+from parmig.values import AUTO_PATH, Path, parse_path
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,9 @@ from parmig.values import Path, parse_path
         ("10.0.0.1-10.0.0.2", Path(local="10.0.0.1", remote="10.0.0.2")),
         ("[fd00::1]-[fd00::2]", Path(local="[fd00::1]", remote="[fd00::2]")),
         ("left-right", Path(local="left", remote="right")),
+        ("10.0.0.2@1GiB/s", Path(remote="10.0.0.2", rate_bytes_per_s=GIB)),
+        ("[fd00::1]-[fd00::2]@5MiB/s", Path(local="[fd00::1]", remote="[fd00::2]", rate_bytes_per_s=5 * MIB)),
+        ("auto", AUTO_PATH),
     ],
 )
 def test_a_path_is_read_and_printed_alike(text: str, path: Path) -> None:
@@ -34,10 +37,31 @@ def test_a_path_is_read_and_printed_alike(text: str, path: Path) -> None:
     assert str(path) == text
 
 
-@pytest.mark.parametrize("text", ["", "-", "a-", "-b", "a-b-c", "a b", "fd00::1-[fd00::2", "[x]-b"])
+@pytest.mark.parametrize(
+    "text", ["", "-", "a-", "-b", "a-b-c", "a b", "fd00::1-[fd00::2", "[x]-b", "auto@1MiB/s", "@1MiB/s"]
+)
 def test_text_that_is_no_path_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="LOCAL-REMOTE"):
         parse_path(text)
+
+
+def test_a_rate_of_a_path_may_be_in_bits() -> None:
+    assert parse_path("10.0.0.2@1Gbit/s").rate_bytes_per_s == 125_000_000
+    with pytest.raises(UsageError, match="'x' is not a rate"):
+        parse_path("10.0.0.2@x")
+
+
+def test_each_path_needs_a_worker() -> None:
+    paths = tuple(map(parse_path, ("10.0.0.2", "10.1.0.2", "10.2.0.2")))
+    SendConfig(paths=paths, workers=3).check()
+    with pytest.raises(UsageError, match=r"3 paths need a worker each, but --workers is 2; give --workers 3 or more"):
+        SendConfig(paths=paths, workers=2).check()
+
+
+def test_auto_is_alone() -> None:
+    SendConfig(paths=(AUTO_PATH,), workers=1).check()
+    with pytest.raises(UsageError, match="leave out the others"):
+        SendConfig(paths=(AUTO_PATH, parse_path("10.0.0.2")), workers=4).check()
 
 
 def test_the_defaults_make_sense() -> None:

@@ -125,8 +125,25 @@ def describe_host() -> dict[str, Any]:
 
 def migrate_guests(source: Guest, destination: Guest, config: SendConfig, watch: Any = None) -> tuple[Report, Report]:
     """One migration by parmig, both sides in this process; *watch(sender, receiver)* runs meanwhile in a thread."""
+    with listen_uri(config.transport) as uri:
+        return _migrate_guests(source, destination, config, ReceiveConfig(listen=uri), watch)
+
+
+@contextlib.contextmanager
+def listen_uri(transport: str) -> Iterator[str]:
+    """Where a receiver of this host listens for a sender with this ``--transport``."""
+    if transport != "unix":
+        yield "zmq+tcp://127.0.0.1:0"
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield f"unix://{directory}/receiver"
+
+
+def _migrate_guests(
+    source: Guest, destination: Guest, config: SendConfig, receive: ReceiveConfig, watch: Any
+) -> tuple[Report, Report]:
     uris: queue.SimpleQueue[str] = queue.SimpleQueue()
-    receiver = MigrationReceiver(destination, ReceiveConfig(listen="zmq+tcp://127.0.0.1:0"), listening=uris.put)
+    receiver = MigrationReceiver(destination, receive, listening=uris.put)
     arrived: list[Report] = []
     thread = threading.Thread(target=lambda: arrived.append(receiver.receive_loop()))
     thread.start()
@@ -167,10 +184,12 @@ def migrate_by_commands(
     the context of its side. See :func:`touch_memory` for *touch_bytes*.
     """
     parmig = [sys.executable, "-m", "parmig"]
-    listen = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", destination, "--json"]
+    opened = contextlib.ExitStack()
+    listen_at = opened.enter_context(listen_uri("unix" if "unix" in options else ""))
+    listen = ["receive", "--listen", listen_at, "--guest", destination, "--json"]
     with enter_destination():
         receiver = subprocess.Popen([*parmig, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with receiver:
+    with opened, receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         touch_memory(touch_bytes)

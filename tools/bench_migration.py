@@ -10,6 +10,8 @@ terabyte  a guest of 1 TiB of which 512 MiB was touched: time, pause, memory and
 memory  Pss of parmig's processes without guest memory, at its highest, a side
 scan    a clean dirty scan of 1 GiB by one worker
 rate    2 GiB synthetic guest at rest, by number of workers
+onehost a guest of 4 GiB whose memory stays in place, synthetic and QEMU: time, pause and phases; and 2 GiB of a QEMU
+        that are copied, from memory to memory and over tcp in turns
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from tools.bench_lab import (
     qemu_migrate,
     run_benches,
 )
+from tools.bench_onehost import bench_onehost
 
 
 def bench_pause(runs: int, workers: int) -> dict[str, Any]:
@@ -249,6 +252,7 @@ BENCHES = {
     "memory": bench_memory,
     "scan": bench_scan,
     "rate": bench_rate,
+    "onehost": bench_onehost,
 }
 
 

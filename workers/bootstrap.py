@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import NamedTuple, TypeVar
@@ -27,6 +27,7 @@ from parmig.engine.worker_messages import (
 )
 from parmig.engine.worker_setups import MemorySetup
 from parmig.linux import process
+from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import open_reach
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Regions, cut
@@ -120,10 +121,15 @@ class Memory(NamedTuple):
     shared: SharedArea
 
 
+def open_blocks(memory: Iterable[BlockMemory], fds: Sequence[int]) -> list[Reach]:
+    """Reach each block of *memory*, whose descriptors are places among *fds*, or -1."""
+    fds = [*fds, -1]
+    return [open_reach(msgspec.structs.replace(item, fd=fds[item.fd])) for item in memory]
+
+
 def attach_memory(setup: MemorySetup, area_fd: int, block_fds: Sequence[int]) -> Memory:
     """Map the shared area, and reach every block."""
-    fds = [*block_fds, -1]
-    blocks = [open_reach(msgspec.structs.replace(item, fd=fds[item.fd])) for item in setup.memory]
+    blocks = open_blocks(setup.memory, block_fds)
     regions = cut(setup.blocks, setup.region_pages)
     shared = SharedArea(
         area_fd,

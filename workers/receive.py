@@ -69,7 +69,8 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         Caller(setup.session, setup.worker, setup.protocol),
         credit_bytes=setup.credit_bytes,
         outlives=setup.outlives_losses,
-        connected=lambda: inbox.report(WorkerConnected()),  # before the source can continue
+        goes_on=setup.replaces,
+        connected=lambda: _connected(inbox, channel.peer_pid()),
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns: inbox.report(ChannelResumed(lasted_ns)),
         wake_fd=inbox.fileno(),
@@ -92,12 +93,18 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
                 f"the peer made this worker grow by over {setup.credit_bytes + _GROWTH_BYTES} bytes "
                 "without a whole message; it does not keep to the protocol"
             )
-        while channel.take(ram.placed, ram.migrate_ram_receive):
+        while channel.take(ram):
             inbox.check()
         # After the last check, everything that was read is answered before the next wait.
         inbox.check()
         while (instruction := inbox.take()) is not None:
             _answer(inbox, instruction, digester, memory)
+
+
+def _connected(inbox: Inbox, peer_pid: int) -> None:
+    """The send worker is in. Report that before it is answered, and the source can continue."""
+    _logger.info("its send worker connected")
+    inbox.report(WorkerConnected(peer_pid))
 
 
 def _answer(inbox: Inbox, instruction: object, digester: RegionDigester, memory: Memory) -> None:

@@ -68,7 +68,7 @@ def serve_rounds(
                     ram.flush(round_)
                     inbox.report(Sent(round_, ram.counters))
                 else:
-                    inbox.report(RegionsDone())
+                    inbox.report(RegionsDone(ram.load))
             case Fence(round=round_):
                 inbox.report(_fence(ram, round_))
             case CountDirty(regions=numbers):

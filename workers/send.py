@@ -24,14 +24,18 @@ from parmig.ram.channel_messages import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
+from parmig.ram.outlets.direct import DirectOutlet
+from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.page_digests import MemoryDigests
 from parmig.ram.reconnect import Reconnect
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.send import MigrationRamSend
+from parmig.ram.shared import SharedArea
+from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.dial import Dialer
 from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, format_ms
-from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
+from workers.bootstrap import Inbox, Memory, attach_memory, open_blocks, run_worker
 from workers.by_page import answer_by_page
 from workers.rounds import await_tracker, serve_rounds
 
@@ -44,14 +48,16 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
     Args:
         connection: to the coordinator.
         setup: a SendSetup, encoded.
-        fds: the shared area, then each block's memory file.
+        fds: the shared area, then each block's memory file; then, if it writes to the destination's memory itself,
+            the same of the destination.
     """
     run_worker(connection, setup, SendSetup, lambda decoded, inbox: _work(decoded, inbox, fds))
 
 
 def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
-    area_fd, *block_fds = fds
-    memory = attach_memory(setup, area_fd, block_fds)
+    area_fd, *rest = fds
+    own = sum(item.fd >= 0 for item in setup.memory)
+    memory, target_fds = attach_memory(setup, area_fd, rest[:own]), rest[own:]
     blocks, regions, shared = memory
     name = f"send worker {setup.worker} to {parse_uri(setup.routes[0].uri)}"
     dialer = Dialer(setup.routes, name, max_message_bytes=1 << 16, token=setup.session)
@@ -65,25 +71,49 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         interrupt_fd=inbox.fileno(),
         interrupt=inbox.check,
         reconnect=_reconnect(setup, name, caller, dialer, inbox),
-        reserve=shared.reserve,
+        reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
     )
-    channel.open(caller, limit_ns=setup.connect_timeout_ns)
-    _logger.info("connected after %s", format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
+    channel.open(caller, limit_ns=setup.connect_timeout_ns, epoch=setup.epoch)
+    _logger.info("connected to %s after %s", dialer.route, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
     inbox.report(WorkerReady())
     digester = RegionDigester()
-    counters = shared.codec_counters(setup.worker)
-    encoder = open_encoder(setup.compress, setup.codecs, setup.codec_settings, counters)
     tracker = await_tracker(inbox, channel.idle, blocks)
     ram = MigrationRamSend(
         worker=setup.worker,
         regions=regions,
         blocks=blocks,
         tracker=tracker,
-        outlet=ChannelOutlet(channel, encoder, blocks, tracker, shared),
+        outlet=_outlet(setup, channel, memory, tracker, target_fds, inbox),
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )
     serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, memory))
+
+
+def _outlet(
+    setup: SendSetup,
+    channel: SendChannel,
+    memory: Memory,
+    tracker: DirtyTracker,
+    target_fds: Sequence[int],
+    inbox: Inbox,
+) -> Outlet:
+    """Where the pages go: to the channel, or directly to the destination's memory."""
+    blocks, regions, shared = memory
+    if not setup.targets:
+        counters = shared.codec_counters(setup.worker)
+        encoder = open_encoder(setup.compress, setup.codecs, setup.codec_settings, counters)
+        return ChannelOutlet(channel, encoder, blocks, tracker, shared, path=setup.path)
+    area_fd, *fds = target_fds
+    area = SharedArea(
+        area_fd,
+        workers=setup.workers,
+        blocks=setup.blocks,
+        regions=len(regions),
+        page_digests=setup.target_digests,
+    )
+    targets = open_blocks(setup.targets, fds)
+    return DirectOutlet(setup.worker, channel, blocks, targets, tracker, shared, area, attend=inbox.check)
 
 
 def _reconnect(setup: SendSetup, name: str, caller: Caller, dialer: Dialer, inbox: Inbox) -> Reconnect | None:
@@ -95,6 +125,7 @@ def _reconnect(setup: SendSetup, name: str, caller: Caller, dialer: Dialer, inbo
         caller,
         dialer.dial,
         setup.reconnect_ns,
+        epoch=setup.epoch,
         lost=lambda reason: inbox.report(ChannelLost(reason)),
         resumed=lambda lasted_ns, again_bytes: inbox.report(ChannelResumed(lasted_ns, again_bytes, str(dialer.route))),
     )

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parmig.cli.progress import figures, note_drawing, printable
+from parmig.cli.progress import figures, note_drawing, printable, shares
 from parmig.engine.report import Progress
 from parmig.units import format_rate
 
@@ -58,5 +58,6 @@ def drawing(progress: Progress) -> RenderableType:
     bar = ProgressBar(total=max(progress.total_pages, 1), completed=progress.handled_pages, width=30)
     head.add_row(Text(printable(progress.status), style="bold"), stage, bar, Text(", ".join(figures(progress))))
     rates = [f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s)]
-    workers = Text("   ".join(["workers", *rates]) if rates else "", style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(head, workers)
+    parts = shares(progress) if progress.path_rates_bytes_per_s else ["workers", *rates] if rates else []
+    below = Text("   ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(head, below)

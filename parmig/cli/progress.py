@@ -118,9 +118,15 @@ def figures(progress: Progress) -> list[str]:
     return parts
 
 
+def shares(progress: Progress) -> list[str]:
+    """What each path carries, or each worker if there is only one path: a heading, then a rate each; empty: one."""
+    if progress.path_rates_bytes_per_s:
+        return ["paths", *(f"{path} {format_rate(rate)}" for path, rate in progress.path_rates_bytes_per_s.items())]
+    rates = progress.worker_rates_bytes_per_s
+    return ["workers", *map(format_rate, rates)] if len(rates) > 1 else []
+
+
 def plain_line(progress: Progress) -> str:
     """*progress* on one line, for a pipe."""
     parts = [progress.status, *([f"round {progress.round}"] if progress.round else []), *figures(progress)]
-    if len(progress.worker_rates_bytes_per_s) > 1:
-        parts.append("workers " + " ".join(format_rate(rate) for rate in progress.worker_rates_bytes_per_s))
-    return ", ".join(parts)
+    return ", ".join([*parts, *([" ".join(shares(progress))] if shares(progress) else [])])

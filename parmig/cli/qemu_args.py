@@ -34,7 +34,7 @@ def _read_map(text: str) -> PathMap:
 
 PATH_MAP = Unit("FROM=TO", "a pair of absolute paths", _read_map)
 
-MEMORY = ("same", "private", "shared", "hugetlb", "memfd")
+MEMORY = ("same", "private", "shared", "hugetlb", "memfd", "in-place")
 
 
 class QemuArgsOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,8 @@ class QemuArgsOptions(msgspec.Struct, frozen=True, kw_only=True):
         str,
         option(
             "What the destination's memory is made of. same: as at the source; private: memory of QEMU alone; "
-            "shared: a file in /dev/shm; hugetlb: a file in /dev/hugepages; memfd: shared memory without a file.",
+            "shared: a file in /dev/shm; hugetlb: a file in /dev/hugepages; memfd: shared memory without a file; "
+            "in-place: the memory of the source itself, for a destination on the same host.",
             choices=MEMORY,
         ),
     ] = "same"

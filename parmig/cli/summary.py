@@ -44,7 +44,7 @@ def headline(report: Report) -> list[tuple[str, str]]:
     lines = [("status", report.status)]
     if report.guest.memory_bytes:
         lines.append(("guest", f"{report.guest.kind}, {format_size(report.guest.memory_bytes)} of memory"))
-    if report.tracker:
+    if report.tracker not in ("", "none"):
         lines.append(("dirty log", f"{report.tracker} ({report.tracker_reason or 'as requested'})"))
     if report.total_time_ms:
         lines.append(("total time", format_ms(report.total_time_ms)))
@@ -58,6 +58,11 @@ def headline(report: Report) -> list[tuple[str, str]]:
         lines.append(("throughput", f"{rate} of guest memory {when}, {report.workers} workers"))
     if report.ram.total_bytes:
         lines.append(("memory", _traffic(report)))
+    if report.ram.in_place_bytes:
+        names = ", ".join(report.ram.in_place_blocks)
+        lines.append(("in place", f"{format_size(report.ram.in_place_bytes)} were not copied: {names}"))
+        if report.source_guest == "moved":
+            lines.append(("note", "the old monitor has the same memory: end it, and never continue the guest there"))
     if report.ram.huge_page_bytes:
         lines.append(("huge pages", f"{format_size(report.ram.huge_page_bytes)} of the memory placed in huge pages"))
     if any(done.codec != "none" for done in report.codecs):
@@ -97,6 +102,8 @@ def _codec(done: CodecReport) -> str:
 
 def _traffic(report: Report) -> str:
     ram, where = report.ram, "of pages" if report.snapshot else "on the wire"
+    if ram.direct:
+        where = "copied from memory to memory"
     return (
         f"{format_size(ram.wire_bytes)} {where} for {format_size(ram.total_bytes)}: "
         f"{ram.sent_pages} pages sent, {ram.zero_pages} zero, {ram.skipped_pages} skipped"

@@ -42,12 +42,14 @@ class Admission:
 
     Attributes:
         endpoint: where it listens, with the actual port.
+        files: descriptors that came with the source that was heard last; owned here, until the next one.
         refused: why the last refused source was refused; empty: none was.
     """
 
     def __init__(self, endpoint: Endpoint, show: Callable[[str], None]) -> None:
         self.endpoint = endpoint
         self.refused = ""
+        self.files: list[int] = []
         self._show = show
         self._shown_ns = 0
         self._transport: TcpTransport | None = None
@@ -76,7 +78,9 @@ class Admission:
     def hear(self) -> Configure | None:
         """The wishes of a source, or None if none has come. Answer them by :meth:`refuse` or :meth:`admit`."""
         assert self._transport is not None
+        self.drop_files()
         frames = self._transport.read()
+        self.files = self._transport.take_descriptors()
         version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
         if frames is None or version is None:
             return None  # nobody, or a stranger, whom the next read drops
@@ -123,9 +127,15 @@ class Admission:
 
     def close(self) -> None:
         """Stop listening. A message that was sent last still leaves."""
+        self.drop_files()
         if self._transport is not None:
             self._transport.shutdown()
             self._transport = None
+
+    def drop_files(self) -> None:
+        """Close what came with the source that was heard last. It would keep the source's memory."""
+        while self.files:
+            os.close(self.files.pop())
 
 
 def announced_host(host: str) -> str:

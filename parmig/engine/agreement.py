@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from parmig.engine import in_place
 from parmig.engine.block_pairs import block_mismatches
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
@@ -29,6 +30,9 @@ VERIFY_AFTER = "verify-after"
 """Feature: the destination digests pages as it places them, in the way of ``ram.page_digests``, and answers for them
 after the hand-over. A source names it only if its user wants that; it then asks an older destination in the pause."""
 
+PATHS = "paths"
+"""Feature: each receive worker listens at all addresses of the destination, and Accept has their list."""
+
 ASK_FOR_GUEST = "ask-for-guest"
 """Feature: a destination that was ready says *refused* for good, and answers a source that lost it and asks."""
 
@@ -39,7 +43,7 @@ RECONNECT = "reconnect"
 MAX_RECONNECT_MS = 24 * 3600 * 1000
 """Whatever a source announces, the destination keeps nothing for longer than this."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST, RECONNECT)
+FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST, RECONNECT, PATHS, in_place.FEATURE, in_place.DIRECT_COPY)
 """What this version does only if the other side names it too."""
 
 
@@ -214,9 +218,18 @@ def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mism
     mismatches += capability_mismatches(message.capabilities, "destination")
     if message.codec != wish.codec:
         mismatches.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))
-    if len(message.data) != wish.workers:
-        mismatches.append(Mismatch("workers", str(wish.workers), str(len(message.data)), _SAME_PARMIG))
+    mismatches += _staying_mismatches(message, wish)
+    workers = in_place.channels(wish.workers, len(wish.blocks), message.in_place)
+    if len(message.data) != workers:
+        mismatches.append(Mismatch("workers", str(workers), str(len(message.data)), _SAME_PARMIG))
     scheme = data_scheme(wish.transport)
     for other in sorted({data.scheme for data in message.data} - {"", scheme}):
         mismatches.append(Mismatch("transport", scheme, other, _SAME_PARMIG))
     return mismatches
+
+
+def _staying_mismatches(message: Accept, wish: Configure) -> list[Mismatch]:
+    """Blocks that the destination keeps in place, and that the source did not offer."""
+    offered = {file.block for file in wish.files if file.lasting}
+    other = sorted(set(message.in_place) - offered)
+    return [Mismatch("blocks that stay in place", "not offered", str(other), _SAME_PARMIG)] if other else []

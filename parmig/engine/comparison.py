@@ -44,6 +44,7 @@ class Comparison:
         regions: all regions of all blocks.
         blocks: by number, for the message.
         workers: how many send workers.
+        in_place: whether other memory of the guest was not copied, so that only the destination can run it.
 
     Attributes:
         over: whether the result is known, or will never be.
@@ -51,10 +52,13 @@ class Comparison:
         error: None: the memories are equal.
     """
 
-    def __init__(self, regions: Sequence[Region], blocks: Sequence[RamBlock], workers: int) -> None:
+    def __init__(
+        self, regions: Sequence[Region], blocks: Sequence[RamBlock], workers: int, *, in_place: bool = False
+    ) -> None:
         self._regions = regions
         self._blocks = blocks
         self._workers = workers
+        self._in_place = in_place
         self._left: list[Sequence[int]] = []
         self._ours: dict[int, int] = {}
         self._theirs: dict[int, int] = {}
@@ -176,10 +180,12 @@ class Comparison:
         if self._differ:
             more = f"{len(self._differ)} of {len(self._regions)} regions differ"
             where = f", with the pages at {'; '.join(self._named)}" if self._named else ""
-            self.error = NotVerifiedError(
-                f"the memories are not the same, expected equal ones: {more}{where}; {advice}: see whether it is "
-                "right there; only if it is not, stop it there first, and continue it here"
-            )
+            end = f"{advice}: see whether it is right there"
+            if self._in_place:
+                end = "the guest runs at the destination, with memory that stayed in place: see whether it is right"
+            else:
+                end += "; only if it is not, stop it there first, and continue it here"
+            self.error = NotVerifiedError(f"the memories are not the same, expected equal ones: {more}{where}; {end}")
         elif reason is not None:
             self.error = NotVerifiedError(
                 f"the memories were not compared to the end: {reason}; {advice}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from parmig.engine import peer_messages
 from parmig.engine.peer_messages import ControlMessage
@@ -42,12 +42,14 @@ class ControlChannel:
         """What to poll."""
         return self.transport.pollables()
 
-    def write(self, message: ControlMessage) -> None:
-        """Queue *message*.
+    def write(self, message: ControlMessage, fds: Sequence[int] = ()) -> None:
+        """Queue *message*, with descriptors before it on a Unix socket.
 
         Raises:
             PeerLostError: the connection is gone.
         """
+        if fds:
+            self.transport.send_descriptors(fds)
         self.transport.write([peer_messages.encode_control(message, self.version)])
         _log("sent", message)
 

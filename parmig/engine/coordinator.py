@@ -27,10 +27,10 @@ from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.record import Record
-from parmig.engine.shares import Shares, assign, shares_of_round
-from parmig.engine.source_end import SourceEnd
+from parmig.engine.round_work import RoundKind, RoundWork
+from parmig.engine.source_channels import SourceChannels
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
-from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
+from parmig.engine.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
@@ -41,7 +41,7 @@ PEER_EVENTS = (events.PeerDigested, events.PeerLoaded, events.PeerResumed, event
 """What the destination causes: at the wrong time it breaks the protocol."""
 
 
-class Coordinator(SourceEnd):
+class Coordinator(SourceChannels):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -52,6 +52,7 @@ class Coordinator(SourceEnd):
         remembering: workers remember what they have sent, so regions stay with their last sender.
         comparison: what to compare after the hand-over, if anything.
         may_ask: the destination answers a source that lost it after the hand-over, and asks.
+        replaces: channels outlive their connections, so that workers may be replaced.
     """
 
     _cancelled = "cancelled; the guest continues here"
@@ -70,19 +71,19 @@ class Coordinator(SourceEnd):
         remembering: bool = False,
         comparison: Comparison | None = None,
         may_ask: bool = False,
+        replaces: bool = False,
     ) -> None:
         super().__init__()
-        self._regions = regions
+        self.regions = regions
         self._workers = workers
         self._limits = limits
-        self._verify, self._remembering, self.comparison = verify, remembering, comparison
-        self.may_ask = may_ask
-        self._owned = assign(weights := [region.pages for region in regions], workers)
+        self._verify, self.comparison = verify, comparison
+        self._work = RoundWork(regions, workers, remembering=remembering)
+        self.may_ask, self.replaces = may_ask, replaces
         self._needs_sync = self._settles = self._saved = False
-        self._shares = Shares([])
-        self._waiting, self._fencing = set[int](), set[int]()
+        self._waiting = set[int]()
         self._digests: dict[int, int] = {}
-        self.total_pages = sum(weights)
+        self.total_pages = self._work.total_pages
         self.record = Record(workers, self.total_pages)
         self.step: Step = Step.SETUP
         self.round = self._counted = 0
@@ -110,9 +111,9 @@ class Coordinator(SourceEnd):
                 return [Do.SETTLE]
             case Step.SETTLING, events.GuestSettled(took_ns=took_ns):
                 self.record.settled(took_ns)
-                return self._hand_out(Step.SENDING)
-            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerIdle(worker=worker)):
-                return self._feed(worker)
+                return self._hand_out(Step.SENDING, now_ns)
+            case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerIdle(worker=worker, load=load)):
+                return self._work.idle(worker, load, now_ns)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerFenced(worker=worker, counters=counters)):
                 return self._fenced(worker, counters, now_ns)
             case Step.FINAL, events.WorkerSent(worker=worker, counters=counters):
@@ -166,53 +167,27 @@ class Coordinator(SourceEnd):
 
     def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:
         self.round += 1
+        self._work.take_up()
         self.record.begin_round(now_ns)
         if not (self._settles and step is Step.SENDING):
-            return self._hand_out(step)
+            return self._hand_out(step, now_ns)
         self.step = Step.SCANNING
         self._waiting = set(range(self._workers))
-        return [Instruct(worker, ScanRegions(tuple(self._owned[worker]))) for worker in range(self._workers)]
+        return [Instruct(worker, ScanRegions(tuple(owned))) for worker, owned in enumerate(self._work.owned)]
 
-    def _hand_out(self, step: Step) -> list[Instruction]:
+    def _hand_out(self, step: Step, now_ns: int) -> list[Instruction]:
         self.step = step
-        dirty_pages, rescan = self.record.dirty_pages, step is Step.RESCANNING
-        how = {"paused": step is not Step.SENDING, "rescan": rescan, "sticky": self._remembering and self.round > 1}
-        self._shares = shares_of_round(self._owned, dirty_pages, self.total_pages, **how)
-        self._waiting = set(self._shares.workers)
-        self._fencing = set()
-        instructions: list[Instruction] = []
-        # A second bundle each, so that no worker waits for an answer.
-        for _ in range(1 if self._shares.whole else 2):
-            for worker in self._shares.workers:
-                instructions += self._feed(worker)
-        return instructions
-
-    def _feed(self, worker: int) -> list[Instruction]:
-        regions = self._shares.take(worker)
-        if regions:
-            scanned = self._settles and self.step is Step.SENDING
-            holes = self.step is not Step.RESCANNING
-            whole = self._shares.whole
-            if whole:
-                self._fencing.add(worker)
-            # The last scan need not wait until the last pages are in place: each region stays with its worker.
-            last = whole and self.step is Step.FINAL
-            order = SendRegions(self.round, regions, self.round == 1, holes, scanned, last, whole and not last)
-            return [Instruct(worker, order)]
-        if worker in self._fencing:
-            return []
-        # No regions are left for any worker, so the fence may follow what this worker still has.
-        self._fencing.add(worker)
-        return [Instruct(worker, Fence(self.round))]
+        kinds = {Step.FINAL: RoundKind.FINAL, Step.RESCANNING: RoundKind.RESCAN}
+        kind = kinds.get(step, RoundKind.RUNNING)
+        scanned = self._settles and kind is RoundKind.RUNNING
+        return self._work.begin(self.round, kind, self.record.dirty_pages, now_ns, scanned=scanned)
 
     def _fenced(self, worker: int, counters: WorkerCounters, now_ns: int) -> list[Instruction]:
         self.record.fenced(worker, counters)
-        self._waiting.discard(worker)
-        if self._waiting:
-            return []
-        if self._remembering:
-            self._owned = [sorted(regions) for regions in self._shares.taken]
-        self.record.end_round(now_ns, paused=self.step is not Step.SENDING, stolen=self._shares.stolen)
+        return self._end_round(now_ns) if self._work.fenced(worker) else []
+
+    def _end_round(self, now_ns: int) -> list[Instruction]:
+        self.record.end_round(now_ns, paused=self.step is not Step.SENDING, stolen=self._work.stolen)
         if self.step is Step.SENDING:
             if self._needs_sync:
                 self.step = Step.SYNCING_COUNT
@@ -230,7 +205,7 @@ class Coordinator(SourceEnd):
         self.step = Step.COUNTING
         self._counted = 0
         self._waiting = set(range(self._workers))
-        return [Instruct(worker, CountDirty(tuple(self._owned[worker]))) for worker in range(self._workers)]
+        return [Instruct(worker, CountDirty(tuple(owned))) for worker, owned in enumerate(self._work.owned)]
 
     def _add_count(self, worker: int, pages: int, now_ns: int) -> list[Instruction]:
         self._counted += pages
@@ -238,6 +213,8 @@ class Coordinator(SourceEnd):
         if self._waiting:
             return []
         self.record.remaining(self._counted)
+        if self._work.lost:
+            return self._begin_round(Step.SENDING, now_ns)
         match decide(self.record.facts, self._limits, now_ns - self.record.marks["active"]):
             case Verdict.CONTINUE:
                 throttled = self._throttle(next_throttle_percent(self.record.facts, self._limits))
@@ -266,12 +243,12 @@ class Coordinator(SourceEnd):
         self.step = Step.DIGESTING
         self._waiting = set(range(self._workers))
         asked: list[Instruction] = [Do.ASK_DIGEST]
-        return asked + [Instruct(w, DigestRegions(tuple(self._owned[w]))) for w in range(self._workers)]
+        return asked + [Instruct(w, DigestRegions(tuple(owned))) for w, owned in enumerate(self._work.owned)]
 
     def _compare(self, now_ns: int) -> list[Instruction]:
         if self._waiting or self.peer_digest is None:
             return []
-        self.source_digest = combine(self._digests, len(self._regions))
+        self.source_digest = combine(self._digests, len(self.regions))
         if self.source_digest != self.peer_digest:
             message = (
                 f"the memories differ: digest {self.source_digest} here, {self.peer_digest} at the destination; "
@@ -287,4 +264,4 @@ class Coordinator(SourceEnd):
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
         error = overdue(self.record, self.status, self.step, self._limits, now_ns)
-        return [] if error is None else self._fail(error)
+        return self._work.look_again(now_ns) if error is None else self._fail(error)

@@ -26,7 +26,6 @@ from parmig.engine.destination_end import DestinationEnd
 from parmig.engine.destination_events import (
     Act,
     Event,
-    Instruct,
     Instruction,
     SendMessage,
     StateArrived,
@@ -36,9 +35,9 @@ from parmig.engine.destination_events import (
 from parmig.engine.destination_steps import Step
 from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.handover_record import RecordState
+from parmig.engine.requested_digest import RequestedDigest
 from parmig.engine.shares import assign
 from parmig.engine.state_channel import NO_STATE, check_size
-from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (
     ParmigError,
     PeerFailedError,
@@ -47,7 +46,6 @@ from parmig.errors import (
     ProtocolError,
     StateError,
 )
-from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.status import MigrationStatus, StatusEvent
 
@@ -62,6 +60,7 @@ class DestinationPlan(DestinationEnd):
         regions: all regions of all blocks.
         workers: how many receive workers.
         verify: whether the source announced that it asks for a digest.
+        replaces: channels outlive their connections, so that workers may be replaced.
         compared: whether the workers keep digests of what they place, for a comparison after the hand-over.
         may_ask: the source asks who has the guest if it loses this side after the hand-over.
         outlives: the guest's monitor lives on when this process ends.
@@ -90,23 +89,21 @@ class DestinationPlan(DestinationEnd):
         compared: bool = False,
         may_ask: bool = False,
         outlives: bool = False,
+        replaces: bool = False,
         switchover_ns: int,
         max_state_bytes: int,
         now_ns: int,
     ) -> None:
         answers = PlacedAnswers(regions, owned := assign([region.pages for region in regions], workers), kept=compared)
         super().__init__(answers, switchover_ns=switchover_ns, may_ask=may_ask, outlives=outlives, now_ns=now_ns)
-        self._owned = owned
         self.established = False
         self.state_bytes = 0
-        self._regions = len(regions)
-        self._may_digest = verify
+        self._replaces = replaces
         self._max_state_bytes = max_state_bytes
         self._starting = set(range(workers))
         self._connecting = set(range(workers))
         self._state_connected = False
-        self._digesting: set[int] = set()
-        self._digests: dict[int, int] = {}
+        self._requested = RequestedDigest(owned, len(regions), announced=verify)
         self._arrived = StateArrived(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
         self._prepared = False
@@ -141,8 +138,11 @@ class DestinationPlan(DestinationEnd):
             case ((Step.RECEIVING | Step.HOLDING), StateArrived()):
                 self._arrived = event
                 return self._try_load(now_ns)
-            case Step.RECEIVING, events.WorkerDigested(worker=worker, digests=digests) if worker in self._digesting:
-                return self._add_digests(worker, digests)
+            case Step.RECEIVING, events.WorkerDigested(worker, digests) if worker in self._requested.awaited:
+                self.digest = self._requested.add(worker, digests)
+                return [] if self.digest is None else [SendMessage(Digested(self.digest))]
+            case Step.RECEIVING, events.WorkerListens():
+                return []  # it replaces another one
             case Step.LOADING, events.Recorded():
                 self._prepared = True
                 return self._try_ready()
@@ -162,6 +162,14 @@ class DestinationPlan(DestinationEnd):
 
     # -- before hand-over -----------------------------------------------------------------------
 
+    @property
+    def replaces_workers(self) -> bool:
+        """Whether a worker that dies now is replaced: its channel goes on where it ended."""
+        return self._replaces and self.step is Step.RECEIVING and not self._requested.awaited
+
+    def _replace(self, worker: int, reason: str, now_ns: int) -> list[Instruction]:
+        return [events.Replace(worker, reason)]
+
     def _hear(self, message: object, now_ns: int) -> list[Instruction]:
         """Take a message. Which ones the source may send depends on the step, and it sends each only once."""
         if self.step is Step.RECEIVING:
@@ -171,9 +179,11 @@ class DestinationPlan(DestinationEnd):
                 return [events.Show(status, round_)]
             case _, peer_messages.Failure(error=report):
                 return self._fail(PeerFailedError(f"the source failed: {report.message}"))
+            case Step.RECEIVING, DigestRequest() if self._requested.may_be_asked:
+                return list(self._requested.ask())
             case Step.RECEIVING, DigestRequest():
-                return self._ask_digest()
-            case Step.RECEIVING, peer_messages.Release() if not self._digesting:
+                return self._fail(ProtocolError("the source asked for a digest twice, or without having announced it"))
+            case Step.RECEIVING, peer_messages.Release() if not self._requested.awaited:
                 return self._take_release(message, now_ns)
         name = type(message).__name__
         return self._fail(ProtocolError(f"the source sent {name} while {self.step.value}"))
@@ -184,21 +194,6 @@ class DestinationPlan(DestinationEnd):
         self.established = True
         self.machine.move(StatusEvent.CONFIGURED)
         return self._go_on(Step.RECEIVING, now_ns)
-
-    def _ask_digest(self) -> list[Instruction]:
-        if not self._may_digest:
-            return self._fail(ProtocolError("the source asked for a digest twice, or without having announced it"))
-        self._may_digest = False
-        self._digesting = set(range(len(self._owned)))
-        return [Instruct(worker, DigestRegions(tuple(numbers))) for worker, numbers in enumerate(self._owned)]
-
-    def _add_digests(self, worker: int, digests: dict[int, int]) -> list[Instruction]:
-        self._digests |= digests
-        self._digesting.discard(worker)
-        if self._digesting:
-            return []
-        self.digest = combine(self._digests, self._regions)
-        return [SendMessage(Digested(self.digest))]
 
     def _take_release(self, release: peer_messages.Release, now_ns: int) -> list[Instruction]:
         try:

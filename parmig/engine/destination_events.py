@@ -14,6 +14,7 @@ from parmig.engine.events import (
     Instruct,
     Recorded,
     RecordFailed,
+    Replace,
     Suspected,
     Tick,
     WorkerDigested,
@@ -29,6 +30,7 @@ __all__ = [
     "Failed",
     "Suspected",
     "Instruct",
+    "Replace",
     "Recorded",
     "RecordFailed",
     "Tick",
@@ -140,4 +142,4 @@ class WriteState(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Instruction = Act | SendMessage | Show | Instruct | WriteState | WriteRecord
+Instruction = Act | SendMessage | Show | Instruct | Replace | WriteState | WriteRecord

@@ -26,11 +26,15 @@ from parmig.engine.report import Progress
 from parmig.errors import GuestError, ParmigError, PeerLostError
 from parmig.guests.guest import Guest
 from parmig.transport.polling import Poller
+from parmig.units import NS_PER_MS
 
 _logger = logging.getLogger(__name__)
 
 POLL_MS = 200
 """How often the loop wakes without any event: for time limits and for progress."""
+
+LOOK_EVERY_NS = 500 * NS_PER_MS
+"""How often to look for workers that were stopped. One that was seen so twice is ended."""
 
 MESSAGES_A_TURN = 16
 """The most control messages that one turn reads before it checks the clock and the user. In a whole migration a side
@@ -64,6 +68,7 @@ class Driver(ABC, Generic[Instruction]):
         self._poller = Poller()
         self._cancelled = False
         self._log = PlanLog()
+        self._look_ns = 0
 
     def run(self) -> None:
         """Run turns until the plan is over. Any exception, also of a callback, is fed to the plan as a failure."""
@@ -85,6 +90,7 @@ class Driver(ABC, Generic[Instruction]):
         if self._guest.watch_fd() in ready:
             self._feed(events.Failed(GuestError("the guest's virtual machine monitor died during the migration")))
         if self._plan.hears_workers:
+            self._end_stopped_workers()
             for worker, message in self._pool.read():
                 self._hear_worker(worker, message)
         self._listen()
@@ -106,6 +112,13 @@ class Driver(ABC, Generic[Instruction]):
 
     def _listen(self) -> None:
         """Take in what the other end has sent, once a turn."""
+
+    def _end_stopped_workers(self) -> None:
+        """Now and then, have workers killed that somebody stopped, if others may take their places."""
+        now_ns = time.monotonic_ns()
+        if self._plan.replaces_workers and now_ns >= self._look_ns:
+            self._look_ns = now_ns + LOOK_EVERY_NS
+            self._pool.end_stopped()
 
     # -- polling --------------------------------------------------------------------------------
 
@@ -135,9 +148,12 @@ class Driver(ABC, Generic[Instruction]):
     def _hear_worker(self, worker: int, message: worker_messages.WorkerEvent) -> None:
         if isinstance(message, worker_messages.WorkerFailed):
             error = error_reports.restore_error(message.error)
+            self._forget(self._pool.descriptors(worker))
+            if message.died:
+                self._feed(events.WorkerDied(worker, error))
+                return
             # A scan fails a moment before the death of the process that it scans is known.
             self._fail(error, symptom=isinstance(error, GuestError))
-            self._forget(self._pool.descriptors(worker))
         elif (event := self._worker_event(worker, message)) is not None:
             self._feed(event)
 

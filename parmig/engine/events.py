@@ -13,6 +13,7 @@ import msgspec
 from parmig.engine import worker_messages
 from parmig.engine.handover_record import RecordState
 from parmig.errors import ParmigError
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.shared import WorkerCounters
 
 # -- events of both sides -----------------------------------------------------------------------
@@ -40,6 +41,13 @@ class CancelAsked(Event, frozen=True):
 
 class Tick(Event, frozen=True):
     """Time passes; the plan checks its time limits."""
+
+
+class WorkerDied(Event, frozen=True):
+    """A worker of this side has ended without a reason of its own; it is reaped. Another one may take its place."""
+
+    worker: int
+    error: ParmigError
 
 
 class Recorded(Event, frozen=True):
@@ -101,9 +109,10 @@ class GuestSettled(Event, frozen=True):
 
 
 class WorkerIdle(Event, frozen=True):
-    """A worker has done one bundle of regions."""
+    """A worker has done one bundle of regions. *load* is that of its channel; None: it has no channel."""
 
     worker: int
+    load: ChannelLoad | None = None
 
 
 class WorkerSent(Event, frozen=True):
@@ -257,6 +266,18 @@ class Instruct(msgspec.Struct, frozen=True):
     instruction: worker_messages.Instruction
 
 
+class Replace(msgspec.Struct, frozen=True):
+    """Start a worker in place of *worker*, which has died for this *reason*.
+
+    Attributes:
+        regions: (source) what nobody knows the state of any more; they are sent anew in the next round.
+    """
+
+    worker: int
+    reason: str
+    regions: tuple[int, ...] = ()
+
+
 class WriteRecord(msgspec.Struct, frozen=True):
     """Write *state* to the record of the hand-over. ``Recorded`` or ``RecordFailed`` follows."""
 
@@ -276,4 +297,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Instruct | Throttle | AskDigests | WriteRecord
+Instruction = Do | Instruct | Replace | Throttle | AskDigests | WriteRecord

@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from parmig import logs
 from parmig.config import SendConfig
 from parmig.engine import peer_messages
-from parmig.engine.agreement import offer, wished_codec
+from parmig.engine.agreement import check_accept, offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.in_place import OfferedFile
+from parmig.engine.memory_files import close_files, offer_files
+from parmig.engine.mismatch import joined
 from parmig.engine.peer_messages import Accept, Checked, Configure
 from parmig.engine.traits import describe
 from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
@@ -47,6 +51,7 @@ class Introduction:
 
     Attributes:
         control: the channel to the destination, or None before the connection was made.
+        files: descriptors that came with its answer; *opened* closes them.
     """
 
     def __init__(
@@ -57,6 +62,9 @@ class Introduction:
         self._config = config
         self._opened = opened
         self._interrupt = interrupt
+        self._fds: list[int] = []
+        self.files: list[int] = []
+        opened.callback(close_files, self.files)
 
     def make_wish(
         self, guest: Guest, thread: GuestThread, info: GuestInfo, memory: Sequence[BlockMemory], *, check: bool = False
@@ -72,6 +80,9 @@ class Introduction:
             GuestError: the guest did not answer.
         """
         config = self._config
+        files: tuple[OfferedFile, ...] = ()
+        if self._endpoint.scheme == UNIX_SCHEME:
+            files, self._fds = offer_files(memory, thread.call(guest.lasting_blocks))
         blocks = tuple(part.block for part in memory)
         return Configure(
             parmig=__version__,
@@ -96,6 +107,7 @@ class Introduction:
             ),
             traits=describe(thread.call(guest.traits)),
             check=check,
+            files=files,
         )
 
     def ask(self, wish: Configure) -> tuple[Configure, Accept | Checked]:
@@ -142,10 +154,12 @@ class Introduction:
         _logger.info("connects to %s", self._endpoint)
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
-        self.control.write(wish)
+        self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:
-            return self.control.wait(what, CONFIGURE_LIMIT_NS, self._interrupt)
+            answer = self.control.wait(what, CONFIGURE_LIMIT_NS, self._interrupt)
+            self.files += transport.take_descriptors()
+            return answer
         except ProtocolError as error:
             raise PeerRefusedError(f"{self._endpoint}: {error}") from error
 
@@ -180,3 +194,21 @@ def check_throttle(guest: Guest, thread: GuestThread, kind: str) -> None:
             f"a {kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
             "and allow a longer pause with --max-downtime where it outruns the network"
         )
+
+
+def agreed(answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
+    """The destination's *answer* to *wish*, once it is checked.
+
+    Args:
+        info: of the guest.
+
+    Raises:
+        PeerRefusedError: something does not match; every mismatch is named.
+    """
+    if not isinstance(answer, Accept):
+        raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
+    mismatches = check_accept(answer, wish, info)
+    if mismatches:
+        raise PeerRefusedError("the destination does not match: " + joined(mismatches))
+    logs.note_session(answer.session)
+    return answer

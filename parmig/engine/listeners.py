@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
+import select
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,13 +19,17 @@ from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
 from parmig.engine.agreement import (
     ENDPOINT_SCHEMES,
+    PATHS,
     VERIFY_AFTER,
     agreed_codecs,
     agreed_version,
     offer,
     reconnect_ns_of,
 )
+from parmig.engine.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
+from parmig.engine.memory_files import without_staying
+from parmig.engine.path_search import listening_hosts, offered_addresses
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -39,6 +47,9 @@ from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
 
+WRITERS_LIMIT_S = 5.0
+"""How long the source's workers may take to end after the session. Nobody else may use the memory before."""
+
 MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
 
@@ -48,38 +59,47 @@ class Listeners:
     Args:
         wish: the wishes of the source, already checked.
         memory: of the guest, in the source's numbering.
+        in_place: numbers of the blocks that are not copied.
         config: where to listen.
         early: takes state that may be loaded at once.
         notes: what happens to the channels of control and state.
 
     Attributes:
+        wish: for the blocks that are copied.
         token: 16 random bytes that whoever connects must send.
         pool: the workers.
         state: the channel for device state.
         lasting: makes channels outlive their connections, if the source wants that.
         regions: all regions of all blocks.
+        passed_files: descriptors that go before the answer, with which the source's workers write to memory here.
     """
 
     def __init__(
         self,
         wish: Configure,
         memory: Sequence[BlockMemory],
+        in_place: tuple[int, ...],
         config: ReceiveConfig,
         early: Callable[[bytes], None],
         notes: deque[ChannelNote],
     ) -> None:
-        self.wish = wish
+        self.wish = wish = without_staying(wish, in_place)
+        self._blocks, self._in_place = tuple(part.block for part in memory), in_place
         self.token = secrets.token_bytes(16)
         logs.note_session(self.token)
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
-        self._memory = memory
+        self._memory = kept_blocks(memory, in_place)
         control = parse_uri(config.listen)
-        self._hosts = config.paths or (control.host,)
+        self._config = config
+        self._hosts = listening_hosts(config)
         self._control_scheme = control_scheme(control)
         # Sockets in the file system are numbered from 1.
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
+        self._writers: list[int] = []
+        self._targets: tuple[BlockMemory, ...] = ()
+        self.passed_files: list[int] = []
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
         self._keeps_digests = VERIFY_AFTER in wish.capabilities
@@ -115,6 +135,9 @@ class Listeners:
         check_reachable(self._memory)  # before the source is let in
         wish = self.wish
         memory, descriptors = memory_for_workers(self._memory)
+        direct = self._control_scheme == UNIX_SCHEME and DIRECT_COPY in wish.capabilities and bool(memory)
+        if direct and len(descriptors) < MAX_FILES:
+            self._targets, self.passed_files = memory, [self._shared.fd, *descriptors]
         pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
             self._ports[worker] = self._take_port()
@@ -123,7 +146,7 @@ class Listeners:
                 workers=wish.workers,
                 blocks=wish.blocks,
                 memory=memory,
-                uri=str(Endpoint(self._scheme, self._host(worker), self._ports[worker])),
+                uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
                 codecs=agreed_codecs(wish),
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
@@ -148,11 +171,22 @@ class Listeners:
         self._next_port += bool(port)
         return port
 
+    def note_writer(self, pid: int) -> None:
+        """Note the process of a send worker, which may write to the memory here itself."""
+        if self._targets and pid:
+            with contextlib.suppress(OSError):  # it has ended
+                self._writers.append(os.pidfd_open(pid))
+
     # -- once they listen ------------------------------------------------------------------------
 
     def note_port(self, worker: int, port: int) -> None:
         """Note that *worker* listens at *port*; 0: where it was asked to."""
         self._ports[worker] = port or self._ports[worker]
+
+    def replace(self, worker: int) -> None:
+        """Start a worker in place of *worker*, which has died. It listens at the same port, and goes on from there."""
+        uri = str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker]))
+        self.pool.replace(worker, uri=uri, replaces=True)
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""
@@ -162,7 +196,7 @@ class Listeners:
             parmig=__version__,
             kind=info.kind,
             machine=info.machine,
-            blocks=tuple(part.block for part in self._memory),
+            blocks=self._blocks,
             codec=wish.codec,
             session=self.token,
             state=DataEndpoint(announced_host(self._state_endpoint.host), self._state_endpoint.port),
@@ -171,6 +205,9 @@ class Listeners:
                 for worker in range(wish.workers)
             ),
             capabilities=offer(info.state),
+            in_place=self._in_place,
+            targets=self._targets,
+            addresses=offered_addresses(self._config) if PATHS in wish.capabilities else (),
         )
 
     def pollables(self) -> list[Any]:
@@ -193,8 +230,24 @@ class Listeners:
         return codec_reports(self._shared.codec_figures())
 
     def close(self) -> None:
-        """End the workers, close the channel, drop the state."""
+        """End the workers, close the channel, drop the state. Wait for the source's workers that write here."""
         self.pool.close()
+        self._await_writers()
         self._transport.shutdown()
         self.state.close()
         self._shared.close()
+
+    def _await_writers(self) -> None:
+        """Wait until no worker of the source can write to the memory here any more."""
+        deadline = time.monotonic() + WRITERS_LIMIT_S
+        while self._writers:
+            fd = self._writers.pop()
+            ended = select.poll()
+            ended.register(fd, select.POLLIN)
+            if not ended.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                _logger.warning(
+                    "a worker of the source has not ended, and may still write to the guest's memory here; "
+                    "end it before this memory is used again",
+                    extra=logs.REPORTED,
+                )
+            os.close(fd)

@@ -74,7 +74,9 @@ class Outages:
         return tuple(sorted(self._open))
 
     def lost(self, channel: str, now_ns: int, reason: str) -> None:
-        """Note that *channel* has lost its connection."""
+        """Note that *channel* has lost its connection, if that is news."""
+        if channel in self._open:
+            return
         outage = self._open[channel] = _Outage(channel, reason, now_ns)
         self.count += 1
         if len(self._listed) < MAX_LISTED:

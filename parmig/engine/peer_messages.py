@@ -16,12 +16,14 @@ from parmig.config import MAX_WORKERS
 from parmig.engine.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.error_reports import MAX_NAME, peer_text
 from parmig.engine.handover_messages import AskForGuest, GuestAnswer, Refused
+from parmig.engine.in_place import MAX_FILES, OfferedFile
 from parmig.engine.message import Message, encode
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError
-from parmig.ram.blocks import RamBlock
+from parmig.linux.networks import MAX_ADDRESSES, DeviceAddress
+from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.status import MigrationStatus
 
 PROTOCOL_VERSION = 3
@@ -68,6 +70,7 @@ class Configure(Message, frozen=True, omit_defaults=True):
         switchover_timeout_ns: what the source allows from its pause to hand-over, and the same again after it.
         traits: what the guest depends on, by name, for the destination to compare.
         check: only compare, and answer with Checked instead of Accept.
+        files: memory files whose descriptors came with this message (on a Unix socket).
     """
 
     parmig: _Name
@@ -87,6 +90,7 @@ class Configure(Message, frozen=True, omit_defaults=True):
     capabilities: _Names = ()
     traits: _Traits = {}
     check: bool = False
+    files: Annotated[tuple[OfferedFile, ...], Meta(max_length=MAX_FILES)] = ()
 
 
 class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -101,8 +105,14 @@ class DataEndpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     scheme: Annotated[str, Meta(pattern=r"\A[0-9a-z+.-]{0,32}\Z")] = ""
 
 
-class Accept(Message, frozen=True):
-    """Destination: the same about me, and where my workers listen; the source checks it too."""
+class Accept(Message, frozen=True, omit_defaults=True):
+    """Destination: the same about me, and where my workers listen; the source checks it too.
+
+    Attributes:
+        in_place: numbers of the blocks that stay in place, as the source numbers them.
+        targets: what holds the other blocks here, if the source may write there; see ``direct``.
+        addresses: where each worker listens, at its port. None where the feature ``paths`` was not agreed on.
+    """
 
     parmig: _Name
     kind: _Name
@@ -113,6 +123,9 @@ class Accept(Message, frozen=True):
     state: DataEndpoint
     data: Annotated[tuple[DataEndpoint, ...], Meta(max_length=MAX_WORKERS)]
     capabilities: _Names = ()
+    in_place: Annotated[tuple[_Count, ...], Meta(max_length=MAX_FILES)] = ()
+    targets: Annotated[tuple[BlockMemory, ...], Meta(max_length=1024)] = ()
+    addresses: Annotated[tuple[DeviceAddress, ...], Meta(max_length=MAX_ADDRESSES)] = ()
 
 
 class Refuse(Message, frozen=True):

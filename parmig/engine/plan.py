@@ -11,7 +11,7 @@ import enum
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from parmig.engine.events import CancelAsked, Event, Failed, Suspected, Tick
+from parmig.engine.events import CancelAsked, Event, Failed, Suspected, Tick, WorkerDied
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus, StatusEvent, StatusMachine
 from parmig.units import NS_PER_MS
@@ -19,6 +19,9 @@ from parmig.units import NS_PER_MS
 EXPLANATION_NS = 400 * NS_PER_MS
 """A lost connection is a symptom. For this long the cause may still arrive: the peer's report, or the news that
 one of our workers died. It is well within the second in which a failure must be known."""
+
+MAX_DEATHS = 3
+"""A migration survives so many deaths of workers on each side. More have a cause that will go on killing."""
 
 Instruction = TypeVar("Instruction")
 
@@ -31,6 +34,7 @@ class Plan(ABC, Generic[Instruction]):
         step: what the plan waits for; its value is words for people.
         error: why the migration ended, if it did not complete.
         suspected: a symptom whose cause is awaited; the first one counts.
+        deaths: how many workers of this side have died.
     """
 
     step: enum.Enum
@@ -39,6 +43,7 @@ class Plan(ABC, Generic[Instruction]):
         self.machine = StatusMachine()
         self.error: ParmigError | None = None
         self.suspected: ParmigError | None = None
+        self.deaths = 0
         self._explained_by_ns = 0
         self.machine.move(StatusEvent.STARTED)
 
@@ -66,6 +71,8 @@ class Plan(ABC, Generic[Instruction]):
                 return self._fail(error)
             case Suspected(error=error):
                 return self._suspect(error, now_ns)
+            case WorkerDied(worker=worker, error=error):
+                return self._worker_died(worker, error, now_ns)
             case CancelAsked():
                 return self._cancel()
             case Tick():
@@ -73,6 +80,21 @@ class Plan(ABC, Generic[Instruction]):
                     return self._fail(self.suspected)
                 return self._check_time(now_ns)
         return self._proceed(event, now_ns)
+
+    @property
+    def replaces_workers(self) -> bool:
+        """Whether a worker that dies now is replaced."""
+        return False
+
+    def _worker_died(self, worker: int, error: ParmigError, now_ns: int) -> list[Instruction]:
+        self.deaths += 1
+        if self.deaths > MAX_DEATHS or not self.replaces_workers:
+            return self._fail(error)
+        return self._replace(worker, str(error), now_ns)
+
+    def _replace(self, worker: int, reason: str, now_ns: int) -> list[Instruction]:
+        """What to do so that another worker takes the place of *worker*, where ``replaces_workers``."""
+        raise NotImplementedError
 
     def _suspect(self, error: ParmigError, now_ns: int) -> list[Instruction]:
         if self.suspected is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from parmig.config import SendConfig
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
 
@@ -166,3 +167,17 @@ def is_stalled(rounds: Sequence[RoundFacts]) -> bool:
     before = min(facts.remaining_pages for facts in rounds[:-STALL_ROUNDS])
     lately = min(facts.remaining_pages for facts in rounds[-STALL_ROUNDS:])
     return lately >= before * STALL_IMPROVEMENT
+
+
+def limits_of(config: SendConfig) -> Limits:
+    """The limits that the user of ``parmig send`` has set."""
+    steps = ThrottleSteps(
+        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
+    )
+    return Limits(
+        config.downtime_limit_ns,
+        config.max_downtime_ns,
+        config.timeout_ns,
+        steps if config.auto_converge else None,
+        config.switchover_timeout_ns,
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import socket
 import struct
 import time
@@ -22,6 +23,7 @@ from parmig.engine.message import encode
 from parmig.engine.report import ErrorReport
 from parmig.engine.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed, WorkerLog
 from parmig.errors import WorkerError
+from parmig.linux.process import state_of as process_state
 from parmig.processes import ChildProcess, describe_exit, end_process, start_process
 
 _logger = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ class WorkerPool:
         self._connections: list[Connection] = []
         self._poll = select.poll()  # Connection.poll() makes a selector each time: 20 µs for each worker instead of 1
         self._by_fd: dict[int, int] = {}
+        self._started: dict[int, tuple[msgspec.Struct, Sequence[int], Sequence[str]]] = {}
         self._gone: set[int] = set()
         self._stuck: dict[int, str] = {}
+        self._stopped: set[int] = set()
 
     def start(self, setup: msgspec.Struct, fds: Sequence[int], imports: Sequence[str] = ()) -> int:
         """Start one more worker; returns its number.
@@ -69,15 +73,36 @@ class WorkerPool:
             imports: modules that it will import only later; workers share the memory of what is named here.
         """
         worker = len(self._processes)
+        process, connection = self._open(worker, setup, fds, imports)
+        self._processes.append(process)
+        self._connections.append(connection)
+        return worker
+
+    def replace(self, worker: int, **changes: object) -> None:
+        """Start a worker in place of *worker*, whose death was reported. It is reaped before this returns.
+
+        Args:
+            changes: fields of the setup that are different for the new one, and for those that may follow it.
+        """
+        end_process(self._processes[worker], patience_s=0)
+        self._connections[worker].close()
+        self._gone.discard(worker)
+        self._stuck.pop(worker, None)
+        setup, fds, imports = self._started[worker]
+        setup = msgspec.structs.replace(setup, **changes)
+        self._processes[worker], self._connections[worker] = self._open(worker, setup, fds, imports)
+
+    def _open(
+        self, worker: int, setup: msgspec.Struct, fds: Sequence[int], imports: Sequence[str]
+    ) -> tuple[ChildProcess, Connection]:
+        self._started[worker] = (setup, fds, imports)
         kind = self._name.split()[0].replace("receive", "recv")  # the kernel keeps 15 characters of it all
         process, connection = start_process(self._program, f"parmig-{kind}-{worker}", encode(setup), fds, imports)
         _limit_pipe(connection.fileno())
-        self._processes.append(process)
-        self._connections.append(connection)
         self._poll.register(connection.fileno(), select.POLLIN)
         self._by_fd[connection.fileno()] = worker
         _logger.info("%s %d started as process %d", self._name, worker, process.pid)
-        return worker
+        return process, connection
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -150,16 +175,26 @@ class WorkerPool:
         self._forget(worker)
         process = self._processes[worker]
         process.join(STOP_PATIENCE_S)  # the pipe closes a moment before the process can be reaped
-        hint = "; SIGBUS means that a memory file had no space left" if process.exitcode == -7 else ""
+        hint = "; SIGBUS means that a memory file had no space left" if process.exitcode == -signal.SIGBUS else ""
         hint = self._stuck.get(worker, hint)
         error = WorkerError(f"{self._name} {worker} (process {process.pid}) {describe_exit(process)}{hint}")
         report = ErrorReport(type=type(error).__name__, message=str(error))
         self._log_failure(worker, report)
-        return PoolEvent(worker, WorkerFailed(report))
+        return PoolEvent(worker, WorkerFailed(report, died=process.exitcode != -signal.SIGBUS))
 
     def _log_failure(self, worker: int, error: ErrorReport) -> None:
         extra = {**logs.REPORTED, "worker": str(worker)}
         _logger.error("%s %d failed: %s: %s", self._name, worker, error.type, error.message, extra=extra)
+
+    def end_stopped(self) -> None:
+        """Kill workers that have been stopped (SIGSTOP) since the last call; their deaths are reported as any other."""
+        stopped = {worker for worker in range(len(self)) if worker not in self._gone and self._is_stopped(worker)}
+        for worker in stopped & self._stopped:
+            self._end_stuck(worker, "was stopped")
+        self._stopped = stopped
+
+    def _is_stopped(self, worker: int) -> bool:
+        return process_state(self._processes[worker].pid) == "T"
 
     def close(self) -> None:
         """End every worker: ask, wait a moment, kill. Calling it twice is fine."""

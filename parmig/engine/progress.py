@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.report import Progress
@@ -17,10 +18,21 @@ WINDOW = 6
 """The number of looks over which a rate is averaged: 1.2 s."""
 
 
+def rates_by_path(paths: Sequence[str], rates: Sequence[float]) -> dict[str, float]:
+    """The sum of the workers' *rates* for each path, with *paths* by worker; empty if there is only one."""
+    if len(set(paths)) < 2:
+        return {}
+    sums = dict.fromkeys(paths, 0.0)
+    for path, rate in zip(paths, rates, strict=True):
+        sums[path] += rate
+    return sums
+
+
 class ProgressMeter:
     """Looks at the counters at most five times a second, and whenever status or round change."""
 
-    def __init__(self, plan: Coordinator, shared: SharedArea, workers: int) -> None:
+    def __init__(self, plan: Coordinator, shared: SharedArea, workers: int, paths: Sequence[str] = ()) -> None:
+        self._paths = paths
         self._plan = plan
         self._shared = shared
         self._workers = workers
@@ -53,6 +65,7 @@ class ProgressMeter:
             remaining = max(0, facts[-1].remaining_pages - done)
         else:
             remaining = self._plan.total_pages - in_round
+        rates = [(b - a) / seconds for a, b in zip(wire_then, self._looks[-1][2], strict=True)]
         return Progress(
             status=state[0],
             round=state[1],
@@ -60,9 +73,8 @@ class ProgressMeter:
             handled_pages=in_round,
             remaining_bytes=remaining * PAGE_BYTES,
             rate_bytes_per_s=rate,
-            worker_rates_bytes_per_s=tuple(
-                (b - a) / seconds for a, b in zip(wire_then, self._looks[-1][2], strict=True)
-            ),
+            worker_rates_bytes_per_s=tuple(rates),
+            path_rates_bytes_per_s=rates_by_path(self._paths, rates),
             time_left_ms=remaining * PAGE_BYTES / rate * 1000 if rate > 0 else None,
             throttle_percent=self._plan.record.throttle_percent,
             interrupted=self._plan.record.outages.interrupted,

@@ -6,17 +6,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
+from parmig.engine.adoption import Adoption
 from parmig.engine.agreement import check_configure
-from parmig.engine.block_pairs import pair_blocks
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.in_place import Staying, kept_blocks
+from parmig.engine.memory_files import in_order_of, without_staying
 from parmig.engine.mismatch import Mismatch, joined
+from parmig.engine.path_search import listening_hosts
 from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
 from parmig.engine.record_store import RecordStore
@@ -33,7 +36,7 @@ from parmig.errors import (
 )
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
-from parmig.ram.blocks import BlockMemory, RamBlock
+from parmig.ram.blocks import BlockMemory
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
 from parmig.transport.transport import UNIX_SCHEME, parse_uri
@@ -76,6 +79,7 @@ class MigrationReceiver:
             parse_uri(config.listen), lambda line: self._show(Progress(status=WAITING, message=line))
         )
         self._thread = GuestThread()
+        self._adoption = Adoption(guest, self._thread)
         self._session: ReceiveSession | None = None
         self._store: RecordStore | None = None
         self._cancelled = False
@@ -118,7 +122,7 @@ class MigrationReceiver:
 
     def _open_port(self) -> None:
         if self._admission.endpoint.scheme != UNIX_SCHEME:
-            for host in (self._admission.endpoint.host, *self._config.paths):
+            for host in (self._admission.endpoint.host, *listening_hosts(self._config)):
                 check_exposure(host, insecure=self._config.insecure)
         elif self._config.paths:
             raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")
@@ -154,7 +158,7 @@ class MigrationReceiver:
             if wish is None:
                 continue
             if wish.check:
-                self._admission.answer_check(self._mismatches(wish, *self._look_at_guest()))
+                self._admission.answer_check(self._compare(wish, *self._look_at_guest())[0])
                 continue
             self._began_ns = time.monotonic_ns()
             try:
@@ -187,7 +191,7 @@ class MigrationReceiver:
             ParmigError: this side cannot receive from any source; the source was refused with the reason.
         """
         info, memory = self._look_at_guest()
-        mismatches = self._mismatches(wish, info, memory)
+        mismatches, staying = self._compare(wish, info, memory)
         if mismatches:
             raise PeerRefusedError(joined(mismatches))
         if not self._prepared:
@@ -196,15 +200,18 @@ class MigrationReceiver:
         store = self._store
         assert store is not None
         control = self._admission.admit()
+        memory = in_order_of(wish.blocks, memory, info)
         try:
+            self._adoption.take(wish, self._admission.files, memory, staying)
             return ReceiveSession(
                 wish,
                 info,
-                _in_order_of(wish.blocks, memory, info),
+                memory,
                 self._config,
                 control,
                 endpoint=self._admission.endpoint,
                 store=store,
+                in_place=staying.numbers,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
@@ -214,19 +221,24 @@ class MigrationReceiver:
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
+        finally:
+            self._admission.drop_files()
 
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
         return self._thread.call(self._guest.info), list(self._thread.call(self._guest.memory))
 
-    def _mismatches(self, wish: Configure, info: GuestInfo, memory: list[BlockMemory]) -> list[Mismatch]:
-        """Everything that keeps the source of *wish* out."""
+    def _compare(self, wish: Configure, info: GuestInfo, memory: list[BlockMemory]) -> tuple[list[Mismatch], Staying]:
+        """Everything that keeps the source of *wish* out, and the blocks that stay in place."""
         traits = self._thread.call(self._guest.traits)
-        return [
-            *check_configure(wish, info, [part.block for part in memory], traits),
-            *lack_of_space(memory, wish),
-            *wrong_transport(wish, self._admission.endpoint),
-            *lack_of_ports(self._config.data_ports, wish.workers),
-        ]
+        mismatches = check_configure(wish, info, [part.block for part in memory], traits)
+        staying = Staying()
+        if not mismatches:
+            memory, fds = in_order_of(wish.blocks, memory, info), self._admission.files
+            staying = self._adoption.decide(wish, fds, memory)
+            rest = without_staying(wish, staying.numbers, fds)
+            mismatches = [*staying.mismatches, *lack_of_space(kept_blocks(memory, staying.numbers), rest)]
+        mismatches += wrong_transport(wish, self._admission.endpoint)
+        return mismatches + lack_of_ports(self._config.data_ports, wish.workers), staying
 
     # -- with a source --------------------------------------------------------------------------
 
@@ -242,6 +254,7 @@ class MigrationReceiver:
         session.promise.end(session.plan, discarded=True)
         session.close()
         logs.note_session(b"")
+        self._adoption.give_back()
         self._admission.listen()
         self._admission.show(f"a source did not get in: {session.plan.error}; waiting for the next")
         return True
@@ -284,10 +297,3 @@ class MigrationReceiver:
             report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
             report.error = error_reports.describe_error(error, error.phase or WAITING)
         return report
-
-
-def _in_order_of(blocks: Sequence[RamBlock], memory: Sequence[BlockMemory], info: GuestInfo) -> list[BlockMemory]:
-    """The memory here that takes the content of each of the source's *blocks*, which match."""
-    by_name = {part.block.name: part for part in memory}
-    pairs = pair_blocks(blocks, [part.block for part in memory], by_place=info.blocks_by_place)
-    return [by_name[here.name] for _, here in pairs if here is not None]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from parmig.engine.outages import Outages
 from parmig.engine.policy import RoundFacts
-from parmig.engine.report import DowntimePhases, RamReport, RoundReport, WorkerReport
+from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.shared import WorkerCounters
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
@@ -161,6 +161,17 @@ class Record:
             zero_pages=sum(r.zero_pages for r in self.rounds),
             skipped_pages=sum(r.skipped_pages for r in self.rounds),
         )
+
+    def per_path(self, paths: Sequence[str]) -> list[PathReport]:
+        """What the workers of each path did, with *paths* by worker."""
+        seconds = sum(r.duration_ms for r in self.rounds) * NS_PER_MS / NS_PER_S
+        reports = {path: PathReport(path=path) for path in paths}
+        for path, counters in zip(paths, self._now, strict=False):
+            reports[path].workers += 1
+            reports[path].wire_bytes += counters.wire_bytes
+        for report in reports.values():
+            report.rate_mib_per_s = report.wire_bytes / MIB / seconds if seconds else 0.0
+        return list(reports.values())
 
     def per_worker(self, paths: Sequence[str], cpus: Sequence[Sequence[int]] = ()) -> list[WorkerReport]:
         """What each worker did."""

@@ -6,7 +6,7 @@ The field names are a contract: names may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +17,7 @@ from parmig.ram.codecs.registry import name_of
 from parmig.units import NS_PER_MS
 
 if TYPE_CHECKING:
+    from parmig.ram.blocks import RamBlock
     from parmig.ram.shared import CodecFigures
 
 
@@ -77,8 +78,10 @@ class RoundReport(msgspec.Struct, kw_only=True):
 
 
 class RamReport(msgspec.Struct, kw_only=True):
-    """All RAM traffic: pages sent as data, sent as zero pages, and never allocated.
+    """All RAM: pages sent as data, sent as zero pages, and never allocated.
 
+    ``direct`` (source): pages were copied from memory to memory, and ``wire_bytes`` did not go through a socket.
+    ``in_place_blocks`` were not copied: the destination maps the memory files of the source.
     ``huge_page_bytes`` (destination): memory that parmig provided in huge pages for what it placed.
     """
 
@@ -88,6 +91,15 @@ class RamReport(msgspec.Struct, kw_only=True):
     zero_pages: int = 0
     skipped_pages: int = 0
     huge_page_bytes: int = 0
+    direct: bool = False
+    in_place_bytes: int = 0
+    in_place_blocks: list[str] = []
+
+    def note_in_place(self, blocks: Sequence[RamBlock]) -> None:
+        """Add blocks that were not copied."""
+        self.in_place_bytes = sum(block.size_bytes for block in blocks)
+        self.in_place_blocks = [block.name for block in blocks]
+        self.total_bytes += self.in_place_bytes
 
 
 class WorkerReport(msgspec.Struct, kw_only=True):
@@ -101,6 +113,15 @@ class WorkerReport(msgspec.Struct, kw_only=True):
     busy_ms: float = 0.0
     waiting_ms: float = 0.0
     stolen_regions: int = 0
+
+
+class PathReport(msgspec.Struct, kw_only=True):
+    """What the workers of one path sent together, over all rounds; ``rate_mib_per_s`` is that of the rounds."""
+
+    path: str
+    workers: int = 0
+    wire_bytes: int = 0
+    rate_mib_per_s: float = 0.0
 
 
 class OutageReport(msgspec.Struct, kw_only=True):
@@ -203,6 +224,7 @@ class Report(msgspec.Struct, kw_only=True):
     max_throttle_percent: int = 0
     ram: RamReport = msgspec.field(default_factory=RamReport)
     per_worker: list[WorkerReport] = []
+    per_path: list[PathReport] = []
     outages: list[OutageReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
@@ -235,6 +257,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         remaining_bytes: guest bytes known to be still dirty or unsent.
         rate_bytes_per_s: guest bytes handled per second of late.
         worker_rates_bytes_per_s: wire bytes per second of each worker.
+        path_rates_bytes_per_s: the same by path, if there are several.
         time_left_ms: until the pause, estimated; None when unknown.
         throttle_percent: how far the guest is slowed down.
         interrupted: channels that have no connection now, and connect again.
@@ -248,6 +271,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     remaining_bytes: int = 0
     rate_bytes_per_s: float = 0.0
     worker_rates_bytes_per_s: tuple[float, ...] = ()
+    path_rates_bytes_per_s: dict[str, float] = {}
     time_left_ms: float | None = None
     throttle_percent: int = 0
     interrupted: tuple[str, ...] = ()

@@ -12,11 +12,11 @@ from parmig.engine import events, peer_messages
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.events import AskDigests, Do, Event, Instruction, WriteRecord
+from parmig.engine.events import AskDigests, Do, Event, Instruction, Replace, WriteRecord
 from parmig.engine.handover_messages import Refused
 from parmig.engine.handover_record import RecordState
 from parmig.engine.lasting_channels import ChannelNote
-from parmig.engine.outages import lost_line, resumed_line
+from parmig.engine.outages import lost_line, of_worker, resumed_line
 from parmig.engine.questions import ask_for_guest
 from parmig.engine.record_keeper import RecordKeeper
 from parmig.engine.report import Progress
@@ -26,6 +26,7 @@ from parmig.engine.source_steps import Step
 from parmig.engine.state_channel import StateSender
 from parmig.errors import ParmigError, PeerFailedError, PeerLostError, ProtocolError
 from parmig.ram.blocks import BlockMemory
+from parmig.ram.channel_messages import EPOCHS
 from parmig.ram.shared import SharedArea
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S
@@ -69,6 +70,8 @@ class SendRun(SourceRun):
         self._keeper = keeper
         self._state_sender = state
         self._notes = notes
+        self._shared = shared
+        self._incarnations = 0
         self._reported_ns = 0
         self._watch_all(*control.pollables())
 
@@ -154,6 +157,8 @@ class SendRun(SourceRun):
         if instruction is Do.PAUSE:
             self._control.end_with_connection()
         match instruction:
+            case Replace():
+                self._replace_worker(instruction)
             case AskDigests(region=region, first=first):
                 self._say(DigestsRequest(region, first))
             case WriteRecord(state=state):
@@ -168,6 +173,18 @@ class SendRun(SourceRun):
         if state is RecordState.RETURNED:
             self._custody.take_back()  # it reads the record, so not earlier
         self._feed(written)
+
+    def _replace_worker(self, replace: Replace) -> None:
+        """Start a worker in place of one that has died. What was known of its regions is forgotten."""
+        channel = of_worker(replace.worker)
+        self._feed(events.ChannelLost(channel, replace.reason))
+        self._show_line(lost_line(channel, replace.reason))
+        self._shared.forget_regions(replace.regions, self.plan.regions)
+        self._incarnations += 1
+        self._pool.replace(replace.worker, epoch=self._incarnations * EPOCHS)
+        if self._tracking is not None:
+            self._pool.instruct(replace.worker, *self._tracking)
+        self._watch_all(*self._control.pollables())
 
     def _do(self, what: Do) -> None:
         match what:

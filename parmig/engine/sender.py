@@ -10,26 +10,29 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import (
     ASK_FOR_GUEST,
+    PATHS,
     RECONNECT,
     VERIFY_AFTER,
     channel_codecs,
-    check_accept,
     reconnect_ns_of,
 )
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.direct import usable_targets
 from parmig.engine.handover_record import RecordState
-from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.in_place import kept_blocks
+from parmig.engine.introduction import Introduction, agreed, check_throttle
 from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
-from parmig.engine.mismatch import joined
-from parmig.engine.peer_messages import Accept, Checked, Configure
+from parmig.engine.memory_files import without_staying
+from parmig.engine.path_search import choose_paths
+from parmig.engine.paths import ChosenPaths
+from parmig.engine.peer_messages import Accept
 from parmig.engine.pinning import Pinning
-from parmig.engine.policy import Limits, ThrottleSteps
+from parmig.engine.policy import limits_of
 from parmig.engine.pool import WorkerPool
 from parmig.engine.record_keeper import RecordKeeper, first_record
 from parmig.engine.record_store import RecordStore
@@ -42,11 +45,10 @@ from parmig.errors import (
     CancelledError,
     ParmigError,
     PeerLostError,
-    PeerRefusedError,
-    ProtocolError,
 )
-from parmig.guests.guest import Guest, GuestInfo
+from parmig.guests.guest import Guest
 from parmig.processes import warm_up
+from parmig.ram.blocks import RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.codecs.registry import codecs_of, names
 from parmig.ram.regions import cut
@@ -63,24 +65,12 @@ from parmig.transport.registry import (
 )
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
+from parmig.values import Path
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
 
 STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
-
-
-def _limits(config: SendConfig) -> Limits:
-    steps = ThrottleSteps(
-        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
-    )
-    return Limits(
-        config.downtime_limit_ns,
-        config.max_downtime_ns,
-        config.timeout_ns,
-        steps if config.auto_converge else None,
-        config.switchover_timeout_ns,
-    )
 
 
 class MigrationSender(SourceSide):
@@ -108,6 +98,8 @@ class MigrationSender(SourceSide):
         self._uri = uri
         self._config = config
         self._introduction: Introduction | None = None
+        self._in_place: tuple[RamBlock, ...] = ()
+        self._copies_directly = False
         self._keeper: RecordKeeper | None = None
 
     # -- before the guest is touched ------------------------------------------------------------
@@ -122,63 +114,81 @@ class MigrationSender(SourceSide):
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
-        blocks = tuple(part.block for part in memory)
         self._report.compression = self._config.compress
         self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
         wish, answer = introduction.ask(wish)
-        accept = self._agree(answer, wish, info)
+        accept = agreed(answer, wish, info)
         self._report.transport = wish.transport
         keeper = self._keep_record(store, accept, endpoint)
-        region_pages, control = wish.region_pages, introduction.control
+        self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
+        memory = kept_blocks(memory, accept.in_place)
+        wish = without_staying(wish, accept.in_place)
+        blocks, workers, control = wish.blocks, wish.workers, introduction.control
+        self._report.workers = workers
         assert control is not None
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
         lasting = LastingChannels(accept.session, reconnect_ns, notes)
         control.transport = lasting.calling(CONTROL, control.transport, endpoint)
-        regions = cut(blocks, region_pages)
-        shared = SharedArea(-1, workers=self._config.workers, blocks=blocks, regions=len(regions))
+        regions = cut(blocks, wish.region_pages)
+        shared = SharedArea(-1, workers=workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
         self._opened.callback(self._note_codecs, shared)
         shared.set_rate(self._config.max_bandwidth_bytes_per_s)
         places, descriptors = memory_for_workers(memory)
+        files = introduction.files
+        own_fds = 1 + len(descriptors)
+        direct = self._config.compress == "none" and usable_targets(accept, files, blocks, own_fds)
+        self._copies_directly = direct
         pinning = Pinning(self._config.cpus)
-        codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // self._config.workers)
-        for worker, (uri, local) in enumerate(self._channels(accept, endpoint, wish.transport)):
-            cpus = pinning.cpus(worker, local=local, remote=parse_uri(uri).host)
+        codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // workers)
+        chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
+        if line:
+            self._tell_progress(Progress(status="setup", message=line))
+        for number, path in enumerate(chosen.paths):
+            shared.set_path_rate(number, path.rate_bytes_per_s)
+        for worker, routes in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
+            scheme, host, _ = msgspec.structs.astuple(parse_uri(routes[0].uri))
+            cpus = pinning.cpus(worker, local=routes[0].local, remote=host)
             self._worker_cpus.append(cpus)
             setup = SendSetup(
                 worker=worker,
-                workers=self._config.workers,
+                workers=workers,
                 blocks=blocks,
                 memory=places,
-                routes=(Route(uri, local),),
+                routes=routes,
                 reconnect_ns=reconnect_ns,
+                path=chosen.of_worker[worker] if chosen.paths else 0,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,
                 codecs=channel_codecs(self._config.compress, accept),
                 codec_settings=codec_settings,
                 batch_bytes=self._config.batch_bytes,
-                region_pages=region_pages,
+                region_pages=wish.region_pages,
                 cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,
+                targets=accept.targets if direct else (),
+                target_digests=VERIFY_AFTER in wish.capabilities,
             )
-            self._pool.start(setup, [shared.fd, *descriptors], transport_imports(parse_uri(uri).scheme))
+            fds = [shared.fd, *descriptors, *(files if direct else ())]
+            self._pool.start(setup, fds, transport_imports(scheme))
         _logger.info(
             "pauses the guest once a pause would take at most %s; gives up on a pause after %s",
             format_ms(self._config.downtime_limit_ns / NS_PER_MS),
             format_ms(self._config.switchover_timeout_ns / NS_PER_MS),
         )
-        after = self._compares_after(accept)
+        after = self._compares_after(accept, blocks)
         plan = Coordinator(
             regions,
-            self._config.workers,
-            _limits(self._config),
-            verify=bool(self._config.compares) and not after,
+            workers,
+            limits_of(self._config),
+            verify=bool(self._config.compares and blocks) and not after,
             remembering="delta" in channel_codecs(self._config.compress, accept),
-            comparison=Comparison(regions, blocks, self._config.workers) if after else None,
+            replaces=reconnect_ns > 0,
+            comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
             may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
         state = self._connect_state(accept, endpoint, lasting)
@@ -191,38 +201,33 @@ class MigrationSender(SourceSide):
         self._custody.record = keeper.path
         return keeper
 
-    def _compares_after(self, accept: Accept) -> bool:
-        """Whether both memories are compared after the hand-over; an older destination can only do it before."""
+    def _compares_after(self, accept: Accept, blocks: Sequence[RamBlock]) -> bool:
+        """Whether copies of *blocks* are compared after the hand-over; an older destination can only do it before."""
+        if self._in_place and self._config.compares:
+            line = f"blocks that stay in place are not compared: {', '.join(block.name for block in self._in_place)}"
+            self._tell_progress(Progress(status="setup", message=line))
+        if not blocks:
+            return False
         if self._config.compares != "after" or VERIFY_AFTER in accept.capabilities:
             return self._config.compares == "after"
         line = "the destination is an older parmig: it compares both memories in the pause, which will be longer"
         self._tell_progress(Progress(status="setup", message=line))
         return False
 
-    def _agree(self, answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:
-        """Check the destination's answer to *wish*.
-
-        Raises:
-            PeerRefusedError: something does not match; every mismatch is named.
-        """
-        if not isinstance(answer, Accept):
-            raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
-        mismatches = check_accept(answer, wish, info)
-        if mismatches:
-            raise PeerRefusedError("the destination does not match: " + joined(mismatches))
-        logs.note_session(answer.session)
-        return answer
-
-    def _channels(self, accept: Accept, control: Endpoint, transport: str) -> Iterator[tuple[str, str]]:
-        """Where each worker connects to, and from which local address."""
+    def _channels(
+        self, accept: Accept, control: Endpoint, transport: str, chosen: ChosenPaths
+    ) -> Iterator[tuple[Route, ...]]:
+        """The ways to the receive worker of each worker: its own path, then those that it may take after a loss."""
         for worker, data in enumerate(accept.data):
-            path = self._config.paths[worker % len(self._config.paths)] if self._config.paths else None
             scheme = data.scheme or data_scheme(transport)
+            path = chosen.of(worker)
             host = path.remote if path else data.host or control.host
             if scheme == UNIX_SCHEME:
                 host = control.host
-            self._paths.append(str(path) if path else host)
-            yield str(Endpoint(scheme, host, data.port)), path.local if path else ""
+            self._paths.append(path.addresses if path else host)
+            others = chosen.others(worker) if PATHS in accept.capabilities else ()
+            ways = [path or Path(host), *others]
+            yield tuple(Route(str(Endpoint(scheme, way.remote, data.port)), way.local) for way in ways)
 
     def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
@@ -279,6 +284,8 @@ class MigrationSender(SourceSide):
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report = super()._final_report(error, began_ns, ended_ns)
+        report.ram.note_in_place(self._in_place)
+        report.ram.direct = self._copies_directly
         plan = self._plan
         if plan is not None:
             report.digest = DigestReport(source=plan.source_digest, destination=plan.peer_digest)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
 from parmig.engine import error_reports, peer_messages, worker_messages
-from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import (
@@ -18,6 +18,7 @@ from parmig.engine.destination_events import (
     Event,
     Instruct,
     Instruction,
+    Replace,
     SendMessage,
     Show,
     WriteRecord,
@@ -54,6 +55,7 @@ class ReceiveSession(Driver[Instruction]):
         control: channel to the source; owned from here on, but not by a constructor that fails.
         endpoint: where the control channel was made, and where a source that was lost asks for its guest.
         store: for the record of the hand-over; not owned.
+        in_place: numbers of the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
         progress: shows how far it is.
@@ -71,6 +73,7 @@ class ReceiveSession(Driver[Instruction]):
         control: ControlChannel,
         endpoint: Endpoint,
         *,
+        in_place: tuple[int, ...],
         store: RecordStore,
         guest: Guest,
         thread: GuestThread,
@@ -78,12 +81,13 @@ class ReceiveSession(Driver[Instruction]):
     ) -> None:
         self.wish = wish
         self._info = info
+        self._in_place = in_place
         self._control = control
         self._control_lost = False
         self._endpoint = endpoint
         self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
-        self._listeners = Listeners(wish, memory, config, self._take_early, self._notes)
+        self._listeners = Listeners(wish, memory, self._in_place, config, self._take_early, self._notes)
         try:
             self.promise = Promise(store, guest, thread, self._listeners.token, endpoint)
         except BaseException:
@@ -92,13 +96,14 @@ class ReceiveSession(Driver[Instruction]):
         self._state = self._listeners.state
         self._state_connected = False
         self._state_bytes = 0
-        self._outages = Outages(wish.workers)
+        self._outages = Outages(self._listeners.wish.workers)
         self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
-            wish.workers,
+            self._listeners.wish.workers,
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
+            replaces=reconnect_ns_of(wish.capabilities) > 0,
             may_ask=ASK_FOR_GUEST in wish.capabilities,
             outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
@@ -142,13 +147,12 @@ class ReceiveSession(Driver[Instruction]):
             self._feed(events.Garbled(error))
 
     def _take_notes(self) -> None:
-        """Note what happened to the channels of control and state."""
         while self._notes:
-            channel, reason, lasted_ns = self._notes.popleft()
-            if reason:
-                self._note_outage(channel, reason)
+            note = self._notes.popleft()
+            if note.reason:
+                self._note_outage(note.channel, note.reason)
             else:
-                self._note_end_of_outage(channel, lasted_ns)
+                self._note_end_of_outage(note.channel, note.lasted_ns)
         self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _receive_state(self) -> None:
@@ -180,7 +184,8 @@ class ReceiveSession(Driver[Instruction]):
             case worker_messages.WorkerReady(port=port):
                 self._listeners.note_port(worker, port)
                 return events.WorkerListens(worker)
-            case worker_messages.WorkerConnected():
+            case worker_messages.WorkerConnected(pid=pid):
+                self._listeners.note_writer(pid)
                 return events.WorkerConnected(worker)
             case worker_messages.ChannelLost(reason=reason):
                 self._note_outage(of_worker(worker), reason)
@@ -195,8 +200,9 @@ class ReceiveSession(Driver[Instruction]):
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
 
     def _note_outage(self, channel: str, reason: str) -> None:
-        self._outages.lost(channel, time.monotonic_ns(), reason)
-        self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
+        if self.plan.status in BEFORE_HAND_OVER:  # later it only means that the source has ended its workers
+            self._outages.lost(channel, time.monotonic_ns(), reason)
+            self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
 
     def _note_end_of_outage(self, channel: str, lasted_ns: int) -> None:
         self._outages.resumed(channel, time.monotonic_ns())
@@ -212,10 +218,14 @@ class ReceiveSession(Driver[Instruction]):
                 self._show(Progress(status=status, round=round_))
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
+            case Replace(worker, reason):
+                self._note_outage(of_worker(worker), reason)
+                self._listeners.replace(worker)
+                self._watch_all()
             case WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
-                self._say(self._listeners.accept_message(self._info))
+                self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
                 lasting = self._listeners.lasting
                 self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
                 self._watch_all()
@@ -250,9 +260,9 @@ class ReceiveSession(Driver[Instruction]):
         ran_ns = self.promise.ran_ns = self._guest.resume()
         return ran_ns
 
-    def _say(self, message: peer_messages.ControlMessage) -> None:
+    def _say(self, message: peer_messages.ControlMessage, fds: Sequence[int] = ()) -> None:
         try:
-            self._control.write(message)
+            self._control.write(message, fds)
         except PeerLostError as error:
             self._fail(error)  # the source's last message may still wait to be read
 
@@ -276,10 +286,11 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
-        report.workers, report.compression, report.transport = wish.workers, choice_of(wish), wish.transport
+        report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
+        report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
         report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)

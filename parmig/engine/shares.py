@@ -11,6 +11,7 @@ worker; and rounds are separated by fences, so a region moves only when all of i
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,11 +36,12 @@ alone does a round of the pause: waking a second one and its receiver takes long
 each other, for QEMU and for the coordinator."""
 
 
-def assign(weights: Sequence[int], workers: int) -> list[Sequence[int]]:
-    """Give each worker a contiguous stretch of regions of about equal weight.
+def assign(weights: Sequence[int], workers: int, speeds: Sequence[float] | None = None) -> list[Sequence[int]]:
+    """Give each worker a contiguous stretch of regions, of about equal weight or in proportion to *speeds*.
 
     Args:
         weights: one a region (its pages).
+        speeds: of the workers, none of them 0; None: all are equal.
 
     Returns:
         ranges of region numbers by worker; every region exactly once. Workers beyond the regions get none.
@@ -47,7 +49,12 @@ def assign(weights: Sequence[int], workers: int) -> list[Sequence[int]]:
     each = np.asarray(weights, dtype=np.int64)
     total = int(each.sum())
     # The middle of the region decides whose stretch it belongs to.
-    owners = np.minimum(workers - 1, (2 * np.cumsum(each) - each) * workers // (2 * total)) if total else 0 * each
+    middles = 2 * np.cumsum(each) - each
+    if total and speeds is not None:
+        borders = np.cumsum(speeds) * (2 * total / sum(speeds))
+        owners = np.minimum(workers - 1, np.searchsorted(borders, middles, side="right"))
+    else:
+        owners = np.minimum(workers - 1, middles * workers // (2 * total)) if total else 0 * each
     ends = np.searchsorted(owners, np.arange(workers), side="right").tolist()
     return [range(first, end) for first, end in itertools.pairwise((0, *ends))]
 
@@ -75,25 +82,46 @@ class Shares:
         self.taken: list[list[int]] = [[] for _ in owned]
         self.workers = range(len(owned))
 
-    def take(self, worker: int) -> tuple[int, ...]:
-        """The next regions for *worker*, its own first, else from whoever has most to give; empty: none left."""
+    def take(self, worker: int, most: int | None = None) -> tuple[int, ...]:
+        """The next regions for *worker*, its own first, else from whoever has most to give; empty: none left.
+
+        Args:
+            most: take at most so many, but one at least; None: as many as there are.
+        """
+        most = sys.maxsize if most is None else max(1, most)
         left = self._left[worker]
         if left:
-            count = len(left) if self.whole else max(1, len(left) // BUNDLE_PART)
+            count = len(left) if self.whole else min(most, max(1, len(left) // BUNDLE_PART))
             regions, self._left[worker] = tuple(left[:count]), left[count:]
         else:
-            regions = self._steal(worker)
+            regions = self._steal(worker, most)
         self.taken[worker] += regions
         return regions
 
-    def _steal(self, worker: int) -> tuple[int, ...]:
+    def drop(self, worker: int) -> list[int]:
+        """*worker* is gone: nobody gets the rest of its regions in this round. Returns them, and those that it got."""
+        self.taken[worker] += self._left[worker]
+        self._left[worker], self._kept[worker] = (), 0
+        return self.taken[worker]
+
+    @property
+    def left(self) -> int:
+        """How many regions nobody has got yet."""
+        return sum(map(len, self._left))
+
+    @property
+    def spare(self) -> int:
+        """How many of them any worker may take."""
+        return sum(max(0, len(left) - kept) for left, kept in zip(self._left, self._kept, strict=True))
+
+    def _steal(self, worker: int, most: int) -> tuple[int, ...]:
         """Regions of another worker for *worker*."""
         spare = [len(left) - kept for left, kept in zip(self._left, self._kept, strict=True)]
         source = max(range(len(spare)), key=spare.__getitem__)
         if spare[source] <= 0:
             return ()
         left = self._left[source]
-        count = min(spare[source], max(1, len(left) // (2 * BUNDLE_PART)))
+        count = min(spare[source], most, max(1, len(left) // (2 * BUNDLE_PART)))
         self.stolen[worker] += count
         # From the far end: the owner works from the front and keeps its neighbourhood.
         self._left[source] = left[:-count]

@@ -67,11 +67,11 @@ class SourceSide(ABC):
         self._progress = progress
         self._thread = GuestThread()
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
-        self._means = Means(guest, self._thread, self._custody, pool, tracker, report, self._tell_progress)
+        self._paths: list[str] = []
+        self._means = Means(guest, self._thread, self._custody, pool, tracker, report, self._tell_progress, self._paths)
         self._switchover_ns = switchover_ns
         self._cancelled = False
         self._run: SourceRun | None = None
-        self._paths: list[str] = []
         self._worker_cpus: list[tuple[int, ...]] = []
         self._opened = contextlib.ExitStack()
 
@@ -204,6 +204,7 @@ class SourceSide(ABC):
             report.max_throttle_percent = record.max_throttle_percent
             report.outages = record.outages.reports(began_ns, ended_ns)
             report.per_worker = record.per_worker(self._paths, self._worker_cpus)
+            report.per_path = record.per_path(self._paths)
             report.paths = sorted(set(self._paths))
             report.throughput_mib_per_s = record.throughput_mib_per_s()
             report.downtime_ms = record.downtime_ms()

@@ -7,8 +7,6 @@ or the proof that nothing was sent, gives the guest back; and that is on record 
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 from parmig.engine import events
 from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruction, Recorded, RecordFailed, WriteRecord
@@ -54,13 +52,6 @@ class SourceEnd(Plan[Instruction]):
         """Take one event and return what to do next, in order."""
         if self.step is Step.RETURNING:
             return self._returned(event)
-        match event:
-            case events.ChannelLost(channel=channel, reason=reason):
-                self.record.outages.lost(channel, now_ns, reason)
-                return []
-            case events.ChannelResumed(channel=channel, again_bytes=again_bytes, route=route):
-                self.record.outages.resumed(channel, now_ns, route=route, again_bytes=again_bytes)
-                return self._reconnected(now_ns)
         comparison = self.comparison
         if self.step is not Step.COMPARING or comparison is None:
             return super().handle(event, now_ns)
@@ -119,16 +110,6 @@ class SourceEnd(Plan[Instruction]):
         self.record.mark("comparing", now_ns)
         self.step = Step.COMPARING
         return [*noted, *self.comparison.begin(now_ns)]
-
-    def _reconnected(self, now_ns: int) -> list[Instruction]:
-        """A channel has a connection again. A pause that waits for that begins with another round."""
-        if self.step is not Step.RECONNECTING or self.record.outages.interrupted:
-            return []
-        return self._begin_round(Step.SENDING, now_ns)
-
-    @abstractmethod
-    def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:
-        """Begin a round."""
 
     def _suspect(self, error: ParmigError, now_ns: int) -> list[Instruction]:
         if self.status is not MigrationStatus.HAND_OVER:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from parmig.engine import events, worker_messages
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
@@ -25,7 +27,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report
 from parmig.engine.source_steps import Step
-from parmig.errors import ProtocolError
+from parmig.errors import GuestRefusedError, ProtocolError
 from parmig.guests.guest import DirtyLog, Guest, StateSink
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import SETTLED_BY_STOP
@@ -59,6 +61,7 @@ class Means:
         tracker: kind of dirty log to ask the guest for.
         report: to be filled in.
         show: shows progress; it may raise.
+        paths: the path of each worker; empty where there are none.
     """
 
     guest: Guest
@@ -68,6 +71,7 @@ class Means:
     tracker: str
     report: Report
     show: Callable[[Progress], None]
+    paths: Sequence[str] = ()
 
 
 class SourceRun(Driver[Instruction]):
@@ -101,10 +105,11 @@ class SourceRun(Driver[Instruction]):
         self._report = means.report
         self._memory = memory
         self._state = state
-        self._meter = ProgressMeter(plan, shared, len(means.pool))
+        self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
         self._ready = 0
         self._long_ns = sys.maxsize
         self._log_fd = -1
+        self._tracking: tuple[worker_messages.StartTracking, int] | None = None
 
     @abstractmethod
     def _do(self, what: Do) -> None:
@@ -160,6 +165,9 @@ class SourceRun(Driver[Instruction]):
 
     def _worker_event(self, worker: int, message: worker_messages.WorkerEvent) -> Event | None:
         match message:
+            case worker_messages.WorkerReady() if self.plan.step is not Step.SETUP:  # it replaces another one
+                self._show_line(f"{of_worker(worker)}: another process has taken its place")
+                return events.ChannelResumed(of_worker(worker))
             case worker_messages.WorkerReady():
                 self._ready += 1
                 return events.WorkersReady() if self._ready == len(self._pool) else None
@@ -171,8 +179,8 @@ class SourceRun(Driver[Instruction]):
                 return events.ChannelResumed(of_worker(worker), again_bytes, route)
             case worker_messages.RegionsScanned():
                 return events.WorkerScanned(worker)
-            case worker_messages.RegionsDone():
-                return events.WorkerIdle(worker)
+            case worker_messages.RegionsDone(load=load):
+                return events.WorkerIdle(worker, load)
             case worker_messages.Sent(counters=counters):
                 return events.WorkerSent(worker, counters)
             case worker_messages.Fenced(counters=counters):
@@ -211,7 +219,14 @@ class SourceRun(Driver[Instruction]):
     def _start_log(self) -> tuple[DirtyLog, int]:
         """The log, and the descriptor of a shared bitmap or -1."""
         self._custody.arm()
-        log = self._guest.start_dirty_log(self._tracker)
+        log = self._guest.start_dirty_log(self._tracker if self._memory else "none")
+        names = [part.block.name for part in self._guest.memory()]
+        if len(names) != len(self._memory):  # the others stay in place
+            if log.kind == "bitmap":
+                raise GuestRefusedError("the guest's bitmap is of all its blocks; use --tracker pagemap or digest")
+            segments = dict(zip(names, log.segments, strict=False))
+            moved = tuple(segments[part.block.name] for part in self._memory) if segments else ()
+            log = msgspec.structs.replace(log, segments=moved)
         return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
 
     def _log_started(self, started: tuple[DirtyLog, int]) -> Event:
@@ -222,8 +237,9 @@ class SourceRun(Driver[Instruction]):
         if area_bytes:
             self._log_fd = fd = os.memfd_create("parmig-digests", os.MFD_CLOEXEC)
             os.ftruncate(fd, area_bytes)
+        self._tracking = (worker_messages.StartTracking(log, fd >= 0), fd)
         for worker in range(len(self._pool)):
-            self._pool.instruct(worker, worker_messages.StartTracking(log, fd >= 0), fd)
+            self._pool.instruct(worker, *self._tracking)
         return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
 
     def _settle(self) -> int:

@@ -7,6 +7,7 @@ import msgspec
 
 from parmig.engine.message import Message
 from parmig.engine.report import ErrorReport
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters
 
@@ -121,7 +122,9 @@ class WorkerReady(Message, frozen=True):
 
 
 class WorkerConnected(Message, frozen=True):
-    """Receive worker: its send worker has sent its hello."""
+    """Receive worker: its send worker has sent its hello. It is process *pid* of this host; 0: that is not known."""
+
+    pid: int = 0
 
 
 class ChannelLost(Message, frozen=True):
@@ -148,7 +151,13 @@ class RegionsScanned(Message, frozen=True):
 
 
 class RegionsDone(Message, frozen=True):
-    """Send worker: one SendRegions is done, apart from what waits for a batch to fill."""
+    """Send worker: one SendRegions is done, apart from what waits for a batch to fill.
+
+    Attributes:
+        load: of its channel; None: it writes to a file.
+    """
+
+    load: ChannelLoad | None = None
 
 
 class Sent(Message, frozen=True):
@@ -201,9 +210,14 @@ class WorkerLog(Message, frozen=True):
 
 
 class WorkerFailed(Message, frozen=True):
-    """Worker: I failed and end."""
+    """Worker: I failed and end.
+
+    Attributes:
+        died: the pool says this: it ended without a word, for no reason of its own. Another one may do its work.
+    """
 
     error: ErrorReport
+    died: bool = False
 
 
 WorkerEvent = (

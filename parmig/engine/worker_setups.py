@@ -57,8 +57,13 @@ class SendSetup(MemorySetup, frozen=True):
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
         codec_settings: of this channel.
+        targets: what holds the blocks at the destination, if the worker is to write there itself; the descriptors
+            follow those of ``memory``: the destination's shared area first, then those whose numbers are in ``fd``.
+        target_digests: whether that area has a digest of each page.
         routes: ways to its receive worker; the first is tried first.
         reconnect_ns: how long its channel may be lost; 0: a loss is an error.
+        epoch: of its first connection; not 0: it replaces a worker that has died.
+        path: number of its path, for the limit of that; 0 if there is only one.
     """
 
     routes: tuple[Route, ...]
@@ -70,6 +75,10 @@ class SendSetup(MemorySetup, frozen=True):
     batch_bytes: int
     connect_timeout_ns: int
     reconnect_ns: int = 0
+    epoch: int = 0
+    targets: tuple[BlockMemory, ...] = ()
+    target_digests: bool = False
+    path: int = 0
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
@@ -78,6 +87,7 @@ class ReceiveSetup(MemorySetup, frozen=True):
     Attributes:
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
+        replaces: whether a worker of this number was there before, and has ended.
     """
 
     uri: str
@@ -87,3 +97,4 @@ class ReceiveSetup(MemorySetup, frozen=True):
     batch_bytes: int
     credit_bytes: int
     outlives_losses: bool = False
+    replaces: bool = False

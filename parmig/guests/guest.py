@@ -15,7 +15,7 @@ Source::
 
 Destination::
 
-    memory() ─ prepare_incoming() ─ [write_state()]* ─ finish_load() ─ resume() ─ close()
+    memory() ─ prepare_incoming() ─ [adopt_memory()] ─ [write_state()]* ─ finish_load() ─ resume() ─ close()
     and from any point before resume(): discard() ─ close()
 
 See ``docs/guests.md`` for a complete example.
@@ -24,7 +24,7 @@ See ``docs/guests.md`` for a complete example.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from parmig.guests.guest_types import FoundGuest, GuestInfo, Rescue, StateSink, Whereabouts
 from parmig.guests.trait import Trait
@@ -53,6 +53,14 @@ class Guest(ABC):
         Raises:
             GuestRefusedError: the memory cannot be reached from outside; the message names the option that helps.
         """
+
+    def lasting_blocks(self) -> Collection[str]:
+        """Names of blocks whose memory files keep their content when this monitor ends. Must not disturb the guest.
+
+        They may stay in place: the monitors of both sides map the same file, and the block is not copied. The default
+        names none, so that all blocks are copied.
+        """
+        return ()
 
     def state_blocks(self) -> Mapping[str, int]:
         """Name and size in bytes of the RAM blocks that travel in the device state, as video memory may.
@@ -83,7 +91,7 @@ class Guest(ABC):
         """Begin to record writes to RAM by all threads and devices of the monitor.
 
         Args:
-            kind: ``auto`` or the name of a tracker.
+            kind: ``auto`` or the name of a tracker; ``none``: no block is copied, but pause() follows all the same.
 
         Raises:
             HostRefusedError: the host does not allow this kind; the message says how to allow it.
@@ -211,6 +219,16 @@ class Guest(ABC):
     @abstractmethod
     def prepare_incoming(self) -> None:
         """Prepare to take device state. The guest must not run, not even after loading."""
+
+    adopts_memory = False
+    """Whether :meth:`adopt_memory` works."""
+
+    def adopt_memory(self, files: Mapping[str, int]) -> None:
+        """Use the source's memory: *files* by block name, which are duplicated; none: new memory of the guest's own.
+
+        Called before any state, also more than once. Nothing may be written there before resume(), whatever happens.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot use memory of another monitor")
 
     def prepare_restore(self) -> None:
         """The same for a snapshot, whose state has all pages of :meth:`state_blocks` and none of other blocks."""

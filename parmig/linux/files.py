@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: lseek(2), fallocate(2), mmap(2), mincore(2), statfs(2)."""
+"""Files: lseek(2), fallocate(2), mmap(2), mincore(2), statfs(2), seals of fcntl(2)."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import struct
@@ -70,6 +71,32 @@ def mincore(address: int, pages: int) -> npt.NDArray[np.bool_]:
     check(libc.mincore(address, pages * 4096, vector.ctypes.data), "mincore")
     vector &= 1
     return vector.view(np.bool_)
+
+
+SEALS_OF_MEMORY = fcntl.F_SEAL_SHRINK
+"""Nobody can shorten the file, which would kill every process that uses what was cut off."""
+
+SEALS_AGAINST_WRITES = fcntl.F_SEAL_WRITE | 0x10  # F_SEAL_FUTURE_WRITE of linux/fcntl.h
+
+
+def create_memory_file(name: str, size_bytes: int) -> int:
+    """A descriptor of a new memory file of a fixed size, sealed: its size and its seals cannot be changed."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def seals(fd: int) -> int:
+    """The seals of a file; 0 if its file system has none."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return 0
 
 
 def is_hugetlbfs(fd: int) -> bool:

@@ -43,6 +43,15 @@ def keep_freed_memory(size_bytes: int) -> None:
     libc.mallopt(_M_ARENA_MAX, 2)
 
 
+def state_of(pid: int) -> str:
+    """The state of a process, one letter as in proc(5): R, S, D, Z, T (stopped) and so on; empty: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return chr(file.read().rpartition(b") ")[2][0])
+    except OSError:
+        return ""
+
+
 def private_bytes() -> int:
     """Resident memory of this process that belongs to no file. A guest's memory files do not count."""
     _size, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())

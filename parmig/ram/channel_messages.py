@@ -11,10 +11,11 @@ They travel between one send worker and its receive worker, over any transport. 
     kind 6 FENCED   destination -> source   the same fields back: all of it is placed
     kind 7 RESUME   source -> destination   as HELLO, then u32 epoch: the first message of a later connection
     kind 8 RESUMED  destination -> source   u8 kind, 3 x 0, u32 epoch, u64 sequence: all up to it is placed
+    kind 9 RESTART  source -> destination   as RESUME: another send worker takes the place of one that died
 
 A channel outlives its connections. The first one begins with HELLO and has epoch 0. Each further one begins with RESUME
 and a higher epoch. The destination answers what it has placed, the source sends the rest again, and so each batch is
-placed once and in its order.
+placed once and in its order. RESTART begins the channel anew: it is answered by WELCOME, and batches count from 1.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from typing import NamedTuple
 from parmig.errors import ProtocolError
 from parmig.transport.transport import Incoming
 
-HELLO, WELCOME, ACK, FENCE, FENCED, RESUME, RESUMED = 1, 2, 4, 5, 6, 7, 8
+HELLO, WELCOME, ACK, FENCE, FENCED, RESUME, RESUMED, RESTART = 1, 2, 4, 5, 6, 7, 8, 9
 
 _HELLO = struct.Struct(">BxHI16s")
 _RESUME = struct.Struct(">BxHI16sI")
 FIRST_MESSAGE_BYTES = _RESUME.size
 """The most bytes that the receiving end reads from a stranger."""
+
+EPOCHS = 1 << 16
+"""How many epochs one send worker may use. The one that replaces it begins above them."""
 
 _WELCOME = struct.Struct(">B3xI")
 _ACK = struct.Struct(">B7xQ")
@@ -65,6 +69,11 @@ def resume(caller: Caller, epoch: int) -> bytes:
     return _RESUME.pack(RESUME, caller.worker, caller.protocol, caller.session, epoch)
 
 
+def restart(caller: Caller, epoch: int) -> bytes:
+    """The first message of a send worker that takes the place of another one."""
+    return _RESUME.pack(RESTART, caller.worker, caller.protocol, caller.session, epoch)
+
+
 def fence(round_: int, sequence: int) -> bytes:
     """The fence of a round whose last batch is *sequence*."""
     return _FENCE.pack(FENCE, round_, sequence)
@@ -77,7 +86,7 @@ def epoch_of(message: Incoming, expected: Caller) -> int | None:
         return None
     if head[0] == HELLO and len(head) == _HELLO.size:
         epoch = 0
-    elif head[0] == RESUME and len(head) == _RESUME.size:
+    elif head[0] in (RESUME, RESTART) and len(head) == _RESUME.size:
         epoch = _RESUME.unpack(head)[-1]
     else:
         return None

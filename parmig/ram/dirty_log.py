@@ -17,7 +17,7 @@ class DirtyLog(msgspec.Struct, frozen=True):
     """How workers read the dirty log that a guest started. Serialised to the workers.
 
     Attributes:
-        kind: ``pagemap``, ``bitmap`` or ``digest``: the name of the tracker that reads it.
+        kind: ``pagemap``, ``bitmap`` or ``digest``: the name of the tracker that reads it; ``none``: nothing is copied.
         pid: (pagemap) the process whose page tables are the log.
         segments: (pagemap) for each block, in the order of ``memory()``, where that process maps it.
         reason: why this kind was chosen, for the report.

@@ -23,6 +23,7 @@ import numpy as np
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
 from parmig.ram import in_flight
+from parmig.ram.ack_rate import AckRate
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.channel_messages import Answer, Caller, decode_answer
 from parmig.ram.in_flight import UnackedBatch
@@ -96,7 +97,7 @@ class SendChannel:
         self._buffers_made = 0
         self._unacked: deque[UnackedBatch] = deque()
         in_flight.batches.append(self._unacked)
-        self._unacked_bytes = 0
+        self.acks = AckRate()  # what is under way, and how fast it arrives
         self._credit_bytes = 0
         self._sequence = 0
         self._fence_round = -1
@@ -104,13 +105,13 @@ class SendChannel:
         self._fenced_sequence = 0
         self.waiting_ns = 0
 
-    def open(self, caller: Caller, *, limit_ns: int) -> None:
-        """Send the hello of *caller*, and wait for the welcome.
+    def open(self, caller: Caller, *, limit_ns: int, epoch: int = 0) -> None:
+        """Send the hello of *caller*, or its restart with *epoch*, and wait for the welcome.
 
         Raises:
             LimitExceededError: no answer within *limit_ns*.
         """
-        self._transport.write([messages.hello(caller)])
+        self._transport.write([messages.restart(caller, epoch) if epoch else messages.hello(caller)])
         deadline = time.monotonic_ns() + limit_ns
         self._wait(lambda: self._credit_bytes > 0, "the welcome of the receive worker", lambda: deadline)
 
@@ -144,7 +145,7 @@ class SendChannel:
         self._sequence += 1
         until_ack = self._reconnect is not None or self._transport.frames_free_at == "ack"
         self._unacked.append(UnackedBatch(self._sequence, wire_bytes, frames, buffer if until_ack else None))
-        self._unacked_bytes += wire_bytes
+        self.acks.sent(wire_bytes)
         self._write(frames, kept=True)
         if buffer is not None and not until_ack:
             self._buffers.append(buffer)
@@ -156,7 +157,7 @@ class SendChannel:
             self._recover(error)
 
     def _has_credit(self, wire_bytes: int) -> bool:
-        return len(self._unacked) < MAX_UNACKED and self._unacked_bytes + wire_bytes <= self._credit_bytes
+        return len(self._unacked) < MAX_UNACKED and self.acks.allows(wire_bytes, self._credit_bytes)
 
     def sleep_until(self, instant_ns: int) -> None:
         """Wait for *instant_ns* (the rate limit), and handle acknowledgements and interruptions meanwhile."""
@@ -257,7 +258,7 @@ class SendChannel:
             raise ProtocolError(f"{self._name}: batch {sequence} was acknowledged, expected at most {self._sequence}")
         while self._unacked and self._unacked[0].sequence <= sequence:
             batch = self._unacked.popleft()
-            self._unacked_bytes -= batch.wire_bytes
+            self.acks.acked(batch.wire_bytes, time.monotonic_ns())
             if batch.buffer is not None:
                 self._buffers.append(batch.buffer)
 
@@ -288,7 +289,7 @@ class SendChannel:
             transport.write(batch.frames, kept=True)
         if self._fence_round != self._fenced_round:
             transport.write([messages.fence(self._fence_round, self._sequence)])
-        return self._unacked_bytes
+        return self.acks.load.unacked_bytes
 
     def _rest(self, duration_ns: int) -> None:
         """Wait for *duration_ns*, and handle interruptions only."""

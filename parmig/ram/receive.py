@@ -15,7 +15,7 @@ from parmig.ram.codecs.codec import PageCodec
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
 from parmig.ram.place import PagePlacer
 from parmig.ram.reach.reach import Reach
-from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.ram.shared import SharedArea
 from parmig.transport.transport import Incoming
 
 PIECE_PAGES = 256
@@ -30,7 +30,7 @@ class MigrationRamReceive:
     """Checks and places batches.
 
     Args:
-        worker: its number, for the counters.
+        worker: its number, for the counters. It goes on where a worker of this number before it ended.
         blocks: the blocks, by number.
         codecs: the agreed codecs; a batch names the one that it was encoded with.
         shared: what the workers of this side share; its bits record which pages exist.
@@ -56,9 +56,10 @@ class MigrationRamReceive:
         self._placer = PagePlacer(blocks, shared)
         self._piece = memoryview(mmap.mmap(-1, PIECE_PAGES * PAGE_BYTES))
         self._codec_counters = shared.codec_counters(worker)
-        self._sequence = 0
+        self._sequence = shared.placed(worker)
         self._fenced = False
-        self.counters = WorkerCounters()
+        self.counters = shared.counters(worker)
+        self._huge_bytes_before = self.counters.huge_bytes
 
     def migrate_ram_receive(self, message: Incoming) -> bytes:
         """Handle one message of the data channel and return the answer to send back.
@@ -83,6 +84,11 @@ class MigrationRamReceive:
         """The number of the last batch that is in place."""
         return self._sequence
 
+    def restart(self) -> None:
+        """Another send worker takes the place of the one that sent until now: its batches count from 1."""
+        self._sequence = 0
+        self._shared.note_placed(self._worker, 0)
+
     def _place(self, message: Incoming) -> None:
         header = decode_batch(message.head, blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
         if header.sequence != self._sequence + 1:
@@ -106,8 +112,9 @@ class MigrationRamReceive:
         self.counters.zero_pages += page_count(header.zero_runs)
         self.counters.sent_pages += header.raw_bytes // PAGE_BYTES
         self.counters.wire_bytes += message.payload_bytes + len(message.head)
-        self.counters.huge_bytes = sum(reach.huge_bytes for reach in self._blocks)
+        self.counters.huge_bytes = self._huge_bytes_before + sum(reach.huge_bytes for reach in self._blocks)
         self._shared.publish(self._worker, self.counters)
+        self._shared.note_placed(self._worker, self._sequence)
 
     def _place_data(self, header: BatchHeader, index: Index, message: Incoming) -> None:
         if message.places and not header.codec:

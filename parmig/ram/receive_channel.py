@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from parmig.errors import HostRefusedError, PeerLostError
 from parmig.ram import channel_messages as messages
@@ -14,6 +15,19 @@ from parmig.transport.transport import Endpoint, Incoming, MigrationTransport
 
 RETRY_MS = 100
 """How often to try again to listen where somebody else listens at the moment."""
+
+
+class Placing(Protocol):
+    """What handles the messages of a send worker."""
+
+    def placed(self) -> int:
+        """The last batch that is in place."""
+
+    def restart(self) -> None:
+        """Another send worker begins: its batches count from 1."""
+
+    def migrate_ram_receive(self, message: Incoming) -> bytes:
+        """Handle *message* and return the answer."""
 
 
 class ReceiveChannel:
@@ -28,6 +42,7 @@ class ReceiveChannel:
         caller: the only one that is let in.
         credit_bytes: how much it may have unacknowledged.
         outlives: whether the channel goes on after a loss.
+        goes_on: whether another process has had this channel before.
         connected: called when the send worker is in for the first time, before it is answered.
         lost: called with the reason when a connection is lost.
         resumed: called with the length of the outage in nanoseconds.
@@ -42,6 +57,7 @@ class ReceiveChannel:
         *,
         credit_bytes: int,
         outlives: bool,
+        goes_on: bool = False,
         connected: Callable[[], None],
         lost: Callable[[str], None],
         resumed: Callable[[int], None],
@@ -57,8 +73,8 @@ class ReceiveChannel:
         self._transport: MigrationTransport | None = None
         self._poller = Poller(wake_fd)
         self._peer_is_in = False
-        self._epoch = -1
-        self._lost_ns = 0
+        self._epoch = 0 if goes_on else -1
+        self._lost_ns = time.monotonic_ns()
 
     def listen(self) -> Endpoint:
         """Listen, and return where.
@@ -76,6 +92,10 @@ class ReceiveChannel:
         self._poller = Poller(transport, self._wake_fd)
         return self._endpoint
 
+    def peer_pid(self) -> int:
+        """The process of the send worker, if it is on this host and known; else 0."""
+        return self._transport.peer_pid() if self._transport is not None else 0
+
     def poll(self) -> bool:
         """Wait until there may be something to do. Returns False if nothing has come, and the wait ended early."""
         if self._transport is None:
@@ -85,12 +105,8 @@ class ReceiveChannel:
                 return bool(Poller(self._wake_fd).poll(RETRY_MS))
         return bool(self._poller.poll())
 
-    def take(self, placed: Callable[[], int], handle: Callable[[Incoming], bytes]) -> bool:
-        """Take one message, if one has come; returns whether one had.
-
-        Args:
-            placed: the last batch that is in place.
-            handle: handles a message of the send worker, and returns the answer.
+    def take(self, placing: Placing) -> bool:
+        """Take one message, if one has come, and have *placing* handle it; returns whether one had.
 
         Raises:
             PeerLostError: the connection is lost, and the channel does not outlive it.
@@ -102,15 +118,15 @@ class ReceiveChannel:
             if incoming is None:
                 return False
             if self._peer_is_in:
-                self._transport.write([handle(incoming)])
+                self._transport.write([placing.migrate_ram_receive(incoming)])
             else:
-                self._greet(self._transport, incoming, placed)
+                self._greet(self._transport, incoming, placing)
             return True
         except PeerLostError as error:
             self._lose(error)
             return False
 
-    def _greet(self, transport: MigrationTransport, first: Incoming, placed: Callable[[], int]) -> None:
+    def _greet(self, transport: MigrationTransport, first: Incoming, placing: Placing) -> None:
         """Let in the sender of *first* if it is the right one. Anything else comes from a stranger, and is dropped."""
         epoch = messages.epoch_of(first, self._caller)
         first_time = self._epoch < 0
@@ -122,7 +138,11 @@ class ReceiveChannel:
             self._note_connected()
             transport.write([messages.welcome(self._credit_bytes)])
         else:
-            transport.write([messages.resumed(epoch, placed())])
+            if first.head[0] == messages.RESTART:
+                placing.restart()
+                transport.write([messages.welcome(self._credit_bytes)])
+            else:
+                transport.write([messages.resumed(epoch, placing.placed())])
             self._note_resumed(time.monotonic_ns() - self._lost_ns)
 
     def _lose(self, error: PeerLostError) -> None:

@@ -29,6 +29,7 @@ class Reconnect:
         caller: what the receive worker knows it by.
         dial: makes a connection within so many nanoseconds.
         limit_ns: how long one outage may last.
+        epoch: that of the first connection.
         lost: called with the reason when an outage begins.
         resumed: called with the length of the outage, and with how many bytes were sent again.
 
@@ -43,6 +44,7 @@ class Reconnect:
         dial: Callable[[int], MigrationTransport],
         limit_ns: int,
         *,
+        epoch: int = 0,
         lost: Callable[[str], None],
         resumed: Callable[[int, int], None],
     ) -> None:
@@ -52,7 +54,7 @@ class Reconnect:
         self._limit_ns = limit_ns
         self._lost = lost
         self._resumed = resumed
-        self.epoch = 0
+        self.epoch = epoch
 
     def again(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import (
     NO_INDEX,
     Index,
@@ -29,7 +30,7 @@ from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
 from parmig.ram.reach.tables import TableBudget
 from parmig.ram.regions import Regions
-from parmig.ram.shared import SharedArea, WorkerCounters
+from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 
 
@@ -84,7 +85,14 @@ class MigrationRamSend:
         self._zero_pages = 0
         self._zero_runs = 0  # an upper bound: runs that join still count as two
         self._began_ns = time.monotonic_ns() - outlet.waiting_ns  # leave out the time in which it waited to start
-        self.counters = WorkerCounters()
+        self.counters = shared.counters(worker)  # of a worker of this number before it, if there was one
+        self._waited_before_ns = self.counters.waiting_ns
+        self._began_ns -= self.counters.busy_ns
+
+    @property
+    def load(self) -> ChannelLoad | None:
+        """What the outlet still has to carry, if it is a channel."""
+        return self._outlet.load()
 
     # -- the proposal's verbs -------------------------------------------------------------------
 
@@ -159,8 +167,9 @@ class MigrationRamSend:
             self.counters.zero_pages += hole_pages - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
-        for first in range(0, len(index), self._batch_pages):
-            part = index[first : first + self._batch_pages]
+        step = min(self._batch_pages, self._outlet.most_pages)
+        for first in range(0, len(index), step):
+            part = index[first : first + step]
             self.counters.handled_pages += len(part)
             self._tables.use(block, part)
             zero = reach.zero_mask(part)
@@ -201,9 +210,10 @@ class MigrationRamSend:
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
         self._data_pages += len(index)
-        while self._data_pages >= self._batch_pages:
+        batch_pages = min(self._batch_pages, self._outlet.most_pages)
+        while self._data_pages >= batch_pages:
             pending = self._pending()
-            pages = pages_of_batch(pending, self._batch_pages)
+            pages = pages_of_batch(pending, batch_pages)
             self._emit(pending[:pages])
             rest = pending[pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)
@@ -228,6 +238,6 @@ class MigrationRamSend:
         self._publish()
 
     def _publish(self) -> None:
-        self.counters.waiting_ns = self._outlet.waiting_ns
+        self.counters.waiting_ns = self._waited_before_ns + self._outlet.waiting_ns
         self.counters.busy_ns = time.monotonic_ns() - self._began_ns - self._outlet.waiting_ns
         self._shared.publish(self._worker, self.counters)

@@ -20,12 +20,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from parmig.errors import ProtocolError
 from parmig.ram.bits import Bits, bits_for
 from parmig.ram.blocks import RamBlock
+from parmig.ram.regions import Region
 from parmig.units import NS_PER_MS, NS_PER_S
 
 _LIMIT_WORDS = 8
-_COUNTER_WORDS = 9
+_COUNTERS, _COUNTER_WORDS = 9, 10  # the fields of WorkerCounters, and the last batch in place
+_PATH_WORDS = 2  # at most as many paths as workers; each has a rate and an instant, like the first two words of limits
 _CODECS, _CODEC_WORDS = 256, 4
 
 NOT_ARMED, FRESH, ARMED = 0, 1, 2
@@ -106,6 +109,9 @@ class SharedArea:
         regions: how many regions they were cut into.
         page_digests: keep a digest of each page (destination).
 
+    Raises:
+        ProtocolError: *fd* is an area of another size.
+
     Attributes:
         armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
         senders: one byte a region: the worker that sent it last, plus 1; 0: none (source).
@@ -119,7 +125,7 @@ class SharedArea:
         self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int, page_digests: bool = False
     ) -> None:
         bits_bytes = [bits_for(block.pages) for block in blocks]
-        head = (_LIMIT_WORDS + workers * (_COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
+        head = (_LIMIT_WORDS + workers * (_PATH_WORDS + _COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
         states = -(-regions // 8) * 8
         self._digests_at = head + 2 * states + 2 * sum(bits_bytes)
         digests_bytes = [8 * block.pages for block in blocks] if page_digests else []
@@ -127,11 +133,15 @@ class SharedArea:
         if fd < 0:
             fd = os.memfd_create("parmig-shared", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
+        elif os.fstat(fd).st_size != size:  # a shorter one would end this process by SIGBUS
+            raise ProtocolError(f"a shared area has {os.fstat(fd).st_size} bytes, expected {size}")
         self.fd = fd
         self._map = mmap.mmap(fd, size)
         whole: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         words = whole[:head].view(np.int64)
-        self._limit, counters, codecs = np.split(words, (_LIMIT_WORDS, _LIMIT_WORDS + workers * _COUNTER_WORDS))
+        ends_of_parts = np.cumsum((_LIMIT_WORDS, workers * _PATH_WORDS, workers * _COUNTER_WORDS))
+        self._limit, paths, counters, codecs = np.split(words, ends_of_parts)
+        self._paths = paths.reshape(workers, _PATH_WORDS)
         self._counters = counters.reshape(workers, _COUNTER_WORDS)
         self._codecs = codecs.reshape(workers, _CODECS, _CODEC_WORDS)
         self.armed: Bits = whole[head : head + regions]
@@ -150,11 +160,26 @@ class SharedArea:
 
     def publish(self, worker: int, counters: WorkerCounters) -> None:
         """Publish the counters of *worker*. Only that worker calls this."""
-        self._counters[worker] = msgspec.structs.astuple(counters)
+        self._counters[worker, :_COUNTERS] = msgspec.structs.astuple(counters)
 
     def counters(self, worker: int) -> WorkerCounters:
         """What *worker* published last."""
-        return WorkerCounters(*self._counters[worker].tolist())
+        return WorkerCounters(*self._counters[worker, :_COUNTERS].tolist())
+
+    def note_placed(self, worker: int, sequence: int) -> None:
+        """(destination) All batches of *worker* up to *sequence* are in place. Who replaces it goes on there."""
+        self._counters[worker, _COUNTERS] = sequence
+
+    def placed(self, worker: int) -> int:
+        """(destination) The last batch of *worker* that is in place."""
+        return int(self._counters[worker, _COUNTERS])
+
+    def forget_regions(self, numbers: Sequence[int], regions: Sequence[Region]) -> None:
+        """(source) Whoever scanned *numbers* is gone: nothing is known of them but that they are to be sent anew."""
+        self.armed[list(numbers)] = NOT_ARMED
+        for number in numbers:
+            region = regions[number]
+            self.reported[region.block][region.first_page // 8 : (region.end_page + 7) // 8] = 0
 
     def codec_counters(self, worker: int) -> CodecCounters:
         """Where *worker* counts what its codecs do."""
@@ -181,8 +206,12 @@ class SharedArea:
         """Limit the rate of all workers together; 0: no limit. It takes effect with each worker's next batch."""
         self._limit[0] = bytes_per_s
 
-    def reserve(self, size_bytes: int) -> int:
-        """Take *size_bytes* from the common budget.
+    def set_path_rate(self, path: int, bytes_per_s: int) -> None:
+        """Limit the rate of all workers on path number *path* together; as :meth:`set_rate`."""
+        self._paths[path, 0] = bytes_per_s
+
+    def reserve(self, size_bytes: int, path: int = 0) -> int:
+        """Take *size_bytes* from the common budget, and from that of path number *path*.
 
         The budget is one instant on the clock. Each reservation moves it on by size / rate, and its bytes may be sent
         from the new instant on. (Sending the first batch at once added 6 % to the rate of a transfer of 2.5 s.) A
@@ -191,14 +220,13 @@ class SharedArea:
         Returns:
             the ``time.monotonic_ns()`` from which on they may be sent.
         """
-        now = time.monotonic_ns()
-        rate = int(self._limit[0])
-        if rate <= 0:
-            return now
-        with self._alone():
-            last = int(self._limit[1]) or now
-            free = max(now - CATCH_UP_NS, last) + size_bytes * NS_PER_S // rate
-            self._limit[1] = free
+        now = free = time.monotonic_ns()
+        for budget in (self._limit, self._paths[path]):
+            if (rate := int(budget[0])) > 0:
+                with self._alone():
+                    last = int(budget[1]) or now
+                    budget[1] = max(now - CATCH_UP_NS, last) + size_bytes * NS_PER_S // rate
+                    free = max(free, int(budget[1]))
         return free
 
     @contextmanager
@@ -230,7 +258,7 @@ class SharedArea:
 
     def close(self) -> None:
         """Unmap and close; views handed out must be gone."""
-        del self._limit, self._counters, self._codecs, self.armed, self.senders
+        del self._limit, self._paths, self._counters, self._codecs, self.armed, self.senders
         del self.bits, self.reported, self.page_digests
         try:
             self._map.close()

@@ -11,17 +11,17 @@ arrive. Until then the next ones wait in the kernel. Each call does a bounded am
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from parmig.errors import HostRefusedError, PeerLostError
+from parmig.errors import PeerLostError
 from parmig.transport.tcp_connect import connect_and_greet, dial
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
+from parmig.transport.tcp_listen import Listener, listen_at
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -34,10 +34,6 @@ TIME_TO_SPEAK_NS = 200 * NS_PER_MS
 others get in each second: among 400 connections that are made again and again, a sender waits 1.3 s."""
 
 ACCEPTS_A_TURN = 16
-BACKLOG = 4096
-"""Connections that may wait in the kernel, which may allow fewer (``net.core.somaxconn``). If more come, the kernel
-drops a sender's attempts, however often it retries: with 256, one sender of three got no place among 400 in 10 s."""
-
 NO_DESCRIPTORS_NS = 100 * NS_PER_MS
 """How long nobody is let in after descriptors ran out."""
 
@@ -56,7 +52,7 @@ class TcpTransport(MigrationTransport):
     def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
         super().__init__(name, max_message_bytes=max_message_bytes, **options)
         self._epoll: select.epoll | None = None
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         self._shut_until_ns = 0
         self._strangers: dict[int, tuple[Connection, int]] = {}  # by descriptor, oldest first, with their time limits
         self._leaving: set[int] = set()
@@ -67,31 +63,13 @@ class TcpTransport(MigrationTransport):
 
     def bind(self, endpoint: Endpoint) -> Endpoint:
         self._listener, bound = self._listen_at(endpoint)
-        self._listener.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
         return bound
 
-    def _listen_at(self, endpoint: Endpoint) -> tuple[socket.socket, Endpoint]:
-        """A listening socket, and where it listens. Raises HostRefusedError."""
-        host = "" if endpoint.host == "*" else endpoint.host.strip("[]")
-        try:
-            family, _, _, _, address = socket.getaddrinfo(
-                host or "0.0.0.0", endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.create_server(
-                address[:2],
-                family=family,
-                backlog=BACKLOG,
-                dualstack_ipv6=host == "::",
-            )
-        except (OSError, UnicodeError) as error:
-            number = getattr(error, "errno", None)
-            why = os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
-            raise HostRefusedError(
-                f"cannot listen on {endpoint}: {why}; choose another port or a local address"
-            ) from error
-        return listener, Endpoint(endpoint.scheme, endpoint.host, listener.getsockname()[1])
+    def _listen_at(self, endpoint: Endpoint) -> tuple[Listener, Endpoint]:
+        """What listens, and where. Raises HostRefusedError."""
+        return listen_at(endpoint)
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
         sock = connect_and_greet(self._name, endpoint, local, timeout_ns, self._dial)

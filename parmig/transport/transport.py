@@ -24,11 +24,18 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     For ``unix:///PATH``, ``host`` is the path, and ``port`` numbers the sockets of one receiver: 0 is PATH itself, and
     number 3 is ``PATH.3``.
+
+    To listen, ``host`` may name several hosts, with commas between them. All have the same port.
     """
 
     scheme: str
     host: str
     port: int
+
+    @property
+    def hosts(self) -> list[str]:
+        """Each host to listen at."""
+        return self.host.split(",")
 
     @property
     def path(self) -> str:
@@ -55,7 +62,7 @@ def parse_uri(text: str) -> Endpoint:
     host, colon, port = rest.rpartition(":")
     if not (separator and colon and scheme and host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise UsageError(f"{text!r} is not an address; write it like zmq+tcp://192.0.2.1:4600")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+    if any(":" in one and not (one.startswith("[") and one.endswith("]")) for one in host.split(",")):
         raise UsageError(f"{text!r}: write an IPv6 address in brackets, like zmq+tcp://[::1]:4600")
     return Endpoint(scheme, host, int(port))
 
@@ -226,6 +233,22 @@ class MigrationTransport(ABC):
     @abstractmethod
     def pollables(self) -> list[int]:
         """Descriptors to poll; one becomes readable when :meth:`read` may make progress or fail. See ``polling``."""
+
+    def send_descriptors(self, fds: Sequence[int]) -> None:
+        """(Unix sockets) Send duplicates of *fds* to the peer. They arrive before the message that is written next.
+
+        Raises:
+            PeerLostError: the connection is gone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} carries no descriptors")
+
+    def take_descriptors(self) -> list[int]:
+        """What came with the message that was read last, in the order in which it was sent. The caller closes it."""
+        return []
+
+    def peer_pid(self) -> int:
+        """(Unix sockets) The process of the accepted peer; 0: not known."""
+        return 0
 
     def ready(self) -> bool:
         """Whether :meth:`read` may make progress although no descriptor shows it; asked before each wait."""

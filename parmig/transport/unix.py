@@ -20,9 +20,10 @@ from contextlib import contextmanager, suppress
 
 from parmig.errors import HostRefusedError
 from parmig.linux import sockets
-from parmig.transport.tcp import BACKLOG, TcpTransport
+from parmig.transport.tcp import TcpTransport
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import Inbox
+from parmig.transport.tcp_listen import BACKLOG, Listener
 from parmig.transport.transport import Endpoint
 from parmig.transport.unix_connection import UnixConnection
 
@@ -43,7 +44,7 @@ class UnixTransport(TcpTransport):
 
     # -- opening --------------------------------------------------------------------------------
 
-    def _listen_at(self, endpoint: Endpoint) -> tuple[socket.socket, Endpoint]:
+    def _listen_at(self, endpoint: Endpoint) -> tuple[Listener, Endpoint]:
         path = endpoint.path
         most_bytes = MAX_PATH_BYTES - (0 if endpoint.port else MAX_NUMBER_BYTES)
         if len(os.fsencode(path)) > most_bytes:
@@ -68,7 +69,7 @@ class UnixTransport(TcpTransport):
             elif number == errno.EEXIST:
                 why, advice = "there is a file that is no socket", "remove it, or choose another path"
             raise HostRefusedError(f"cannot listen on {endpoint}: {why}; {advice}") from error
-        return listener, endpoint
+        return Listener([listener]), endpoint
 
     @staticmethod
     def _dial(endpoint: Endpoint, local: str, timeout_s: float) -> socket.socket:
@@ -96,21 +97,16 @@ class UnixTransport(TcpTransport):
     # -- descriptors ----------------------------------------------------------------------------
 
     def send_descriptors(self, fds: Sequence[int]) -> None:
-        """Send duplicates of *fds* to the peer. They arrive before the message that is written next.
-
-        Raises:
-            PeerLostError: the connection is gone.
-        """
         if isinstance(self._peer, UnixConnection):
             self._peer.send_descriptors(fds)
 
     def take_descriptors(self) -> list[int]:
-        """What came with the message that was read last, in the order in which it was sent. The caller closes it.
-
-        Before a peer is accepted, that is the message of a stranger.
-        """
+        """As for every transport; before a peer is accepted, that is the message of a stranger."""
         connection = self._last if self._peer is None else self._peer
         return connection.take_descriptors() if isinstance(connection, UnixConnection) else []
+
+    def peer_pid(self) -> int:
+        return self._peer.peer_pid() if isinstance(self._peer, UnixConnection) else 0
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -40,6 +40,10 @@ class UnixConnection(Connection):
             raise OSError(f"the peer sent over {MAX_DESCRIPTORS} descriptors")
         return data
 
+    def peer_pid(self) -> int:
+        """The process that connected."""
+        return sockets.peer_of(self._sock)[0]
+
     def take_descriptors(self) -> list[int]:
         """All that arrived, in order. The caller closes them."""
         fds, self._arrived = self._arrived, []

@@ -26,6 +26,7 @@ import zmq
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError
 from parmig.transport.polling import Poller
+from parmig.transport.tcp_listen import common_port
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.transport.zeromq_door import LOOK_EVERY_MS, Door, arrived_bytes, show_token
 from parmig.transport.zeromq_frames import send_in_place
@@ -102,12 +103,14 @@ class ZmqTransport(MigrationTransport):
         return sock
 
     def bind(self, endpoint: Endpoint) -> Endpoint:
+        hosts = ["*" if host in ("0.0.0.0", "*") else host for host in endpoint.hosts]
+        wanted = common_port(endpoint) if len(hosts) > 1 else endpoint.port or "*"
         sock = self._open(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._door = Door(sock, self._token, self._first_message_bytes)
-        host = "*" if endpoint.host in ("0.0.0.0", "*") else endpoint.host
         try:
-            sock.bind(f"tcp://{host}:{endpoint.port or '*'}")
+            for host in hosts:
+                sock.bind(f"tcp://{host}:{wanted}")
         except zmq.ZMQError as error:
             self.shutdown()
             raise HostRefusedError(

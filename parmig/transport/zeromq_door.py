@@ -66,7 +66,7 @@ class Door:
         self._max_bytes = HANDSHAKE_BYTES + first_message_bytes
         self._password = token.hex().encode()
         self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
-        self._listener = -1
+        self._listeners: list[int] = []
         self._shut = False
         self._kept: frozenset[int] = frozenset()
         self._kept_until_ns = 0
@@ -103,7 +103,7 @@ class Door:
     def note(self, event: int, fd: int) -> None:
         """Take note of an *event* of the socket's monitor."""
         if event == zmq.EVENT_LISTENING:
-            self._listener = fd
+            self._listeners.append(fd)
             with _connection(fd) as listener, suppress(PermissionError):
                 sockets.drop_large_packets(listener, self._max_bytes)
         elif event == zmq.EVENT_ACCEPTED:
@@ -133,8 +133,9 @@ class Door:
     def shut(self, peer_fd: int) -> None:
         """The peer is admitted: close every other connection, and admit no more."""
         self._shut = True
-        with _connection(self._listener) as listener, suppress(PermissionError):
-            sockets.drop_all_packets(listener)
+        for fd in self._listeners:
+            with _connection(fd) as listener, suppress(PermissionError):
+                sockets.drop_all_packets(listener)
         with suppress(OSError), _connection(peer_fd) as peer:  # it has ended meanwhile, or came before the filter
             sockets.drop_no_packets(peer)
         self._strangers.pop(peer_fd, None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import msgspec
 import pytest
 from rich.console import Console
 from rich.live import Live
@@ -28,6 +29,17 @@ def test_a_line_has_all_that_is_known() -> None:
         "active, round 2, 40/100 pages, 100 MiB/s, 60 MiB remaining, 600.0 ms left, throttled by 30 %, "
         "workers 60 MiB/s 40 MiB/s"
     )
+
+
+SEVERAL_PATHS = msgspec.structs.replace(FULL, path_rates_bytes_per_s={"a-b": 60.0 * MIB, "c-d": 40.0 * MIB})
+
+
+def test_several_paths_are_shown_instead_of_workers() -> None:
+    assert plain_line(SEVERAL_PATHS).endswith(", paths a-b 60 MiB/s c-d 40 MiB/s")
+    console = Console(width=140, color_system=None)
+    with console.capture() as captured:
+        console.print(drawing(SEVERAL_PATHS))
+    assert captured.get().splitlines()[1].strip() == "paths   a-b 60 MiB/s   c-d 40 MiB/s"
 
 
 def test_a_line_leaves_out_what_is_not_known() -> None:

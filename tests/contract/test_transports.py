@@ -684,6 +684,38 @@ def test_all_addresses_can_be_listened_on(addressed: Loop) -> None:
 # -- closing ----------------------------------------------------------------------------------------
 
 
+def nothing_is_said(endpoint: Endpoint, listener: MigrationTransport) -> bool:
+    """Whether a connection to *endpoint* is refused, closed or never answered."""
+    try:
+        with dial(endpoint, 0.3) as late:
+            assert listener.read(20) is None
+            return late.recv(1) == b""
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_each_of_several_addresses_leads_to_the_same_listener(addressed: Loop, number: int) -> None:
+    hosts = ["127.0.0.1", "127.0.0.2", "[::1]"]
+    listener = addressed.open("listener")
+    addressed.listeners.append(listener)
+    bound = listener.bind(Endpoint(addressed.scheme, ",".join(hosts), 0))
+    connector = addressed.connect(Endpoint(addressed.scheme, hosts[number], bound.port))
+    connector.write([b"hello"])
+    assert next_message(listener) == [b"hello"]
+    listener.accept()
+    for host in hosts:
+        late = Endpoint(addressed.scheme, host.strip("[]"), bound.port)
+        assert nothing_is_said(late, listener)
+    listener.write([b"welcome"])
+    assert next_message(connector) == [b"welcome"]
+
+
+def test_of_several_addresses_one_that_is_not_ours_is_refused(addressed: Loop) -> None:
+    with pytest.raises(HostRefusedError, match=r"127\.0\.0\.1,192\.0\.2\.1"):
+        addressed.open("listener").bind(Endpoint(addressed.scheme, "127.0.0.1,192.0.2.1", 0))
+
+
 def test_closing_twice_is_fine_and_a_closed_channel_is_lost(loop: Loop) -> None:
     listener, connector, _ = loop.pair()
     calls: list[Callable[[MigrationTransport], object]] = [lambda one: one.write([b"x"]), lambda one: one.read()]

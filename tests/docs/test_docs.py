@@ -95,6 +95,7 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
         "RoundReport": "rounds",
         "RamReport": "ram",
         "WorkerReport": "per_worker",
+        "PathReport": "per_path",
         "OutageReport": "outages",
         "CodecReport": "codecs",
         "DigestReport": "digest",

@@ -184,6 +184,9 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
         "verify-after",
         "ask-for-guest",
         "reconnect",
+        "paths",
+        "memory-in-place",
+        "direct-copy",
         "protocol-3",
         *(f"codec-{name}" for name in names()),
     )

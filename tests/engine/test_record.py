@@ -8,9 +8,9 @@ import pytest
 
 from parmig.engine.policy import RoundFacts
 from parmig.engine.record import Record
-from parmig.engine.report import DowntimePhases, RamReport, RoundReport, WorkerReport
+from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
 from parmig.ram.shared import WorkerCounters
-from parmig.units import NS_PER_MS
+from parmig.units import MIB, NS_PER_MS
 
 MS = NS_PER_MS
 FIRST = WorkerCounters(0, 100, 20, 3, 5000, 7 * MS, 11 * MS, 13 * MS)
@@ -192,3 +192,13 @@ def test_what_each_worker_did_is_told_with_its_path() -> None:
     second = WorkerReport(worker=1, path="", sent_pages=200, wire_bytes=9000, busy_ms=17, waiting_ms=19)
     second.stolen_regions = 2
     assert record.per_worker(["10.0.0.1"]) == [first, second]
+
+
+def test_what_each_path_carried_is_the_sum_of_its_workers() -> None:
+    record = with_one_round()
+    both = PathReport(path="a", workers=2, wire_bytes=14000, rate_mib_per_s=14000 / MIB / 0.5)
+    assert record.per_path(["a", "a"]) == [both]
+    first, second = record.per_path(["a", "b"])
+    assert (first.wire_bytes, second.wire_bytes, first.workers) == (5000, 9000, 1)
+    assert record.per_path([]) == []
+    assert Record(1, 1).per_path(["a"]) == [PathReport(path="a", workers=1)]

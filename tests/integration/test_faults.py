@@ -118,11 +118,11 @@ class Scene(Migration):
 
 
 @contextmanager
-def scene(moment: Moment) -> Iterator[Scene]:
-    """A migration at *moment*, both sides here."""
+def scene(moment: Moment, **more: int) -> Iterator[Scene]:
+    """A migration at *moment*, both sides here; *more* are fields of SendConfig."""
     with (
         guests(moment.guest, hold_source=moment.hold_source, hold_destination=moment.hold_destination) as (here, there),
-        Scene(here, there, SendConfig(**{"workers": 2, "verify": True} | moment.send)) as migration,
+        Scene(here, there, SendConfig(**{"workers": 2, "verify": True} | moment.send | more)) as migration,
     ):
         migration.moment = moment
         migration.reach()
@@ -144,8 +144,8 @@ def failed(report: Report, error: str, *words: str, code: int = 1) -> None:
 
 
 @every_moment
-def test_a_send_worker_is_killed(moment: Moment) -> None:
-    with scene(moment) as at:
+def test_a_send_worker_is_killed_that_nobody_replaces(moment: Moment) -> None:
+    with scene(moment, reconnect_timeout_ns=0) as at:
         victim = at.send_workers()[0]
         began = time.monotonic()
         kill(victim)
@@ -161,8 +161,8 @@ def test_a_send_worker_is_killed(moment: Moment) -> None:
 
 
 @every_moment
-def test_a_receive_worker_is_killed(moment: Moment) -> None:
-    with scene(moment) as at:
+def test_a_receive_worker_is_killed_that_nobody_replaces(moment: Moment) -> None:
+    with scene(moment, reconnect_timeout_ns=0) as at:
         victim = at.receive_workers()[1]
         began = time.monotonic()
         kill(victim)

@@ -39,12 +39,16 @@ class Log:
         ]
 
 
+DIES = ("--reconnect-timeout", "0s")
+"""Nobody replaces a worker that dies."""
+
+
 def test_both_logs_show_why_a_migration_failed(tmp_path: Path) -> None:
     here, there = Log(tmp_path / "source.log"), Log(tmp_path / "destination.log")
     options = "synthetic:memory=32MiB"
     receive = ("receive", "--guest", options, "--listen", "zmq+tcp://127.0.0.1:0", "--json")
     with Command(*receive, "--log-file", str(there.path)) as receiver:
-        send = ("send", receiver.uri(), "--guest", f"{options},rate=200MiB/s", "--json", *SLOW)
+        send = ("send", receiver.uri(), "--guest", f"{options},rate=200MiB/s", "--json", *SLOW, *DIES)
         with Command(*send, "--log-file", str(here.path)) as sender:
             until(lambda: bool(here.find("^next: sending")), "round 1 in the log of the source", 30)
             started = here.find(r"^send worker 1 started as process \d+$")[0]

@@ -73,6 +73,7 @@ def test_every_tracker_works_with_every_codec(tracker: str, codec: str) -> None:
 def test_every_transport_works_with_every_codec(transport: str, codec: str) -> None:
     """Over memory that holds something else, too: pages are put where others are, and where none are."""
     with guests("memory=32MiB,rate=40MiB/s,fill=text,blocks=2") as (source, destination):
+        destination.adopts_memory = False  # with unix, its memory would stay in place
         memory = destination.memory()[0]
         os.pwrite(memory.fd, random.Random(7).randbytes(memory.block.size_bytes), 0)
         report, there = migrate(source, destination, transport=transport, compress=codec)
@@ -293,7 +294,8 @@ def test_the_command_line_moves_a_guest_and_both_sides_report_it(transport: str)
         ) as here,
     ):
         code, report = here.end()
-        assert (code, report["status"], report["verified"]) == (0, "completed", True), here.errors
+        verified = None if transport == "unix" else True
+        assert (code, report["status"], report["verified"]) == (0, "completed", verified), here.errors
         code, report = there.end()
         assert (code, report["status"], report["side"]) == (0, "completed", "destination"), there.errors
         assert "found its memory right" in there.errors

@@ -290,6 +290,10 @@ def test_a_progress_callback_that_raises_is_a_failure_before_hand_over_and_unkno
         assert at.received().status == ("completed" if late else "failed")
 
 
+ENDS_WITH_CONNECTION = SendConfig(workers=2, verify=True, reconnect_timeout_ns=0)
+"""Channels that do not outlive their connections."""
+
+
 def break_a_data_connection(worker: int) -> None:
     """Shut the connection of a send worker down, as a firewall would; both its ends live."""
     process = psutil.Process(worker)
@@ -305,7 +309,7 @@ def break_a_data_connection(worker: int) -> None:
 def test_loaded_while_a_loss_is_suspected_never_hands_over() -> None:
     with (
         guests(QUICK, hold_destination=["finish_load", "resume"]) as (source, destination),
-        Migration(source, destination) as at,
+        Migration(source, destination, ENDS_WITH_CONNECTION) as at,
     ):
         sender = at.sender
         assert sender is not None
@@ -336,7 +340,7 @@ def test_neither_side_is_busy_while_it_waits_for_the_cause_of_a_loss(monkeypatch
     monkeypatch.setattr(Driver, "turn", count)
     with (
         guests(QUICK, hold_destination=["finish_load"]) as (source, destination),
-        Migration(source, destination) as at,
+        Migration(source, destination, ENDS_WITH_CONNECTION) as at,
     ):
         destination.gates["finish_load"].wait()
         break_a_data_connection(at.send_workers()[0])

@@ -56,6 +56,39 @@ def test_memory_on_both_sides_of_the_hole_and_a_disk_move(tmp_path: Path) -> Non
     assert soak(2, options, SendConfig(workers=2))["migrations"] == 2
 
 
+@pytest.mark.parametrize("own_file", [False, True])
+@pytest.mark.parametrize("irqchip", ["on", "off"])
+def test_a_guest_moves_to_a_new_monitor_with_its_memory_in_place(tmp_path: Path, irqchip: str, own_file: bool) -> None:
+    """The new monitor takes the memory of the old one, or was started on the same file."""
+    options = f"{SMALL},program=random,irqchip={irqchip}" + (f",file={tmp_path}/ram" if own_file else "")
+    source, destination = open_kvm(options, incoming=False), open_kvm(options, incoming=True)
+    try:
+        wait_until(lambda: source.stats().beats > 2, "the guest to run")
+        for report in migrate_guests(source, destination, SendConfig(transport="unix", verify=True)):
+            assert (report.ram.in_place_blocks, report.ram.sent_pages, report.transport) == (["ram"], 0, "unix")
+        source.close()
+        beats = destination.stats().beats
+        wait_until(lambda: destination.stats().beats > beats + 2, "the guest to go on")
+        destination.pause(Discard())
+        destination.check()
+    finally:
+        source.close()
+        destination.close()
+
+
+def test_a_guest_with_a_file_of_its_own_at_the_destination_is_copied(tmp_path: Path) -> None:
+    source = open_kvm(SMALL, incoming=False)
+    destination = open_kvm(f"{SMALL},file={tmp_path}/ram", incoming=True)
+    try:
+        report, _ = migrate_guests(source, destination, SendConfig(transport="unix", verify=True))
+        assert (report.ram.in_place_bytes, report.verified) == (0, True)
+        destination.pause(Discard())
+        destination.check()
+    finally:
+        source.close()
+        destination.close()
+
+
 def test_the_serial_file_has_every_line_once(tmp_path: Path) -> None:
     path = tmp_path / "serial"
     soak(3, f"{SMALL},serial={path}", SendConfig(workers=1))

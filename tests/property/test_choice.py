@@ -170,3 +170,28 @@ def test_small_batches_are_not_measured(known: bool) -> None:
     for _ in range(20):
         assert channel.send(64 * KIB, known=known) == 0
     assert set(channel.plans) == {Plan.AS_BEFORE}
+
+
+def test_batches_before_and_in_a_trial_do_not_make_the_link_look_calm() -> None:
+    choice = Choice()
+    for now_ns in range(CALM_BATCHES):
+        choice.passed(0, 4096, 0, now_ns)
+    assert choice.plan(BATCH, 100, known=False) is Plan.TRIAL
+    for now_ns in range(CALM_BATCHES):
+        choice.passed(0, BATCH, 0, 100 + now_ns)
+    choice.begin_trial()
+    choice.end_trial(BATCH, 20 * BATCH, 200)
+    assert choice.plan(BATCH, 300, known=False) is Plan.SAMPLE
+
+
+def test_a_link_that_became_fast_has_no_more_trials() -> None:
+    channel = Channel(20.0, {1: (2.0, 0.5)})
+    for _ in range(10):
+        channel.send()
+    channel.link = 0.1
+    for _ in range(20 * MEASURING_SHARE):
+        channel.send()
+    trials = channel.plans.count(Plan.TRIAL)
+    for _ in range(20 * MEASURING_SHARE):
+        channel.send()
+    assert channel.plans.count(Plan.TRIAL) == trials

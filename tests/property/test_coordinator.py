@@ -30,6 +30,7 @@ from parmig.errors import (
     PeerLostError,
     ProtocolError,
 )
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
@@ -66,6 +67,9 @@ class World:
         self.scans_told: set[int] = set()
         self.settled = 0  # the last round in which the guest settled
         self.verify = verify
+        self.remembering = remembering
+        self.loads = [self.random.choice([None, 0, 10**5, 10**7, 10**8, 10**9]) for _ in range(workers)]
+        self.wire_bytes = 0
         self.same_memory = same_memory
         self.plan = Coordinator(
             self.regions, workers, Limits(300 * NS_PER_MS, 0, 0, throttle), verify=verify, remembering=remembering
@@ -171,23 +175,32 @@ class World:
                 if send.fence or send.last:
                     self.fence(worker, c.WorkerSent if send.last else c.WorkerFenced)
                 else:
-                    answers.append(c.WorkerIdle(worker))
+                    answers.append(c.WorkerIdle(worker, self.load(worker)))
             case Fence(round=round_):
                 if round_ != self.round:
                     self.begin_round(round_)
-                if self.plan._remembering:  # what is left may belong to others, who remember it
-                    assert all(region in self.given for region in self.plan._owned[worker])
+                if self.remembering:  # what is left may belong to others, who remember it
+                    assert all(region in self.given for region in self.plan._work.owned[worker])
                 else:
                     assert sum(self.given.values()) == len(self.regions), "a fence while regions are left"
                 self.fence(worker)
             case CountDirty(regions=regions):
                 self.round_is_over()
-                assert list(regions) == list(self.plan._owned[worker])
+                assert list(regions) == list(self.plan._work.owned[worker])
                 answers.append(c.WorkerCounted(worker, self.dirty // self.workers))
             case DigestRegions(regions=regions):
                 answers.append(c.WorkerDigested(worker, {number: number * 7 for number in regions}))
             case _:
                 pytest.fail(f"unknown instruction {instruction}")
+
+    def load(self, worker: int) -> ChannelLoad | None:
+        """What a worker reports of its channel: nothing, no rate yet, or any rate."""
+        rate = self.loads[worker]
+        if rate is None:
+            return None
+        rate = rate and self.random.randrange(rate // 10, rate)
+        self.wire_bytes += self.random.randrange(1 << 24)
+        return ChannelLoad(rate, self.random.randrange(1 << 24), self.wire_bytes)
 
     def fence(self, worker: int, answer: type[c.WorkerSent | c.WorkerFenced] = c.WorkerFenced) -> None:
         assert worker not in self.fenced, "two fences in a round"

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 from tests.qemu import machines
 from tests.qemu.machines import MIB, QemuMachine, wait_until
@@ -173,7 +174,7 @@ class ReadingMachine(QemuMachine):
         super().__init__(initrd, incoming=incoming, extra=disk.options(iothread=iothread))
         self._disk = disk
 
-    def __enter__(self) -> ReadingMachine:
+    def __enter__(self) -> Self:
         super().__enter__()
         self._disk.slow_down(self)
         return self

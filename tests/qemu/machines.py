@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from parmig.errors import GuestRefusedError
 from parmig.guests.qemu.layout import parse_host_address
@@ -139,7 +139,7 @@ class QemuMachine:
             self.command += ["-kernel", kernel() or "", "-initrd", str(self.directory / "initrd"), "-append", append]
         self.command += ["-incoming", "defer"] if incoming else [] if initrd else ["-S"]
 
-    def __enter__(self) -> QemuMachine:
+    def __enter__(self) -> Self:
         with (self.directory / "errors").open("wb") as errors:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=errors, stdout=errors)
         try:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from parmig.errors import UsageError
 from parmig.guests.qemu.command_line import DestinationLine, SourceQemu, rewrite
 from parmig.guests.qemu.layout import Backend
 from parmig.guests.qemu.option_text import OptionText, map_paths, split
@@ -89,6 +90,19 @@ def test_sockets_and_the_program_are_mapped() -> None:
 def test_memory_becomes_what_is_wished_and_keeps_its_name(memory: str, backend: str) -> None:
     text = words(f"-machine q35,memory-backend=ram0 -object {FILE}", NAMED, memory=memory)
     assert text == f"qemu -machine pc-q35-7.2,memory-backend=ram0 -object {backend} -incoming defer -S"
+
+
+def test_memory_that_stays_is_the_file_of_the_source_and_no_mapped_path() -> None:
+    source = NAMED._replace(files={"ram0": "/run/a/ram"})
+    given = "-object memory-backend-memfd,id=ram0,size=256M,hugetlb=on -kernel /run/a/kernel"
+    text = " ".join(line(given, source, "in-place", ("/run/a", "/run/b")).arguments)
+    assert "-object memory-backend-file,mem-path=/run/a/ram,share=on,id=ram0,size=256M" in text
+    assert "-kernel /run/b/kernel" in text
+
+
+def test_private_memory_cannot_stay() -> None:
+    with pytest.raises(UsageError, match=r"'pc.ram' cannot stay in place.*--memory memfd"):
+        line("-m 256M", PLAIN, "in-place")
 
 
 def test_plain_memory_gets_a_backend_of_the_same_name_and_size() -> None:

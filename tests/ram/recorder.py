@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from parmig.ram.ack_rate import AckRate
 from parmig.ram.bits import index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.packets import BatchHeader, decode_batch
@@ -29,6 +30,7 @@ class Recorder:
         self.sent_before = 0
         self.waiting_ns = 0
         self.buffers_out = 0
+        self.acks = AckRate()
         self._buffers: list[Pages] = []
 
     def next_sequence(self) -> int:

@@ -101,3 +101,10 @@ def test_auto_uses_only_what_both_sides_know() -> None:
     encoder, table = opened("auto", ["none", "lz4"])
     assert [encode(encoder, TEXT) for _ in range(3)] == [NONE, NONE, LZ4]
     assert not table[ZSTD:].any()
+
+
+def test_auto_keeps_no_copies_of_the_first_round() -> None:
+    encoder, _ = opened("auto")
+    assert [encode(encoder, NOISE, round_=1) for _ in range(3)] == [NONE] * 3
+    assert encode(encoder, changed(NOISE, 0), round_=2) == NONE
+    assert encode(encoder, changed(NOISE, 1), round_=3) == DELTA

@@ -36,6 +36,7 @@ class KvmGuest(SpawnedGuest):
 
     def __init__(self, options: KvmOptions, *, incoming: bool = False) -> None:
         self._options = options
+        self.adopts_memory = not options.file  # the user wants that file to be used
         super().__init__(
             "kvm",
             _PROGRAM,

@@ -60,7 +60,11 @@ class KvmOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "random"
     file: Annotated[
         str,
-        option("The file that holds the memory. Each side needs its own.", PATH, shown="a memory file without a name"),
+        option(
+            "The file that holds the memory. Each side needs its own, but over unix:///PATH.",
+            PATH,
+            shown="a memory file without a name",
+        ),
     ] = ""
     disk: Annotated[str, option("The file behind the disk, the same on both sides.", PATH, shown="no disk")] = ""
     serial: Annotated[

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from parmig.errors import UsageError
 from parmig.guests.qemu.layout import Backend
 from parmig.guests.qemu.option_text import OptionText, map_paths
 
@@ -26,6 +27,9 @@ _MEMORY: Mapping[str, Mapping[str, str | bool]] = {
     "memfd": {"qom-type": "memory-backend-memfd", "share": True},
 }
 """What a memory backend is made of. QEMU makes a file of its own in a directory, and removes its name at once."""
+
+IN_PLACE = "in-place"
+"""The kind of memory that is the source's own files."""
 
 _KEPT = re.compile(r"id|size|dump|merge|policy|host-nodes.*|x-use-canonical-path-for-ramblock-id")
 """Options of a memory backend that mean the same for every kind."""
@@ -44,12 +48,14 @@ class SourceQemu(NamedTuple):
         machine_backend: name of the memory backend of the machine; empty if its memory belongs to NUMA nodes.
         backends: all memory backends, with the one that QEMU makes itself for a plain ``-m``.
         named: names of its devices and objects, to see which came after the start.
+        files: path of the shared file of each memory backend by name, if they were asked for.
     """
 
     machine: str
     machine_backend: str
     backends: tuple[Backend, ...]
     named: tuple[str, ...]
+    files: Mapping[str, str] = {}
 
 
 class DestinationLine(NamedTuple):
@@ -79,8 +85,11 @@ def rewrite(
         arguments: of the source's QEMU, with its program.
         source: what it is.
         maps: pairs of paths (FROM, TO): what is FROM at the source is TO at the destination.
-        memory: what the destination's RAM is made of: ``same``, ``private``, ``shared``, ``hugetlb`` or ``memfd``.
-            Its blocks keep their names, because both sides must have the same.
+        memory: what the destination's RAM is made of: ``same``, ``private``, ``shared``, ``hugetlb``, ``memfd``, or
+            ``in-place``: the files of the source. Its blocks keep their names, because both sides must have the same.
+
+    Raises:
+        UsageError: ``in-place``, and a backend is in no shared file.
     """
     given = _options(arguments[1:])
     machine = _machine(given, source.machine)
@@ -89,7 +98,8 @@ def rewrite(
         options = _with_memory(options, machine, source, memory)
     line = [map_paths(arguments[0], maps), "-machine", map_paths(str(machine), maps)]
     for option in options:
-        line += option.words if option.name in _NO_PATHS else [map_paths(word, maps) for word in option.words]
+        stays = option.name in _NO_PATHS or (memory == IN_PLACE and _is_memory(option))
+        line += option.words if stays else [map_paths(word, maps) for word in option.words]
     line += ["-incoming", "defer", "-S"]
     return DestinationLine(tuple(line), tuple(_notes(options, source)))
 
@@ -107,6 +117,11 @@ def _options(arguments: Sequence[str]) -> list[_Option]:
     return options
 
 
+def _is_memory(option: _Option) -> bool:
+    """Whether it makes a memory backend."""
+    return option.name == "object" and bool(_RAM_KINDS.fullmatch(OptionText(option.value, "qom-type").get("qom-type")))
+
+
 def _machine(options: Sequence[_Option], versioned: str) -> OptionText:
     """All ``-machine`` options as one, as QEMU merges them, with the versioned type."""
     merged = OptionText(versioned, "type")
@@ -121,10 +136,10 @@ def _with_memory(options: Sequence[_Option], machine: OptionText, source: Source
     """*options* with RAM of another kind; *machine* is changed where it must name the backend."""
     changed, named = [], set()
     for option in options:
-        backend = OptionText(option.value, "qom-type") if option.name == "object" else None
-        if backend is not None and _RAM_KINDS.fullmatch(backend.get("qom-type")):
+        if _is_memory(option):
+            backend = OptionText(option.value, "qom-type")
             named.add(backend.get("id"))
-            _make(backend, memory)
+            _make(backend, memory, source.files)
             changed.append(_Option(option.name, (option.words[0], str(backend))))
         elif option.name not in ("mem-path", "mem-prealloc"):  # of a plain -m
             changed.append(option)
@@ -132,16 +147,25 @@ def _with_memory(options: Sequence[_Option], machine: OptionText, source: Source
     if memory != "private":
         for item in implied:
             backend = OptionText(f"memory-backend-ram,id={item.name},size={item.size_bytes}", "qom-type")
-            _make(backend, memory)
+            _make(backend, memory, source.files)
             changed.append(_Option("object", ("-object", str(backend))))
             machine.parts["memory-backend"] = item.name
     return changed
 
 
-def _make(backend: OptionText, memory: str) -> None:
+def _make(backend: OptionText, memory: str, files: Mapping[str, str]) -> None:
     """Let *backend* be of the kind that *memory* names."""
     kept = {key: value for key, value in backend.parts.items() if _KEPT.fullmatch(key)}
-    backend.parts = {**_MEMORY[memory], **kept}
+    kind: Mapping[str, str | bool] = _MEMORY.get(memory, {})
+    if memory == IN_PLACE:
+        name = backend.get("id")
+        if name not in files:
+            raise UsageError(
+                f"memory backend {name!r} cannot stay in place: it is in no shared file; move it to memory of another "
+                "kind first (--memory memfd), which can stay in place from then on"
+            )
+        kind = {"qom-type": "memory-backend-file", "mem-path": files[name], "share": True}
+    backend.parts = {**kind, **kept}
 
 
 def _notes(options: Sequence[_Option], source: SourceQemu) -> list[str]:

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from parmig.errors import GuestError, GuestRefusedError, UsageError
 from parmig.guests.qemu import layout
-from parmig.guests.qemu.command_line import DestinationLine, SourceQemu, rewrite
+from parmig.guests.qemu.command_line import IN_PLACE, DestinationLine, SourceQemu, rewrite
+from parmig.guests.qemu.memory_files import close_memory, open_memory
 from parmig.guests.qemu.options import connect
 from parmig.guests.qemu.qmp import Qmp
+from parmig.guests.qemu.ram_list import backend_name
 
 
 def destination_line(guest: str, maps: Sequence[tuple[str, str]], memory: str) -> DestinationLine:
@@ -31,7 +34,11 @@ def destination_line(guest: str, maps: Sequence[tuple[str, str]], memory: str) -
         raise UsageError(f"{guest!r} has no command line; give a QEMU: qemu:QMP-SOCKET")
     qmp, options = connect(text)
     with contextlib.closing(qmp):
-        return rewrite(_command_line(options.pid or qmp.peer_pid), _ask(qmp), maps, memory)
+        pid = options.pid or qmp.peer_pid
+        source = _ask(qmp)
+        if memory == IN_PLACE:
+            source = source._replace(files=_memory_paths(qmp, pid))
+        return rewrite(_command_line(pid), source, maps, memory)
 
 
 def _command_line(pid: int) -> list[str]:
@@ -47,6 +54,28 @@ def _command_line(pid: int) -> list[str]:
         return [word.decode() for word in words]
     except UnicodeDecodeError as error:
         raise GuestRefusedError(f"the command line of process {pid} is not UTF-8, so it cannot be printed") from error
+
+
+def _memory_paths(qmp: Qmp, pid: int) -> dict[str, str]:
+    """Where another process can open the shared memory file of each backend.
+
+    That is its name, or the descriptor of QEMU if it has none any more.
+    """
+    paths: dict[str, str] = {}
+    blocks = open_memory(qmp, pid, "devices")
+    try:
+        for memory in (block.memory for block in blocks if not block.memory.pid):
+            status = os.fstat(memory.fd)
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.stat(link), status):
+                        named = os.readlink(link)
+                        same = os.path.exists(named) and os.path.samestat(os.stat(named), status)
+                        paths[backend_name(memory.block.name)] = named if same else str(link)
+                        break
+    finally:
+        close_memory(blocks)
+    return paths
 
 
 def _ask(qmp: Qmp) -> SourceQemu:

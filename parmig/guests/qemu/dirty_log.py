@@ -16,7 +16,7 @@ def choose_log(kind: str, hardware: Hardware) -> tuple[str, str]:
     """The kind of dirty log to use, ``pagemap`` or ``digest``, and why.
 
     Args:
-        kind: what the user wants: ``auto``, ``pagemap`` or ``digest``.
+        kind: what the user wants: ``auto``, ``pagemap`` or ``digest``; or ``none``, if nothing is copied.
         hardware: notes what there is now.
 
     Raises:
@@ -27,6 +27,9 @@ def choose_log(kind: str, hardware: Hardware) -> tuple[str, str]:
         raise GuestRefusedError(
             "QEMU shows its own dirty log to no other process; use --tracker pagemap, digest or auto"
         )
+    if kind == "none":
+        hardware.note()
+        return kind, "nothing is copied"
     if kind not in ("auto", "pagemap", "digest"):
         raise UsageError(f"unknown tracker {kind!r} for a QEMU guest; choose auto, pagemap or digest")
     hardware.note()

@@ -82,6 +82,28 @@ def close_memory(blocks: list[MappedBlock]) -> None:
                 os.close(fd)
 
 
+def lasting_blocks(qmp: Qmp, blocks: Sequence[MappedBlock]) -> list[str]:
+    """Names of the blocks in shared files that QEMU leaves alone when it ends: backends without ``discard-data=on``.
+
+    Raises:
+        GuestError: QEMU failed.
+    """
+    backends = layout.backends(qmp.execute("query-memdev"), qmp.execute("qom-list", path="/objects"))
+    kinds = {backend.name: backend.kind for backend in backends}
+    lasting = []
+    for block in blocks:
+        name = block.memory.block.name
+        backend = backend_name(name)
+        if block.memory.pid or backend not in kinds:
+            continue
+        discards = kinds[backend] == "memory-backend-file" and qmp.execute(
+            "qom-get", path=f"/objects/{backend}", property="discard-data"
+        )
+        if not discards:
+            lasting.append(name)
+    return lasting
+
+
 def _backend_pieces(qmp: Qmp, entries: Sequence[RamEntry], state: str) -> dict[str, list[Piece]]:
     """Name of each block that is a memory backend's, and where the guest sees it; empty: nowhere."""
     backends = layout.backends(qmp.execute("query-memdev"), qmp.execute("qom-list", path="/objects"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.guest import DirtyLog, Guest, GuestInfo, Rescue, StateSink, Trait, Whereabouts
@@ -20,7 +20,7 @@ from parmig.guests.qemu.dirty_log import choose_log, tracked_ranges
 from parmig.guests.qemu.found import whereabouts
 from parmig.guests.qemu.hardware import Hardware
 from parmig.guests.qemu.incoming import Incoming
-from parmig.guests.qemu.memory_files import MappedBlock, close_memory, open_memory
+from parmig.guests.qemu.memory_files import MappedBlock, close_memory, lasting_blocks, open_memory
 from parmig.guests.qemu.qemu_process import (
     check_destination,
     check_source,
@@ -90,6 +90,14 @@ class QemuGuest(Guest):
         """In order of their names: all blocks, or with ``state=migrate`` the shared memory backends."""
         return [block.memory for block in self._blocks]
 
+    def lasting_blocks(self) -> Collection[str]:
+        """Blocks in shared files, of backends without ``discard-data=on``.
+
+        Raises:
+            GuestError: QEMU is gone.
+        """
+        return lasting_blocks(self._qmp, self._blocks)
+
     def state_blocks(self) -> Mapping[str, int]:
         """Video memory, ROMs and the like, which QEMU moves itself with ``state=migrate``.
 
@@ -128,7 +136,7 @@ class QemuGuest(Guest):
         """Attach to QEMU's memory, and make its settings ready, so that failures show early.
 
         Args:
-            kind: ``auto``, ``pagemap`` or ``digest``.
+            kind: ``auto``, ``pagemap``, ``digest`` or ``none``.
 
         Raises:
             HostRefusedError: the host does not allow to attach.
@@ -144,8 +152,8 @@ class QemuGuest(Guest):
             with contextlib.suppress(GuestError):
                 self._settings.restore()
             raise
-        if kind == "digest":
-            return DirtyLog(kind="digest", reason=reason)
+        if kind != "pagemap":
+            return DirtyLog(kind=kind, reason=reason)
         segments = tuple(block.segments for block in self._blocks)
         return DirtyLog(kind="pagemap", pid=self._pid, segments=segments, reason=reason, settle=self._settling.way())
 

@@ -3,47 +3,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from parmig.errors import GuestError, StateError, StatusError, UsageError
-from parmig.guests.guest import DirtyLog, Guest, GuestInfo, StateSink
+from parmig.guests.guest import DirtyLog, StateSink
 from parmig.guests.spawned import monitor_messages as m
-from parmig.guests.spawned.monitor_process import MonitorProcess
-from parmig.ram.bits import bits_for
-from parmig.ram.blocks import BlockMemory, RamBlock
-from parmig.units import GIB, KIB
-from parmig.version import __version__
+from parmig.guests.spawned.owned_monitor import OwnedMonitor
+from parmig.ram.blocks import RamBlock
+from parmig.units import KIB
 
-_ANSWER_LIMIT_S = 10.0
-_SLOW_LIMIT_S = 30.0  # for requests that handle all memory; more for each GiB
-_SLOW_LIMIT_S_PER_GIB = 10.0
 _SINK_BYTES = 256 * KIB
 
 GO_ON_S = 0.5
 """How long a guest runs at the destination before its memory is checked."""
 
-_R = TypeVar("_R")
 
-
-class SpawnedGuest(Guest):
+class SpawnedGuest(OwnedMonitor):
     """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.guest.Guest`.
 
-    Every method that asks the process raises GuestError if the process is gone or does not answer in time.
-
     Args:
-        kind: kind of guest: ``kvm``, ``synthetic``.
-        program: ``module:function`` of the monitor.
-        options: options of the guest, a structure; the monitor gets it in msgpack.
-        blocks: the RAM blocks; each gets a memory file of its own.
-        state_limit_bytes: more device state than this is refused.
-        incoming: True: memory is empty, and the guest cannot run before its state is loaded.
         running: whether it runs from the start; an incoming guest does not.
+        kind, program, options, blocks, state_limit_bytes, incoming: see :class:`OwnedMonitor`.
 
     Raises:
         GuestError: the process could not be started or did not come up.
@@ -60,45 +43,13 @@ class SpawnedGuest(Guest):
         incoming: bool,
         running: bool,
     ) -> None:
-        self._kind = kind
-        self._incoming = incoming
-        self._machine = ""
-        self._running = False
-        self._paused_here = False
-        self._accepting = False
-        self._logging = ""
-        self._state = bytearray()
-        self._state_limit_bytes = state_limit_bytes
-        self._slow_limit_s = _SLOW_LIMIT_S + _SLOW_LIMIT_S_PER_GIB * sum(block.size_bytes for block in blocks) / GIB
-        self._fds: list[int] = []
-        self._memory: list[BlockMemory] = []
-        self._bitmap_fd = -1
-        self._process: MonitorProcess | None = None
-        try:
-            self._memory = [BlockMemory(block, self._create_file(block.name, block.size_bytes)) for block in blocks]
-            self._bitmap_fd = self._create_file("dirty", sum(bits_for(block.pages) for block in blocks))
-            self._process = MonitorProcess(program, kind, self._fds)
-            start = m.Start(msgspec.msgpack.encode(options), incoming)
-            self._machine = self._ask(start, m.Started, self._slow_limit_s).machine
-            if running and not incoming:
+        super().__init__(kind, program, options, blocks, state_limit_bytes=state_limit_bytes, incoming=incoming)
+        if running and not incoming:
+            try:
                 self.resume()
-        except BaseException:
-            self.close()
-            raise
-
-    def _create_file(self, name: str, size_bytes: int) -> int:
-        """A descriptor of a new file for block *name*, or for the bitmap ``dirty``; close() closes it."""
-        fd = os.memfd_create(f"parmig-{name}", os.MFD_CLOEXEC)
-        self._fds.append(fd)
-        os.ftruncate(fd, size_bytes)
-        return fd
-
-    def info(self) -> GuestInfo:
-        return GuestInfo(self._kind, self._machine, f"parmig {__version__}")
-
-    def memory(self) -> Sequence[BlockMemory]:
-        """The blocks, each in a file of its own that stays open until close()."""
-        return self._memory
+            except BaseException:
+                self.close()
+                raise
 
     def is_running(self) -> bool:
         """Whether virtual CPUs and devices run now."""
@@ -113,6 +64,8 @@ class SpawnedGuest(Guest):
             HostRefusedError: this host does not allow it.
             GuestRefusedError: there is no such log.
         """
+        if kind == "none":
+            return DirtyLog("none")
         log = self._ask(m.StartLog(kind), m.Log).log
         self._logging = log.kind
         return log
@@ -195,6 +148,22 @@ class SpawnedGuest(Guest):
         self._state.clear()
         self._accepting = True
 
+    adopts_memory = True
+
+    def adopt_memory(self, files: Mapping[str, int]) -> None:
+        """Start the process anew, on *files*.
+
+        Raises:
+            StatusError: the guest was not opened with ``incoming=True``, or already has its state.
+        """
+        if not self._incoming:
+            raise StatusError("this guest has its own memory, expected one that was opened with incoming=True")
+        accepting = self._accepting
+        self.discard()  # it has nothing to save
+        self._release()
+        self._start(files)
+        self._accepting = accepting
+
     def write_state(self, data: memoryview) -> None:
         """Copy the next bytes of device state.
 
@@ -246,29 +215,7 @@ class SpawnedGuest(Guest):
         if self._process is not None:
             self._process.kill()
 
-    # -- both -----------------------------------------------------------------------------------
-
-    def watch_fd(self) -> int | None:
-        """A pidfd of the process, open until close()."""
-        return None if self._process is None else self._process.pidfd
-
-    def close(self) -> None:
-        """End the process and close all descriptors. Never raises; may be called twice."""
-        self._running = False
-        process, self._process = self._process, None
-        if process is not None:
-            process.close()
-        while self._fds:
-            with contextlib.suppress(OSError):
-                os.close(self._fds.pop())
-        self._memory = []
-
     # -- for tests and the demonstration --------------------------------------------------------
-
-    @property
-    def pid(self) -> int:
-        """Process id of the monitor. Raises GuestError after close()."""
-        return self._alive().pid
 
     def check(self) -> None:
         """Compare memory with what the device state says about it.
@@ -282,16 +229,3 @@ class SpawnedGuest(Guest):
     def serial_text(self) -> str:
         """The last lines of the serial log."""
         return self._ask(m.Ask(), m.Answer).serial_text
-
-    def _ask(self, request: m.Request, expected: type[_R], limit_s: float = _ANSWER_LIMIT_S) -> _R:
-        reply = self._alive().ask(request, limit_s)
-        if not isinstance(reply, expected):
-            raise GuestError(
-                f"the {self._kind} guest answered {type(request).__name__} with an unexpected {type(reply).__name__}"
-            )
-        return reply
-
-    def _alive(self) -> MonitorProcess:
-        if self._process is None:
-            raise GuestError(f"the {self._kind} guest is closed")
-        return self._process

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from parmig.ram.bits import Index, Runs, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs import registry
-from parmig.ram.codecs.choice import Choice, Plan, Sample
+from parmig.ram.codecs.choice import COPIES_FROM_ROUND, Choice, Plan, Sample
 from parmig.ram.codecs.codec import CodecSettings, PageCodec, PageEncoder
 from parmig.ram.shared import CodecCounters
 
@@ -152,7 +152,7 @@ class AutoEncoder(BatchEncoder):
         return self._choice.sampled(samples, spent_ns, time.monotonic_ns(), known=self._known)
 
     def _sent(self, block: int, round_: int, index: Index, raw: memoryview) -> None:
-        if self._choice.is_slow:
+        if self._choice.is_slow and round_ >= COPIES_FROM_ROUND:
             super()._sent(block, round_, index, raw)
         else:
             self.forget(block, index)

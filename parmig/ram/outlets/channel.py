@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from parmig.config import MAX_BATCH_BYTES
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs.batch_encoder import BatchEncoder
@@ -32,7 +34,8 @@ class ChannelOutlet(Outlet):
         encoder: encodes the batches of this channel.
         blocks: the blocks, by number.
         tracker: notified of what was sent.
-        shared: holds the rate limit.
+        shared: holds the rate limits.
+        path: number of the path whose limit applies, too.
     """
 
     def __init__(
@@ -42,12 +45,19 @@ class ChannelOutlet(Outlet):
         blocks: Sequence[Reach],
         tracker: DirtyTracker,
         shared: SharedArea,
+        *,
+        path: int = 0,
     ) -> None:
         self._channel = channel
         self._encoder = encoder
         self._blocks = blocks
         self._tracker = tracker
         self._shared = shared
+        self._path = path
+        self.most_pages = channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
+
+    def load(self) -> ChannelLoad:
+        return self._channel.acks.load
 
     def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:
         waiting_ns = self._channel.waiting_ns
@@ -66,8 +76,9 @@ class ChannelOutlet(Outlet):
             zero_runs=zero,
         ).encode()
         wire_bytes = len(header) + payload_bytes
-        self._channel.sleep_until(self._shared.reserve(wire_bytes))
+        self._channel.sleep_until(self._shared.reserve(wire_bytes, self._path))
         self._channel.send_batch([header, *payload], wire_bytes, buffer)
+        self.most_pages = self._channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
         waited_ns = self._channel.waiting_ns - waiting_ns
         if len(data) and self._encoder.passed(codec, wire_bytes, waited_ns):
             self._encoder.measured(wire_bytes, max(waited_ns, self._channel.last_batch_ns()))

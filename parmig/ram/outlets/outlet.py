@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 
+from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import Index, Runs
 from parmig.ram.regions import Region
 
@@ -14,6 +16,13 @@ class Outlet(ABC):
 
     knows_nothing = True
     """Whether zero pages of the first pass must be sent, because their places may hold other data."""
+
+    most_pages = sys.maxsize
+    """How many pages a batch should have at most, besides the agreed limit. It may change after each batch."""
+
+    def load(self) -> ChannelLoad | None:
+        """What a channel still has to carry; None: this is a file."""
+        return None
 
     @abstractmethod
     def emit(self, block: int, round_: int, data: Index, zero: Runs) -> int:

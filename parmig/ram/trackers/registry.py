@@ -11,6 +11,7 @@ from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.reach.reach import Reach
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.ram.trackers.digest import DigestTracker, digest_area_bytes
+from parmig.ram.trackers.nothing import NoTracker
 from parmig.ram.trackers.pagemap import PagemapTracker
 from parmig.ram.trackers.tracker import DirtyTracker
 
@@ -37,4 +38,6 @@ def open_tracker(log: DirtyLog, log_fd: int, blocks: Sequence[Reach]) -> DirtyTr
         return BitmapTracker(log_fd, [mapping.block for mapping in blocks], log.rearm)
     if log.kind == DigestTracker.name:
         return DigestTracker(log_fd, blocks)
+    if log.kind == NoTracker.name and not blocks:
+        return NoTracker()
     raise UsageError(f"unknown dirty tracker {log.kind!r}; choose {', '.join(TRACKERS)}")

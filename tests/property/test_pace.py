@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulated channels of any speeds end a round together, and one that gets stuck holds little."""
+
+from __future__ import annotations
+
+import heapq
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parmig.engine.events import Instruct, Instruction
+from parmig.engine.pace import FIRST_BYTES, Pace
+from parmig.engine.round_work import RoundKind, RoundWork
+from parmig.engine.worker_messages import Fence, SendRegions
+from parmig.ram.ack_rate import ChannelLoad
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.regions import Region
+from parmig.units import GIB, MIB, NS_PER_S
+
+REGION_PAGES = 1024
+REGION_BYTES = REGION_PAGES * PAGE_BYTES
+
+
+class Channel:
+    """A worker with a channel of constant speed that holds *hold_bytes* before a bundle counts as done."""
+
+    def __init__(self, bytes_per_s: int, hold_bytes: int) -> None:
+        self.bytes_per_s, self.hold_bytes = bytes_per_s, hold_bytes
+        self.given_bytes = 0
+        self.free_ns = 0
+        self.fenced_ns: int | None = None
+        self.stuck = False
+
+    def take(self, size_bytes: int, now_ns: int) -> int:
+        """Take a bundle; returns when the worker reports that it is done: all but what the channel holds has left."""
+        self.given_bytes += size_bytes
+        self.free_ns = max(now_ns, self.free_ns) + size_bytes * NS_PER_S // self.bytes_per_s
+        return max(now_ns, self.free_ns - self.hold_bytes * NS_PER_S // self.bytes_per_s)
+
+    def load(self, now_ns: int) -> ChannelLoad:
+        unacked = max(0, self.free_ns - now_ns) * self.bytes_per_s // NS_PER_S
+        return ChannelLoad(self.bytes_per_s, min(unacked, self.hold_bytes), self.given_bytes - unacked)
+
+
+class Simulation:
+    """Runs rounds of full memory over channels."""
+
+    def __init__(self, rates: list[int], regions: int, hold_bytes: int = 6 * MIB) -> None:
+        self.channels = [Channel(rate, hold_bytes) for rate in rates]
+        self.work = RoundWork(
+            [Region(0, n * REGION_PAGES, REGION_PAGES) for n in range(regions)], len(rates), remembering=False
+        )
+        self.regions = regions
+        self.now_ns = 1
+        self.round = 0
+        self.reports: list[tuple[int, int]] = []
+        self.seen: list[int] = []
+
+    def obey(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            assert isinstance(instruction, Instruct)
+            channel = self.channels[instruction.worker]
+            if isinstance(instruction.instruction, Fence):
+                channel.fenced_ns = max(self.now_ns, channel.free_ns)
+                continue
+            assert isinstance(instruction.instruction, SendRegions)
+            numbers = instruction.instruction.regions
+            self.seen += numbers
+            done_ns = channel.take(len(numbers) * REGION_BYTES, self.now_ns)
+            if not channel.stuck:
+                heapq.heappush(self.reports, (done_ns, instruction.worker))
+
+    def run_round(self) -> float:
+        """One round; returns how many times longer it takes than if all bytes were divided at will."""
+        began_ns, self.round, self.seen = self.now_ns, self.round + 1, []
+        self.obey(self.work.begin(self.round, RoundKind.RUNNING, self.regions * REGION_PAGES, self.now_ns))
+        while self.reports:
+            self.now_ns, worker = heapq.heappop(self.reports)
+            self.obey(self.work.idle(worker, self.channels[worker].load(self.now_ns), self.now_ns))
+        assert sorted(self.seen) == list(range(self.regions))
+        ends = [channel.fenced_ns for channel in self.channels]
+        assert all(ends), "a worker without a fence"
+        self.now_ns = max(end for end in ends if end)
+        assert [self.work.fenced(worker) for worker in range(len(ends))][-1]
+        for channel in self.channels:
+            channel.fenced_ns = None
+        ideal_ns = self.regions * REGION_BYTES * NS_PER_S // sum(channel.bytes_per_s for channel in self.channels)
+        return (self.now_ns - began_ns) / ideal_ns
+
+
+@pytest.mark.parametrize("rates", [[125, 125, 125, 125], [125, 62, 31, 31], [50, 25, 12, 12], [1000, 10], [100, 1]])
+def test_unequal_paths_are_filled(rates: list[int]) -> None:
+    simulation = Simulation([rate * 1_000_000 for rate in rates], GIB // REGION_BYTES)
+    for _ in range(3):
+        assert simulation.run_round() <= 1.05
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=8), st.integers(16, 400), st.integers(1, 24))
+def test_no_round_waits_long_for_the_slowest(rates: list[int], regions: int, hold_mib: int) -> None:
+    """Against the ideal: at most what one worker holds, or three regions, on the way of the slowest that was unknown.
+
+    From the second round on all rates are known, and then only pieces of whole regions count.
+    """
+    simulation = Simulation([rate * MIB for rate in rates], regions, hold_mib * MIB)
+    simulation.run_round()
+    ideal_s = regions * REGION_BYTES / (sum(rates) * MIB)
+    piece_s = 2 * REGION_BYTES / (max(rates) * MIB)
+    for _ in range(2):
+        assert simulation.run_round() * ideal_s <= 1.1 * ideal_s + 2 * piece_s
+
+
+def test_others_take_over_what_a_stuck_path_has_not_begun() -> None:
+    simulation = Simulation([100 * MIB, 100 * MIB], 400)
+    simulation.run_round()
+    simulation.seen = []
+    simulation.channels[0].stuck = True
+    simulation.obey(simulation.work.begin(2, RoundKind.RUNNING, 400 * REGION_PAGES, simulation.now_ns))
+    while simulation.reports:
+        simulation.now_ns, worker = heapq.heappop(simulation.reports)
+        load = simulation.channels[worker].load(simulation.now_ns)
+        simulation.obey(simulation.work.idle(worker, load, simulation.now_ns))
+        for _ in range(5):
+            simulation.now_ns += NS_PER_S
+            simulation.obey(simulation.work.look_again(simulation.now_ns))
+    assert len(simulation.seen) == 400
+    assert simulation.channels[0].fenced_ns is None
+    assert simulation.channels[1].fenced_ns is not None
+
+
+rates = st.lists(st.integers(0, 10**9), min_size=1, max_size=6)
+
+
+@given(rates, st.data())
+def test_there_is_always_a_worker_that_does_not_rest(rates: list[int], data: st.DataObject) -> None:
+    pace = Pace(len(rates))
+    pace.begin_round(data.draw(st.floats(0, 1)))
+    now_ns = 10**12
+    for worker, rate in enumerate(rates):
+        for _ in range(data.draw(st.integers(0, 3))):
+            pace.gave(worker, data.draw(st.integers(0, GIB)), now_ns)
+        pace.done(
+            worker, ChannelLoad(rate, data.draw(st.integers(0, 24 * MIB)), data.draw(st.integers(0, GIB))), now_ns
+        )
+    now_ns += data.draw(st.integers(0, 100 * NS_PER_S))
+    left_bytes = data.draw(st.integers(1, 100 * GIB))
+    size_bytes = data.draw(st.integers(1, 64 * MIB))
+    assert not all(pace.should_rest(worker, size_bytes, left_bytes, now_ns) for worker in range(len(rates)))
+
+
+def test_a_worker_without_a_channel_gets_any_amount() -> None:
+    pace = Pace(1)
+    pace.begin_round(1.0)
+    assert pace.bundle_bytes(0, GIB, 0) == FIRST_BYTES
+    pace.gave(0, MIB, 0)
+    pace.done(0, None, 1)
+    assert pace.bundle_bytes(0, GIB, 1) is None
+    assert pace.speeds() is None
+
+
+def test_a_bundle_is_bounded_although_nothing_was_found_so_far() -> None:
+    pace = Pace(1)
+    pace.begin_round(1.0)
+    for _ in range(1000):
+        pace.gave(0, GIB, 0)
+        pace.done(0, ChannelLoad(100 * MIB, 0, 1 << 10), 1)
+    assert pace.wire_part == 1 / 64
+    assert pace.bundle_bytes(0, 1 << 50, 1) == 100 * MIB // 4 * 64

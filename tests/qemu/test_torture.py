@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few migrations with faults at random times; ``python -m tools.torture`` runs as many as you like."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.sides import ROOT
+from tests.kvm.machines import needs_kvm
+
+RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "6"))
+
+pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(60 + 40 * RUNS)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the network lab needs root")
+def test_exactly_one_side_runs_the_right_guest_whatever_fails(qemu: None, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.torture", "--runs", str(RUNS), "--seed", "7"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{RUNS} of {RUNS} right" in done.stdout

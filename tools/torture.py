@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migrations under faults: afterwards exactly one side runs, its memory is right, and nothing is left.
+
+usage: python -m tools.torture [--guests kvm|disk] [--runs 20] [--seed 1] [--only NUMBER] [--minutes 60]
+
+Each run moves a guest between two hosts of the network lab. ``kvm``: a QEMU under KVM whose two virtual CPUs write all
+the time. ``disk``: an emulated Linux that reads a slow disk by direct I/O. Both can tell whether all is right. One to
+three faults happen at random times: any process killed or stopped, a link cut, blackholed, slowed or flapping, the
+destination's file system full, its monitor killed, a command interrupted. What neither command could settle is settled
+by ``parmig recover``. The faults and all choices follow from the seed, so ``--seed S --only N`` repeats a run. It needs
+root and QEMU; ``kvm`` needs /dev/kvm, and ``disk`` a Linux kernel with its modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tools.torture_commands import WrongError
+from tools.torture_guests import KINDS
+from tools.torture_scene import Outcome, Scene
+
+SEED_STEP = 1_000_003
+"""The seed of run N is ``seed * SEED_STEP + N``."""
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """How often each kind of fault met which end."""
+    ends = Counter(
+        (what.split(" at ")[0], f"send {outcome.exit_codes['send']}", outcome.owner)
+        for outcome in outcomes
+        for what in outcome.happened or ["nothing"]
+    )
+    lines = [f"{'fault':44} {'exit code':12} {'owner':12} runs"]
+    return "\n".join(
+        lines + [f"{fault:44} {code:12} {owner:12} {count}" for (fault, code, owner), count in sorted(ends.items())]
+    )
+
+
+def main() -> None:
+    """Run them, and end with 1 if any broke a promise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guests", choices=KINDS, default="kvm")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, help="only this run")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no run after this time")
+    options = parser.parse_args()
+    numbers = range(options.runs) if options.only is None else [options.only]
+    ends = time.monotonic() + 60 * options.minutes
+    outcomes: list[Outcome] = []
+    wrong: list[int] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="parmig-torture-") as directory,
+        Scene(KINDS[options.guests](), Path(directory)) as scene,
+    ):
+        for number in numbers:
+            if time.monotonic() > ends:
+                break
+            try:
+                outcome = scene.run(options.seed * SEED_STEP + number)
+            except (WrongError, AssertionError) as error:
+                wrong.append(number)
+                print(f"run {number} WRONG: {error}", flush=True)
+                scene.start_anew()
+                continue
+            outcomes.append(outcome)
+            print(f"run {number}: {outcome}", flush=True)
+    print(table(outcomes))
+    print(f"{len(outcomes)} of {len(outcomes) + len(wrong)} right, seed {options.seed}, wrong: {wrong or 'none'}")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of a tortured migration, and a file system that can be filled."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from parmig.units import MIB
+from tests.qemu.machines import wait_until
+
+
+class WrongError(Exception):
+    """A promise was broken; the message says which."""
+
+
+@dataclass
+class Side:
+    """A running command."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    def code(self) -> int | None:
+        """Its exit code; None: a signal ended it."""
+        return self.process.returncode if self.process.returncode >= 0 else None
+
+
+@contextlib.contextmanager
+def space_for(memory_bytes: int) -> Iterator[Path]:
+    """A tmpfs for the memory of one guest."""
+    path = Path(tempfile.mkdtemp(prefix="parmig-torture-", dir="/dev/shm"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={memory_bytes + MIB}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def filled(space: Path) -> Iterator[None]:
+    """Take all space that is left."""
+    filler = space / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(MIB)):
+            pass
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+def listens_at(receive: Side) -> str:
+    """Wait until the receiver listens, and return where."""
+
+    def uri() -> str:
+        if receive.process.poll() is not None:
+            raise WrongError(f"receive ended: {receive.log.read_text()}")
+        line = receive.log.read_text().partition("listening on ")[2]
+        return line.split("\n")[0].strip() if "\n" in line else ""
+
+    wait_until(uri, 20, "the receiver")
+    return uri()
+
+
+def wait_for(side: Side, limit_s: float) -> None:
+    """Wait until a command has ended; WrongError: it has not within the limit."""
+    try:
+        side.process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        raise WrongError(f"a command did not end within {limit_s:g} s:\n{side.log.read_text()[-2000:]}") from None
+
+
+def tail(directory: Path) -> str:
+    """The last lines of a command's output."""
+    return (directory / "output").read_text()[-2000:]
+
+
+def end(side: Side) -> None:
+    """End a command, whatever it does."""
+    side.process.kill()
+    side.process.wait()
