@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from parmig.engine.peer_messages import MAX_CONTROL_BYTES, MAX_STATE_CHUNK_BYTES
+from parmig.transport.dial import Dialer, Route
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
-from parmig.transport.registry import open_control
+from parmig.transport.registry import control_scheme, open_control
 from parmig.transport.transport import Endpoint, MigrationTransport
+from parmig.values import Path
 
 CONTROL, STATE = "control", "state"
 """What the two channels are called in progress and report."""
 
+# Both send keep-alives: a path may swallow everything while a channel has nothing to say, and the pause is no time to
+# find out.
 _OPTIONS: dict[str, dict[str, Any]] = {
     CONTROL: {"heartbeat": True, "max_message_bytes": MAX_CONTROL_BYTES},
-    STATE: {"heartbeat": False, "max_message_bytes": MAX_STATE_CHUNK_BYTES + 64},
+    STATE: {"heartbeat": True, "max_message_bytes": MAX_STATE_CHUNK_BYTES + 64},
 }
 
 
@@ -42,21 +47,22 @@ class LastingChannels:
         self._limit_ns = limit_ns
         self._notes = notes
 
-    def calling(self, name: str, first: MigrationTransport, endpoint: Endpoint) -> MigrationTransport:
-        """(source) *first*, which was connected to *endpoint*, as a channel that lasts."""
+    @property
+    def outlive(self) -> bool:
+        """Whether the channels outlive their connections."""
+        return self._limit_ns > 0
+
+    def calling(
+        self, name: str, first: MigrationTransport, endpoint: Endpoint, paths: Sequence[Path] = ()
+    ) -> MigrationTransport:
+        """(source) *first*, which was connected to *endpoint*, as a channel that lasts, by any of *paths*."""
         if not self._limit_ns:
             return first
-
-        def dial(timeout_ns: int) -> MigrationTransport:
-            transport = open_control(endpoint, f"{name} channel", **_OPTIONS[name])
-            try:
-                transport.connect(endpoint, timeout_ns=timeout_ns)
-            except BaseException:
-                transport.shutdown()
-                raise
-            return transport
-
-        return LastingCaller(f"{name} channel", first, self._session, dial=dial, **self._how(name))
+        scheme = control_scheme(endpoint)
+        routes = [Route(str(Endpoint(scheme, endpoint.host, endpoint.port)))]
+        routes += [Route(str(Endpoint(scheme, path.remote, endpoint.port)), path.local) for path in paths]
+        dialer = Dialer(routes, f"{name} channel", **_OPTIONS[name])
+        return LastingCaller(f"{name} channel", first, self._session, dial=dialer.dial, **self._how(name))
 
     def listening(self, name: str, first: MigrationTransport, endpoint: Endpoint) -> MigrationTransport:
         """(destination) *first*, which has listened at *endpoint*, as a channel that lasts."""

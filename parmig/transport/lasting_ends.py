@@ -158,17 +158,19 @@ class LastingListener(LastingTransport):
         return inner, count
 
     def _open(self) -> bool:
-        """Listen; returns whether that was possible. Somebody may have taken the port meanwhile."""
-        listener = self._listen()
-        try:
-            listener.bind(self._endpoint)
-        except HostRefusedError:
-            listener.shutdown()
-            return False
-        self._listener = listener
-        for fd in listener.pollables():
-            self._epoll.register(fd, select.EPOLLIN)
-        return True
+        """Listen; returns whether that was possible. Somebody may have the port at an address, or all of them."""
+        for hosts in dict.fromkeys((self._endpoint.host, *self._endpoint.hosts)):
+            listener = self._listen()
+            try:
+                listener.bind(Endpoint(self._endpoint.scheme, hosts, self._endpoint.port))
+            except HostRefusedError:
+                listener.shutdown()
+                continue
+            self._listener = listener
+            for fd in listener.pollables():
+                self._epoll.register(fd, select.EPOLLIN)
+            return True
+        return False
 
     def _count_of(self, message: list[memoryview]) -> int | None:
         """How many messages the peer has received, as the first message of its connection says. None: a stranger."""
