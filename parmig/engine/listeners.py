@@ -117,7 +117,7 @@ class Listeners:
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )
-        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes)
+        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes, self._hosts)
         self.state = StateReceiver(
             self._transport,
             self.token,

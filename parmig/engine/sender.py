@@ -145,6 +145,7 @@ class MigrationSender(SourceSide):
         pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // workers)
         chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
+        lasting.paths = chosen.paths if PATHS in accept.capabilities else ()
         if line:
             self._tell_progress(Progress(status="setup", message=line))
         for number, path in enumerate(chosen.paths):

@@ -128,7 +128,7 @@ class LastingListener(LastingTransport):
 
     Args:
         listen: makes a transport for :data:`RESUME_BYTES` of a stranger, not bound yet.
-        endpoint: where to listen.
+        endpoint: where to listen; its first host is that of the first connection.
         others: as for :class:`LastingTransport`.
     """
 
@@ -136,6 +136,7 @@ class LastingListener(LastingTransport):
         self._listen = listen
         self._endpoint = endpoint
         self._listener: MigrationTransport | None = None
+        self._one_host = False
         super().__init__(*others, **more)
 
     def _begin_again(self) -> None:
@@ -160,10 +161,12 @@ class LastingListener(LastingTransport):
     def _open(self) -> bool:
         """Listen; returns whether that was possible. Somebody may have taken the port meanwhile."""
         listener = self._listen()
+        host = self._endpoint.hosts[0] if self._one_host else self._endpoint.host
         try:
-            listener.bind(self._endpoint)
+            listener.bind(Endpoint(self._endpoint.scheme, host, self._endpoint.port))
         except HostRefusedError:
             listener.shutdown()
+            self._one_host = not self._one_host  # the port may be taken at another host
             return False
         self._listener = listener
         for fd in listener.pollables():
