@@ -53,9 +53,9 @@ class DirtyScanner:
     """Turns regions into :class:`DirtyRegion` s, for one worker.
 
     A region without any memory is not armed. It costs one system call a round until something is allocated there. Then
-    it is armed and handled as in a first pass. All other regions are armed once, and scanned from then on. A region that is
-    lost with its worker is armed once more, and all of it is sent. The order is always: arm or scan, then ask which pages
-    exist, then (the caller) read pages.
+    it is armed and handled as in a first pass. All other regions are armed once, and scanned from then on. A region
+    that is lost with its worker is armed once more, and all of it is sent. The order is always: arm or scan, then ask
+    which pages exist, then (the caller) read pages.
 
     Args:
         regions: all regions, by number.
