@@ -29,7 +29,7 @@ from parmig.engine.agreement import (
 from parmig.engine.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
 from parmig.engine.memory_files import without_staying
-from parmig.engine.path_search import listening_hosts, offered_addresses
+from parmig.engine.path_search import WILDCARDS, listening_hosts, offered_addresses
 from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.pinning import Pinning
 from parmig.engine.pool import WorkerPool
@@ -113,17 +113,17 @@ class Listeners:
         self._transport = open_control(
             Endpoint(self._control_scheme, self._hosts[0], 0),
             "state channel",
-            heartbeat=False,
+            heartbeat=reconnect_ns_of(wish.capabilities) > 0,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
         )
-        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes, self._hosts)
+        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes)
         self.state = StateReceiver(
             self._transport,
             self.token,
             early,
             max_bytes=config.max_state_bytes,
-            lasting=lambda transport: self.lasting.listening(STATE, transport, self._state_endpoint),
+            lasting=lambda transport: self.lasting.listening(STATE, transport, self.everywhere(self._state_endpoint)),
         )
         try:
             self._start()
@@ -161,6 +161,14 @@ class Listeners:
         state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
         self._state_endpoint = self._transport.bind(state)
         _logger.info("state channel listens at %s", self._state_endpoint)
+
+    def everywhere(self, endpoint: Endpoint) -> Endpoint:
+        """*endpoint* at all addresses of this side, so that a channel outlives the loss of a path."""
+        if endpoint.scheme == UNIX_SCHEME:
+            return endpoint
+        hosts = dict.fromkeys((endpoint.host, *self._hosts))
+        wildcard = next((host for host in hosts if host in WILDCARDS), None)
+        return Endpoint(endpoint.scheme, wildcard or ",".join(hosts), endpoint.port)
 
     def _host(self, worker: int) -> str:
         return self._hosts[worker % len(self._hosts)]

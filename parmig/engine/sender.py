@@ -131,7 +131,11 @@ class MigrationSender(SourceSide):
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
         lasting = LastingChannels(accept.session, reconnect_ns, notes)
-        control.transport = lasting.calling(CONTROL, control.transport, endpoint)
+        chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
+        if line:
+            self._tell_progress(Progress(status="setup", message=line))
+        elsewhere = chosen.paths if PATHS in accept.capabilities else ()
+        control.transport = lasting.calling(CONTROL, control.transport, endpoint, elsewhere)
         regions = cut(blocks, wish.region_pages)
         shared = SharedArea(-1, workers=workers, blocks=blocks, regions=len(regions))
         self._opened.callback(shared.close)
@@ -144,10 +148,6 @@ class MigrationSender(SourceSide):
         self._copies_directly = direct
         pinning = Pinning(self._config.cpus)
         codec_settings = CodecSettings(self._config.zstd_level, self._config.delta_cache_bytes // workers)
-        chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
-        lasting.paths = chosen.paths if PATHS in accept.capabilities else ()
-        if line:
-            self._tell_progress(Progress(status="setup", message=line))
         for number, path in enumerate(chosen.paths):
             shared.set_path_rate(number, path.rate_bytes_per_s)
         for worker, routes in enumerate(self._channels(accept, endpoint, wish.transport, chosen)):
@@ -192,7 +192,7 @@ class MigrationSender(SourceSide):
             comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
             may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
-        state = self._connect_state(accept, endpoint, lasting)
+        state = self._connect_state(accept, endpoint, lasting, elsewhere)
         return SendRun(self._means, plan, memory, shared, state, control, notes, endpoint, keeper)
 
     def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
@@ -230,15 +230,17 @@ class MigrationSender(SourceSide):
             ways = [path or Path(host), *others]
             yield tuple(Route(str(Endpoint(scheme, way.remote, data.port)), way.local) for way in ways)
 
-    def _connect_state(self, accept: Accept, control: Endpoint, lasting: LastingChannels) -> StateSender:
+    def _connect_state(
+        self, accept: Accept, control: Endpoint, lasting: LastingChannels, paths: Sequence[Path]
+    ) -> StateSender:
         host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
         endpoint = Endpoint(control_scheme(control), host, accept.state.port)
-        transport = open_control(endpoint, "state channel", heartbeat=False, max_message_bytes=1 << 16)
+        transport = open_control(endpoint, "state channel", heartbeat=lasting.outlive, max_message_bytes=1 << 16)
         self._opened.callback(transport.shutdown)
         transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
         _logger.info("state channel connected to %s", endpoint)
         transport.write([state_hello(accept.session)])
-        channel = lasting.calling(STATE, transport, endpoint)
+        channel = lasting.calling(STATE, transport, endpoint, paths)
         self._opened.callback(channel.shutdown)
         return StateSender(channel)
 

@@ -226,8 +226,8 @@ class ReceiveSession(Driver[Instruction]):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
                 self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
-                lasting = self._listeners.lasting
-                self._control.transport = lasting.listening(CONTROL, self._control.transport, self._endpoint)
+                lasting, everywhere = self._listeners.lasting, self._listeners.everywhere(self._endpoint)
+                self._control.transport = lasting.listening(CONTROL, self._control.transport, everywhere)
                 self._watch_all()
             case Act.LOAD:
                 self._begin(lambda _: events.StateLoaded(), self._load)

@@ -138,7 +138,6 @@ class LastingListener(LastingTransport):
         self._listen = listen
         self._endpoint = endpoint
         self._listener: MigrationTransport | None = None
-        self._one_host = False
         super().__init__(*others, **more)
 
     def _begin_again(self) -> None:
@@ -161,19 +160,19 @@ class LastingListener(LastingTransport):
         return inner, count
 
     def _open(self) -> bool:
-        """Listen; returns whether that was possible. Somebody may have taken the port meanwhile."""
-        listener = self._listen()
-        host = self._endpoint.hosts[0] if self._one_host else self._endpoint.host
-        try:
-            listener.bind(Endpoint(self._endpoint.scheme, host, self._endpoint.port))
-        except HostRefusedError:
-            listener.shutdown()
-            self._one_host = not self._one_host  # the port may be taken at another host
-            return False
-        self._listener = listener
-        for fd in listener.pollables():
-            self._epoll.register(fd, select.EPOLLIN)
-        return True
+        """Listen; returns whether that was possible. Somebody may have the port at an address, or all of them."""
+        for hosts in dict.fromkeys((self._endpoint.host, *self._endpoint.hosts)):
+            listener = self._listen()
+            try:
+                listener.bind(Endpoint(self._endpoint.scheme, hosts, self._endpoint.port))
+            except HostRefusedError:
+                listener.shutdown()
+                continue
+            self._listener = listener
+            for fd in listener.pollables():
+                self._epoll.register(fd, select.EPOLLIN)
+            return True
+        return False
 
     def _count_of(self, message: list[memoryview]) -> int | None:
         """How many messages the peer has received, as the first message of its connection says. None: a stranger."""

@@ -7,7 +7,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,8 +27,19 @@ GUEST = "synthetic:memory=48MiB,rate=0,fill=random"
 Answer = tuple[int, dict[str, Any], str]
 
 
-def migrate(lab: Lab, receive: Sequence[str], send: Sequence[str], *, listen: str = "") -> tuple[Answer, str]:
-    """One migration from the first host to the second; what the sender printed, and what the receiver showed."""
+def migrate(
+    lab: Lab,
+    receive: Sequence[str],
+    send: Sequence[str],
+    *,
+    listen: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[Answer, str]:
+    """One migration from the first host to the second; what the sender printed, and what the receiver showed.
+
+    Args:
+        meanwhile: called in round 1.
+    """
     source, destination = lab.hosts[:2]
     address = lab.links[0].address(destination)
     parmig = [sys.executable, "-m", "parmig"]
@@ -39,17 +50,42 @@ def migrate(lab: Lab, receive: Sequence[str], send: Sequence[str], *, listen: st
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         uri = f"tcp://{address}:{uri.rpartition(':')[2]}"
-        done = subprocess.run(
-            source.command(*parmig, "send", uri, "--guest", GUEST, "--json", *send),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-        )
-        if done.returncode:
+        argv = source.command(*parmig, "send", uri, "--guest", GUEST, "--json", *send)
+        with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+            assert sender.stderr is not None
+            lines = list(iter_until(sender.stderr, "active, round 1"))
+            meanwhile()
+            output, rest = sender.communicate(timeout=LIMIT_S)
+        if sender.returncode:
             receiver.terminate()
         shown = receiver.communicate(timeout=LIMIT_S)[1]
-    return (done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr), shown
+    return (sender.returncode, json.loads(output) if output else {}, "".join(lines) + rest), shown
+
+
+def iter_until(lines: Iterable[str], words: str) -> Iterator[str]:
+    """The *lines* up to the one that has *words*."""
+    for line in lines:
+        yield line
+        if words in line:
+            return
+
+
+@pytest.mark.parametrize("how", ["cut", "blackhole"])
+@pytest.mark.parametrize("transport", ["tcp", "zmq"])
+def test_a_lost_path_is_left_for_another(transport: str, how: str) -> None:
+    with open_lab([Line(20 * MIB), Line(20 * MIB)]) as lab:
+        pairs = pairs_of(lab)
+        receive = [option for link in lab.links for option in ("--path", link.address(lab.hosts[1]))]
+        send = [option for pair in pairs for option in ("--path", pair)]
+        send += ["--workers", "2", "--transport", transport, "--verify"]
+        lose = {"cut": lab.links[0].cut, "blackhole": lab.links[0].blackhole}[how]
+        (code, report, shown), _ = migrate(lab, receive, send, meanwhile=lose)
+        assert code == 0, shown
+        assert report["verified"]
+        lost = {outage["channel"] for outage in report["outages"]}
+        assert lost >= {"worker 0", "control"}
+        assert "worker 1" not in lost
+        assert all(lab.links[1].address(lab.hosts[1]) in one["route"] for one in report["outages"] if one["route"])
 
 
 def pairs_of(lab: Lab) -> list[str]:

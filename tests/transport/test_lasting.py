@@ -118,6 +118,21 @@ def test_messages_of_both_ends_arrive_once_and_in_order_over_a_flapping_connecti
     assert ends.losses
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_channel_goes_on_at_any_address_where_its_port_is_free(taken: bool) -> None:
+    with ExitStack() as stack:
+        ends = Ends(stack)
+        port = ends.endpoint.port
+        ends.listener._endpoint = Endpoint("tcp", "127.0.0.1,127.0.0.2", port)
+        if taken:
+            stack.enter_context(socket.create_server(("127.0.0.2", port)))
+        else:
+            ends.endpoint = Endpoint("tcp", "127.0.0.2", port)
+        ends.cut()
+        ends.caller.write([b"again"])
+        arrive(ends, ([], [b"again"]))
+
+
 def test_what_arrived_is_not_kept(ends: Ends) -> None:
     for number in range(100):
         ends.caller.write([b"%d" % number])
