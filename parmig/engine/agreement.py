@@ -219,7 +219,7 @@ def check_accept(message: Accept, wish: Configure, info: GuestInfo) -> list[Mism
     if message.codec != wish.codec:
         mismatches.append(Mismatch("compression", repr(wish.codec), repr(message.codec), _SAME_PARMIG))
     mismatches += _staying_mismatches(message, wish)
-    workers = in_place.channels(wish.workers, len(wish.blocks), message.in_place)
+    workers = in_place.channels(wish.workers, wish.blocks, message.in_place)
     if len(message.data) != workers:
         mismatches.append(Mismatch("workers", str(workers), str(len(message.data)), _SAME_PARMIG))
     scheme = data_scheme(wish.transport)

@@ -76,7 +76,7 @@ def without_staying(wish: Configure, staying: Collection[int], fds: Sequence[int
     return msgspec.structs.replace(
         wish,
         blocks=tuple(wish.blocks[number] for number in in_place.copied(len(wish.blocks), staying)),
-        workers=in_place.channels(wish.workers, len(wish.blocks), staying),
+        workers=in_place.channels(wish.workers, wish.blocks, staying),
         allocated_bytes=max(0, allocated_bytes),
     )
 

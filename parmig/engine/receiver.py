@@ -130,6 +130,7 @@ class MigrationReceiver:
         warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
         self._thread.call(self._guest.memory)
+        self._thread.call(self._guest.traits)  # a source that comes need not wait for what stays the same
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)
         self._admission.listen()
         if self._listening is not None:

@@ -97,8 +97,10 @@ def test_other_parts_of_the_same_file_are_copied() -> None:
     assert staying(Side.of((1, 0)), Side.of((1, MIB))) == Staying()
 
 
-def test_one_channel_is_enough_for_no_block() -> None:
-    assert [in_place.channels(4, 2, numbers) for numbers in ((), (1,), (0, 1))] == [4, 4, 1]
+def test_one_channel_is_enough_for_what_little_does_not_stay() -> None:
+    large = [RamBlock("ram0", 1 << 30), RamBlock("ram1", 1 << 30), RamBlock("rom", MIB)]
+    assert [in_place.channels(4, large, numbers) for numbers in ((), (1,), (0, 1), (0, 1, 2))] == [4, 4, 1, 1]
+    assert in_place.channels(4, large[2:], ()) == 4
     assert in_place.copied(3, (1,)) == [0, 2]
 
 

@@ -55,6 +55,7 @@ class QemuGuest(Guest):
         self._qmp = qmp
         self._pid = pid
         self._pidfd = -1
+        self._cpu_features: list[str] = []
         self._blocks: list[MappedBlock] = []
         self._tracking: WriteTracking | None = None
         self._hardware = Hardware(qmp)
@@ -109,7 +110,7 @@ class QemuGuest(Guest):
         return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes and name not in moved}
 
     def traits(self) -> Mapping[str, Trait]:
-        return qemu_traits.ask_traits(self._qmp)
+        return qemu_traits.ask_traits(self._qmp, self._cpu_features)
 
     def check_dirty_log(self, kind: str) -> None:
         choose_log(kind, self._hardware)
