@@ -99,8 +99,9 @@ class Coordinator(SourceChannels):
                 self.machine.move(StatusEvent.CONFIGURED)
                 self.step = Step.STARTING_LOG
                 return [Do.START_LOG]
-            case Step.STARTING_LOG, events.LogStarted(needs_sync=needs_sync, settles=settles):
+            case Step.STARTING_LOG, events.LogStarted(needs_sync=needs_sync, settles=settles, homes=homes):
                 self._needs_sync, self._settles = needs_sync, settles
+                self.record.nearness = self._work.settle(homes)
                 self.record.mark("active", now_ns)
                 return self._begin_round(Step.SENDING, now_ns)
             case Step.SCANNING, events.WorkerScanned(worker=worker):

@@ -12,6 +12,7 @@ import msgspec
 
 from parmig.engine import worker_messages
 from parmig.engine.handover_record import RecordState
+from parmig.engine.homes import Homes
 from parmig.errors import ParmigError
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.shared import WorkerCounters
@@ -86,10 +87,11 @@ class WorkersReady(Event, frozen=True):
 
 
 class LogStarted(Event, frozen=True):
-    """The guest records writes from now on."""
+    """The guest records writes from now on. *homes*: where its regions are, if workers are kept to NUMA nodes."""
 
     needs_sync: bool
     settles: bool = False
+    homes: Homes | None = None
 
 
 class LogSynced(Event, frozen=True):
@@ -211,22 +213,6 @@ class NobodyListens(Event, frozen=True):
     """The destination's host refused the connection over which it was to be asked."""
 
     error: ParmigError
-
-
-class WentOn(Event, frozen=True):
-    """(snapshot) The guest has been running here again since *ran_ns*."""
-
-    ran_ns: int
-
-
-class Composed(Event, frozen=True):
-    """(snapshot) The file is complete but for its digest, which is made of *pieces* pieces."""
-
-    pieces: int
-
-
-class Committed(Event, frozen=True):
-    """(snapshot) The file has its name."""
 
 
 class HandOverNotSent(Event, frozen=True):

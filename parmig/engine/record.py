@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from parmig.engine.homes import Nearness
 from parmig.engine.outages import Outages
 from parmig.engine.policy import RoundFacts
 from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
@@ -34,6 +35,7 @@ class Record:
         self.throttle_percent = self.max_throttle_percent = 0
         self.load_ns = self.state_save_ns = 0
         self.stolen = [0] * workers
+        self.nearness: Sequence[Nearness] = ()
         self.outages = Outages(workers)
         self._total_pages = total_pages
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
@@ -185,6 +187,7 @@ class Record:
                 busy_ms=counters.busy_ns / NS_PER_MS,
                 waiting_ms=counters.waiting_ns / NS_PER_MS,
                 stolen_regions=self.stolen[worker],
+                **(self.nearness[worker]._asdict() if self.nearness else {}),
             )
             for worker, counters in enumerate(self._now)
         ]

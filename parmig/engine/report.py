@@ -103,7 +103,11 @@ class RamReport(msgspec.Struct, kw_only=True):
 
 
 class WorkerReport(msgspec.Struct, kw_only=True):
-    """What one send worker did. It was kept to the processors ``cpus``; empty: to none."""
+    """What one send worker did. It was kept to the processors ``cpus``; empty: to none.
+
+    ``node`` is the NUMA node of these processors, and ``near_percent`` the part of its memory that is there.
+    Null and 0 where workers are not kept to nodes.
+    """
 
     worker: int
     path: str = ""
@@ -113,6 +117,8 @@ class WorkerReport(msgspec.Struct, kw_only=True):
     busy_ms: float = 0.0
     waiting_ms: float = 0.0
     stolen_regions: int = 0
+    node: int | None = None
+    near_percent: float = 0.0
 
 
 class PathReport(msgspec.Struct, kw_only=True):

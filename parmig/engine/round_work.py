@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from parmig.engine.events import Instruct, Instruction
+from parmig.engine.homes import Homes, Nearness, assign_near, nearness
 from parmig.engine.pace import Pace
 from parmig.engine.shares import Shares, assign, shares_of_round
 from parmig.engine.worker_messages import Fence, SendRegions
@@ -47,7 +48,8 @@ class RoundWork:
         self._weights = [region.pages for region in regions]
         self._workers = workers
         self._remembering = remembering
-        self.owned = assign(self._weights, workers)
+        self._homes: Homes | None = None
+        self.owned = self._assign()
         self.total_pages = sum(self._weights)
         self._region_bytes = self.total_pages * PAGE_BYTES // max(1, len(regions))
         self.lost: set[int] = set()
@@ -56,6 +58,19 @@ class RoundWork:
         self._pace = Pace(workers)
         self._waiting, self._fencing, self._resting = set[int](), set[int](), set[int]()
         self._round, self._kind, self._scanned = 0, RoundKind.RUNNING, False
+
+    def settle(self, homes: Homes | None) -> list[Nearness]:
+        """Give workers regions of their own NUMA nodes from now on; returns how much of it was possible."""
+        self._homes = homes
+        if homes is None:
+            return []
+        self.owned = self._assign()
+        return nearness(self._weights, homes, self.owned)
+
+    def _assign(self, speeds: Sequence[float] | None = None) -> list[Sequence[int]]:
+        if self._homes is None:
+            return assign(self._weights, self._workers, speeds)
+        return assign_near(self._weights, self._homes, speeds)
 
     @property
     def stolen(self) -> Sequence[int]:
@@ -140,7 +155,7 @@ class RoundWork:
         elif self._kind is RoundKind.RUNNING:
             speeds = self._pace.speeds()
             if speeds is not None and max(speeds) > UNEQUAL * min(speeds):
-                self.owned = assign(self._weights, self._workers, speeds)
+                self.owned = self._assign(speeds)
         return True
 
     def _feed(self, worker: int, now_ns: int) -> list[Instruction]:

@@ -68,11 +68,21 @@ class SourceSide(ABC):
         self._thread = GuestThread()
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
         self._paths: list[str] = []
-        self._means = Means(guest, self._thread, self._custody, pool, tracker, report, self._tell_progress, self._paths)
+        self._worker_cpus: list[tuple[int, ...]] = []
+        self._means = Means(
+            guest=guest,
+            thread=self._thread,
+            custody=self._custody,
+            pool=pool,
+            tracker=tracker,
+            report=report,
+            show=self._tell_progress,
+            paths=self._paths,
+            cpus=self._worker_cpus,
+        )
         self._switchover_ns = switchover_ns
         self._cancelled = False
         self._run: SourceRun | None = None
-        self._worker_cpus: list[tuple[int, ...]] = []
         self._opened = contextlib.ExitStack()
 
     # -- the caller's side ----------------------------------------------------------------------

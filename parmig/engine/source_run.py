@@ -22,6 +22,7 @@ from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.homes import Homes, find_homes
 from parmig.engine.outages import lost_line, of_worker, resumed_line
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
@@ -62,6 +63,7 @@ class Means:
         report: to be filled in.
         show: shows progress; it may raise.
         paths: the path of each worker; empty where there are none.
+        cpus: the processors that each worker is kept to; filled when the workers are started.
     """
 
     guest: Guest
@@ -72,6 +74,7 @@ class Means:
     report: Report
     show: Callable[[Progress], None]
     paths: Sequence[str] = ()
+    cpus: Sequence[Sequence[int]] = ()
 
 
 class SourceRun(Driver[Instruction]):
@@ -103,6 +106,7 @@ class SourceRun(Driver[Instruction]):
         self._custody = means.custody
         self._tracker = means.tracker
         self._report = means.report
+        self._cpus = means.cpus
         self._memory = memory
         self._state = state
         self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
@@ -216,8 +220,8 @@ class SourceRun(Driver[Instruction]):
             case Do():
                 self._do(instruction)
 
-    def _start_log(self) -> tuple[DirtyLog, int]:
-        """The log, and the descriptor of a shared bitmap or -1."""
+    def _start_log(self) -> tuple[DirtyLog, int, Homes | None]:
+        """The log, the descriptor of a shared bitmap or -1, and where the guest's regions are."""
         self._custody.arm()
         log = self._guest.start_dirty_log(self._tracker if self._memory else "none")
         names = [part.block.name for part in self._guest.memory()]
@@ -227,11 +231,12 @@ class SourceRun(Driver[Instruction]):
             segments = dict(zip(names, log.segments, strict=False))
             moved = tuple(segments[part.block.name] for part in self._memory) if segments else ()
             log = msgspec.structs.replace(log, segments=moved)
-        return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
+        homes = find_homes(log, self.plan.regions, self._cpus)
+        return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1, homes
 
-    def _log_started(self, started: tuple[DirtyLog, int]) -> Event:
+    def _log_started(self, started: tuple[DirtyLog, int, Homes | None]) -> Event:
         """Send the workers the log that has started, and return the event for the plan."""
-        log, fd = started
+        log, fd, homes = started
         self._report.tracker, self._report.tracker_reason, self._report.settle = log.kind, log.reason, log.settle
         area_bytes = log_area_bytes(log, [memory.block for memory in self._memory])
         if area_bytes:
@@ -240,7 +245,7 @@ class SourceRun(Driver[Instruction]):
         self._tracking = (worker_messages.StartTracking(log, fd >= 0), fd)
         for worker in range(len(self._pool)):
             self._pool.instruct(worker, *self._tracking)
-        return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle))
+        return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle), homes=homes)
 
     def _settle(self) -> int:
         """Let the guest settle; returns how long that took."""

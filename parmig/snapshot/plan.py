@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Committed, Composed, Do, Event, Instruct, Instruction, WentOn, WorkerDigested
+from parmig.engine.events import Do, Event, Instruct, Instruction, WorkerDigested
 from parmig.engine.policy import Limits
 from parmig.engine.source_steps import Step
 from parmig.engine.worker_messages import DigestRegions
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
+from parmig.snapshot.snapshot_events import Committed, Composed, WentOn
 from parmig.status import StatusEvent
 
 

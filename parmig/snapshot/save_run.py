@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from parmig.engine import events
 from parmig.engine.events import Do, Event
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.report import SnapshotReport
@@ -17,6 +16,7 @@ from parmig.snapshot.compose import SnapshotWriter
 from parmig.snapshot.file_digest import digest_pieces
 from parmig.snapshot.pending_file import PendingFile
 from parmig.snapshot.plan import SnapshotPlan
+from parmig.snapshot.snapshot_events import Committed, Composed, WentOn
 from parmig.snapshot.state import StateFile, take_apart
 from parmig.stream.trailer import Trailer
 from parmig.transport.file import FileStream
@@ -70,13 +70,13 @@ class SaveRun(SourceRun):
     def _do(self, what: Do) -> None:
         match what:
             case Do.GO_ON:
-                self._begin(events.WentOn, self._go_on)
+                self._begin(WentOn, self._go_on)
             case Do.COMPOSE:
                 if (watch_fd := self._guest.watch_fd()) is not None:
                     self._forget([watch_fd])  # the file no longer depends on the guest
-                self._begin_on_disk(events.Composed, self._compose)
+                self._begin_on_disk(Composed, self._compose)
             case Do.COMMIT:
-                self._begin_on_disk(lambda _: events.Committed(), self._commit)
+                self._begin_on_disk(lambda _: Committed(), self._commit)
 
     def _begin_on_disk(self, then: Callable[..., Event], function: Callable[[], object]) -> None:
         self._disk.begin(lambda future: self._feed_result(then, function, future), function)

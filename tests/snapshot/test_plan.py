@@ -14,6 +14,7 @@ from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.snapshot.plan import SnapshotPlan
+from parmig.snapshot.snapshot_events import Committed, Composed, WentOn
 from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS
 
@@ -66,11 +67,11 @@ class World:
             case Do.SAVE_STATE:
                 return [e.StateSaved(10, "digest")]
             case Do.GO_ON:
-                return [e.WentOn(self.now_ns)]
+                return [WentOn(self.now_ns)]
             case Do.COMPOSE:
-                return [e.Composed(PIECES)]
+                return [Composed(PIECES)]
             case Do.COMMIT:
-                return [e.Committed()]
+                return [Committed()]
         return []
 
 
