@@ -279,7 +279,7 @@ class ReceiveSession(Driver[Instruction]):
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
         report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
-        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
+        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns(), completed=self.plan.error is None)
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
         if self.plan.source_digest is not None:
