@@ -420,11 +420,11 @@ def _cut_at(name: str) -> None:
     """Close the control channel in place of sending the message *name*, as if the network had lost it."""
     original = ControlChannel.write
 
-    def hooked(self: Any, message: Any) -> None:
+    def hooked(self: Any, message: Any, *more: Any) -> None:
         if type(message).__name__ == name:
             self.transport.shutdown()
         else:
-            original(self, message)
+            original(self, message, *more)
 
     ControlChannel.write = hooked  # type: ignore[method-assign]
 
