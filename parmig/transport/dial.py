@@ -45,6 +45,23 @@ class Dialer:
         self._name = name
         self._options = options
         self.route = self._routes[0]
+        self._made: MigrationTransport | None = None
+
+    @property
+    def home(self) -> Route:
+        """The channel's own path: the first route."""
+        return self._routes[0]
+
+    @property
+    def at_home(self) -> bool:
+        """Whether the channel uses its own path, or will try it next."""
+        return self.route == self.home
+
+    def go_home(self) -> None:
+        """End the connection that was made last, as if it were lost. The next one is tried on the own path first."""
+        self.route = self.home
+        if self._made is not None:
+            self._made.shutdown()
 
     def dial(self, timeout_ns: int) -> MigrationTransport:
         """A new connection; the caller owns it.
@@ -61,4 +78,5 @@ class Dialer:
             if isinstance(error, TransportError):
                 self.route = self._routes[(self._routes.index(self.route) + 1) % len(self._routes)]
             raise
+        self._made = transport
         return transport

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a channel back to its own path, after a loss has sent it over another one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import time
+
+from parmig.transport.dial import Dialer
+from parmig.transport.transport import parse_uri
+from parmig.units import NS_PER_S
+
+LOOK_EVERY_NS = 5 * NS_PER_S
+"""How often the own path is tried. Coming back costs a new connection, so a flapping path costs little."""
+
+ANSWER_NS = NS_PER_S
+"""How long an answer may take."""
+
+_ANSWERED = (0, errno.ECONNREFUSED)
+"""The other host refuses the connection, since the receive worker listens only after a loss: so the path is back."""
+
+
+class WayHome:
+    """Watches the own path of one channel.
+
+    Args:
+        dialer: makes the connections of the channel.
+    """
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+        self._probe: socket.socket | None = None
+        self._next_ns = 0
+
+    def look(self) -> None:
+        """Look whether the own path is back; then let the channel connect over it. Call it often. It never waits."""
+        now = time.monotonic_ns()
+        if self._dialer.at_home:
+            self._next_ns = now + LOOK_EVERY_NS
+        elif self._probe is not None:
+            self._hear(self._probe, now)
+        elif now >= self._next_ns:
+            self._next_ns = now + ANSWER_NS
+            self._probe = self._ask()
+
+    def _ask(self) -> socket.socket:
+        route = self._dialer.home
+        there = parse_uri(route.uri)
+        sock = socket.socket(socket.AF_INET6 if there.host.startswith("[") else socket.AF_INET)
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            if route.local:
+                sock.bind((route.local.strip("[]"), 0))
+            sock.connect_ex((there.host.strip("[]"), there.port))
+        return sock
+
+    def _hear(self, probe: socket.socket, now_ns: int) -> None:
+        answered = select.poll()
+        answered.register(probe, select.POLLOUT)
+        ready = bool(answered.poll(0))
+        if not ready and now_ns < self._next_ns:
+            return
+        back = ready and probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _ANSWERED
+        probe.close()
+        self._probe = None
+        self._next_ns = now_ns + LOOK_EVERY_NS
+        if back:
+            self._dialer.go_home()
