@@ -65,7 +65,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     caller = Caller(setup.session, setup.worker, setup.protocol)
     _logger.info("connects to %s", dialer.route)
     began_ns = time.monotonic_ns()
-    way_home = WayHome(dialer)
+    way_home = WayHome(dialer, setup.probe_port)
 
     def interrupt() -> None:
         inbox.check()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
@@ -19,19 +18,18 @@ LOOK_EVERY_NS = 5 * NS_PER_S
 ANSWER_NS = NS_PER_S
 """How long an answer may take."""
 
-_ANSWERED = (0, errno.ECONNREFUSED)
-"""The other host refuses the connection, since the receive worker listens only after a loss: so the path is back."""
-
 
 class WayHome:
     """Watches the own path of one channel.
 
     Args:
         dialer: makes the connections of the channel.
+        port: of the other host. It should refuse connections, which shows that the path is back.
     """
 
-    def __init__(self, dialer: Dialer) -> None:
+    def __init__(self, dialer: Dialer, port: int) -> None:
         self._dialer = dialer
+        self._port = port
         self._probe: socket.socket | None = None
         self._next_ns = 0
 
@@ -46,16 +44,22 @@ class WayHome:
             self._next_ns = now + ANSWER_NS
             self._probe = self._ask()
 
-    def _ask(self) -> socket.socket:
+    def _ask(self) -> socket.socket | None:
+        """Connect to the other host from the own address; None: that cannot even begin."""
         route = self._dialer.home
-        there = parse_uri(route.uri)
-        sock = socket.socket(socket.AF_INET6 if there.host.startswith("[") else socket.AF_INET)
+        host = parse_uri(route.uri).host
+        sock = socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET)
         sock.setblocking(False)
-        with contextlib.suppress(OSError):
+        try:
             if route.local:
                 sock.bind((route.local.strip("[]"), 0))
-            sock.connect_ex((there.host.strip("[]"), there.port))
-        return sock
+            begun = sock.connect_ex((host.strip("[]"), self._port)) in (0, errno.EINPROGRESS)
+        except OSError:
+            begun = False
+        if begun:
+            return sock
+        sock.close()
+        return None
 
     def _hear(self, probe: socket.socket, now_ns: int) -> None:
         answered = select.poll()
@@ -63,7 +67,7 @@ class WayHome:
         ready = bool(answered.poll(0))
         if not ready and now_ns < self._next_ns:
             return
-        back = ready and probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _ANSWERED
+        back = ready and probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, errno.ECONNREFUSED)
         probe.close()
         self._probe = None
         self._next_ns = now_ns + LOOK_EVERY_NS

@@ -30,8 +30,8 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Dialer, int]]:
 
 
 def test_a_host_that_refuses_is_back(away: tuple[Dialer, int]) -> None:
-    dialer, _ = away
-    home = WayHome(dialer)
+    dialer, port = away
+    home = WayHome(dialer, port)
 
     def came() -> bool:
         home.look()
@@ -45,7 +45,7 @@ def test_a_host_that_refuses_is_back(away: tuple[Dialer, int]) -> None:
 def test_a_host_that_cannot_be_reached_is_not_back(away: tuple[Dialer, int]) -> None:
     dialer, _ = away
     dialer._routes = (Route("tcp://127.0.0.1:9", "192.0.2.1"), dialer.route)  # not an address of this host
-    home = WayHome(dialer)
+    home = WayHome(dialer, 9)
     for _ in range(20):
         home.look()
     assert not dialer.at_home
@@ -53,7 +53,7 @@ def test_a_host_that_cannot_be_reached_is_not_back(away: tuple[Dialer, int]) -> 
 
 def test_a_channel_at_home_stays() -> None:
     dialer = Dialer([Route("tcp://127.0.0.1:9"), Route("tcp://127.0.0.1:10")], "channel", max_message_bytes=1 << 16)
-    home = WayHome(dialer)
+    home = WayHome(dialer, 9)
     home.look()
     assert dialer.at_home
     assert home._probe is None
