@@ -46,6 +46,7 @@ class Dialer:
         self._options = options
         self.route = self._routes[0]
         self._made: MigrationTransport | None = None
+        self._tries_again = False
 
     @property
     def home(self) -> Route:
@@ -58,8 +59,11 @@ class Dialer:
         return self.route == self.home
 
     def go_home(self) -> None:
-        """End the connection that was made last, as if it were lost. The next one is tried on the own path first."""
-        self.route = self.home
+        """End the connection that was made last, as if it were lost. The next one is tried on the own path first.
+
+        It is tried twice: the listener may need a moment, and ZeroMQ's drops what comes before it has noticed the end.
+        """
+        self.route, self._tries_again = self.home, True
         if self._made is not None:
             self._made.shutdown()
 
@@ -75,8 +79,10 @@ class Dialer:
             transport.connect(endpoint, local=self.route.local, timeout_ns=timeout_ns)
         except BaseException as error:
             transport.shutdown()
-            if isinstance(error, TransportError):
+            if isinstance(error, TransportError) and not self._tries_again:
                 self.route = self._routes[(self._routes.index(self.route) + 1) % len(self._routes)]
+            self._tries_again = False
             raise
+        self._tries_again = False
         self._made = transport
         return transport
