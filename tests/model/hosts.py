@@ -59,14 +59,21 @@ class Hosts:
         may_ask: both sides know the feature.
         behind: (a mutation) the record of this state is written behind what must follow it.
         guardian_reads: False: (a mutation) the guardian does not look at the record.
+        disarms: False: (a mutation) the guardian is not disarmed before *hand over* is sent.
     """
 
     def __init__(
-        self, *, faults: int, may_ask: bool = True, behind: RecordState | None = None, guardian_reads: bool = True
+        self,
+        *,
+        faults: int,
+        may_ask: bool = True,
+        behind: RecordState | None = None,
+        guardian_reads: bool = True,
+        disarms: bool = True,
     ) -> None:
         self.faults = faults
         self.behind = behind
-        self.guardian_reads = guardian_reads
+        self.guardian_reads, self.disarms = guardian_reads, disarms
         self.now = dict.fromkeys(SIDES, 10**9)
         regions = [Region(0, 0, 512)]
         limits = Limits(300 * NS_PER_MS, 0, 0, switchover_ns=10 * NS_PER_S)
@@ -386,7 +393,7 @@ class Hosts:
     def at_source(self, instruction: object) -> None:
         match instruction:
             case Do.HAND_OVER:
-                self.guarded = False
+                self.guarded &= not self.disarms
                 self.send(DESTINATION, m.HandOver(run=True))
             case Do.ASK:
                 self.asking = True
