@@ -17,7 +17,7 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import demo, qemu_args, receive, restore, save, send
+from parmig.cli import demo, qemu_args, receive, recover, restore, save, send
 from parmig.cli import inspect as inspect_command
 from parmig.cli import status as status_command
 from parmig.guests.kvm.options import KvmOptions
@@ -35,6 +35,7 @@ COMMANDS = (
     save.save,
     restore.restore,
     inspect_command.inspect,
+    recover.recover,
     status_command.status,
     qemu_args.qemu_args,
 )

@@ -34,6 +34,7 @@ from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.dial import Dialer
 from parmig.transport.transport import parse_uri
+from parmig.transport.way_home import WayHome
 from parmig.units import NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, Memory, attach_memory, open_blocks, run_worker
 from workers.by_page import answer_by_page
@@ -64,12 +65,18 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     caller = Caller(setup.session, setup.worker, setup.protocol)
     _logger.info("connects to %s", dialer.route)
     began_ns = time.monotonic_ns()
+    way_home = WayHome(dialer, setup.probe_port)
+
+    def interrupt() -> None:
+        inbox.check()
+        way_home.look()
+
     channel = SendChannel(
         dialer.dial(setup.connect_timeout_ns),
         name,
         batch_bytes=setup.batch_bytes,
         interrupt_fd=inbox.fileno(),
-        interrupt=inbox.check,
+        interrupt=interrupt,
         reconnect=_reconnect(setup, name, caller, dialer, inbox),
         reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
     )

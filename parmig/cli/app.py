@@ -22,6 +22,7 @@ COMMANDS = {
     "restore": "Start a guest from FILE, in a monitor that waits for it.",
     "inspect": "Show what a stream or snapshot contains, also one that QEMU wrote: "
     "sections, memory, devices and their values.",
+    "recover": "Settle a hand-over that did not end: find out who owns the guest, and finish or roll back.",
     "status": "Show who owns which guest, by the records of this host.",
     "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",

@@ -64,12 +64,15 @@ def command(*, config_file: bool = False) -> Callable[[Callable[..., None]], Cal
         structures: dict[str, tuple[type[msgspec.Struct], list[Option]]] = {}
         parameters = []
         flags: list[str] = []
+        defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
         for name, hint in get_type_hints(function, include_extras=True).items():
             if name == "return":
                 continue
             struct, options = _declared(hint)
             if struct is None:
-                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint))
+                parameters.append(
+                    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=defaults[name])
+                )
             else:
                 structures[name] = struct, options
                 parameters += map(_parameter, options)

@@ -50,6 +50,7 @@ class DestinationEnd(Plan[Instruction]):
         source_digest: what the source reported of its own memory in the end, if it compared after the hand-over.
         promised: whether the source may have handed the guest over.
         handed_over: whether the guest belongs to this side.
+        run: whether the guest is to run, as the source says at the hand-over.
         undecided: whether the copy stays as it is, since nobody knows whether the source has handed it over.
     """
 
@@ -66,7 +67,7 @@ class DestinationEnd(Plan[Instruction]):
         self._may_ask = may_ask
         self._outlives = outlives
         self._since_ns = now_ns
-        self._run = True
+        self.run = True
         self._asked = self._vanished = self._taking = self._refused = False
         self._failed: ParmigError | None = None
         self._ends_by = StatusEvent.ERROR, ParmigError("refused")
@@ -109,7 +110,7 @@ class DestinationEnd(Plan[Instruction]):
     def _wait_for_hand_over(self, event: Event, now_ns: int) -> list[Instruction]:
         match event:
             case events.Heard(message=peer_messages.HandOver(run=run)):
-                self._run, self._taking, self.suspected = run, True, None
+                self.run, self._taking, self.suspected = run, True, None
                 return self._go_on(Step.TAKING, now_ns, WriteRecord(RecordState.TAKEN))
             case events.Heard(message=peer_messages.Failure(error=report)):
                 return self._fail(PeerFailedError(f"the source failed: {report.message}"))
@@ -159,7 +160,7 @@ class DestinationEnd(Plan[Instruction]):
                 if self._failed is not None:
                     return self._fail(self._failed)
                 listen: list[Instruction] = [Act.LISTEN] if self._vanished and self._may_ask else []
-                return [*listen, *([Act.RUN] if self._run else self._resumed(now_ns, now_ns))]
+                return [*listen, *([Act.RUN] if self.run else self._resumed(now_ns, now_ns))]
             case RecordFailed(state=RecordState.TAKEN, error=error):
                 return self._fail(error)
             case events.Failed(error=error):

@@ -102,6 +102,11 @@ class Outages:
             spans.append((self._standing_since_ns, now_ns))
         return sum(max(0, min(end, now_ns) - max(begin, since_ns)) for begin, end in spans)
 
-    def reports(self, start_ns: int, now_ns: int) -> list[OutageReport]:
-        """All outages of a migration that began at *start_ns*. One that has not ended is as long as it is now."""
-        return [outage.report(start_ns, now_ns) for outage in self._listed]
+    def reports(self, start_ns: int, now_ns: int, *, completed: bool = False) -> list[OutageReport]:
+        """All outages of a migration that began at *start_ns*. One that has not ended is as long as it is now.
+
+        Args:
+            completed: the migration has completed. Connections that are lost now were closed by the peer at its end.
+        """
+        listed = [outage for outage in self._listed if outage.ended_ns is not None or not completed]
+        return [outage.report(start_ns, now_ns) for outage in listed]

@@ -128,13 +128,21 @@ def search(here: Sequence[DeviceAddress], there: Sequence[DeviceAddress], ports:
                 poller.unregister(fd)
                 waiting.discard(fd)
                 sock, local, remote = tries[fd]
-                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                if _is_connected(sock):
                     reached.setdefault((local.device, remote.device), pair_up(local, remote))
     return [reached[devices] for devices in sorted(reached)]
 
 
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 def _connecting(local: str, remote: str, port: int) -> socket.socket:
-    """A socket that connects from *local* to *port* of *remote*; an error shows when it is asked for."""
+    """A socket that connects from *local* to *port* of *remote*; if that fails, it never has a peer."""
     sock = socket.socket(socket.AF_INET6 if ":" in remote else socket.AF_INET, socket.SOCK_STREAM)
     sock.setblocking(False)
     with contextlib.suppress(OSError):

@@ -48,9 +48,13 @@ class Promise:
         self.outlives = record.finder is not None
         self.ran_ns = 0
 
-    def write(self, state: RecordState) -> Recorded | RecordFailed:
-        """Write *state*, and return what the plan hears of it."""
-        return self._keeper.write(state)
+    def write(self, state: RecordState, *, run: bool) -> Recorded | RecordFailed:
+        """Write *state*, and return what the plan hears of it.
+
+        Args:
+            run: whether the guest is to run.
+        """
+        return self._keeper.write(state, runs=run)
 
     def listen(self, show: Callable[[str], None]) -> None:
         """Let the source that was lost ask. Calling it twice is fine.

@@ -162,6 +162,7 @@ class MigrationSender(SourceSide):
                 routes=routes,
                 reconnect_ns=reconnect_ns,
                 path=chosen.of_worker[worker] if chosen.paths else 0,
+                probe_port=accept.state.port,
                 session=accept.session,
                 protocol=control.version,
                 compress=self._config.compress,

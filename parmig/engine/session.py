@@ -13,17 +13,7 @@ from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import (
-    Act,
-    Event,
-    Instruct,
-    Instruction,
-    Replace,
-    SendMessage,
-    Show,
-    WriteRecord,
-    WriteState,
-)
+from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.lasting_channels import CONTROL, ChannelNote
@@ -222,7 +212,7 @@ class ReceiveSession(Driver[Instruction]):
                 self._note_outage(of_worker(worker), reason)
                 self._listeners.replace(worker)
                 self._watch_all()
-            case WriteState(data=data):
+            case events.WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
                 self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
@@ -230,9 +220,9 @@ class ReceiveSession(Driver[Instruction]):
                 self._control.transport = lasting.listening(CONTROL, self._control.transport, everywhere)
                 self._watch_all()
             case Act.LOAD:
-                self._begin(lambda _: events.StateLoaded(), self._load)
-            case WriteRecord(state=state):
-                self._feed(self.promise.write(state))
+                self._begin(self._loaded, self._load)
+            case events.WriteRecord(state=state):
+                self._feed(self.promise.write(state, run=self.plan.run))
             case Act.ATTEND:
                 self._watch(*self._control.pollables(), self._guest.watch_fd())
             case Act.LISTEN:
@@ -249,10 +239,8 @@ class ReceiveSession(Driver[Instruction]):
                 pass  # the loop ends, and the receiver does it
 
     def _listen_for_question(self) -> None:
-        words = f"the source was lost; {self.plan.step.value}"
-        self.promise.listen(
-            lambda line: self._show(Progress(status=self.plan.status.value, message=f"{words}; {line}"))
-        )
+        words, status = f"the source was lost; {self.plan.step.value}", self.plan.status.value
+        self.promise.listen(lambda line: self._show(Progress(status=status, message=f"{words}; {line}")))
         control = [] if self._control_lost else self._control.pollables()
         self._watch(*control, *self.promise.pollables(), self._guest.watch_fd())
 
@@ -265,6 +253,10 @@ class ReceiveSession(Driver[Instruction]):
             self._control.write(message, fds)
         except PeerLostError as error:
             self._fail(error)  # the source's last message may still wait to be read
+
+    def _loaded(self, _: None) -> Event:
+        self._read_control()  # a source that is gone by now was never promised anything
+        return events.StateLoaded()
 
     def _load(self) -> None:
         for piece in self._state.held():
@@ -287,7 +279,7 @@ class ReceiveSession(Driver[Instruction]):
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
         report.ram = self._listeners.ram_report()
         report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
-        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns())
+        report.outages = self._outages.reports(self._began_ns, time.monotonic_ns(), completed=self.plan.error is None)
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)
         if self.plan.source_digest is not None:

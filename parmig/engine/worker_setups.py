@@ -64,6 +64,7 @@ class SendSetup(MemorySetup, frozen=True):
         reconnect_ns: how long its channel may be lost; 0: a loss is an error.
         epoch: of its first connection; not 0: it replaces a worker that has died.
         path: number of its path, for the limit of that; 0 if there is only one.
+        probe_port: a port of the destination that refuses connections, to find out whether a path is back.
     """
 
     routes: tuple[Route, ...]
@@ -79,6 +80,7 @@ class SendSetup(MemorySetup, frozen=True):
     targets: tuple[BlockMemory, ...] = ()
     target_digests: bool = False
     path: int = 0
+    probe_port: int = 0
 
 
 class ReceiveSetup(MemorySetup, frozen=True):

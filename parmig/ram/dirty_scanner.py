@@ -23,7 +23,7 @@ from parmig.ram.bits import (
 )
 from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Region, Regions
-from parmig.ram.shared import ARMED, FRESH, NOT_ARMED, SharedArea
+from parmig.ram.shared import ARMED, FRESH, LOST, NOT_ARMED, SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker, Scan
 
 
@@ -53,8 +53,9 @@ class DirtyScanner:
     """Turns regions into :class:`DirtyRegion` s, for one worker.
 
     A region without any memory is not armed. It costs one system call a round until something is allocated there. Then
-    it is armed and handled as in a first pass. All other regions are armed once, and scanned from then on. The order is
-    always: arm or scan, then ask which pages exist, then (the caller) read pages.
+    it is armed and handled as in a first pass. All other regions are armed once, and scanned from then on. A region
+    that is lost with its worker is armed once more, and all of it is sent. The order is always: arm or scan, then ask
+    which pages exist, then (the caller) read pages.
 
     Args:
         regions: all regions, by number.
@@ -85,7 +86,10 @@ class DirtyScanner:
                 yield _empty(stretch)
         for span in self._regions.spans(fresh.begun):
             yield self._from_extents(span, self._tracker.arm(span), first_pass=first_pass)
-        self._shared.armed[fresh.begun] = ARMED
+        for span in self._regions.spans(fresh.lost):
+            self._tracker.arm(span)
+            yield self._from_extents(span, None, first_pass=True)
+        self._shared.armed[fresh.begun] = self._shared.armed[fresh.lost] = ARMED
 
     def scan(self, numbers: Sequence[int]) -> None:
         """The first half of :meth:`find`: scan and re-arm the regions *numbers*, and keep the result.
@@ -105,6 +109,8 @@ class DirtyScanner:
             if tables is not None:
                 put_mask(self._shared.reported[span.block], span.first_page, tables)
         self._shared.armed[fresh.begun] = FRESH
+        for span in self._regions.spans(fresh.lost):
+            self._tracker.arm(span)  # what it returns is not all that exists, if it was armed before
 
     def take(self, numbers: Sequence[int], *, first_pass: bool) -> Iterator[DirtyRegion]:
         """The second half: return what the scans of this round found in the regions *numbers*, and forget it."""
@@ -121,19 +127,23 @@ class DirtyScanner:
         for span in self._regions.spans(fresh):
             tables = self._take_reported(span) if self._tracker.reads_page_tables else None
             yield self._from_extents(span, tables, first_pass=first_pass)
-        self._shared.armed[fresh] = ARMED
+        lost = wanted[states == LOST]
+        for span in self._regions.spans(lost):
+            yield self._from_extents(span, None, first_pass=True)
+        self._shared.armed[fresh] = self._shared.armed[lost] = ARMED
 
     def count(self, numbers: Sequence[int]) -> int:
         """How many pages :meth:`find` would have to look at, without consuming them."""
         armed, fresh = self._sort(numbers)
         pages = sum(self._tracker.count(span) for span in self._regions.spans(armed))
-        return pages + sum(int(self._allocated(span).sum()) for span in self._regions.spans(fresh.begun))
+        unread = (span for numbers in (fresh.begun, fresh.lost) for span in self._regions.spans(numbers))
+        return pages + sum(int(self._allocated(span).sum()) for span in unread)
 
     def _sort(self, numbers: Sequence[int]) -> tuple[Index, _Fresh]:
         """Those of the regions *numbers* that are armed, and the others: one look-up for each that has begun."""
         wanted = np.asarray(numbers, dtype=np.int64)
-        is_armed = self._shared.armed[wanted] != NOT_ARMED
-        fresh = wanted[~is_armed]
+        states = self._shared.armed[wanted]
+        fresh = wanted[states == NOT_ARMED]
         begun: list[int] = []
         for stretch in self._regions.stretches(fresh):
             reach, end_page = self._blocks[stretch.block], stretch.end_page
@@ -143,7 +153,8 @@ class DirtyScanner:
                 begun.append(number)
                 page = reach.next_data(min(self._regions[number].end_page, end_page), end_page)
         has_begun = np.isin(fresh, begun)
-        return wanted[is_armed], _Fresh(fresh[has_begun], fresh[~has_begun])
+        is_armed = (states != NOT_ARMED) & (states != LOST)
+        return wanted[is_armed], _Fresh(fresh[has_begun], fresh[~has_begun], wanted[states == LOST])
 
     def _take_reported(self, span: Region) -> Mask:
         """Return what :meth:`scan` kept of *span*, and forget it."""
@@ -180,10 +191,11 @@ class DirtyScanner:
 
 
 class _Fresh(msgspec.Struct):
-    """Regions that are not armed yet: those that have memory now, and those that still have none."""
+    """Regions that are not armed yet: those that have memory now, those that still have none, those that are lost."""
 
     begun: Index
     empty: Index
+    lost: Index
 
 
 def _empty(span: Region) -> DirtyRegion:

@@ -31,8 +31,10 @@ _COUNTERS, _COUNTER_WORDS = 9, 10  # the fields of WorkerCounters, and the last 
 _PATH_WORDS = 2  # at most as many paths as workers; each has a rate and an instant, like the first two words of limits
 _CODECS, _CODEC_WORDS = 256, 4
 
-NOT_ARMED, FRESH, ARMED = 0, 1, 2
-"""State of a region's dirty tracking: not begun; begun by a scan, and its pages not read yet; begun and read."""
+NOT_ARMED, FRESH, ARMED, LOST = 0, 1, 2, 3
+"""State of a region's dirty tracking: not begun; begun by a scan, and its pages not read yet; begun and read; perhaps
+begun, but its worker has died, so nobody knows what was read.
+"""
 
 CATCH_UP_NS = 50 * NS_PER_MS
 """How much lost time a worker may make up for. On a busy machine it wakes some milliseconds after its instant; without
@@ -113,7 +115,7 @@ class SharedArea:
         ProtocolError: *fd* is an area of another size.
 
     Attributes:
-        armed: one byte a region, NOT_ARMED, FRESH or ARMED (source).
+        armed: one byte a region, NOT_ARMED, FRESH, ARMED or LOST (source).
         senders: one byte a region: the worker that sent it last, plus 1; 0: none (source).
         bits: for each block, one bit a page (``ram.bits``): on the source "the destination holds
             something else than zero there", on the destination "this page is known to exist".
@@ -176,7 +178,7 @@ class SharedArea:
 
     def forget_regions(self, numbers: Sequence[int], regions: Sequence[Region]) -> None:
         """(source) Whoever scanned *numbers* is gone: nothing is known of them but that they are to be sent anew."""
-        self.armed[list(numbers)] = NOT_ARMED
+        self.armed[list(numbers)] = LOST
         for number in numbers:
             region = regions[number]
             self.reported[region.block][region.first_page // 8 : (region.end_page + 7) // 8] = 0

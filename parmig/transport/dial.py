@@ -45,6 +45,27 @@ class Dialer:
         self._name = name
         self._options = options
         self.route = self._routes[0]
+        self._made: MigrationTransport | None = None
+        self._tries_again = False
+
+    @property
+    def home(self) -> Route:
+        """The channel's own path: the first route."""
+        return self._routes[0]
+
+    @property
+    def at_home(self) -> bool:
+        """Whether the channel uses its own path, or will try it next."""
+        return self.route == self.home
+
+    def go_home(self) -> None:
+        """End the connection that was made last, as if it were lost. The next one is tried on the own path first.
+
+        It is tried twice: the listener may need a moment, and ZeroMQ's drops what comes before it has noticed the end.
+        """
+        self.route, self._tries_again = self.home, True
+        if self._made is not None:
+            self._made.shutdown()
 
     def dial(self, timeout_ns: int) -> MigrationTransport:
         """A new connection; the caller owns it.
@@ -58,7 +79,10 @@ class Dialer:
             transport.connect(endpoint, local=self.route.local, timeout_ns=timeout_ns)
         except BaseException as error:
             transport.shutdown()
-            if isinstance(error, TransportError):
+            if isinstance(error, TransportError) and not self._tries_again:
                 self.route = self._routes[(self._routes.index(self.route) + 1) % len(self._routes)]
+            self._tries_again = False
             raise
+        self._tries_again = False
+        self._made = transport
         return transport

@@ -31,9 +31,10 @@ MAX_UNACKED = 1 << 16
 ACK_EVERY = 8
 """So many messages in a row are acknowledged without a message of our own."""
 
-GONE_NS = 3 * NS_PER_S
+GONE_NS, CLOSED_NS = 3 * NS_PER_S, 2 * NS_PER_S
 """A peer whose host is there, and who is not back after this, has ended: its connection was closed, or its port refuses
-connections. A live peer notices within a second that its connection is lost, and then connects or listens again."""
+connections; the shorter time is for both. A live peer notices within a second that its connection is lost, and then
+connects or listens again."""
 
 _COUNT = struct.Struct(">cQ")
 
@@ -75,6 +76,7 @@ class LastingTransport(MigrationTransport):
         self._cause = PeerLostError(f"{name}: the channel is closed")
         self._lost_ns = 0
         self._gone_ns = 0
+        self._closed = False
         self._epoll = select.epoll()
         self._take(first)
 
@@ -177,7 +179,7 @@ class LastingTransport(MigrationTransport):
         if not self.outlives:
             raise error
         self._lost_ns = time.monotonic_ns()
-        self._gone_ns = GONE_NS if closed else 0
+        self._closed, self._gone_ns = closed, GONE_NS if closed else 0
         self._note_lost(str(error))
         self._begin_again()
 

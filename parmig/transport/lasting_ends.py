@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parmig.errors import HostRefusedError, PeerLostError, ProtocolError, TransportError
-from parmig.transport.lasting import GONE_NS, LastingTransport
+from parmig.transport.lasting import CLOSED_NS, GONE_NS, LastingTransport
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -68,20 +68,22 @@ class LastingCaller(LastingTransport):
         if found is not None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-        elif self._refused_since_ns and time.monotonic_ns() - self._refused_since_ns > GONE_NS:
-            self._gone_ns = 1
+        elif self._refused_since_ns:
+            refused_ns = time.monotonic_ns() - self._refused_since_ns
+            self._gone_ns = 1 if refused_ns > (CLOSED_NS if self._closed else GONE_NS) else 0
         return found
 
     def _seek(self, stop: threading.Event) -> None:
         """(thread) Attempt to connect until that succeeds, or until *stop* is set."""
-        wait_ns = FIRST_WAIT_NS
+        wait_ns, refused_since_ns = FIRST_WAIT_NS, self._lost_ns
         while not stop.wait(wait_ns / NS_PER_S):
             wait_ns = min(2 * wait_ns, LONGEST_WAIT_NS)
             try:
                 found = self._attempt(stop)
             except (TransportError, ProtocolError, OSError) as error:
                 refused = isinstance(error.__cause__, ConnectionRefusedError)
-                self._refused_since_ns = (self._refused_since_ns or time.monotonic_ns()) if refused else 0
+                refused_since_ns = (refused_since_ns or time.monotonic_ns()) if refused else 0
+                self._refused_since_ns = refused_since_ns
                 continue
             with self._lock:
                 if stop.is_set():
@@ -128,7 +130,7 @@ class LastingListener(LastingTransport):
 
     Args:
         listen: makes a transport for :data:`RESUME_BYTES` of a stranger, not bound yet.
-        endpoint: where to listen.
+        endpoint: where to listen; its first host is that of the first connection.
         others: as for :class:`LastingTransport`.
     """
 

@@ -20,7 +20,9 @@ import msgspec
 import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine.control import ControlChannel
 from parmig.engine.receiver import MigrationReceiver
+from parmig.engine.record_file import RecordFile
 from parmig.engine.report import Progress, Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.guest import DirtyLog, StateSink
@@ -392,18 +394,60 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def _kill_at(point: str) -> None:
+    """Kill this process by SIGKILL at *point*: ``before`` or ``after``, then ``write STATE``, ``send MESSAGE`` or a
+    method of the guest.
+    """
+    when, what, name = (*point.split(), "")[:3]
+    owner: Any = {"write": RecordFile, "send": ControlChannel}.get(what, HeldGuest)
+    method = what if owner is HeldGuest else "write"
+    original = getattr(owner, method)
+
+    def hooked(self: Any, *arguments: Any, **changes: Any) -> Any:
+        current = changes["state"].value if "state" in changes else type(arguments[0]).__name__ if arguments else ""
+        here = owner is HeldGuest or (current == name and "settled" not in changes)
+        if here and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(self, *arguments, **changes)
+        if here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, method, hooked)
+
+
+def _cut_at(name: str) -> None:
+    """Close the control channel in place of sending the message *name*, as if the network had lost it."""
+    original = ControlChannel.write
+
+    def hooked(self: Any, message: Any, *more: Any) -> None:
+        if type(message).__name__ == name:
+            self.transport.shutdown()
+        else:
+            original(self, message, *more)
+
+    ControlChannel.write = hooked  # type: ignore[method-assign]
+
+
 def _say(**line: Any) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
 def main(options: dict[str, Any]) -> None:
-    """The process: one side with guest ``guest``, held at ``hold``; ``send`` has fields of SendConfig.
+    """The process: one side with guest ``guest``, held at ``hold``, killed at ``kill_at``, its connection cut at
+    ``cut_at``; ``send`` has fields of SendConfig, and records are in ``records``.
 
     Prints one JSON object a line: ``pid`` of the guest, ``uri``, ``status`` and ``round``, ``at`` a gate,
     ``report`` and whether the guest ``runs`` then. A line on standard input opens all gates.
     """
     receives = options["role"] == "receive"
+    if "records" in options:
+        os.environ["PARMIG_STATE_DIR"] = options["records"]
+    if "cut_at" in options:
+        _cut_at(options["cut_at"])
+    if "kill_at" in options:
+        _kill_at(options["kill_at"])
     guest = HeldGuest(options["guest"], incoming=receives, hold=options.get("hold", ()))
     _say(pid=guest.pid)
 

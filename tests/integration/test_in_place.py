@@ -238,6 +238,15 @@ def test_a_guest_whose_monitor_cannot_take_memory_is_copied(verify: bool | str) 
         destination.check()
 
 
+def test_pages_that_are_compressed_go_through_the_socket() -> None:
+    with guests("memory=64MiB,rate=80MiB/s,fill=text") as (source, destination):
+        destination.adopts_memory = False
+        report, there = migrate(source, destination, transport="unix", compress="lz4")
+        assert (report.error, there.error, report.verified) == (None, None, True)
+        assert not report.ram.direct
+        assert report.ram.wire_bytes < 32 * MIB
+
+
 @pytest.mark.parametrize("adopts", [False, True])
 def test_nothing_but_the_guests_keeps_the_source_memory_meanwhile(adopts: bool) -> None:
     """Else it would stay allocated until the receiver ends, as long as its guest runs."""

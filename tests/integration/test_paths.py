@@ -7,7 +7,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -33,41 +33,42 @@ def migrate(
     send: Sequence[str],
     *,
     listen: str = "",
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[Callable[[str], None]], None] = lambda _: None,
+    guest: str = GUEST,
 ) -> tuple[Answer, str]:
     """One migration from the first host to the second; what the sender printed, and what the receiver showed.
 
     Args:
-        meanwhile: called in round 1.
+        meanwhile: called in round 1 with a function that reads what the sender shows, up to a line with certain words.
     """
     source, destination = lab.hosts[:2]
     address = lab.links[0].address(destination)
     parmig = [sys.executable, "-m", "parmig"]
-    argv = ["receive", "--listen", f"tcp://{listen or address}:0", "--guest", GUEST, "--insecure", *receive]
+    argv = ["receive", "--listen", f"tcp://{listen or address}:0", "--guest", guest, "--insecure", *receive]
     with subprocess.Popen(
         destination.command(*parmig, *argv), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
         uri = f"tcp://{address}:{uri.rpartition(':')[2]}"
-        argv = source.command(*parmig, "send", uri, "--guest", GUEST, "--json", *send)
+        argv = source.command(*parmig, "send", uri, "--guest", guest, "--json", *send)
         with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
             assert sender.stderr is not None
-            lines = list(iter_until(sender.stderr, "active, round 1"))
-            meanwhile()
+            lines: list[str] = []
+
+            def read_until(words: str) -> None:
+                for line in sender.stderr or ():
+                    lines.append(line)
+                    if words in line:
+                        return
+
+            read_until("active, round 1")
+            meanwhile(read_until)
             output, rest = sender.communicate(timeout=LIMIT_S)
         if sender.returncode:
             receiver.terminate()
         shown = receiver.communicate(timeout=LIMIT_S)[1]
     return (sender.returncode, json.loads(output) if output else {}, "".join(lines) + rest), shown
-
-
-def iter_until(lines: Iterable[str], words: str) -> Iterator[str]:
-    """The *lines* up to the one that has *words*."""
-    for line in lines:
-        yield line
-        if words in line:
-            return
 
 
 @pytest.mark.parametrize("how", ["cut", "blackhole"])
@@ -79,13 +80,35 @@ def test_a_lost_path_is_left_for_another(transport: str, how: str) -> None:
         send = [option for pair in pairs for option in ("--path", pair)]
         send += ["--workers", "2", "--transport", transport, "--verify"]
         lose = {"cut": lab.links[0].cut, "blackhole": lab.links[0].blackhole}[how]
-        (code, report, shown), _ = migrate(lab, receive, send, meanwhile=lose)
+        (code, report, shown), _ = migrate(lab, receive, send, meanwhile=lambda _: lose())
         assert code == 0, shown
         assert report["verified"]
         lost = {outage["channel"] for outage in report["outages"]}
         assert lost >= {"worker 0", "control"}
         assert "worker 1" not in lost
         assert all(lab.links[1].address(lab.hosts[1]) in one["route"] for one in report["outages"] if one["route"])
+
+
+@pytest.mark.parametrize("transport", ["tcp", "zmq"])
+def test_a_path_that_comes_back_is_used_again(transport: str) -> None:
+    with open_lab([Line(12 * MIB), Line(12 * MIB)]) as lab:
+        pairs = pairs_of(lab)
+        receive = [option for link in lab.links for option in ("--path", link.address(lab.hosts[1]))]
+        send = [option for pair in pairs for option in ("--path", pair)]
+        send += ["--workers", "2", "--transport", transport, "--verify"]
+
+        def flap(read_until: Callable[[str], None]) -> None:
+            lab.links[0].cut()
+            read_until("worker 0: connected again")
+            lab.links[0].restore()
+
+        guest = "synthetic:memory=200MiB,rate=0,fill=random"
+        (code, report, shown), _ = migrate(lab, receive, send, meanwhile=flap, guest=guest)
+        assert code == 0, shown
+        assert report["verified"]
+        routes = [one["route"] for one in report["outages"] if one["channel"] == "worker 0"]
+        assert lab.links[1].address(lab.hosts[1]) in routes[0]
+        assert lab.links[0].address(lab.hosts[1]) in routes[-1]
 
 
 def pairs_of(lab: Lab) -> list[str]:

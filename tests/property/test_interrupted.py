@@ -88,5 +88,6 @@ def test_the_report_has_what_is_known_of_each_outage() -> None:
     assert (worker.channel, worker.began_ms, worker.lasted_ms, worker.ended) == ("worker 1", 4, 4, True)
     assert (worker.reason, worker.route, worker.again_bytes) == ("cut", "tcp://there", 7)
     assert (control.channel, control.lasted_ms, control.ended) == ("control", 4, False)
+    assert [one.channel for one in outages.reports(0, 1, completed=True)] == ["worker 1"]
     assert outages.interrupted == ("control",)
     assert (outages.count, outages.again_bytes) == (2, 7)

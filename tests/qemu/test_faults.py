@@ -66,6 +66,11 @@ FAULTS: dict[Callable[[Command, Command], None], tuple[int, str, str]] = {
 """What is done, and how the sender ends."""
 
 
+REPLACED = (kill_send_worker, kill_receive_worker)
+DIES = ("--reconnect-timeout", "0s")
+"""Nobody replaces a worker that dies."""
+
+
 class Before:
     """What a source is like, to be found again."""
 
@@ -90,7 +95,7 @@ def broken(
     with (
         QemuMachine(initrd, incoming=True) as destination,
         receive(destination) as there,
-        send(source, there.uri(), *OPTIONS) as here,
+        send(source, there.uri(), *OPTIONS, *(DIES if fault in REPLACED else ())) as here,
     ):
         here.wait_for("active, round 1")
         if in_pause:
@@ -146,3 +151,20 @@ def test_a_killed_sender_leaves_the_source_running_and_untracked(initrd: Path) -
         assert source.ask("query-status")["status"] == "running"
         source.wait_for_ticks(2)
         assert destination.ticks() == []
+
+
+@pytest.mark.parametrize("fault", REPLACED, ids=lambda fault: fault.__name__)
+def test_a_worker_that_is_killed_is_replaced(initrd: Path, fault: Callable[[Command, Command], None]) -> None:
+    with (
+        QemuMachine(initrd, rate=5) as source,
+        QemuMachine(initrd, incoming=True) as destination,
+    ):
+        source.wait_for_serial("TICK 2 ")
+        with receive(destination) as there, send(source, there.uri(), *OPTIONS, "--verify") as here:
+            here.wait_for("active, round 1")
+            fault(here, there)
+            code, report = here.end()
+            assert (code, report["status"], report["verified"]) == (0, "completed", True), report["error"]
+            assert there.end()[0] == 0
+            assert [outage["ended"] for outage in report["outages"]] == [True]
+        destination.wait_for_ticks(2)

@@ -158,7 +158,7 @@ def test_a_loss_is_an_error_once_the_channel_ends_with_its_connection(ends: Ends
 
 def test_a_peer_that_has_ended_is_given_up_long_before_the_limit(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lasting, "GONE_NS", 300 * NS_PER_MS)
-    monkeypatch.setattr(lasting_ends, "GONE_NS", 300 * NS_PER_MS)
+    monkeypatch.setattr(lasting_ends, "CLOSED_NS", 300 * NS_PER_MS)
     ends.listener.shutdown()
     with pytest.raises(PeerLostError, match="no new connection within"):
         ends.caller.read(10_000)
