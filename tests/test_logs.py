@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from parmig import logs
-from parmig.engine import worker_messages
-from parmig.engine.worker_messages import MAX_LOG_TEXT, WorkerLog
+from parmig.engine.messages import worker_messages
+from parmig.engine.messages.worker_messages import MAX_LOG_TEXT, WorkerLog
 from parmig.errors import UsageError
 from workers.bootstrap import Inbox
 from workers.pipe_log import BURST_LINES, LINES_PER_S, PipeLog

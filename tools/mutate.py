@@ -54,8 +54,8 @@ STATE_TESTS = {
 """For each module of ``parmig/state`` the tests that are about it; all tests would take five times as long."""
 
 TESTS = {
-    "parmig/engine/policy.py": ("tests/property/test_policy.py",),
-    "parmig/engine/shares.py": ("tests/property/test_shares.py",),
+    "parmig/engine/work/policy.py": ("tests/property/test_policy.py",),
+    "parmig/engine/work/shares.py": ("tests/property/test_shares.py",),
     "parmig/engine/record.py": ("tests/engine/test_record.py",),
     "parmig/ram/packets.py": ("tests/property/test_packets.py",),
     "parmig/ram/bits.py": ("tests/property/test_bits.py",),

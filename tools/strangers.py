@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 
-from parmig.engine.peer_messages import MAX_CONFIGURE_BYTES, Goodbye, encode_control
+from parmig.engine.messages.peer_messages import MAX_CONFIGURE_BYTES, Goodbye, encode_control
 from parmig.transport.tcp_framing import GREETING, encode
 
 _ZMTP = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)

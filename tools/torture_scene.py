@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from parmig.engine.handover_record import RecordState
-from parmig.engine.record_store import RecordStore
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.handover.record_store import RecordStore
 from tests.qemu.machines import QemuMachine, wait_until
 from tools.netlab import Lab, Line, open_lab
 from tools.torture_commands import Side, WrongError, end, filled, listens_at, space_for, tail, wait_for

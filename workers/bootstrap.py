@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from parmig.engine import error_reports, worker_messages
-from parmig.engine.message import encode
-from parmig.engine.worker_messages import (
+from parmig.engine.messages import error_reports, worker_messages
+from parmig.engine.messages.message import encode
+from parmig.engine.messages.worker_messages import (
     Instruction,
     StartTracking,
     Stop,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from parmig.engine.worker_messages import DigestPages, DigestRegions, PagesDigested, RegionDigests
+from parmig.engine.messages.worker_messages import DigestPages, DigestRegions, PagesDigested, RegionDigests
 from parmig.ram.page_digests import PageDigests, pack
 from parmig.ram.regions import Regions
 

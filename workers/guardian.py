@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pkgutil import resolve_name
 
-from parmig.engine import guardian_messages
-from parmig.engine.guardian_messages import Armed, Disarm, Guard, Leave, TakeOver
-from parmig.engine.message import encode
-from parmig.engine.record_file import RecordReader
+from parmig.engine.handover.record_file import RecordReader
+from parmig.engine.messages import guardian_messages
+from parmig.engine.messages.guardian_messages import Armed, Disarm, Guard, Leave, TakeOver
+from parmig.engine.messages.message import encode
 from parmig.engine.rescuing import Log, rescue, why_not
 
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from parmig.engine.worker_messages import MAX_LOG_TEXT, WorkerLog
+from parmig.engine.messages.worker_messages import MAX_LOG_TEXT, WorkerLog
 
 LINES_PER_S = 20
 BURST_LINES = 50

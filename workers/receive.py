@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from parmig.engine.worker_messages import (
+from parmig.engine.messages.worker_messages import (
     ChannelLost,
     ChannelResumed,
     DigestPages,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from parmig.engine.worker_messages import (
+from parmig.engine.messages.worker_messages import (
     DigestRegions,
     Instruction,
     Placed,

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from parmig.engine.worker_messages import (
+from parmig.engine.messages.worker_messages import (
     CountDirty,
     Counted,
     Fence,

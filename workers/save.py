@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from parmig.engine.worker_messages import DigestRegions, Instruction, RegionDigests, WorkerEvent, WorkerReady
+from parmig.engine.messages.worker_messages import DigestRegions, Instruction, RegionDigests, WorkerEvent, WorkerReady
 from parmig.errors import ProtocolError
 from parmig.ram.outlets.file_outlet import FileOutlet
 from parmig.ram.outlets.mapped import MappedRamOutlet

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from parmig.engine.worker_messages import (
+from parmig.engine.messages.worker_messages import (
     ChannelLost,
     ChannelResumed,
     DigestPages,

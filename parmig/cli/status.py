@@ -16,8 +16,8 @@ from parmig.cli import options as o
 from parmig.cli.output import echo_error, print_json
 from parmig.cli.progress import printable
 from parmig.cli.summary import PIPE_COLUMNS
-from parmig.engine.handover_record import HandOverRecord
-from parmig.engine.record_store import Entry, RecordStore
+from parmig.engine.handover.handover_record import HandOverRecord
+from parmig.engine.handover.record_store import Entry, RecordStore
 from parmig.engine.report import ErrorReport
 from parmig.errors import ParmigError, UsageError
 from parmig.options import option

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parmig.engine import peer_messages
 from parmig.engine.agreement import agreed_version
 from parmig.engine.control import ControlChannel
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.mismatch import Mismatch, joined
-from parmig.engine.peer_messages import Configure
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
 from parmig.transport.registry import open_control

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from parmig.engine import in_place
 from parmig.engine.block_pairs import block_mismatches
+from parmig.engine.messages.peer_messages import VERSIONS, Accept, Configure, other_version
 from parmig.engine.mismatch import Mismatch
-from parmig.engine.peer_messages import VERSIONS, Accept, Configure, other_version
+from parmig.engine.one_host import in_place
 from parmig.engine.traits import trait_mismatches
 from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait

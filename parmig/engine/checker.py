@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from parmig import logs
 from parmig.config import SendConfig
-from parmig.engine import error_reports
 from parmig.engine.driver import as_our_error
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.introduction import Introduction, check_throttle
+from parmig.engine.messages import error_reports
+from parmig.engine.messages.peer_messages import Checked
 from parmig.engine.mismatch import Mismatch
-from parmig.engine.peer_messages import Checked
 from parmig.engine.report import Progress, Report
 from parmig.engine.source import describe_guest
 from parmig.errors import CancelledError, PeerRefusedError, ProtocolError, RefusedError

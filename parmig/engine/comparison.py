@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parmig.engine import destination_events, error_reports, events, peer_messages
-from parmig.engine.digest_messages import ALL_REGIONS, MAX_DIGESTS, Digests, DigestsRequest
+from parmig.engine import destination_events, events
 from parmig.engine.events import AskDigests, Do, Event, Instruct, Instruction
+from parmig.engine.messages import error_reports, peer_messages
+from parmig.engine.messages.digest_messages import ALL_REGIONS, MAX_DIGESTS, Digests, DigestsRequest
+from parmig.engine.messages.worker_messages import DigestPages, DigestRegions
 from parmig.engine.plan import EXPLANATION_NS
-from parmig.engine.shares import assign
-from parmig.engine.worker_messages import DigestPages, DigestRegions
+from parmig.engine.work.shares import assign
 from parmig.errors import LimitExceededError, NotVerifiedError, ParmigError, ProtocolError
 from parmig.ram import page_digests
 from parmig.ram.blocks import PAGE_BYTES, RamBlock

@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from parmig.engine import peer_messages
-from parmig.engine.peer_messages import ControlMessage
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.lasting import LastingTransport
 from parmig.transport.transport import MigrationTransport

@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from parmig.engine import events
 from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
-from parmig.engine.policy import Limits, Verdict, decide, next_throttle_percent
+from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.engine.record import Record
-from parmig.engine.round_work import RoundKind, RoundWork
 from parmig.engine.source_channels import SourceChannels
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
-from parmig.engine.worker_messages import CountDirty, DigestRegions, ScanRegions
+from parmig.engine.work.policy import Limits, Verdict, decide, next_throttle_percent
+from parmig.engine.work.round_work import RoundKind, RoundWork
 from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region

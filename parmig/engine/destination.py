@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine import destination_events as events
-from parmig.engine import peer_messages
 from parmig.engine.comparison import PlacedAnswers
 from parmig.engine.destination_end import DestinationEnd
 from parmig.engine.destination_events import (
@@ -33,11 +32,12 @@ from parmig.engine.destination_events import (
     WriteState,
 )
 from parmig.engine.destination_steps import Step
-from parmig.engine.digest_messages import Digested, DigestRequest
-from parmig.engine.handover_record import RecordState
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.digest_messages import Digested, DigestRequest
 from parmig.engine.requested_digest import RequestedDigest
-from parmig.engine.shares import assign
 from parmig.engine.state_channel import NO_STATE, check_size
+from parmig.engine.work.shares import assign
 from parmig.errors import (
     ParmigError,
     PeerFailedError,

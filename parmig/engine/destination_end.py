@@ -13,7 +13,6 @@ A copy that nobody asks for in time is left as it is, if its monitor lives on; e
 from __future__ import annotations
 
 from parmig.engine import destination_events as events
-from parmig.engine import error_reports, peer_messages
 from parmig.engine.comparison import PlacedAnswers
 from parmig.engine.destination_events import Act, Event, Instruction, Recorded, RecordFailed, SendMessage, WriteRecord
 from parmig.engine.destination_steps import (
@@ -23,8 +22,9 @@ from parmig.engine.destination_steps import (
     Step,
     overdue,
 )
-from parmig.engine.handover_messages import Refused
-from parmig.engine.handover_record import RecordState
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.messages import error_reports, peer_messages
+from parmig.engine.messages.handover_messages import Refused
 from parmig.engine.plan import Plan
 from parmig.engine.report import ErrorReport
 from parmig.errors import OutcomeUnknownError, ParmigError, PeerFailedError, PeerLostError, ProtocolError

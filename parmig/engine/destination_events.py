@@ -21,7 +21,7 @@ from parmig.engine.events import (
     WorkerDigestedPages,
     WriteRecord,
 )
-from parmig.engine.peer_messages import ControlMessage
+from parmig.engine.messages.peer_messages import ControlMessage
 from parmig.errors import PeerLostError, ProtocolError
 
 __all__ = [

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic
 
-from parmig.engine import error_reports, events, peer_messages, worker_messages
+from parmig.engine import events
 from parmig.engine.control import ControlChannel
 from parmig.engine.events import Event
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.messages import error_reports, peer_messages, worker_messages
 from parmig.engine.plan import Instruction, Plan
 from parmig.engine.plan_log import PlanLog
 from parmig.engine.pool import WorkerPool

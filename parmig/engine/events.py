@@ -10,9 +10,9 @@ import enum
 
 import msgspec
 
-from parmig.engine import worker_messages
-from parmig.engine.handover_record import RecordState
-from parmig.engine.homes import Homes
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.messages import worker_messages
+from parmig.engine.work.homes import Homes
 from parmig.errors import ParmigError
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.shared import WorkerCounters

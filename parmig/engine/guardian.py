@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from parmig.engine import guardian_messages
-from parmig.engine.guardian_messages import Disarm, Guard, GuardianSetup, Leave, TakeOver
-from parmig.engine.message import encode
+from parmig.engine.messages import guardian_messages
+from parmig.engine.messages.guardian_messages import Disarm, Guard, GuardianSetup, Leave, TakeOver
+from parmig.engine.messages.message import encode
 from parmig.errors import HostRefusedError
 from parmig.guests.guest import Rescue
 from parmig.processes import end_process, start_process

@@ -11,14 +11,14 @@ import msgspec
 
 from parmig import logs
 from parmig.config import SendConfig
-from parmig.engine import peer_messages
 from parmig.engine.agreement import check_accept, offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.in_place import OfferedFile
-from parmig.engine.memory_files import close_files, offer_files
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.peer_messages import Accept, Checked, Configure
 from parmig.engine.mismatch import joined
-from parmig.engine.peer_messages import Accept, Checked, Configure
+from parmig.engine.one_host.in_place import OfferedFile
+from parmig.engine.one_host.memory_files import close_files, offer_files
 from parmig.engine.traits import describe
 from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from parmig.engine.peer_messages import MAX_CONTROL_BYTES, MAX_STATE_CHUNK_BYTES
+from parmig.engine.messages.peer_messages import MAX_CONTROL_BYTES, MAX_STATE_CHUNK_BYTES
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
 from parmig.transport.registry import control_scheme, open_control

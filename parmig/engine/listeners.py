@@ -15,7 +15,6 @@ from typing import Any
 
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
-from parmig.engine import peer_messages
 from parmig.engine.admission import announced_host
 from parmig.engine.agreement import (
     ENDPOINT_SCHEMES,
@@ -26,15 +25,16 @@ from parmig.engine.agreement import (
     offer,
     reconnect_ns_of,
 )
-from parmig.engine.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
-from parmig.engine.memory_files import without_staying
-from parmig.engine.path_search import WILDCARDS, listening_hosts, offered_addresses
-from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
-from parmig.engine.pinning import Pinning
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.peer_messages import Accept, Configure, DataEndpoint
+from parmig.engine.one_host.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
+from parmig.engine.one_host.memory_files import without_staying
+from parmig.engine.paths.path_search import WILDCARDS, listening_hosts, offered_addresses
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import CodecReport, RamReport, codec_reports
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
+from parmig.engine.work.pinning import Pinning
 from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from parmig import logs
-from parmig.engine.policy import expected_downtime_ns
 from parmig.engine.record import Record
+from parmig.engine.work.policy import expected_downtime_ns
 from parmig.errors import ParmigError
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.status import MigrationStatus

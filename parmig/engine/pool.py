@@ -18,10 +18,10 @@ from typing import NamedTuple
 import msgspec
 
 from parmig import logs
-from parmig.engine import worker_messages
-from parmig.engine.message import encode
+from parmig.engine.messages import worker_messages
+from parmig.engine.messages.message import encode
+from parmig.engine.messages.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed, WorkerLog
 from parmig.engine.report import ErrorReport
-from parmig.engine.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed, WorkerLog
 from parmig.errors import WorkerError
 from parmig.linux.process import state_of as process_state
 from parmig.processes import ChildProcess, describe_exit, end_process, start_process

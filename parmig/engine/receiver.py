@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
-from parmig.engine import error_reports, peer_messages
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
-from parmig.engine.adoption import Adoption
 from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.in_place import Staying, kept_blocks
-from parmig.engine.memory_files import in_order_of, without_staying
+from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.messages import error_reports, peer_messages
+from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.mismatch import Mismatch, joined
-from parmig.engine.path_search import listening_hosts
-from parmig.engine.peer_messages import Configure
+from parmig.engine.one_host.adoption import Adoption
+from parmig.engine.one_host.in_place import Staying, kept_blocks
+from parmig.engine.one_host.memory_files import in_order_of, without_staying
+from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
-from parmig.engine.record_store import RecordStore
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import (

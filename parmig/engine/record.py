@@ -6,10 +6,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from parmig.engine.homes import Nearness
 from parmig.engine.outages import Outages
-from parmig.engine.policy import RoundFacts
 from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
+from parmig.engine.work.homes import Nearness
+from parmig.engine.work.policy import RoundFacts
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.shared import WorkerCounters
 from parmig.units import MIB, NS_PER_MS, NS_PER_S

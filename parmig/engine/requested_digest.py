@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine.events import Instruct
-from parmig.engine.worker_messages import DigestRegions
+from parmig.engine.messages.worker_messages import DigestRegions
 from parmig.ram.region_digest import combine
 
 

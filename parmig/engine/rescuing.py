@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 
-from parmig.engine.handover_record import RecordState
-from parmig.engine.record_file import RecordReader
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.handover.record_file import RecordReader
 from parmig.errors import RecordError
 
 FIRST_WAIT_S = 0.1

@@ -8,17 +8,18 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from parmig.engine import events, peer_messages
+from parmig.engine import events
 from parmig.engine.control import ControlChannel
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.events import AskDigests, Do, Event, Instruction, Replace, WriteRecord
-from parmig.engine.handover_messages import Refused
-from parmig.engine.handover_record import RecordState
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.handover.questions import ask_for_guest
+from parmig.engine.handover.record_keeper import RecordKeeper
 from parmig.engine.lasting_channels import ChannelNote
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
+from parmig.engine.messages.handover_messages import Refused
 from parmig.engine.outages import lost_line, of_worker, resumed_line
-from parmig.engine.questions import ask_for_guest
-from parmig.engine.record_keeper import RecordKeeper
 from parmig.engine.report import Progress
 from parmig.engine.source_end import refused_by
 from parmig.engine.source_run import Means, SourceRun

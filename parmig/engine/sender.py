@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
-from parmig.engine import error_reports, peer_messages
 from parmig.engine.agreement import (
     ASK_FOR_GUEST,
     PATHS,
@@ -22,24 +21,25 @@ from parmig.engine.agreement import (
 )
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.direct import usable_targets
-from parmig.engine.handover_record import RecordState
-from parmig.engine.in_place import kept_blocks
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.handover.record_keeper import RecordKeeper, first_record
+from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.introduction import Introduction, agreed, check_throttle
 from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
-from parmig.engine.memory_files import without_staying
-from parmig.engine.path_search import choose_paths
-from parmig.engine.paths import ChosenPaths
-from parmig.engine.peer_messages import Accept
-from parmig.engine.pinning import Pinning
-from parmig.engine.policy import limits_of
+from parmig.engine.messages import error_reports, peer_messages
+from parmig.engine.messages.peer_messages import Accept
+from parmig.engine.one_host.direct import usable_targets
+from parmig.engine.one_host.in_place import kept_blocks
+from parmig.engine.one_host.memory_files import without_staying
+from parmig.engine.paths.path_search import choose_paths
+from parmig.engine.paths.paths import ChosenPaths
 from parmig.engine.pool import WorkerPool
-from parmig.engine.record_keeper import RecordKeeper, first_record
-from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_channel import StateSender, state_hello
+from parmig.engine.work.pinning import Pinning
+from parmig.engine.work.policy import limits_of
 from parmig.engine.worker_setups import SendSetup, memory_for_workers
 from parmig.errors import (
     CancelledError,

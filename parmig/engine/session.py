@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
-from parmig.engine import error_reports, peer_messages, worker_messages
 from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show
 from parmig.engine.driver import Driver
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.handover.promise import Promise
+from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.lasting_channels import CONTROL, ChannelNote
 from parmig.engine.listeners import Listeners
+from parmig.engine.messages import error_reports, peer_messages, worker_messages
+from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
-from parmig.engine.peer_messages import Configure
 from parmig.engine.pool import WorkerPool
-from parmig.engine.promise import Promise
-from parmig.engine.record_store import RecordStore
 from parmig.engine.report import DigestReport, Progress, Report
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM
-from parmig.engine import error_reports
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.driver import as_our_error
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.messages import error_reports
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.source_run import Means, SourceRun

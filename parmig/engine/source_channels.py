@@ -13,10 +13,10 @@ from abc import abstractmethod
 
 from parmig.engine import events
 from parmig.engine.events import Do, Event, Instruct, Instruction, Replace
-from parmig.engine.round_work import RoundWork
+from parmig.engine.messages.worker_messages import CountDirty
 from parmig.engine.source_end import SourceEnd
 from parmig.engine.source_steps import Step
-from parmig.engine.worker_messages import CountDirty
+from parmig.engine.work.round_work import RoundWork
 from parmig.status import BEFORE_HAND_OVER
 
 _REPLACING = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from parmig.engine import events
 from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruction, Recorded, RecordFailed, WriteRecord
-from parmig.engine.handover_record import RecordState
+from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.plan import Plan
 from parmig.engine.record import Record
 from parmig.engine.source_steps import NOBODY_NS, Step

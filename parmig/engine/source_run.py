@@ -16,18 +16,19 @@ from typing import Protocol
 
 import msgspec
 
-from parmig.engine import events, worker_messages
+from parmig.engine import events
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.homes import Homes, find_homes
+from parmig.engine.messages import worker_messages
 from parmig.engine.outages import lost_line, of_worker, resumed_line
 from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report
 from parmig.engine.source_steps import Step
+from parmig.engine.work.homes import Homes, find_homes
 from parmig.errors import GuestRefusedError, ProtocolError
 from parmig.guests.guest import DirtyLog, Guest, StateSink
 from parmig.ram.blocks import BlockMemory

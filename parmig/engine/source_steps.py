@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import enum
 
-from parmig.engine.policy import Limits, expected_downtime_ns
 from parmig.engine.record import Record
+from parmig.engine.work.policy import Limits, expected_downtime_ns
 from parmig.errors import LimitExceededError, NotConvergingError, ParmigError
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.status import MigrationStatus

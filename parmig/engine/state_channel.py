@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import xxhash
 
-from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
+from parmig.engine.messages.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
 from parmig.transport.transport import MigrationTransport
 from parmig.units import MIB, NS_PER_S, format_size

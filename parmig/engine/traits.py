@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from parmig.engine.error_reports import MAX_NAME, peer_text
+from parmig.engine.messages.error_reports import MAX_NAME, peer_text
 from parmig.engine.mismatch import Mismatch
 from parmig.guests.guest import Trait
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from parmig import logs
-from parmig.engine.message import Message
+from parmig.engine.messages.message import Message
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.transport.dial import Route

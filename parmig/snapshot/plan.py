@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruct, Instruction, WorkerDigested
-from parmig.engine.policy import Limits
+from parmig.engine.messages.worker_messages import DigestRegions
 from parmig.engine.source_steps import Step
-from parmig.engine.worker_messages import DigestRegions
+from parmig.engine.work.policy import Limits
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region
 from parmig.snapshot.snapshot_events import Committed, Composed, WentOn

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from parmig.config import SNAPSHOT_PROGRAMS
-from parmig.engine import error_reports, worker_messages
-from parmig.engine.pool import WorkerPool
-from parmig.engine.worker_messages import (
+from parmig.engine.messages import error_reports, worker_messages
+from parmig.engine.messages.worker_messages import (
     DigestRegions,
     Placed,
     PlaceRegions,
@@ -18,6 +17,7 @@ from parmig.engine.worker_messages import (
     RegionDigests,
     WorkerReady,
 )
+from parmig.engine.pool import WorkerPool
 from parmig.engine.worker_setups import memory_for_workers
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits

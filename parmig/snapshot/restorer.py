@@ -10,8 +10,8 @@ from pathlib import Path
 
 from parmig import logs
 from parmig.config import SNAPSHOT_PROGRAMS, RestoreConfig
-from parmig.engine import error_reports
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.messages import error_reports
 from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
 from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
 from parmig.guests.guest import Guest

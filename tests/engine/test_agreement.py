@@ -16,8 +16,8 @@ from parmig.engine.agreement import (
     reconnect_ns_of,
 )
 from parmig.engine.block_pairs import block_mismatches, pair_blocks
+from parmig.engine.messages.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.mismatch import Mismatch
-from parmig.engine.peer_messages import Accept, Configure, DataEndpoint
 from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import GuestRange, RamBlock

@@ -6,14 +6,14 @@ from __future__ import annotations
 import pytest
 
 from parmig.engine import destination_events as e
-from parmig.engine import peer_messages as m
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruction, SendMessage
 from parmig.engine.destination_steps import Step
-from parmig.engine.digest_messages import Digested, DigestRequest
-from parmig.engine.handover_record import RecordState
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.messages import peer_messages as m
+from parmig.engine.messages.digest_messages import Digested, DigestRequest
+from parmig.engine.messages.worker_messages import DigestRegions
 from parmig.engine.report import ErrorReport
-from parmig.engine.worker_messages import DigestRegions
 from parmig.errors import (
     CancelledError,
     GuestError,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from parmig.engine.direct import opened, usable_targets
+from parmig.engine.one_host.direct import opened, usable_targets
 from parmig.errors import ProtocolError
 from parmig.linux.files import create_memory_file
 from parmig.processes.wire import MOST_FDS

@@ -16,8 +16,8 @@ import pytest
 
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.guardian import Guardian, log_directory
-from parmig.engine.handover_record import HandOverRecord, RecordState
-from parmig.engine.record_store import RecordStore
+from parmig.engine.handover.handover_record import HandOverRecord, RecordState
+from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.rescuing import LONGEST_WAIT_S, Log, rescue
 from parmig.errors import GuestError, HostRefusedError
 from parmig.guests.guest import Rescue

@@ -7,13 +7,13 @@ import pytest
 
 from parmig.engine import destination_events as d
 from parmig.engine import events as s
-from parmig.engine import peer_messages as m
 from parmig.engine.destination_events import Act, SendMessage
 from parmig.engine.destination_steps import ANSWER_LIMIT_NS
 from parmig.engine.destination_steps import Step as There
 from parmig.engine.events import Do, WriteRecord
-from parmig.engine.handover_messages import Refused
-from parmig.engine.handover_record import RecordState
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.messages import peer_messages as m
+from parmig.engine.messages.handover_messages import Refused
 from parmig.engine.report import ErrorReport
 from parmig.engine.source_steps import NOBODY_NS
 from parmig.errors import (

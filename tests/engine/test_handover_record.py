@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from parmig import logs
-from parmig.engine.handover_record import (
+from parmig.engine.handover.handover_record import (
     FILE_BYTES,
     MAX_PAYLOAD_BYTES,
     SLOT_BYTES,
@@ -86,7 +86,7 @@ def test_a_file_without_a_whole_slot_is_an_error(data: bytes) -> None:
 
 
 def test_a_record_of_another_version_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parmig.engine.handover_record.VERSION", 2)
+    monkeypatch.setattr("parmig.engine.handover.handover_record.VERSION", 2)
     newer = encode_slot(RECORD, 9)
     monkeypatch.undo()
     with pytest.raises(RecordError, match="version 2, this parmig knows 1"):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.homes import NOWHERE, Homes, assign_near, find_homes, first_node, nearness, node_of_cpus
-from parmig.engine.round_work import RoundKind, RoundWork
+from parmig.engine.work.homes import NOWHERE, Homes, assign_near, find_homes, first_node, nearness, node_of_cpus
+from parmig.engine.work.round_work import RoundKind, RoundWork
 from parmig.linux import numa
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.dirty_log import DirtyLog, Segment

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from parmig.engine import in_place
-from parmig.engine.in_place import OfferedFile, Placed, Staying, decide
+from parmig.engine.one_host import in_place
+from parmig.engine.one_host.in_place import OfferedFile, Placed, Staying, decide
 from parmig.linux.files import create_memory_file
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.file_facts import FileFacts, facts_of
@@ -139,7 +139,7 @@ def offered(blocks: Sequence[int]) -> tuple[OfferedFile, ...]:
 
 
 def test_what_the_source_names_must_have_come() -> None:
-    from parmig.engine.memory_files import compare_files
+    from parmig.engine.one_host.memory_files import compare_files
     from tests.engine.test_agreement import WISH
 
     block = RamBlock("ram0", MIB)

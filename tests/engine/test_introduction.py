@@ -6,8 +6,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from parmig.engine import peer_messages as m
 from parmig.engine.introduction import for_older_peer
+from parmig.engine.messages import peer_messages as m
 from parmig.errors import ProtocolError
 from tests.engine.test_peer_messages import CONFIGURE
 

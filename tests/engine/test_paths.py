@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.paths import ChosenPaths, DevicePair, choose_pairs, pair_up, spread
+from parmig.engine.paths.paths import ChosenPaths, DevicePair, choose_pairs, pair_up, spread
 from parmig.linux.networks import DeviceAddress
 from parmig.units import MIB
 from parmig.values import Path

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine import error_reports
-from parmig.engine import peer_messages as m
-from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.handover_messages import AskForGuest, GuestAnswer, Refused
+from parmig.engine.messages import error_reports
+from parmig.engine.messages import peer_messages as m
+from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
+from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer, Refused
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.report import ErrorReport
 from parmig.errors import GuestError, ParmigError, ProtocolError, by_name

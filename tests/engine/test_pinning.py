@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.pinning import Pinning, cpus_of_worker
+from parmig.engine.work.pinning import Pinning, cpus_of_worker
 from parmig.errors import UsageError
 from parmig.linux import numa
 from parmig.units import format_cpus

@@ -17,9 +17,8 @@ import psutil
 import pytest
 
 from parmig.config import WORKER_PROGRAMS
-from parmig.engine.peer_messages import PROTOCOL_VERSION
-from parmig.engine.pool import PIPE_LIMIT_S, PoolEvent, WorkerPool
-from parmig.engine.worker_messages import (
+from parmig.engine.messages.peer_messages import PROTOCOL_VERSION
+from parmig.engine.messages.worker_messages import (
     CountDirty,
     DigestRegions,
     RegionDigests,
@@ -28,6 +27,7 @@ from parmig.engine.worker_messages import (
     WorkerFailed,
     WorkerReady,
 )
+from parmig.engine.pool import PIPE_LIMIT_S, PoolEvent, WorkerPool
 from parmig.engine.worker_setups import ReceiveSetup, SendSetup
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process

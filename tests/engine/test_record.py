@@ -6,9 +6,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from parmig.engine.policy import RoundFacts
 from parmig.engine.record import Record
 from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
+from parmig.engine.work.policy import RoundFacts
 from parmig.ram.shared import WorkerCounters
 from parmig.units import MIB, NS_PER_MS
 

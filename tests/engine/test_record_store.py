@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from parmig.engine import record_store
-from parmig.engine.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file
-from parmig.engine.record_file import RecordReader
-from parmig.engine.record_store import KEPT_NS, MAX_FILES, RecordStore, default_directory, has_ended
+from parmig.engine.handover import record_store
+from parmig.engine.handover.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file
+from parmig.engine.handover.record_file import RecordReader
+from parmig.engine.handover.record_store import KEPT_NS, MAX_FILES, RecordStore, default_directory, has_ended
 from parmig.errors import HostRefusedError, RecordError
 
 NEW = HandOverRecord(session=bytes(16), side="source", state=RecordState.OPEN)
@@ -57,7 +57,7 @@ def test_what_was_written_last_is_read_and_the_one_before_is_still_there(store: 
 def test_a_second_process_cannot_change_a_record_and_sees_that_it_is_in_use(store: RecordStore) -> None:
     with store.create(record(1)):
         other = f"""
-from parmig.engine.record_store import RecordStore
+from parmig.engine.handover.record_store import RecordStore
 from parmig.errors import HostRefusedError
 with RecordStore({store.directory!r}) as store:
     print(store.entries()[0].in_use)

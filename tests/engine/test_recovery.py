@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from parmig.engine.handover_record import RecordState
-from parmig.engine.recovery import Act, Facts, Look, next_step
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.handover.recovery import Act, Facts, Look, next_step
 
 S = RecordState
 SOURCE = Facts("source", S.HANDED_OVER)

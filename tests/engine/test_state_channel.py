@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from parmig.engine import state_channel
-from parmig.engine.peer_messages import MAX_STATE_CHUNK_BYTES
+from parmig.engine.messages.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender, check_size, state_hello
 from parmig.errors import LimitExceededError, PeerLostError, PeerUnreachableError, ProtocolError, StateError
 from parmig.transport.tcp import TcpTransport

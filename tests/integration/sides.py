@@ -21,8 +21,8 @@ import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.control import ControlChannel
+from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.record_file import RecordFile
 from parmig.engine.report import Progress, Report
 from parmig.engine.sender import MigrationSender
 from parmig.guests.guest import DirtyLog, StateSink

@@ -15,7 +15,7 @@ import pytest
 
 from parmig.config import SendConfig
 from parmig.engine.destination_steps import Step as DestinationStep
-from parmig.engine.questions import ask_for_guest
+from parmig.engine.handover.questions import ask_for_guest
 from parmig.engine.report import Report
 from parmig.engine.source_steps import NOBODY_NS
 from parmig.errors import PeerFailedError

@@ -13,7 +13,7 @@ import pytest
 
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.control import ControlChannel
-from parmig.engine.peer_messages import Accept, Configure
+from parmig.engine.messages.peer_messages import Accept, Configure
 from parmig.engine.report import Report
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.transport.transport import parse_uri

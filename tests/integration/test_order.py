@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 import pytest
 
-from parmig.engine import peer_messages as m
 from parmig.engine.control import ControlChannel
-from parmig.engine.digest_messages import Digested, DigestRequest
+from parmig.engine.messages import peer_messages as m
+from parmig.engine.messages.digest_messages import Digested, DigestRequest
 from parmig.engine.state_channel import state_hello
 from parmig.errors import PeerLostError
 from parmig.ram.channel_messages import Caller

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from parmig.engine.path_search import search
+from parmig.engine.paths.path_search import search
 from parmig.linux.networks import device_to, own_addresses
 from parmig.units import MIB
 from tests.integration.sides import LIMIT_S, ROOT

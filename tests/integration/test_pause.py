@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine import peer_messages as m
 from parmig.engine.custody import Custody
-from parmig.engine.digest_messages import Digested, DigestRequest
 from parmig.engine.driver import Driver
+from parmig.engine.messages import peer_messages as m
+from parmig.engine.messages.digest_messages import Digested, DigestRequest
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.engine.send_run import SendRun
 from parmig.guests.guest import DirtyLog, Rescue

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from parmig.engine.record_store import RecordStore
+from parmig.engine.handover.record_store import RecordStore
 from tests.integration.sides import ROOT, Command, OtherSide, until
 
 GUEST = "memory=16MiB,rate=20MiB/s"

@@ -17,9 +17,9 @@ import zmq
 
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine import destination_steps
-from parmig.engine import peer_messages as m
 from parmig.engine.agreement import CAPABILITIES
 from parmig.engine.control import ControlChannel
+from parmig.engine.messages import peer_messages as m
 from parmig.engine.report import Report
 from parmig.ram.blocks import BlockMemory
 from parmig.transport.tcp import TcpTransport
@@ -377,7 +377,7 @@ def _wish(guest: HeldGuest) -> m.Configure:
 # -- the command line ----------------------------------------------------------------------------------
 
 GUEST = "synthetic:memory=32MiB"
-OTHER_VERSION = "import parmig.engine.peer_messages as m; m.VERSIONS = range(98, 100)"
+OTHER_VERSION = "import parmig.engine.messages.peer_messages as m; m.VERSIONS = range(98, 100)"
 
 
 @pytest.mark.parametrize(

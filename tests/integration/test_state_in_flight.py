@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine import peer_messages
 from parmig.engine.destination_steps import Step
+from parmig.engine.messages import peer_messages
 from parmig.engine.send_run import SendRun
 from parmig.engine.state_channel import StateSender
 from tests.integration.sides import HeldGuest, Migration, guests, never_ran, runs_on, until

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from parmig.engine.peer_messages import PROTOCOL_VERSION
+from parmig.engine.messages.peer_messages import PROTOCOL_VERSION
+from parmig.engine.messages.worker_messages import WorkerConnected, WorkerFailed, WorkerReady
 from parmig.engine.pool import WorkerPool
-from parmig.engine.worker_messages import WorkerConnected, WorkerFailed, WorkerReady
 from parmig.ram.channel_messages import Caller
 from parmig.ram.flow import credit_bytes
 from parmig.units import MIB

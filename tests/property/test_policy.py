@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from parmig.engine import policy
-from parmig.engine.policy import (
+from parmig.engine.work import policy
+from parmig.engine.work.policy import (
     FEW_PAGES,
     Limits,
     RoundFacts,

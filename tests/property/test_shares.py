@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.shares import (
+from parmig.engine.work.shares import (
     ALONE_DIRTY_PAGES,
     ALONE_PAGES,
     STICKY_PART,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import Do, Event, Instruct, Instruction, Replace
+from parmig.engine.messages.worker_messages import CountDirty, Fence, ScanRegions, SendRegions
 from parmig.engine.plan import MAX_DEATHS
-from parmig.engine.policy import Limits
 from parmig.engine.source_steps import Step
-from parmig.engine.worker_messages import CountDirty, Fence, ScanRegions, SendRegions
+from parmig.engine.work.policy import Limits
 from parmig.errors import WorkerError
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters

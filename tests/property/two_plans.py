@@ -15,19 +15,17 @@ import numpy as np
 
 from parmig.engine import destination_events as d
 from parmig.engine import events as s
-from parmig.engine import peer_messages as m
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act
-from parmig.engine.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.error_reports import describe_error
 from parmig.engine.events import Do, Instruct
-from parmig.engine.handover_messages import Refused
-from parmig.engine.handover_record import RecordState
-from parmig.engine.policy import Limits
-from parmig.engine.source_steps import Step
-from parmig.engine.worker_messages import (
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.messages import peer_messages as m
+from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
+from parmig.engine.messages.error_reports import describe_error
+from parmig.engine.messages.handover_messages import Refused
+from parmig.engine.messages.worker_messages import (
     CountDirty,
     DigestPages,
     DigestRegions,
@@ -36,6 +34,8 @@ from parmig.engine.worker_messages import (
     ScanRegions,
     SendRegions,
 )
+from parmig.engine.source_steps import Step
+from parmig.engine.work.policy import Limits
 from parmig.errors import GuestError, PeerFailedError, PeerLostError, ProtocolError
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.page_digests import pack

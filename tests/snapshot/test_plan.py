@@ -7,8 +7,8 @@ import pytest
 
 from parmig.engine import events as e
 from parmig.engine.events import Do, Event, Instruct, Instruction
-from parmig.engine.policy import Limits
-from parmig.engine.worker_messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.work.policy import Limits
 from parmig.errors import ParmigError, SnapshotError
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.paths import ChosenPaths, DevicePair, choose_pairs, pair_up, spread
-from parmig.engine.peer_messages import Accept
+from parmig.engine.messages.peer_messages import Accept
+from parmig.engine.paths.paths import ChosenPaths, DevicePair, choose_pairs, pair_up, spread
 from parmig.errors import UsageError
 from parmig.linux.networks import DeviceAddress, device_to, own_addresses
 from parmig.transport.transport import UNIX_SCHEME, parse_uri

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from parmig.engine.shares import assign
+from parmig.engine.work.shares import assign
 from parmig.linux import numa
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.dirty_log import DirtyLog, Segment
@@ -95,7 +95,7 @@ def assign_near(weights: Sequence[int], homes: Homes, speeds: Sequence[float] | 
 
     Args:
         weights: one a region (its pages).
-        speeds: as for :func:`parmig.engine.shares.assign`, which divides each part.
+        speeds: as for :func:`parmig.engine.work.shares.assign`, which divides each part.
 
     Returns:
         region numbers by worker, ascending; every region exactly once.

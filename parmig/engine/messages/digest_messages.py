@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from parmig.engine.message import Message
+from parmig.engine.messages.message import Message
 
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from parmig.engine.handover_record import SESSION_BYTES
-from parmig.engine.message import Message
+from parmig.engine.handover.handover_record import SESSION_BYTES
+from parmig.engine.messages.message import Message
 from parmig.engine.report import ErrorReport
 
 

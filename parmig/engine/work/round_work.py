@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from parmig.engine.events import Instruct, Instruction
-from parmig.engine.homes import Homes, Nearness, assign_near, nearness
-from parmig.engine.pace import Pace
-from parmig.engine.shares import Shares, assign, shares_of_round
-from parmig.engine.worker_messages import Fence, SendRegions
+from parmig.engine.messages.worker_messages import Fence, SendRegions
+from parmig.engine.work.homes import Homes, Nearness, assign_near, nearness
+from parmig.engine.work.pace import Pace
+from parmig.engine.work.shares import Shares, assign, shares_of_round
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.regions import Region

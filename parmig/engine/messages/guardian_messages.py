@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from parmig.engine.message import Message
+from parmig.engine.messages.message import Message
 
 
 class GuardianSetup(Message, frozen=True):

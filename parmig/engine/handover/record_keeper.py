@@ -11,9 +11,9 @@ from typing import Any
 
 from parmig.engine.events import Recorded, RecordFailed
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.handover_record import Handle, HandOverRecord, RecordState, Side, session_id
-from parmig.engine.record_file import RecordFile
-from parmig.engine.record_store import RecordStore
+from parmig.engine.handover.handover_record import Handle, HandOverRecord, RecordState, Side, session_id
+from parmig.engine.handover.record_file import RecordFile
+from parmig.engine.handover.record_store import RecordStore
 from parmig.errors import ParmigError, RecordError
 from parmig.guests.guest import Guest, Rescue
 from parmig.version import __version__

@@ -13,12 +13,12 @@ import msgspec
 from msgspec import Meta
 
 from parmig.config import MAX_WORKERS
-from parmig.engine.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.error_reports import MAX_NAME, peer_text
-from parmig.engine.handover_messages import AskForGuest, GuestAnswer, Refused
-from parmig.engine.in_place import MAX_FILES, OfferedFile
-from parmig.engine.message import Message, encode
+from parmig.engine.messages.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
+from parmig.engine.messages.error_reports import MAX_NAME, peer_text
+from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer, Refused
+from parmig.engine.messages.message import Message, encode
 from parmig.engine.mismatch import Mismatch
+from parmig.engine.one_host.in_place import MAX_FILES, OfferedFile
 from parmig.engine.report import ErrorReport
 from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
 from parmig.errors import ProtocolError

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from parmig.engine.handover_record import FILE_BYTES, SLOT_BYTES, HandOverRecord, decode_file, encode_slot
+from parmig.engine.handover.handover_record import FILE_BYTES, SLOT_BYTES, HandOverRecord, decode_file, encode_slot
 from parmig.errors import RecordError
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from parmig.engine.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file, encode_slot
-from parmig.engine.record_file import RecordFile
+from parmig.engine.handover.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file, encode_slot
+from parmig.engine.handover.record_file import RecordFile
 from parmig.errors import HostRefusedError, RecordError
 from parmig.units import NS_PER_S
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from parmig.engine import peer_messages
 from parmig.engine.control import ControlChannel
-from parmig.engine.handover_messages import AskForGuest, GuestAnswer
+from parmig.engine.messages import peer_messages
+from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer
 from parmig.errors import PeerFailedError, ProtocolError
 from parmig.transport.registry import open_control
 from parmig.transport.tcp import TcpTransport

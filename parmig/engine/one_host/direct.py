@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from parmig.engine.peer_messages import Accept
+from parmig.engine.messages.peer_messages import Accept
 from parmig.errors import ParmigError, ProtocolError
 from parmig.processes.wire import MOST_FDS
 from parmig.ram.blocks import BlockMemory, RamBlock

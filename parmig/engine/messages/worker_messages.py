@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from parmig.engine.message import Message
+from parmig.engine.messages.message import Message
 from parmig.engine.report import ErrorReport
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.dirty_log import DirtyLog

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both sides on one host: memory that stays in place, and copies from memory to memory."""
