@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker of a snapshot gets once, at its start; all other messages are in ``engine.messages.worker_messages``."""
+"""What a worker of a snapshot gets once, at its start. All other messages are in ``engine.messages``."""
 
 from __future__ import annotations
 
