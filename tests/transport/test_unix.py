@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -159,13 +160,13 @@ else:
 
 
 @pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A path that every user reaches."""
+def open_path() -> Iterator[Path]:
+    """A path that every user reaches, which is not so of pytest's directories."""
     if os.geteuid():
         pytest.skip("only root can act as another user")
-    for directory in (tmp_path, *tmp_path.parents[:2]):
+    with tempfile.TemporaryDirectory(prefix="parmig-test-") as directory:
         os.chmod(directory, 0o755)
-    return tmp_path / "socket"
+        yield Path(directory) / "socket"
 
 
 def test_another_user_is_shut_out(open_path: Path) -> None:
