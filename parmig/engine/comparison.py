@@ -86,7 +86,7 @@ class Comparison:
     def handle(self, event: Event, now_ns: int) -> list[Instruction]:
         """Take one event and return what to do next. What was not asked for is ignored."""
         match event:
-            case events.Failed(error=error):
+            case events.Failed(error=error) | events.WorkerDied(error=error):
                 return self._end(error)
             case events.Suspected(error=error):
                 self._suspected = self._suspected or (error, now_ns)
@@ -242,7 +242,7 @@ class PlacedAnswers:
                 return self._answer_regions()
             case events.WorkerDigestedPages(region=region, first=first, digests=digests):
                 return [destination_events.SendMessage(Digests(region, first, digests))]
-            case events.Failed(error=error) if self.begun:
+            case (events.Failed(error=error) | events.WorkerDied(error=error)) if self.begun:
                 return self._refuse(error)
         return []
 

@@ -602,7 +602,7 @@ def test_nothing_is_left_when_the_start_fails(monkeypatch: pytest.MonkeyPatch) -
     with opened("memory=1MiB,running=no"):
         pass
     files = open_files()
-    monkeypatch.setattr("parmig.guests.spawned.spawned_guest._SLOW_LIMIT_S", -1.0)
+    monkeypatch.setattr("parmig.guests.spawned.owned_monitor._SLOW_LIMIT_S", -1.0)
     with pytest.raises(GuestError, match="did not answer Start"):
         open_synthetic("memory=1MiB", incoming=False)
     assert open_files() == files

@@ -313,11 +313,15 @@ def test_a_source_lost_right_after_loading_leaves_no_copy_running() -> None:
         destination.gates["finish_load"].wait()
         here.process.send_signal(signal.SIGSTOP)  # so that it never answers to Loaded
         destination.open_gates()
+        receiver = at.receiver
+        assert receiver is not None
+        until(
+            lambda: receiver._session and receiver._session.plan.step is DestinationStep.LOADED, "the copy to be ready"
+        )
         here.kill()
         until(lambda: any(QUESTION in seen.message for seen in at.received_progress), "the loss to be known")
-        assert at.receiver is not None
-        assert at.receiver._session is not None
-        session = at.receiver._session.promise._keeper.record.session
+        assert receiver._session is not None
+        session = receiver._session.promise._keeper.record.session
         with pytest.raises(PeerFailedError, match="waits for another migration"):
             ask_for_guest(parse_uri(at.uri), bytes(16))
         assert not at._received
