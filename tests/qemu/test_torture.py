@@ -12,13 +12,14 @@ import pytest
 
 from tests.integration.sides import ROOT
 from tests.kvm.machines import needs_kvm
+from tests.labs import needs_lab
 
 RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "6"))
 
 pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(60 + 40 * RUNS)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the network lab needs root")
+@needs_lab
 def test_exactly_one_side_runs_the_right_guest_whatever_fails(qemu: None, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.torture", "--runs", str(RUNS), "--seed", "7"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
