@@ -242,7 +242,7 @@ class PlacedAnswers:
                 return self._answer_regions()
             case events.WorkerDigestedPages(region=region, first=first, digests=digests):
                 return [destination_events.SendMessage(Digests(region, first, digests))]
-            case (events.Failed(error=error) | events.WorkerDied(error=error)) if self.begun:
+            case events.Failed(error=error) | events.WorkerDied(error=error) if self.begun:
                 return self._refuse(error)
         return []
 
