@@ -32,6 +32,9 @@ from parmig.units import NS_PER_MS
 from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
 
 MIB = 1 << 20
+_records = tempfile.TemporaryDirectory(prefix="parmig-bench-records-")
+os.environ.setdefault("PARMIG_STATE_DIR", _records.name)  # a bench leaves no records of hand-overs on its host
+
 LIMIT_S = 120.0
 
 EnterSide = Callable[[], contextlib.AbstractContextManager[None]]
