@@ -18,6 +18,7 @@ from parmig.linux.syscalls import check, libc
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 HUGETLBFS_MAGIC = 0x958458F6
+TMPFS_MAGIC = 0x01021994
 _MAP_NORESERVE = 0x4000
 _MAP_FIXED = 0x10
 
@@ -101,9 +102,19 @@ def seals(fd: int) -> int:
 
 def is_hugetlbfs(fd: int) -> bool:
     """Whether the file lies on hugetlbfs, which has no write(2) and no SEEK_HOLE."""
+    return _file_system(fd) == HUGETLBFS_MAGIC
+
+
+def is_tmpfs(fd: int) -> bool:
+    """Whether the file lies on tmpfs, mounted or not (memfd)."""
+    return _file_system(fd) == TMPFS_MAGIC
+
+
+def _file_system(fd: int) -> int:
+    """The magic number of the file system that the file lies on."""
     buffer = ctypes.create_string_buffer(256)
     check(libc.fstatfs(fd, buffer), "fstatfs")
-    return bool(struct.unpack_from("=q", buffer, 0)[0] == HUGETLBFS_MAGIC)
+    return int(struct.unpack_from("=q", buffer, 0)[0])
 
 
 def hugetlb_pages(fd: int, offset: int, page_bytes: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

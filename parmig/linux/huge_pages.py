@@ -6,15 +6,14 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import struct
 from pathlib import Path
 
+from parmig.linux.files import is_tmpfs
 from parmig.linux.syscalls import check, libc, syscall
 
 HUGE_PAGE_BYTES = 2 << 20
 """Size of a huge page where a page table has 512 entries of 4 KiB pages: x86-64, and aarch64 with 4 KiB pages."""
 
-TMPFS_MAGIC = 0x01021994
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
@@ -50,9 +49,7 @@ def setting() -> str:
 
 def offered(fd: int) -> bool:
     """Whether the memory of the file may come in huge pages if its mapping is advised to use them."""
-    buffer = ctypes.create_string_buffer(256)
-    check(libc.fstatfs(fd, buffer), "fstatfs")
-    if struct.unpack_from("=q", buffer, 0)[0] != TMPFS_MAGIC:
+    if not is_tmpfs(fd):
         return False
     try:
         allowed = setting()
@@ -79,10 +76,9 @@ def unmounted_tmpfs(huge: str) -> int:
     Raises:
         OSError: not allowed (it needs CAP_SYS_ADMIN), or Linux is older than 5.2.
     """
-    context = syscall(_SYS_FSOPEN, _address(name := ctypes.create_string_buffer(b"tmpfs")), _FSOPEN_CLOEXEC)
-    del name
+    name, key, value = (ctypes.create_string_buffer(text) for text in (b"tmpfs", b"huge", huge.encode()))
+    context = syscall(_SYS_FSOPEN, _address(name), _FSOPEN_CLOEXEC)
     try:
-        key, value = ctypes.create_string_buffer(b"huge"), ctypes.create_string_buffer(huge.encode())
         syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, _address(key), _address(value), 0)
         syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
         return syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)

@@ -39,6 +39,7 @@ class OwnedMonitor(Guest):
         blocks: the RAM blocks; each gets a memory file of its own.
         state_limit_bytes: more device state than this is refused.
         incoming: True: memory is empty, and the guest cannot run before its state is loaded.
+        running: whether it runs from the start; an incoming guest does not.
 
     Raises:
         GuestError: the process could not be started or did not come up.
@@ -53,6 +54,7 @@ class OwnedMonitor(Guest):
         *,
         state_limit_bytes: int,
         incoming: bool,
+        running: bool,
     ) -> None:
         self._kind = kind
         self._incoming = incoming
@@ -73,6 +75,8 @@ class OwnedMonitor(Guest):
         self._process: MonitorProcess | None = None
         try:
             self._start({})
+            if running and not incoming:
+                self.resume()
         except BaseException:
             self.close()
             raise

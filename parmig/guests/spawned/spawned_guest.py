@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-
-import msgspec
+from collections.abc import Mapping
 
 from parmig.errors import GuestError, StateError, StatusError, UsageError
 from parmig.guests.guest import DirtyLog, StateSink
 from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.owned_monitor import OwnedMonitor
-from parmig.ram.blocks import RamBlock
 from parmig.units import KIB
 
 _SINK_BYTES = 256 * KIB
@@ -24,32 +21,8 @@ GO_ON_S = 0.5
 class SpawnedGuest(OwnedMonitor):
     """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.guest.Guest`.
 
-    Args:
-        running: whether it runs from the start; an incoming guest does not.
-        kind, program, options, blocks, state_limit_bytes, incoming: see :class:`OwnedMonitor`.
-
-    Raises:
-        GuestError: the process could not be started or did not come up.
+    It is made with the arguments of :class:`OwnedMonitor`, and raises the same errors.
     """
-
-    def __init__(
-        self,
-        kind: str,
-        program: str,
-        options: msgspec.Struct,
-        blocks: Sequence[RamBlock],
-        *,
-        state_limit_bytes: int,
-        incoming: bool,
-        running: bool,
-    ) -> None:
-        super().__init__(kind, program, options, blocks, state_limit_bytes=state_limit_bytes, incoming=incoming)
-        if running and not incoming:
-            try:
-                self.resume()
-            except BaseException:
-                self.close()
-                raise
 
     def is_running(self) -> bool:
         """Whether virtual CPUs and devices run now."""

@@ -54,6 +54,8 @@ class HugeExtents:
 
         Each is tried once: a page that is missing in it later was given back.
         """
+        if not self.gives:
+            return False
         extents, pages = np.unique(index_of_runs(runs) // EXTENT_PAGES, return_counts=True)
         wanted = (pages >= LEAST_PAGES) & ~self._tried[extents]
         made = [self.gives and self._make(extent) for extent in extents[wanted].tolist()]

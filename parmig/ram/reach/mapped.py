@@ -89,6 +89,7 @@ class BlockMapping(Reach):
         self._filler_fd: int | None = None  # made when it is first needed
         self._extents = self._open_extents()
         self._units: Mask = np.zeros(self.block.pages // self.block.unit_pages, dtype=np.bool_)  # (hugetlb) provided
+        self._provided = 0  # how many of them: a sum over all, for each batch, would take longer in a large block
 
     # -- which pages exist ----------------------------------------------------------------------
 
@@ -166,7 +167,7 @@ class BlockMapping(Reach):
         taken back, 657 instead of 563).
         """
         end_page = first_page + len(pages) // PAGE_BYTES
-        exist = self.provide(np.array([[first_page, end_page]]))
+        exist = self._extents is not None and self.provide(np.array([[first_page, end_page]]))
         if self.block.unit_pages > 1:  # hugetlbfs has no write(2)
             self._allocate(first_page, end_page - first_page)
             exist = True
@@ -204,7 +205,7 @@ class BlockMapping(Reach):
     @property
     def huge_bytes(self) -> int:
         if self.block.unit_pages > 1:
-            return int(self._units.sum()) * self.block.page_size_bytes
+            return self._provided * self.block.page_size_bytes
         return 0 if self._extents is None else self._extents.made * HUGE_PAGE_BYTES
 
     def _allocate(self, first_page: int, pages: int) -> None:
@@ -215,9 +216,9 @@ class BlockMapping(Reach):
         end = -(-(at + pages * PAGE_BYTES) // page_bytes) * page_bytes
         with self._room_for(at):
             files.allocate(self.fd, begin, end - begin)
-        self._units[(begin - self.file_offset_bytes) // page_bytes : (end - self.file_offset_bytes) // page_bytes] = (
-            True
-        )
+        first, past = ((border - self.file_offset_bytes) // page_bytes for border in (begin, end))
+        self._provided += int(np.count_nonzero(~self._units[first:past]))
+        self._units[first:past] = True
 
     @contextmanager
     def _room_for(self, at: int) -> Iterator[None]:
