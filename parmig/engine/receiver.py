@@ -11,10 +11,11 @@ from collections.abc import Callable
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
-from parmig.engine.agreement import check_configure
+from parmig.engine.agreement import RESUME, check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.handover.resume_point import ResumePoint, session_name
 from parmig.engine.messages import error_reports, peer_messages
 from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.mismatch import Mismatch, joined
@@ -24,6 +25,7 @@ from parmig.engine.one_host.memory_files import in_order_of, without_staying
 from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
+from parmig.engine.resuming import Resuming
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import (
     CancelledError,
@@ -132,6 +134,9 @@ class MigrationReceiver:
         self._thread.call(self._guest.memory)
         self._thread.call(self._guest.traits)  # a source that comes need not wait for what stays the same
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)
+        self._listen()
+
+    def _listen(self) -> None:
         self._admission.listen()
         if self._listening is not None:
             self._listening(str(self._admission.endpoint))
@@ -152,7 +157,7 @@ class MigrationReceiver:
             ready = poller.poll(POLL_MS)
             self._thread.finished()
             if self._cancelled:
-                raise CancelledError(f"cancelled: {self._hint()}")
+                raise CancelledError(f"cancelled: {self._admission.hint()}")
             if watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while it waited")
             wish = self._admission.hear()
@@ -170,19 +175,10 @@ class MigrationReceiver:
     def _nobody_came(self, waited_ns: int) -> None:
         """Give up if the time is up; show where to look once nobody has come for NOBODY_CAME_NS."""
         if self._config.wait_ns and waited_ns >= self._config.wait_ns:
-            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._hint()}")
+            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._admission.hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
             self._hinted = True
-            self._show(Progress(status=WAITING, message=self._hint()))
-
-    def _hint(self) -> str:
-        port = self._admission.endpoint
-        if self._admission.refused:
-            return f"no sender got in at {port}; the last one was refused: {self._admission.refused}"
-        return (
-            f"no sender has connected to {port} yet; look at the sender's own output, "
-            "at the address and port that it was given, and for a firewall between"
-        )
+            self._show(Progress(status=WAITING, message=self._admission.hint()))
 
     def apply_config(self, wish: Configure) -> ReceiveSession:
         """Check the source's wishes, let it in, and make everything ready for it.
@@ -202,8 +198,10 @@ class MigrationReceiver:
         assert store is not None
         control = self._admission.admit()
         memory = in_order_of(wish.blocks, memory, info)
+        resuming = Resuming()
         try:
             self._adoption.take(wish, self._admission.files, memory, staying)
+            resuming = self._make_resumable(wish, store)
             return ReceiveSession(
                 wish,
                 info,
@@ -213,17 +211,33 @@ class MigrationReceiver:
                 endpoint=self._admission.endpoint,
                 store=store,
                 in_place=staying.numbers,
+                resuming=resuming,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
             )
         except ParmigError as error:
+            resuming.close()
             with contextlib.suppress(PeerLostError):
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
         finally:
             self._admission.drop_files()
+
+    def _make_resumable(self, wish: Configure, store: RecordStore) -> Resuming:
+        """Keep what is needed to go on after this process was killed, if the user and the source want that."""
+        if not self._config.resumable:
+            return Resuming()
+        if RESUME not in wish.capabilities:
+            line = "this session cannot be resumed: the source is an older parmig, or has --reconnect-timeout 0s"
+            self._show(Progress(status=WAITING, message=line))
+            return Resuming()
+        point = ResumePoint.create(store)
+        session = session_name(point.token)
+        line = f"session {session}: if this receiver is killed, start it again with --resume {session}"
+        self._show(Progress(status=WAITING, message=line))
+        return Resuming(point)
 
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
         return self._thread.call(self._guest.info), list(self._thread.call(self._guest.memory))

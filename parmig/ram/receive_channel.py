@@ -10,6 +10,7 @@ from typing import Protocol
 from parmig.errors import HostRefusedError, PeerLostError
 from parmig.ram import channel_messages as messages
 from parmig.ram.channel_messages import Caller
+from parmig.ram.shared import NOBODY_YET
 from parmig.transport.polling import Poller
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport
 
@@ -21,7 +22,7 @@ class Placing(Protocol):
     """What handles the messages of a send worker."""
 
     def placed(self) -> int:
-        """The last batch that is in place."""
+        """The last batch that is in place; NOBODY_YET: only a send worker that begins anew may come."""
 
     def restart(self) -> None:
         """Another send worker begins: its batches count from 1."""
@@ -132,6 +133,8 @@ class ReceiveChannel:
         first_time = self._epoch < 0
         if epoch is None or epoch <= self._epoch or (epoch == 0) != first_time:
             return
+        if first.head[0] == messages.RESUME and placing.placed() == NOBODY_YET:
+            return  # it does not know that its batches are lost
         transport.accept()
         self._epoch, self._peer_is_in = epoch, True
         if first_time:
