@@ -11,11 +11,10 @@ from collections.abc import Callable
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
-from parmig.engine.agreement import RESUME, check_configure
+from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.record_store import RecordStore
-from parmig.engine.handover.resume_point import ResumePoint, session_name
 from parmig.engine.messages import error_reports, peer_messages
 from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.mismatch import Mismatch, joined
@@ -25,7 +24,7 @@ from parmig.engine.one_host.memory_files import in_order_of, without_staying
 from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
-from parmig.engine.resuming import Resuming
+from parmig.engine.resuming import Resuming, make_resumable
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.errors import (
     CancelledError,
@@ -201,7 +200,7 @@ class MigrationReceiver:
         resuming = Resuming()
         try:
             self._adoption.take(wish, self._admission.files, memory, staying)
-            resuming = self._make_resumable(wish, store)
+            resuming = make_resumable(self._config, wish, store, self._show)
             return ReceiveSession(
                 wish,
                 info,
@@ -224,20 +223,6 @@ class MigrationReceiver:
             raise
         finally:
             self._admission.drop_files()
-
-    def _make_resumable(self, wish: Configure, store: RecordStore) -> Resuming:
-        """Keep what is needed to go on after this process was killed, if the user and the source want that."""
-        if not self._config.resumable:
-            return Resuming()
-        if RESUME not in wish.capabilities:
-            line = "this session cannot be resumed: the source is an older parmig, or has --reconnect-timeout 0s"
-            self._show(Progress(status=WAITING, message=line))
-            return Resuming()
-        point = ResumePoint.create(store)
-        session = session_name(point.token)
-        line = f"session {session}: if this receiver is killed, start it again with --resume {session}"
-        self._show(Progress(status=WAITING, message=line))
-        return Resuming(point)
 
     def _look_at_guest(self) -> tuple[GuestInfo, list[BlockMemory]]:
         return self._thread.call(self._guest.info), list(self._thread.call(self._guest.memory))

@@ -41,6 +41,7 @@ class Record:
         self.nearness: Sequence[Nearness] = ()
         self.outages = Outages(workers)
         self.restarts: list[tuple[int, RestartReport]] = []
+        self._first_given_up = False
         self._total_pages = total_pages
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
         self._before = list(self._now)
@@ -70,8 +71,9 @@ class Record:
         """Note the totals of one worker at its fence."""
         self._now[worker] = counters
 
-    def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int]) -> RoundReport:
-        """Note that all workers passed the fence, and return the report of the round."""
+    def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int], given_up: bool = False) -> RoundReport:
+        """Note that all workers passed the fence, or that the round was *given_up*; return its report."""
+        self._first_given_up |= given_up and not self.rounds
         self._stood_ns = self.outages.standstill_ns(self._round_began_ns, now_ns)
         moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
         self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
@@ -179,8 +181,8 @@ class Record:
         return (self.marks["compared"] - self.marks["comparing"]) / NS_PER_MS
 
     def throughput_mib_per_s(self) -> float:
-        """Guest bytes handled in round 1 divided by its duration."""
-        if not self.rounds or not self.rounds[0].duration_ms:
+        """Guest bytes handled in round 1 divided by its duration; 0 if the destination was restarted in it."""
+        if not self.rounds or not self.rounds[0].duration_ms or self._first_given_up:
             return 0.0
         return self._total_pages * PAGE_BYTES / MIB / (self.rounds[0].duration_ms * NS_PER_MS / NS_PER_S)
 

@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from parmig.config import ReceiveConfig
+from parmig.engine.agreement import RESUME
 from parmig.engine.control import ControlChannel
 from parmig.engine.handover.record_file import RecordFile
-from parmig.engine.handover.resume_point import ResumePoint, ResumeState
+from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.handover.resume_point import ResumePoint, ResumeState, session_name
 from parmig.engine.listeners import Listeners
 from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.outages import CONTROL
+from parmig.engine.report import Progress
+from parmig.status import MigrationStatus
 from parmig.transport.lasting_ends import LastingListener
 from parmig.transport.transport import Endpoint, MigrationTransport
 
@@ -68,3 +74,25 @@ class Resuming:
         """Remove what was kept."""
         if self.point is not None:
             self.point.close()
+
+
+def make_resumable(
+    config: ReceiveConfig, wish: Configure, store: RecordStore, show: Callable[[Progress], None]
+) -> Resuming:
+    """Prepare to keep what another receiver needs, if the user and the source of *wish* want that.
+
+    Raises:
+        HostRefusedError: it cannot be kept.
+    """
+    if not config.resumable:
+        return Resuming()
+    status = MigrationStatus.SETUP.value
+    if RESUME not in wish.capabilities:
+        line = "this session cannot be resumed: the source is an older parmig, or has --reconnect-timeout 0s"
+        show(Progress(status=status, message=line))
+        return Resuming()
+    point = ResumePoint.create(store)
+    session = session_name(point.token)
+    line = f"session {session}: if this receiver is killed, start it again with --resume {session}"
+    show(Progress(status=status, message=line))
+    return Resuming(point)

@@ -237,11 +237,7 @@ class ReceiveSession(Driver[Instruction]):
         if self._resuming.record is not None:
             self._resuming.let_in(listeners, self._control.transport)
         else:
-            try:
-                self._resuming.keep(listeners, self.wish, self._endpoint)
-            except ParmigError as error:
-                self._fail(error)
-                return
+            self._resuming.keep(listeners, self.wish, self._endpoint)
             self._say(listeners.accept_message(self._info), listeners.passed_files)
             everywhere = listeners.everywhere(self._endpoint)
             self._control.transport = listeners.lasting.listening(CONTROL, self._control.transport, everywhere)

@@ -75,7 +75,8 @@ class SourceRestart(SourceChannels):
         if self.step in _ANSWERS:
             self._stale[_ANSWERS[self.step]] += 1
         if self.step in _ROUND and not self._checks:
-            self.record.end_round(now_ns, paused=False, stolen=self._work.stolen)
+            stolen = self._work.stolen if self.step is Step.SENDING else [0] * self._workers
+            self.record.end_round(now_ns, paused=False, stolen=stolen, given_up=True)
         self.record.restarted(now_ns)
         self.step, self._check = Step.REJOINING, None
         self._rejoining = {of_worker(worker) for worker in range(self._workers)}
