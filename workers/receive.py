@@ -30,6 +30,7 @@ from parmig.transport.transport import parse_uri
 from parmig.units import MIB
 from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
 from workers.by_page import answer_by_page
+from workers.confinement import confine
 
 _logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     memory = attach_memory(setup, area_fd, block_fds)
+    confine(setup.memory, listens=True)
     endpoint = parse_uri(setup.uri)
     channel = ReceiveChannel(
         lambda: open_transport(

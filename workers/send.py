@@ -38,6 +38,7 @@ from parmig.transport.way_home import WayHome
 from parmig.units import NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, Memory, attach_memory, open_blocks, run_worker
 from workers.by_page import answer_by_page
+from workers.confinement import confine
 from workers.rounds import await_tracker, serve_rounds
 
 _logger = logging.getLogger(__name__)
@@ -85,12 +86,14 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     inbox.report(WorkerReady())
     digester = RegionDigester()
     tracker = await_tracker(inbox, channel.idle, blocks)
+    outlet = _outlet(setup, channel, memory, tracker, target_fds, inbox)
+    confine([*setup.memory, *setup.targets])
     ram = MigrationRamSend(
         worker=setup.worker,
         regions=regions,
         blocks=blocks,
         tracker=tracker,
-        outlet=_outlet(setup, channel, memory, tracker, target_fds, inbox),
+        outlet=outlet,
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )
