@@ -29,6 +29,7 @@ from parmig.guests.qemu.layout import Piece
 from parmig.guests.qemu.maps import Extent, Place, Vma, find_place, find_segments, parse_maps
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.ram_list import RamEntry, backend_name, parse_ram_list
+from parmig.linux import trusted_files
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock, Segment
 from parmig.units import format_size
 
@@ -218,12 +219,18 @@ def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -
     refusal = "no descriptor of it is open in QEMU"
     for path in candidates:
         try:
-            status = os.stat(path)
-            if (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino) != (*extent.device, extent.inode):
-                continue
-            return os.open(path, access | os.O_CLOEXEC)
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # QEMU may replace its descriptor at any time
         except OSError as error:
             refusal = error.strerror or str(error)
+            continue
+        try:
+            status = os.fstat(fd)
+            if (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino) == (*extent.device, extent.inode):
+                return os.open(trusted_files.name_of(fd), access | os.O_CLOEXEC)
+        except OSError as error:
+            refusal = error.strerror or str(error)
+        finally:
+            os.close(fd)
     wanted = "reading and writing" if access == os.O_RDWR else "reading"
     raise GuestRefusedError(
         f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for {wanted}: {refusal}; "
