@@ -68,6 +68,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
             token=door_token(setup.session) if setup.proves else setup.session,
             challenges=setup.proves,
+            curve=setup.curve,
         ),
         endpoint,
         Caller(setup.session, setup.worker, setup.protocol, setup.proves),

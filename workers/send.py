@@ -36,13 +36,17 @@ from parmig.transport.dial import Dialer
 from parmig.transport.security.session_proof import door_token
 from parmig.transport.transport import parse_uri
 from parmig.transport.way_home import WayHome
-from parmig.units import NS_PER_MS, format_ms
+from parmig.units import KIB, NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, Memory, attach_memory, open_blocks, run_worker
 from workers.by_page import answer_by_page
 from workers.confinement import confine
 from workers.rounds import await_tracker, serve_rounds
 
 _logger = logging.getLogger(__name__)
+
+_ANSWERS_AHEAD_BYTES = 64 * KIB
+"""How much the destination may have sent that this worker has not read. Its answers have at most 60 bytes, and no more
+than one for each batch under way."""
 
 
 def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
@@ -64,7 +68,15 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     blocks, regions, shared = memory
     name = f"send worker {setup.worker} to {parse_uri(setup.routes[0].uri)}"
     token = door_token(setup.session) if setup.proves else setup.session
-    dialer = Dialer(setup.routes, name, max_message_bytes=1 << 16, token=token, challenges=setup.proves)
+    dialer = Dialer(
+        setup.routes,
+        name,
+        max_message_bytes=1 << 16,
+        max_ahead_bytes=_ANSWERS_AHEAD_BYTES,
+        token=token,
+        challenges=setup.proves,
+        curve=setup.curve,
+    )
     caller = Caller(setup.session, setup.worker, setup.protocol, setup.proves)
     _logger.info("connects to %s", dialer.route)
     began_ns = time.monotonic_ns()

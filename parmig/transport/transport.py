@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from parmig.errors import PeerUnreachableError, UsageError
+from parmig.transport.security.curve_keys import CurveKeys
 from parmig.units import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -145,6 +146,7 @@ class MigrationTransport(ABC):
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
         token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
             anybody's first message leaves the check to the caller, who gets that message.
+        curve: (zmq) encrypts the channel; None: nothing does.
         challenges: the listening side sends random bytes on each connection, and the connecting side waits for them.
 
     Attributes:
@@ -166,6 +168,7 @@ class MigrationTransport(ABC):
         heartbeat: bool = False,
         token: bytes = b"",
         challenges: bool = False,
+        curve: CurveKeys | None = None,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
@@ -174,6 +177,7 @@ class MigrationTransport(ABC):
         self._heartbeat = heartbeat
         self._token = token
         self._challenges = challenges
+        self._curve = curve
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:
