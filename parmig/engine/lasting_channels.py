@@ -13,6 +13,7 @@ from parmig.engine.outages import CONTROL, STATE, Outages, lost_line, resumed_li
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
 from parmig.transport.registry import control_scheme, open_control
+from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.values import Path
 
@@ -40,14 +41,21 @@ class LastingChannels:
     """Makes channels that last.
 
     Args:
-        session: what proves that a connection belongs to this migration.
+        session: the secret of this migration.
         limit_ns: how long an outage may last; 0: channels end with their connections.
         notes: gets what happens to them. A channel adds to it in the thread that uses the channel.
+        proves: whether new connections prove the session; else they send it.
         resumable: (source) a receiver that has ended may be started again, so it is waited for all the time.
+
+    Attributes:
+        session: the secret of this migration.
     """
 
-    def __init__(self, session: bytes, limit_ns: int, notes: deque[ChannelNote], *, resumable: bool = False) -> None:
-        self._session = session
+    def __init__(
+        self, session: bytes, limit_ns: int, notes: deque[ChannelNote], *, proves: bool, resumable: bool = False
+    ) -> None:
+        self.session = session
+        self._proves = proves
         self._limit_ns = limit_ns
         self._notes = notes
         self._resumable = resumable
@@ -56,6 +64,10 @@ class LastingChannels:
     def outlive(self) -> bool:
         """Whether the channels outlive their connections."""
         return self._limit_ns > 0
+
+    def proof(self, name: str) -> SessionProof | None:
+        """What proves the session on the channel *name*; None: the session itself is sent."""
+        return SessionProof(self.session, name) if self._proves else None
 
     def calling(
         self, name: str, first: MigrationTransport, endpoint: Endpoint, paths: Sequence[Path] = ()
@@ -66,11 +78,11 @@ class LastingChannels:
         scheme = control_scheme(endpoint)
         routes = [Route(str(Endpoint(scheme, endpoint.host, endpoint.port)))]
         routes += [Route(str(Endpoint(scheme, path.remote, endpoint.port)), path.local) for path in paths]
-        dialer = Dialer(routes, f"{name} channel", **_OPTIONS[name])
+        dialer = Dialer(routes, f"{name} channel", challenges=self._proves, **_OPTIONS[name])
         how = self._how(name) | {"waits": self._resumable}
         if self._resumable and name == CONTROL:
             how["restarted"] = lambda: self._notes.append(ChannelNote(name, restarted=True))
-        return LastingCaller(f"{name} channel", first, self._session, dial=dialer.dial, **how)
+        return LastingCaller(f"{name} channel", first, self.session, dial=dialer.dial, **how)
 
     def listening(self, name: str, first: MigrationTransport, endpoint: Endpoint) -> MigrationTransport:
         """(destination) *first*, which has listened at *endpoint*, as a channel that lasts."""
@@ -86,14 +98,21 @@ class LastingChannels:
 
     def _listener(self, name: str, first: MigrationTransport | None, endpoint: Endpoint) -> LastingListener:
         def listen() -> MigrationTransport:
-            return open_control(endpoint, f"{name} channel", first_message_bytes=RESUME_BYTES, **_OPTIONS[name])
+            return open_control(
+                endpoint,
+                f"{name} channel",
+                first_message_bytes=RESUME_BYTES,
+                challenges=self._proves,
+                **_OPTIONS[name],
+            )
 
         how = self._how(name)
-        return LastingListener(f"{name} channel", first, self._session, listen=listen, endpoint=endpoint, **how)
+        return LastingListener(f"{name} channel", first, self.session, listen=listen, endpoint=endpoint, **how)
 
     def _how(self, name: str) -> dict[str, Any]:
         return {
             "limit_ns": self._limit_ns,
+            "proof": self.proof(name),
             "lost": lambda reason: self._notes.append(ChannelNote(name, reason)),
             "resumed": lambda lasted_ns: self._notes.append(ChannelNote(name, lasted_ns=lasted_ns)),
         }

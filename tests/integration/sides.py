@@ -491,12 +491,13 @@ class Command:
         arguments: of the command; ``--json`` is added where a report is wanted.
         prelude: Python statements to run before the command.
         directory: that holds the parmig to run.
+        wrapper: command that runs it, with other rights.
     """
 
-    def __init__(self, *arguments: str, prelude: str = "", directory: Path = ROOT) -> None:
+    def __init__(self, *arguments: str, prelude: str = "", directory: Path = ROOT, wrapper: Sequence[str] = ()) -> None:
         start = ["-c", f"{prelude}\nfrom parmig.cli import main\nmain()"] if prelude else ["-m", "parmig"]
         self.process = subprocess.Popen(
-            [sys.executable, *start, *arguments],
+            [*wrapper, sys.executable, *start, *arguments],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(directory)},
             stdout=subprocess.PIPE,

@@ -16,13 +16,13 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from parmig.engine.handover.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file, encode_slot
 from parmig.engine.handover.record_file import RecordFile
 from parmig.errors import HostRefusedError, RecordError
+from parmig.linux import trusted_files
 from parmig.units import NS_PER_S
 
 MAX_FILES = 256
@@ -76,8 +76,7 @@ class RecordStore:
     def __init__(self, directory: str = "") -> None:
         self.directory = os.path.abspath(directory or default_directory())
         try:
-            Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._fd = trusted_files.make_folder(self.directory)
         except OSError as error:
             raise HostRefusedError(
                 f"the directory for records of hand-overs, {self.directory}, cannot be used: {error.strerror}; "
