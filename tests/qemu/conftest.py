@@ -13,7 +13,7 @@ import pytest
 from parmig.errors import GuestError
 from tests.lasting import LASTING
 from tests.qemu import disks, machines
-from tests.qemu.machines import QemuMachine
+from tests.qemu.machines import QemuMachine, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +63,12 @@ class LentGuest:
         """Keep it if it is as it was; end it otherwise."""
         assert self._machine is not None
         try:
-            kept = self._machine.process.poll() is None and self._state() == self._was
-        except (GuestError, OSError):
-            kept = False
-        if kept:
-            self._machine.disconnect()
-        else:
+            # QEMU closes what was given to it a moment after its guest runs again.
+            wait_until(lambda: self._state() == self._was, 1, "the guest as it was")
+        except (AssertionError, GuestError, OSError):
             self.end()
+        else:
+            self._machine.disconnect()
 
     def _state(self) -> Any:
         machine = self._machine

@@ -117,6 +117,7 @@ def broken(
         return report | {"code": code}
 
 
+@pytest.mark.timeout(240)  # ten broken migrations of one guest
 def test_a_broken_migration_leaves_the_source_as_it_was_and_the_next_one_works(initrd: Path) -> None:
     with QemuMachine(initrd, rate=5) as source:
         before = Before(source)
