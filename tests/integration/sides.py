@@ -430,6 +430,11 @@ def _cut_at(name: str) -> None:
     ControlChannel.write = hooked  # type: ignore[method-assign]
 
 
+def ask_briefly() -> None:
+    """Let this process ask whose the guest is, or wait for that question, for a second only."""
+    source_end.NOBODY_NS = destination_end.ANSWER_LIMIT_NS = NS_PER_S
+
+
 def _say(**line: Any) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
@@ -447,7 +452,7 @@ def main(options: dict[str, Any]) -> None:
     if "records" in options:
         os.environ["PARMIG_STATE_DIR"] = options["records"]
     if options.get("brief"):
-        source_end.NOBODY_NS = destination_end.ANSWER_LIMIT_NS = NS_PER_S
+        ask_briefly()
     if "cut_at" in options:
         _cut_at(options["cut_at"])
     if "kill_at" in options:
