@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import logging.handlers
+import os
 import queue
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import TextIOWrapper
 from pathlib import Path
 
 from parmig.errors import UsageError
+from parmig.linux import trusted_files
 
 REPORTED = {"reported": True}
 """``extra`` of a line about an error that the command prints as well: not shown twice on standard error."""
@@ -125,6 +128,12 @@ class _Formatter(logging.Formatter):
         return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}Z"
 
 
+class _FileHandler(logging.FileHandler):
+    def _open(self) -> TextIOWrapper:
+        fd = trusted_files.open_file(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return open(fd, "a", encoding=self.encoding, errors=self.errors)
+
+
 def _add_origin(record: logging.LogRecord) -> bool:
     origin = _origin.get()
     record.side, record.session = origin.side, origin.session
@@ -134,6 +143,6 @@ def _add_origin(record: logging.LogRecord) -> bool:
 
 def _open(path: Path) -> logging.Handler:
     try:
-        return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        return _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"the log file {path} cannot be written: {error.strerror}; give another --log-file") from error

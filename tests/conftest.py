@@ -8,6 +8,7 @@ import gc
 import glob
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +104,13 @@ def _nothing_is_left_behind() -> Iterator[None]:
         if time.monotonic() > until:
             pytest.fail(f"left behind (descriptor and file, or process and name): {sorted(left)}")
         time.sleep(0.01)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that every user reaches and may write to, as /tmp is. Its last name is in no other."""
+    if os.geteuid():
+        pytest.skip("only root can act as another user")
+    with tempfile.TemporaryDirectory(prefix="parmig-test-", dir="/var/tmp") as directory:
+        os.chmod(directory, 0o1777)
+        yield Path(directory)

@@ -48,6 +48,8 @@ class RearmClient:
         self._socket.settimeout(_LIMIT_S)
         try:
             self._socket.connect(f"\0{name}")
+            if (user := sockets.peer_of(self._socket)[1]) not in (0, os.geteuid()):
+                raise PermissionError(f"user {user} answers in its place")
         except OSError as error:
             self._socket.close()
             raise GuestError(f"the guest's monitor cannot be asked to re-arm its dirty log: {error}") from error

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from parmig.errors import SnapshotError, SnapshotRefusedError, StreamError
+from parmig.linux import trusted_files
 from parmig.stream import trailer
 from parmig.stream.configuration import IGNORE_SHARED
 from parmig.stream.data_file import MigrationDataFile
@@ -42,7 +43,9 @@ class OpenSnapshot:
         self.name = str(path)
         self.description: Description | None = None
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would wait
+            self.fd = trusted_files.open_file(
+                str(path), os.O_RDONLY | os.O_NONBLOCK
+            )  # a pipe without a writer would wait
         except OSError as error:
             raise SnapshotRefusedError(f"{path} cannot be read: {error.strerror}") from error
         try:

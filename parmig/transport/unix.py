@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from parmig.errors import HostRefusedError
-from parmig.linux import sockets
+from parmig.linux import sockets, trusted_files
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import Inbox
@@ -80,7 +80,11 @@ class UnixTransport(TcpTransport):
             if len(os.fsencode(endpoint.path)) > MAX_PATH_BYTES:
                 raise OSError(errno.ENAMETOOLONG, f"the path is longer than {MAX_PATH_BYTES} bytes")
             sock.settimeout(timeout_s)
-            sock.connect(endpoint.path)
+            entry = trusted_files.find(endpoint.path)
+            try:
+                sock.connect(trusted_files.name_of(entry.fd))
+            finally:
+                os.close(entry.fd)
             if not _is_trusted(sock):
                 raise OSError(errno.EPERM, f"user {sockets.peer_of(sock)[1]} listens there, expected root or this user")
         except BaseException:
@@ -133,7 +137,7 @@ def _alone_in(directory: str) -> Iterator[None]:
     Raises:
         OSError: there is no such directory, or another process does not finish.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = trusted_files.open_file(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_S
         while True:

@@ -90,16 +90,21 @@ def test_a_directory_that_others_may_use_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
-def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_of_another_user_in_a_shared_folder_is_not_followed(shared_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(HostRefusedError, match="cannot be used"):
-        RecordStore(str(tmp_path / "link"))
+    link = shared_folder / "link"
+    link.symlink_to(tmp_path / "real")
+    RecordStore(str(link)).close()
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    for path in (link, link / "below"):
+        with pytest.raises(HostRefusedError, match=r"cannot be used: .*/link belongs to user 65534"):
+            RecordStore(str(path))
+    assert not list((tmp_path / "real").iterdir())
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HostRefusedError, match="cannot be used: File exists"):
+    with pytest.raises(HostRefusedError, match="cannot be used: Not a directory"):
         RecordStore(str(tmp_path / "file"))
 
 

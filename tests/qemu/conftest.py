@@ -63,6 +63,8 @@ class LentGuest:
         """Keep it if it is as it was; end it otherwise."""
         assert self._machine is not None
         try:
+            if self._machine.ask("query-status")["status"] == "paused":
+                self._machine.ask("cont")
             # QEMU closes what was given to it a moment after its guest runs again.
             wait_until(lambda: self._state() == self._was, 1, "the guest as it was")
         except (AssertionError, GuestError, OSError):

@@ -102,6 +102,30 @@ def test_a_socket_without_listener_is_refused(tmp_path: Path) -> None:
         Qmp(path)
 
 
+@pytest.mark.parametrize("folder_mode", [0o1777, 0o755])
+@pytest.mark.parametrize("what", ["listener", "file"])
+def test_a_socket_of_another_user_is_refused_where_everyone_may_make_one(
+    shared_folder: Path, what: str, folder_mode: int
+) -> None:
+    path = shared_folder / "qmp"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        if what == "file":
+            os.chown(path, 65534, 65534)
+            sock.listen()
+        else:
+            os.seteuid(65534)  # the kernel notes who calls listen()
+            try:
+                sock.listen()
+            finally:
+                os.seteuid(0)
+        shared_folder.chmod(folder_mode)
+        shared = folder_mode == 0o1777
+        reason = r"is not trusted.* user 65534.*run parmig as that user" if shared else "no QMP greeting"
+        with pytest.raises(GuestRefusedError, match=reason):
+            Qmp(str(path), limit_s=0.1)
+
+
 def test_a_server_that_speaks_otherwise_is_refused(server: Server) -> None:
     server.first_line = b"220 mail ready\n"
     with pytest.raises(GuestRefusedError, match="is not a QMP server"):

@@ -16,13 +16,13 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from parmig.engine.handover.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file, encode_slot
 from parmig.engine.handover.record_file import RecordFile
 from parmig.errors import HostRefusedError, RecordError
+from parmig.linux import trusted_files
 from parmig.units import NS_PER_S
 
 MAX_FILES = 256
@@ -76,8 +76,7 @@ class RecordStore:
     def __init__(self, directory: str = "") -> None:
         self.directory = os.path.abspath(directory or default_directory())
         try:
-            Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._fd = trusted_files.make_folder(self.directory)
         except OSError as error:
             raise HostRefusedError(
                 f"the directory for records of hand-overs, {self.directory}, cannot be used: {error.strerror}; "
@@ -136,7 +135,7 @@ class RecordStore:
                 f"the record of the hand-over, {self.directory}/{name}, cannot be written: {error.strerror}; "
                 "nothing was touched; make room there, or name another directory with --state-dir"
             ) from error
-        return RecordFile(self._directory_fd(), name, fd, f"{self.directory}/{name}", 0, 1, record)
+        return RecordFile(self.directory_fd(), name, fd, f"{self.directory}/{name}", 0, 1, record)
 
     def open(self, name: str) -> RecordFile:
         """Open the file *name* of this directory to change it. The caller closes it.
@@ -145,9 +144,9 @@ class RecordStore:
             HostRefusedError: another process uses it, or it is not a file of ours.
             RecordError: it is damaged.
         """
-        fd = self._open(name, os.O_RDWR)
+        fd = self.open_file(name, os.O_RDWR)
         try:
-            if not _lock(fd):
+            if not try_lock(fd):
                 raise HostRefusedError(
                     f"{self.directory}/{name} is in use by a running parmig; wait for it, or cancel it"
                 )
@@ -155,12 +154,18 @@ class RecordStore:
         except BaseException:
             os.close(fd)
             raise
-        return RecordFile(self._directory_fd(), name, fd, f"{self.directory}/{name}", slot, sequence, record)
+        return RecordFile(self.directory_fd(), name, fd, f"{self.directory}/{name}", slot, sequence, record)
 
-    def _directory_fd(self) -> int:
+    def directory_fd(self) -> int:
+        """A descriptor of the directory, which the caller owns."""
         return os.dup(self._fd)
 
-    def _open(self, name: str, flags: int) -> int:
+    def open_file(self, name: str, flags: int) -> int:
+        """A descriptor of the file *name* of this directory, which the caller owns.
+
+        Raises:
+            HostRefusedError: it cannot be opened, or it is not a file of this user alone.
+        """
         try:
             fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
@@ -186,10 +191,10 @@ class RecordStore:
 
     def _look(self, name: str) -> Entry:
         try:
-            fd = self._open(name, os.O_RDONLY)
+            fd = self.open_file(name, os.O_RDONLY)
         except HostRefusedError as error:
             return Entry(name, problem=str(error))
-        in_use = not _lock(fd)
+        in_use = not try_lock(fd)
         try:
             data = os.pread(fd, FILE_BYTES, 0)
             return Entry(name, decode_file(data)[2], in_use=in_use)
@@ -239,7 +244,7 @@ def file_name(record: HandOverRecord) -> str:
     return f"{record.name}-{record.side}.record"
 
 
-def _lock(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
     """Take the file at *fd* for this process, until it is closed. False: another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

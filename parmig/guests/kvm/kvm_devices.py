@@ -17,6 +17,7 @@ from typing import Annotated, ClassVar
 
 from parmig.errors import GuestError, GuestRefusedError, StateError
 from parmig.guests.kvm.ram import GuestRam
+from parmig.linux import trusted_files
 from parmig.state import (
     U16,
     U32,
@@ -288,6 +289,6 @@ class BlockDevice(Device):
 
 def _open(path: str, flags: int) -> int:
     try:
-        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+        return trusted_files.open_file(path, flags, 0o644)
     except OSError as error:
         raise GuestRefusedError(f"{path}: {error.strerror}; name a file that can be written") from error

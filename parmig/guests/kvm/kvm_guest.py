@@ -14,6 +14,7 @@ from parmig.guests.kvm.options import KvmOptions, parse_options
 from parmig.guests.kvm.ram import BLOCK_NAME, ram_block
 from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.spawned_guest import SpawnedGuest
+from parmig.linux import trusted_files
 from parmig.units import KIB, MIB
 
 _PROGRAM = "parmig.guests.kvm.kvm_monitor:main"
@@ -53,7 +54,7 @@ class KvmGuest(SpawnedGuest):
         if name != BLOCK_NAME or not path:
             return super()._create_file(name, size_bytes)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = trusted_files.open_file(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise GuestRefusedError(f"memory file {path} cannot be opened: {error.strerror}") from error
         self._fds.append(fd)

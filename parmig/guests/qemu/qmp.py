@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import socket
 import threading
 import time
@@ -21,7 +23,7 @@ from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.qmp_events import Event, Listener
-from parmig.linux import sockets
+from parmig.linux import sockets, trusted_files
 from parmig.units import NS_PER_S
 
 T = TypeVar("T")
@@ -252,10 +254,22 @@ class Qmp:
 
 
 def _connect(path: str) -> socket.socket:
+    """Connect to the socket at *path*, if nobody but its owner can have made it."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_LIMIT_S)
     try:
-        sock.connect(path)
+        entry = trusted_files.find(path)
+        try:
+            sock.connect(trusted_files.name_of(entry.fd))
+        finally:
+            os.close(entry.fd)
+        _, user = sockets.peer_of(sock)
+        if entry.shared_folder and user not in (0, os.geteuid()):
+            raise PermissionError(
+                errno.EPERM,
+                f"user {user} listens there, and everyone may write to {entry.shared_folder}, expected root or user "
+                f"{os.geteuid()}",
+            )
     except TimeoutError as error:
         sock.close()
         raise GuestRefusedError(
@@ -263,6 +277,11 @@ def _connect(path: str) -> socket.socket:
         ) from error
     except OSError as error:
         sock.close()
+        if error.errno == errno.EPERM:
+            raise GuestRefusedError(
+                f"the QMP socket {path} is not trusted: {error.strerror}; have QEMU listen in a folder that only its "
+                "user may write to, or run parmig as that user"
+            ) from error
         raise GuestRefusedError(
             f"no QEMU answers at {path}: {error.strerror or error}; start QEMU with -qmp unix:{path},server=on,wait=off"
         ) from error
