@@ -25,6 +25,7 @@ from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.session import LINGER_MS, ReceiveSession
+from parmig.engine.steering.desk import Desk
 from parmig.errors import (
     CancelledError,
     GuestError,
@@ -87,6 +88,7 @@ class MigrationReceiver:
         self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
+        self.desk = Desk(self.cancel)
 
     # -- the caller's side ----------------------------------------------------------------------
 
@@ -152,7 +154,7 @@ class MigrationReceiver:
             ready = poller.poll(POLL_MS)
             self._thread.finished()
             if self._cancelled:
-                raise CancelledError(f"cancelled: {self._hint()}")
+                raise CancelledError(f"cancelled: {self._admission.hint()}")
             if watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while it waited")
             wish = self._admission.hear()
@@ -170,19 +172,10 @@ class MigrationReceiver:
     def _nobody_came(self, waited_ns: int) -> None:
         """Give up if the time is up; show where to look once nobody has come for NOBODY_CAME_NS."""
         if self._config.wait_ns and waited_ns >= self._config.wait_ns:
-            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._hint()}")
+            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._admission.hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
             self._hinted = True
-            self._show(Progress(status=WAITING, message=self._hint()))
-
-    def _hint(self) -> str:
-        port = self._admission.endpoint
-        if self._admission.refused:
-            return f"no sender got in at {port}; the last one was refused: {self._admission.refused}"
-        return (
-            f"no sender has connected to {port} yet; look at the sender's own output, "
-            "at the address and port that it was given, and for a firewall between"
-        )
+            self._show(Progress(status=WAITING, message=self._admission.hint()))
 
     def apply_config(self, wish: Configure) -> ReceiveSession:
         """Check the source's wishes, let it in, and make everything ready for it.
@@ -287,6 +280,7 @@ class MigrationReceiver:
             self._store.close()
 
     def _show(self, progress: Progress) -> None:
+        self.desk.post_progress(progress)
         if self._progress is not None:
             self._progress(progress)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from parmig.engine.mismatch import Mismatch
+from parmig.engine.steering.change import ChangeReport
 from parmig.errors import ParmigError, by_name
 from parmig.ram.codecs.registry import name_of
 from parmig.units import NS_PER_MS
@@ -232,6 +233,7 @@ class Report(msgspec.Struct, kw_only=True):
     per_worker: list[WorkerReport] = []
     per_path: list[PathReport] = []
     outages: list[OutageReport] = []
+    changes: list[ChangeReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
     verify_ms: float | None = None
