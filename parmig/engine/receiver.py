@@ -24,6 +24,7 @@ from parmig.engine.one_host.memory_files import in_order_of, without_staying
 from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
+from parmig.engine.resuming import Resuming, make_resumable
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.engine.steering.desk import Desk
 from parmig.errors import (
@@ -110,8 +111,7 @@ class MigrationReceiver:
     def cancel(self) -> None:
         """Give up, unless hand-over has happened. Safe from a signal handler."""
         self._cancelled = True
-        session = self._session
-        if session is not None:
+        if (session := self._session) is not None:
             session.cancel()
         self._thread.wake()
 
@@ -134,6 +134,9 @@ class MigrationReceiver:
         self._thread.call(self._guest.memory)
         self._thread.call(self._guest.traits)  # a source that comes need not wait for what stays the same
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)
+        self._listen()
+
+    def _listen(self) -> None:
         self._admission.listen()
         if self._listening is not None:
             self._listening(str(self._admission.endpoint))
@@ -157,8 +160,7 @@ class MigrationReceiver:
                 raise CancelledError(f"cancelled: {self._admission.hint()}")
             if watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while it waited")
-            wish = self._admission.hear()
-            if wish is None:
+            if (wish := self._admission.hear()) is None:
                 continue
             if wish.check:
                 self._admission.answer_check(self._compare(wish, *self._look_at_guest())[0])
@@ -195,8 +197,10 @@ class MigrationReceiver:
         assert store is not None
         control = self._admission.admit()
         memory = in_order_of(wish.blocks, memory, info)
+        resuming = Resuming()
         try:
             self._adoption.take(wish, self._admission.files, memory, staying)
+            resuming = make_resumable(self._config, wish, store, self._show)
             return ReceiveSession(
                 wish,
                 info,
@@ -206,11 +210,13 @@ class MigrationReceiver:
                 endpoint=self._admission.endpoint,
                 store=store,
                 in_place=staying.numbers,
+                resuming=resuming,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
             )
         except ParmigError as error:
+            resuming.close()
             with contextlib.suppress(PeerLostError):
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)

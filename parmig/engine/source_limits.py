@@ -7,7 +7,7 @@ from abc import abstractmethod
 
 from parmig.engine import events
 from parmig.engine.events import Event, Instruction
-from parmig.engine.source_channels import SourceChannels
+from parmig.engine.source_restart import SourceRestart
 from parmig.engine.steering.change import OFF, Change, SetRate, changed
 from parmig.engine.work.policy import Limits
 from parmig.status import MigrationStatus
@@ -15,7 +15,7 @@ from parmig.status import MigrationStatus
 _BEFORE_PAUSE = (MigrationStatus.SETUP, MigrationStatus.ACTIVE)
 
 
-class SourceLimits(SourceChannels):
+class SourceLimits(SourceRestart):
     """Keeps the limits in force.
 
     Attributes:

@@ -12,6 +12,7 @@ from parmig.engine.messages.message import Message
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.transport.dial import Route
+from parmig.transport.security.curve_keys import CurveKeys
 
 
 class MemorySetup(Message, frozen=True, kw_only=True):
@@ -53,6 +54,9 @@ class SendSetup(MemorySetup, frozen=True):
     """To a send worker, once: everything it needs besides descriptors.
 
     Attributes:
+        session: the secret of the migration.
+        proves: whether the channel proves that it knows the session; else it sends it.
+        curve: keys that encrypt its channel if the transport is ZeroMQ; None: nothing does.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -81,12 +85,17 @@ class SendSetup(MemorySetup, frozen=True):
     target_digests: bool = False
     path: int = 0
     probe_port: int = 0
+    proves: bool = False
+    curve: CurveKeys | None = None
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
     """To a receive worker, once.
 
     Attributes:
+        session: the secret of the migration.
+        proves: whether the send worker proves that it knows the session; else it sends it.
+        curve: as in SendSetup.
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
         replaces: whether a worker of this number was there before, and has ended.
@@ -100,3 +109,5 @@ class ReceiveSetup(MemorySetup, frozen=True):
     credit_bytes: int
     outlives_losses: bool = False
     replaces: bool = False
+    proves: bool = False
+    curve: CurveKeys | None = None

@@ -11,6 +11,7 @@ arrive. Until then the next ones wait in the kernel. Each call does a bounded am
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from parmig.errors import PeerLostError
+from parmig.transport.security.session_proof import CHALLENGE_BYTES
 from parmig.transport.tcp_connect import connect_and_greet, dial
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
@@ -72,8 +74,12 @@ class TcpTransport(MigrationTransport):
         return listen_at(endpoint)
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
-        sock = connect_and_greet(self._name, endpoint, local, timeout_ns, self._dial)
+        challenge_bytes = CHALLENGE_BYTES if self._challenges else 0
+        sock, challenge = connect_and_greet(
+            self._name, endpoint, local, timeout_ns, self._dial, challenge_bytes=challenge_bytes
+        )
         self._peer = self._open_connection(sock, MAX_FRAMES * self._max_message_bytes)
+        self._peer.challenge = challenge
         self._peer.inbox.feed(GREETING)  # connect_and_greet() has read it
         self._peer.settle(beats=self._heartbeat)
         self._epoll = select.epoll()
@@ -140,6 +146,11 @@ class TcpTransport(MigrationTransport):
         if message is None and peer.ended:
             raise self._lost(peer)
         return message
+
+    @property
+    def challenge(self) -> bytes:
+        connection = self._last if self._peer is None else self._peer
+        return connection.challenge if connection is not None else b""
 
     @property
     def closed_by_peer(self) -> bool:
@@ -211,7 +222,8 @@ class TcpTransport(MigrationTransport):
             self._strangers[sock.fileno()] = (connection, time.monotonic_ns() + FIRST_MESSAGE_NS)
             epoll.register(sock, select.EPOLLIN)
             try:
-                connection.greet()
+                connection.challenge = os.urandom(CHALLENGE_BYTES) if self._challenges else b""
+                connection.write(GREETING + connection.challenge)
             except PeerLostError:
                 self._drop(connection)
 

@@ -32,8 +32,13 @@ def connect_and_greet(
     local: str,
     timeout_ns: int,
     dial: Callable[[Endpoint, str, float], socket.socket] = dial,
-) -> socket.socket:
+    *,
+    challenge_bytes: int = 0,
+) -> tuple[socket.socket, bytes]:
     """A connection to a peer that speaks parmig's framing; see ``MigrationTransport.connect``.
+
+    Returns:
+        The connection, and the challenge of *challenge_bytes* bytes that came with the greeting.
 
     Raises:
         PeerUnreachableError: no peer answered in time, or it does not speak this framing.
@@ -45,8 +50,9 @@ def connect_and_greet(
         try:
             sock = dial(endpoint, local, left_s)
             answered = True
-            if _hear_greeting(sock, deadline):
-                return sock
+            challenge = _hear_greeting(sock, deadline, challenge_bytes)
+            if challenge is not None:
+                return sock, challenge
             why = None
         except (OSError, UnicodeError) as error:
             why = error
@@ -62,8 +68,8 @@ def connect_and_greet(
         time.sleep(_RETRY_S)
 
 
-def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
-    """Send the greeting and wait for the peer's. False: the peer closed the connection without one.
+def _hear_greeting(sock: socket.socket, deadline: float, challenge_bytes: int) -> bytes | None:
+    """Send the greeting and wait for the peer's; return the challenge. None: the peer closed the connection before.
 
     Raises:
         OSError: no greeting came in time, or it is not parmig's; *sock* is closed.
@@ -71,17 +77,17 @@ def _hear_greeting(sock: socket.socket, deadline: float) -> bool:
     heard = b""
     try:
         sock.sendall(GREETING)
-        while len(heard) < len(GREETING):
+        while len(heard) < len(GREETING) + challenge_bytes and GREETING.startswith(heard[: len(GREETING)]):
             sock.settimeout(max(0.001, deadline - time.monotonic()))
-            data = sock.recv(len(GREETING) - len(heard))
+            data = sock.recv(len(GREETING) + challenge_bytes - len(heard))
             if not data:
                 sock.close()
-                return False
+                return None
             heard += data
     except OSError:
         sock.close()
         raise
-    if heard != GREETING:
+    if not heard.startswith(GREETING):
         sock.close()
         raise OSError(errno.EPROTO, "the greeting is not parmig's")
-    return True
+    return heard[len(GREETING) :]

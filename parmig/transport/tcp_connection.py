@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.linux import sockets
-from parmig.transport.tcp_framing import GREETING, KEEP_ALIVE, Inbox
+from parmig.transport.tcp_framing import KEEP_ALIVE, Inbox
 from parmig.transport.tcp_message import HEAD_CHUNK_BYTES, StreamedMessage
 from parmig.transport.tcp_silence import SilenceWatch, limit_silence
 from parmig.transport.transport import Buffer
@@ -59,6 +59,7 @@ class Connection:
     Attributes:
         ended: why nothing more will arrive; empty while more may.
         closed: whether the peer, or something between, has closed the connection. Else it went silent.
+        challenge: what was sent, or has come, with the greeting.
     """
 
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
@@ -72,6 +73,7 @@ class Connection:
         self.inbox = inbox
         self.ended = ""
         self.closed = False
+        self.challenge = b""
         self._lock = threading.Lock()
         self._out: list[memoryview] = []
         self._queued_bytes = 0
@@ -202,10 +204,6 @@ class Connection:
             taken += len(data)
 
     # -- what leaves ----------------------------------------------------------------------------
-
-    def greet(self) -> None:
-        """Send the greeting, which must come before anything else."""
-        self.write(GREETING)
 
     def write(self, *pieces: Buffer) -> None:
         """Send *pieces*, none of them empty. What the kernel does not take now is kept by reference and sent later.

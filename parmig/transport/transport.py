@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from parmig.errors import PeerUnreachableError, UsageError
+from parmig.transport.security.curve_keys import CurveKeys
 from parmig.units import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -145,6 +146,8 @@ class MigrationTransport(ABC):
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
         token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
             anybody's first message leaves the check to the caller, who gets that message.
+        curve: (zmq) encrypts the channel; None: nothing does.
+        challenges: the listening side sends random bytes on each connection, and the connecting side waits for them.
 
     Attributes:
         frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
@@ -164,6 +167,8 @@ class MigrationTransport(ABC):
         max_ahead_bytes: int = 0,
         heartbeat: bool = False,
         token: bytes = b"",
+        challenges: bool = False,
+        curve: CurveKeys | None = None,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
@@ -171,6 +176,8 @@ class MigrationTransport(ABC):
         self._max_ahead_bytes = max_ahead_bytes
         self._heartbeat = heartbeat
         self._token = token
+        self._challenges = challenges
+        self._curve = curve
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:
@@ -224,6 +231,13 @@ class MigrationTransport(ABC):
         """(listening side) Make the sender of the message read last the only peer. All other connections are closed,
         and no new one is let in.
         """
+
+    @property
+    def challenge(self) -> bytes:
+        """The random bytes that the listening side has sent on this connection. On the listening side: on the
+        connection whose message was read last. Empty without ``challenges``.
+        """
+        return b""
 
     @property
     def closed_by_peer(self) -> bool:

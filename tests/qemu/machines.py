@@ -103,6 +103,7 @@ class QemuMachine:
         extra: more options.
         program: the QEMU to run.
         accelerator: what runs the virtual CPUs.
+        user: whose process it is; the machine's directory and sockets are open to the group of this number, too.
     """
 
     def __init__(
@@ -117,8 +118,15 @@ class QemuMachine:
         extra: tuple[str, ...] = (),
         program: str = QEMU,
         accelerator: str = "tcg",
+        user: int = 0,
     ) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="parmig-qemu-", dir="/dev/shm"))
+        self._place = self.directory = Path(tempfile.mkdtemp(prefix="parmig-qemu-", dir="/dev/shm"))
+        self._user = user
+        if user:
+            self._place.chmod(0o755)
+            self.directory = self._place / "own"  # not itself in /dev/shm, to which everyone may write
+            self.directory.mkdir(mode=0o750)
+            os.chown(self.directory, user, user)
         self.socket = str(self.directory / "qmp")
         self._serial = self.directory / "serial"
         self._monitor: Qmp | None = None
@@ -141,7 +149,14 @@ class QemuMachine:
 
     def __enter__(self) -> Self:
         with (self.directory / "errors").open("wb") as errors:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=errors, stdout=errors)
+            other: dict[str, Any] = {"user": self._user, "group": self._user, "extra_groups": [], "umask": 0o007}
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                stdout=errors,
+                **(other if self._user else {}),
+            )
         try:
             wait_until(lambda: self._alive() and self._connect(), 20, "QEMU's QMP socket")
         except BaseException:
@@ -164,7 +179,7 @@ class QemuMachine:
             self._monitor.close()
         self.process.kill()
         self.process.wait()
-        shutil.rmtree(self.directory)
+        shutil.rmtree(self._place)
 
     @property
     def pid(self) -> int:
