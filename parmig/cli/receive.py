@@ -11,6 +11,7 @@ from parmig.config import WORKER_PROGRAMS, ReceiveConfig
 from parmig.engine.arrival import check_arrived
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Report
+from parmig.engine.resumed_receiver import ResumedReceiver
 from parmig.guests.registry import open_guest
 
 
@@ -36,9 +37,8 @@ def _receive(guest_text: str, config: ReceiveConfig, output: o.Output) -> Report
         open_guest(guest_text, incoming=True) as guest,
         showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
     ):
-        receiver = MigrationReceiver(
-            guest, config, progress=progress, listening=lambda uri: print_line(f"listening on {uri}")
-        )
+        kind = ResumedReceiver if config.resume else MigrationReceiver
+        receiver = kind(guest, config, progress=progress, listening=lambda uri: print_line(f"listening on {uri}"))
         with cancelling(receiver.cancel):
             report = receiver.receive_loop()
             if check_arrived(guest, report):

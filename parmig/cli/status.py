@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -16,8 +17,9 @@ from parmig.cli import options as o
 from parmig.cli.output import echo_error, print_json
 from parmig.cli.progress import printable
 from parmig.cli.summary import PIPE_COLUMNS
-from parmig.engine.handover.handover_record import HandOverRecord
+from parmig.engine.handover.handover_record import HandOverRecord, RecordState
 from parmig.engine.handover.record_store import Entry, RecordStore
+from parmig.engine.handover.resume_point import resumable_sessions
 from parmig.engine.report import ErrorReport
 from parmig.errors import ParmigError, UsageError
 from parmig.options import option
@@ -37,7 +39,8 @@ class SessionStatus(msgspec.Struct, kw_only=True):
     """One record, as ``--json`` prints it.
 
     ``owner`` is ``here``, ``there`` (the other host) or ``undecided``; ``settled``: nothing is left to do. ``process``
-    is the parmig that uses the record now, or null. ``problem`` says why a record cannot be read.
+    is the parmig that uses the record now, or null. ``resumable``: the receiver was killed, and ``parmig receive
+    --resume`` may go on. ``problem`` says why a record cannot be read.
     """
 
     session: str
@@ -50,6 +53,7 @@ class SessionStatus(msgspec.Struct, kw_only=True):
     peer: str = ""
     since: str = ""
     process: int | None = None
+    resumable: bool = False
     problem: str | None = None
 
 
@@ -63,7 +67,8 @@ def status(options: StatusOptions, output: o.JsonOutput) -> None:
         if not options.host:
             raise UsageError("say what to show; write parmig status --host")
         with RecordStore(options.state_dir) as store:
-            sessions = [describe_entry(entry) for entry in store.entries()]
+            resumable = resumable_sessions(store)
+            sessions = [describe_entry(entry, resumable) for entry in store.entries()]
     except ParmigError as error:
         echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
         raise typer.Exit(error.exit_code) from None
@@ -73,8 +78,8 @@ def status(options: StatusOptions, output: o.JsonOutput) -> None:
         print_sessions(sessions)
 
 
-def describe_entry(entry: Entry) -> SessionStatus:
-    """What is shown of *entry*."""
+def describe_entry(entry: Entry, resumable: Collection[str] = ()) -> SessionStatus:
+    """What is shown of *entry*. *resumable*: sessions that have what another receiver needs."""
     record = entry.record
     if record is None:
         return SessionStatus(session=entry.name.partition("-")[0], problem=entry.problem)
@@ -89,6 +94,7 @@ def describe_entry(entry: Entry) -> SessionStatus:
         peer=record.peer or record.here,
         since=_clock(record),
         process=record.process if entry.in_use else None,
+        resumable=record.name in resumable and record.state is RecordState.OPEN and not entry.in_use,
     )
 
 
@@ -109,6 +115,8 @@ def print_sessions(sessions: list[SessionStatus]) -> None:
         to_do = one.problem or (
             f"process {one.process} works on it"
             if one.process is not None
+            else f"parmig receive --resume {one.session}"
+            if one.resumable
             else ""
             if one.settled or one.state == "open"
             else f"parmig recover {one.session}"

@@ -117,6 +117,15 @@ class Admission:
             _logger.info("%s", line)
             self._show(line)
 
+    def hint(self) -> str:
+        """Where to look if nobody was let in."""
+        if self.refused:
+            return f"no sender got in at {self.endpoint}; the last one was refused: {self.refused}"
+        return (
+            f"no sender has connected to {self.endpoint} yet; look at the sender's own output, "
+            "at the address and port that it was given, and for a firewall between"
+        )
+
     def admit(self) -> ControlChannel:
         """Take the source that was read last as the peer, and close the port. The caller owns the channel."""
         assert self._transport is not None

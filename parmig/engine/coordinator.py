@@ -27,7 +27,7 @@ from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.engine.record import Record
-from parmig.engine.source_channels import SourceChannels
+from parmig.engine.source_restart import SourceRestart
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.work.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.work.round_work import RoundKind, RoundWork
@@ -37,11 +37,11 @@ from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import StatusEvent
 
-PEER_EVENTS = (events.PeerDigested, events.PeerLoaded, events.PeerResumed, events.PeerRefused)
+PEER_EVENTS = (events.PeerDigested, events.PeerDigests, events.PeerLoaded, events.PeerResumed, events.PeerRefused)
 """What the destination causes: at the wrong time it breaks the protocol."""
 
 
-class Coordinator(SourceChannels):
+class Coordinator(SourceRestart):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -106,13 +106,10 @@ class Coordinator(SourceChannels):
                 return self._begin_round(Step.SENDING, now_ns)
             case Step.SCANNING, events.WorkerScanned(worker=worker):
                 self._waiting.discard(worker)
-                if self._waiting:
-                    return []
-                self.step = Step.SETTLING
-                return [Do.SETTLE]
+                return [] if self._waiting else self._all_scanned(now_ns)
             case Step.SETTLING, events.GuestSettled(took_ns=took_ns):
                 self.record.settled(took_ns)
-                return self._hand_out(Step.SENDING, now_ns)
+                return self._all_settled(now_ns)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerIdle(worker=worker, load=load)):
                 return self._work.idle(worker, load, now_ns)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerFenced(worker=worker, counters=counters)):
@@ -151,6 +148,8 @@ class Coordinator(SourceChannels):
                 return self._compare(now_ns)
             case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self.peer_digest:
                 return []  # the same digest once more does no harm
+        if (decided := self._checking(event, now_ns)) is not None:
+            return decided
         if (decided := self._proceed_end(event, now_ns)) is not None:
             return decided
         kind = ProtocolError if isinstance(event, PEER_EVENTS) else ParmigError
@@ -170,17 +169,20 @@ class Coordinator(SourceChannels):
         self.round += 1
         self._work.take_up()
         self.record.begin_round(now_ns)
-        if not (self._settles and step is Step.SENDING):
+        if not ((self._settles or self._checks) and step is Step.SENDING):
             return self._hand_out(step, now_ns)
+        return self._begin_scan()
+
+    def _begin_scan(self) -> list[Instruction]:
         self.step = Step.SCANNING
         self._waiting = set(range(self._workers))
         return [Instruct(worker, ScanRegions(tuple(owned))) for worker, owned in enumerate(self._work.owned)]
 
-    def _hand_out(self, step: Step, now_ns: int) -> list[Instruction]:
+    def _hand_out(self, step: Step, now_ns: int, *, scanned: bool = False) -> list[Instruction]:
         self.step = step
         kinds = {Step.FINAL: RoundKind.FINAL, Step.RESCANNING: RoundKind.RESCAN}
         kind = kinds.get(step, RoundKind.RUNNING)
-        scanned = self._settles and kind is RoundKind.RUNNING
+        scanned |= self._settles and kind is RoundKind.RUNNING
         return self._work.begin(self.round, kind, self.record.dirty_pages, now_ns, scanned=scanned)
 
     def _fenced(self, worker: int, counters: WorkerCounters, now_ns: int) -> list[Instruction]:

@@ -146,6 +146,20 @@ class OutageReport(msgspec.Struct, kw_only=True):
     again_bytes: int = 0
 
 
+class RestartReport(msgspec.Struct, kw_only=True):
+    """The destination's receiver was killed, and started again.
+
+    ``lasted_ms`` is the time without it. ``check_ms`` is how long both memories were compared. Of the pages with data,
+    the digests showed that the destination holds ``proven_pages``; ``again_pages`` differed, and were sent (again).
+    """
+
+    began_ms: float = 0.0
+    lasted_ms: float = 0.0
+    check_ms: float = 0.0
+    proven_pages: int = 0
+    again_pages: int = 0
+
+
 class CodecReport(msgspec.Struct, kw_only=True):
     """What one codec did. ``none`` has the batches that went as they are.
 
@@ -232,6 +246,7 @@ class Report(msgspec.Struct, kw_only=True):
     per_worker: list[WorkerReport] = []
     per_path: list[PathReport] = []
     outages: list[OutageReport] = []
+    restarts: list[RestartReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
     verify_ms: float | None = None

@@ -15,6 +15,7 @@ from parmig.engine.agreement import (
     ASK_FOR_GUEST,
     PATHS,
     RECONNECT,
+    RESUME,
     SESSION_PROOF,
     VERIFY_AFTER,
     channel_codecs,
@@ -26,12 +27,13 @@ from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.introduction import Introduction, agreed, check_throttle
-from parmig.engine.lasting_channels import CONTROL, ChannelNote, LastingChannels
+from parmig.engine.lasting_channels import ChannelNote, LastingChannels
 from parmig.engine.messages import error_reports, peer_messages
 from parmig.engine.messages.peer_messages import Accept
 from parmig.engine.one_host.direct import usable_targets
 from parmig.engine.one_host.in_place import kept_blocks
 from parmig.engine.one_host.memory_files import without_staying
+from parmig.engine.outages import CONTROL
 from parmig.engine.paths.path_search import choose_paths
 from parmig.engine.paths.paths import ChosenPaths
 from parmig.engine.pool import WorkerPool
@@ -127,8 +129,8 @@ class MigrationSender(SourceSide):
         assert control is not None
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
-        proves = SESSION_PROOF in accept.capabilities
-        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves)
+        proves, resumable = SESSION_PROOF in accept.capabilities, RESUME in accept.capabilities
+        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves, resumable=resumable)
         chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
         if line:
             self._tell_progress(Progress(status="setup", message=line))
@@ -198,7 +200,7 @@ class MigrationSender(SourceSide):
     def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
         """Begin the record of this session, which the guardian reads too."""
         record = self._thread.call(first_record, self._guest, accept.session, "source")
-        keeper = self._keeper = RecordKeeper(store, msgspec.structs.replace(record, peer=str(endpoint)))
+        keeper = self._keeper = RecordKeeper(store.create(msgspec.structs.replace(record, peer=str(endpoint))))
         self._custody.record = keeper.path
         return keeper
 

@@ -213,6 +213,7 @@ class SourceSide(ABC):
             report.rounds, report.ram = record.rounds, record.ram()
             report.max_throttle_percent = record.max_throttle_percent
             report.outages = record.outages.reports(began_ns, ended_ns)
+            report.restarts = record.restart_reports(began_ns)
             report.per_worker = record.per_worker(self._paths, self._worker_cpus)
             report.per_path = record.per_path(self._paths)
             report.paths = sorted(set(self._paths))

@@ -22,6 +22,7 @@ from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.held_events import WorkerCheckedHeld
 from parmig.engine.messages import worker_messages
 from parmig.engine.outages import lost_line, of_worker, resumed_line
 from parmig.engine.pool import WorkerPool
@@ -194,6 +195,8 @@ class SourceRun(Driver[Instruction]):
                 return events.WorkerCounted(worker, pages)
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
+            case worker_messages.HeldChecked():
+                return WorkerCheckedHeld(worker, *msgspec.structs.astuple(message))
             case worker_messages.PagesDigested(region=region, first=first, digests=pages):
                 return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"worker {worker} sent {type(message).__name__}"))

@@ -28,6 +28,8 @@ class Step(enum.Enum):
     SYNCING_COUNT = "syncing the dirty log"
     COUNTING = "counting dirty pages"
     RECONNECTING = "waiting for a lost connection"
+    REJOINING = "connecting to the destination, whose receiver was started again"
+    CHECKING_HELD = "comparing what the restarted destination holds"
     PAUSING = "pausing the guest"
     SYNCING_FINAL = "syncing the dirty log of the paused guest"
     FINAL = "sending the last pages"  # and saving device state

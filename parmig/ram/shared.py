@@ -36,6 +36,9 @@ NOT_ARMED, FRESH, ARMED, LOST = 0, 1, 2, 3
 begun, but its worker has died, so nobody knows what was read.
 """
 
+NOBODY_YET = -1
+"""In place of the last batch in place: the send worker of a receiver that was killed must begin anew."""
+
 CATCH_UP_NS = 50 * NS_PER_MS
 """How much lost time a worker may make up for. On a busy machine it wakes some milliseconds after its instant; without
 making up for them, they cost 7 % of 28 MiB/s."""

@@ -103,6 +103,7 @@ class FakeEngine:
         monkeypatch.setattr("parmig.cli.send.MigrationSender", Sender)
         monkeypatch.setattr("parmig.cli.send.MigrationChecker", Sender)
         monkeypatch.setattr("parmig.cli.receive.MigrationReceiver", Receiver)
+        monkeypatch.setattr("parmig.cli.receive.ResumedReceiver", Receiver)
         monkeypatch.setattr("parmig.engine.demo.MigrationSender", Sender)
         monkeypatch.setattr("parmig.engine.demo.MigrationReceiver", Receiver)
 
