@@ -20,6 +20,7 @@ import msgspec
 import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine import destination_end, source_end
 from parmig.engine.control import ControlChannel
 from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.receiver import MigrationReceiver
@@ -29,7 +30,7 @@ from parmig.engine.sender import MigrationSender
 from parmig.guests.guest import DirtyLog, StateSink
 from parmig.guests.synthetic.options import parse_options
 from parmig.guests.synthetic.synthetic_guest import SyntheticGuest
-from parmig.units import MIB
+from parmig.units import MIB, NS_PER_S
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTEN = "zmq+tcp://127.0.0.1:0"
@@ -430,6 +431,11 @@ def _cut_at(name: str) -> None:
     ControlChannel.write = hooked  # type: ignore[method-assign]
 
 
+def ask_briefly() -> None:
+    """Let this process ask whose the guest is, or wait for that question, for a second only."""
+    source_end.NOBODY_NS = destination_end.ANSWER_LIMIT_NS = NS_PER_S
+
+
 def _say(**line: Any) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
@@ -438,7 +444,8 @@ def _say(**line: Any) -> None:
 def main(options: dict[str, Any]) -> None:
     """The process: one side with guest ``guest``, held at ``hold``, killed at ``kill_at``, its connection cut at
     ``cut_at``; ``send`` and ``receive`` have fields of SendConfig and ReceiveConfig, records are in ``records``, and
-    the guest's memory is in files in ``directory``.
+    the guest's memory is in files in ``directory``. With ``brief`` it soon stops to ask whose the guest is, or to wait
+    for that question.
 
     Prints one JSON object a line: ``pid`` of the guest, ``uri``, ``status`` and ``round``, ``at`` a gate,
     ``report`` and whether the guest ``runs`` then. A line on standard input opens all gates.
@@ -446,6 +453,8 @@ def main(options: dict[str, Any]) -> None:
     receives = options["role"] == "receive"
     if "records" in options:
         os.environ["PARMIG_STATE_DIR"] = options["records"]
+    if options.get("brief"):
+        ask_briefly()
     if "cut_at" in options:
         _cut_at(options["cut_at"])
     if "kill_at" in options:
