@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError, UsageError
-from parmig.transport import tcp
+from parmig.transport import tcp_door
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
 from parmig.transport.security.curve_keys import CurveKeys, make_key_pair
@@ -686,7 +686,7 @@ def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:
 
 
 def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "TIME_TO_SPEAK_NS", tcp.FIRST_MESSAGE_NS)
+    monkeypatch.setattr(tcp_door, "TIME_TO_SPEAK_NS", tcp_door.FIRST_MESSAGE_NS)
     with ExitStack() as stack:
         listener, endpoint = Loop("tcp", stack).listen()
         address = (endpoint.host, endpoint.port)
@@ -694,11 +694,47 @@ def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.
         right.sendall(GREETING)
         assert listener.read(20) is None
         assert right.recv(len(GREETING)) == GREETING
-        for _ in range(2 * tcp.MAX_STRANGERS):
+        for _ in range(2 * tcp_door.MAX_STRANGERS):
             stack.enter_context(socket.create_connection(address, timeout=10))
             assert listener.read() is None
         right.sendall(encode([b"hello"]))
         assert next_message(listener) == [b"hello"]
+
+
+def test_one_address_leaves_room_for_another_one() -> None:
+    """Its connections are new, so they need not make room for each other."""
+    with ExitStack() as stack:
+        loop = Loop("tcp", stack)
+        listener, endpoint = loop.listen()
+        for _ in range(4 * tcp_door.SHARE):
+            crowd = stack.enter_context(socket.socket())
+            crowd.bind(("127.0.0.2", 0))
+            crowd.connect((endpoint.host, endpoint.port))
+        loop.connect(endpoint).write([b"hello"])
+        accept_peer(listener)
+
+
+def test_a_listener_that_is_read_only_when_it_says_so_lets_its_peer_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections fill it: it wakes when the first of them have had their time."""
+    monkeypatch.setattr(tcp_door, "FIRST_MESSAGE_NS", NS_PER_S // 4)
+    with ExitStack() as stack:
+        loop = Loop("tcp", stack)
+        listener, endpoint = loop.listen()
+        poller = Poller(listener)
+        for _ in range(2 * tcp_door.SHARE):
+            stack.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=10))
+        connector = loop.open()
+        messages: list[list[memoryview]] = []
+
+        def wake() -> None:
+            if poller.poll(10_000) and (message := listener.read()) is not None:
+                messages.append(message)
+
+        while_pumping(lambda: connector.connect(endpoint, timeout_ns=LIMIT_NS), wake)
+        connector.write([b"hello"])
+        while not messages:
+            wake()
+        assert messages == [[b"hello"]]
 
 
 def test_a_message_beyond_the_limit_ends_its_senders_connection_only(loop: Loop) -> None:
