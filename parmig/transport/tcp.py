@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from parmig.errors import PeerLostError
-from parmig.transport.tcp_connect import connect_and_greet, dial
+from parmig.transport.security.encryption import Encryption
+from parmig.transport.tcp_connect import connect_and_greet, dial, open_connection
 from parmig.transport.tcp_connection import Connection
-from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
+from parmig.transport.tcp_framing import MAX_FRAMES, Inbox, encode, vectors
 from parmig.transport.tcp_listen import Listener, listen_at
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -47,7 +48,12 @@ class TcpTransport(MigrationTransport):
     vanished host.
 
     ``token`` has no meaning here: the first message of any connection is read, and its reader checks the content.
+
+    Attributes:
+        distrust: (listening side) why the last stranger that was not trusted was not; empty: there was none.
     """
+
+    distrust = ""
 
     def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
         super().__init__(name, max_message_bytes=max_message_bytes, **options)
@@ -72,9 +78,15 @@ class TcpTransport(MigrationTransport):
         return listen_at(endpoint)
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
-        sock = connect_and_greet(self._name, endpoint, local, timeout_ns, self._dial)
-        self._peer = self._open_connection(sock, MAX_FRAMES * self._max_message_bytes)
-        self._peer.inbox.feed(GREETING)  # connect_and_greet() has read it
+        host = endpoint.host.strip("[]")
+        self._peer = connect_and_greet(
+            self._name,
+            endpoint,
+            local,
+            timeout_ns,
+            lambda sock: self._open_connection(sock, MAX_FRAMES * self._max_message_bytes, host),
+            self._dial,
+        )
         self._peer.settle(beats=self._heartbeat)
         self._epoll = select.epoll()
         self._epoll.register(self._peer, select.EPOLLIN)
@@ -85,8 +97,9 @@ class TcpTransport(MigrationTransport):
         """Whether whoever connected may speak at all."""
         return True
 
-    def _open_connection(self, sock: socket.socket, max_message_bytes: int) -> Connection:
-        return Connection(sock, Inbox(self._max_message_bytes, max_message_bytes))
+    def _open_connection(self, sock: socket.socket, max_message_bytes: int, host: str = "") -> Connection:
+        """Args: host: what this side has connected to; empty: it has listened."""
+        return open_connection(sock, Inbox(self._max_message_bytes, max_message_bytes), self._security, host)
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -146,6 +159,11 @@ class TcpTransport(MigrationTransport):
         """Whether the peer, or something between, has closed the connection, so that its host is there."""
         return self._peer is not None and self._peer.closed
 
+    @property
+    def encryption(self) -> Encryption | None:
+        connection = self._last if self._peer is None else self._peer
+        return connection.encryption if connection is not None else None
+
     def _lost(self, peer: Connection) -> PeerLostError:
         return PeerLostError(f"{self._name}: the connection to the peer was lost: {peer.ended}")
 
@@ -178,6 +196,7 @@ class TcpTransport(MigrationTransport):
                 self._last = connection
                 return message
             if connection.ended:
+                self.distrust = connection.distrust or self.distrust
                 self._drop(connection)
         # Every stranger that has sent something was read. Only now may new ones push them out.
         if self._listener is not None and self._listener.fileno() in ready:

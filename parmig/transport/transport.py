@@ -10,6 +10,8 @@ from typing import Literal
 import msgspec
 
 from parmig.errors import PeerUnreachableError, UsageError
+from parmig.transport.security.encryption import Encryption
+from parmig.transport.security.security import Security
 from parmig.units import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -145,6 +147,7 @@ class MigrationTransport(ABC):
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
         token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
             anybody's first message leaves the check to the caller, who gets that message.
+        security: what encrypts the channel, and whom to trust; None: nothing does, and anybody may connect.
 
     Attributes:
         frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
@@ -164,6 +167,7 @@ class MigrationTransport(ABC):
         max_ahead_bytes: int = 0,
         heartbeat: bool = False,
         token: bytes = b"",
+        security: Security | None = None,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
@@ -171,6 +175,7 @@ class MigrationTransport(ABC):
         self._max_ahead_bytes = max_ahead_bytes
         self._heartbeat = heartbeat
         self._token = token
+        self._security = security
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:
@@ -229,6 +234,11 @@ class MigrationTransport(ABC):
     def closed_by_peer(self) -> bool:
         """Whether a lost connection was closed by the peer, or something between: then its host is there."""
         return False
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """What encrypts the connection to the peer, or to the sender of the message read last; None: nothing does."""
+        return None
 
     @abstractmethod
     def pollables(self) -> list[int]:
