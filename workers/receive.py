@@ -19,13 +19,14 @@ from parmig.engine.messages.worker_messages import (
 from parmig.engine.worker_setups import ReceiveSetup
 from parmig.errors import ProtocolError
 from parmig.linux import process
-from parmig.ram.channel_messages import FIRST_MESSAGE_BYTES, Caller
+from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller
 from parmig.ram.codecs.registry import codec
 from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.region_digest import RegionDigester
 from parmig.transport.registry import open_transport
+from parmig.transport.security.session_proof import door_token
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB
 from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
@@ -63,10 +64,11 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
             first_message_bytes=FIRST_MESSAGE_BYTES,
             max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
-            token=setup.session,
+            token=door_token(setup.session) if setup.proves else setup.session,
+            challenges=setup.proves,
         ),
         endpoint,
-        Caller(setup.session, setup.worker, setup.protocol),
+        Caller(setup.session, setup.worker, setup.protocol, setup.proves),
         credit_bytes=setup.credit_bytes,
         outlives=setup.outlives_losses,
         goes_on=setup.replaces,

@@ -20,7 +20,7 @@ from parmig.engine.messages.worker_messages import (
 )
 from parmig.engine.worker_setups import SendSetup
 from parmig.errors import ProtocolError
-from parmig.ram.channel_messages import Caller
+from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
@@ -33,6 +33,7 @@ from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.dial import Dialer
+from parmig.transport.security.session_proof import door_token
 from parmig.transport.transport import parse_uri
 from parmig.transport.way_home import WayHome
 from parmig.units import NS_PER_MS, format_ms
@@ -61,8 +62,9 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     memory, target_fds = attach_memory(setup, area_fd, rest[:own]), rest[own:]
     blocks, regions, shared = memory
     name = f"send worker {setup.worker} to {parse_uri(setup.routes[0].uri)}"
-    dialer = Dialer(setup.routes, name, max_message_bytes=1 << 16, token=setup.session)
-    caller = Caller(setup.session, setup.worker, setup.protocol)
+    token = door_token(setup.session) if setup.proves else setup.session
+    dialer = Dialer(setup.routes, name, max_message_bytes=1 << 16, token=token, challenges=setup.proves)
+    caller = Caller(setup.session, setup.worker, setup.protocol, setup.proves)
     _logger.info("connects to %s", dialer.route)
     began_ns = time.monotonic_ns()
     way_home = WayHome(dialer, setup.probe_port)

@@ -40,10 +40,23 @@ RECONNECT = "reconnect"
 """Feature: channels outlive their connections. The source names it with how long an outage may last, in milliseconds:
 ``reconnect-60000``. A source whose user wants no such thing does not name it."""
 
+SESSION_PROOF = "session-proof"
+"""Feature: whoever opens a channel proves that it knows the session, and the other end proves it back. The session's
+secret is then sent by no channel but the first one."""
+
 MAX_RECONNECT_MS = 24 * 3600 * 1000
 """Whatever a source announces, the destination keeps nothing for longer than this."""
 
-FEATURES = (ENDPOINT_SCHEMES, VERIFY_AFTER, ASK_FOR_GUEST, RECONNECT, PATHS, in_place.FEATURE, in_place.DIRECT_COPY)
+FEATURES = (
+    ENDPOINT_SCHEMES,
+    VERIFY_AFTER,
+    ASK_FOR_GUEST,
+    RECONNECT,
+    PATHS,
+    SESSION_PROOF,
+    in_place.FEATURE,
+    in_place.DIRECT_COPY,
+)
 """What this version does only if the other side names it too."""
 
 

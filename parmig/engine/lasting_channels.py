@@ -11,6 +11,7 @@ from parmig.engine.messages.peer_messages import MAX_CONTROL_BYTES, MAX_STATE_CH
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
 from parmig.transport.registry import control_scheme, open_control
+from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.values import Path
 
@@ -37,13 +38,18 @@ class LastingChannels:
     """Makes channels that last.
 
     Args:
-        session: what proves that a connection belongs to this migration.
+        session: the secret of this migration.
         limit_ns: how long an outage may last; 0: channels end with their connections.
         notes: gets what happens to them. A channel adds to it in the thread that uses the channel.
+        proves: whether new connections prove the session; else they send it.
+
+    Attributes:
+        session: the secret of this migration.
     """
 
-    def __init__(self, session: bytes, limit_ns: int, notes: deque[ChannelNote]) -> None:
-        self._session = session
+    def __init__(self, session: bytes, limit_ns: int, notes: deque[ChannelNote], *, proves: bool) -> None:
+        self.session = session
+        self._proves = proves
         self._limit_ns = limit_ns
         self._notes = notes
 
@@ -51,6 +57,10 @@ class LastingChannels:
     def outlive(self) -> bool:
         """Whether the channels outlive their connections."""
         return self._limit_ns > 0
+
+    def proof(self, name: str) -> SessionProof | None:
+        """What proves the session on the channel *name*; None: the session itself is sent."""
+        return SessionProof(self.session, name) if self._proves else None
 
     def calling(
         self, name: str, first: MigrationTransport, endpoint: Endpoint, paths: Sequence[Path] = ()
@@ -61,8 +71,8 @@ class LastingChannels:
         scheme = control_scheme(endpoint)
         routes = [Route(str(Endpoint(scheme, endpoint.host, endpoint.port)))]
         routes += [Route(str(Endpoint(scheme, path.remote, endpoint.port)), path.local) for path in paths]
-        dialer = Dialer(routes, f"{name} channel", **_OPTIONS[name])
-        return LastingCaller(f"{name} channel", first, self._session, dial=dialer.dial, **self._how(name))
+        dialer = Dialer(routes, f"{name} channel", challenges=self._proves, **_OPTIONS[name])
+        return LastingCaller(f"{name} channel", first, self.session, dial=dialer.dial, **self._how(name))
 
     def listening(self, name: str, first: MigrationTransport, endpoint: Endpoint) -> MigrationTransport:
         """(destination) *first*, which has listened at *endpoint*, as a channel that lasts."""
@@ -70,14 +80,21 @@ class LastingChannels:
             return first
 
         def listen() -> MigrationTransport:
-            return open_control(endpoint, f"{name} channel", first_message_bytes=RESUME_BYTES, **_OPTIONS[name])
+            return open_control(
+                endpoint,
+                f"{name} channel",
+                first_message_bytes=RESUME_BYTES,
+                challenges=self._proves,
+                **_OPTIONS[name],
+            )
 
         how = self._how(name)
-        return LastingListener(f"{name} channel", first, self._session, listen=listen, endpoint=endpoint, **how)
+        return LastingListener(f"{name} channel", first, self.session, listen=listen, endpoint=endpoint, **how)
 
     def _how(self, name: str) -> dict[str, Any]:
         return {
             "limit_ns": self._limit_ns,
+            "proof": self.proof(name),
             "lost": lambda reason: self._notes.append(ChannelNote(name, reason)),
             "resumed": lambda lasted_ns: self._notes.append(ChannelNote(name, lasted_ns=lasted_ns)),
         }

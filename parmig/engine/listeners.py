@@ -19,6 +19,7 @@ from parmig.engine.admission import announced_host
 from parmig.engine.agreement import (
     ENDPOINT_SCHEMES,
     PATHS,
+    SESSION_PROOF,
     VERIFY_AFTER,
     agreed_codecs,
     agreed_version,
@@ -66,7 +67,7 @@ class Listeners:
 
     Attributes:
         wish: for the blocks that are copied.
-        token: 16 random bytes that whoever connects must send.
+        token: 16 random bytes, the secret of the session: whoever connects must know them.
         pool: the workers.
         state: the channel for device state.
         lasting: makes channels outlive their connections, if the source wants that.
@@ -103,6 +104,7 @@ class Listeners:
         self._scheme = data_scheme(wish.transport)
         self.regions = cut(wish.blocks, wish.region_pages)
         self._keeps_digests = VERIFY_AFTER in wish.capabilities
+        self._proves = SESSION_PROOF in wish.capabilities
         self._shared = SharedArea(
             -1,
             workers=wish.workers,
@@ -116,13 +118,16 @@ class Listeners:
             heartbeat=reconnect_ns_of(wish.capabilities) > 0,
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
+            challenges=self._proves,
         )
-        self.lasting = LastingChannels(self.token, reconnect_ns_of(wish.capabilities), notes)
+        limit_ns = reconnect_ns_of(wish.capabilities)
+        self.lasting = LastingChannels(self.token, limit_ns, notes, proves=self._proves)
         self.state = StateReceiver(
             self._transport,
             self.token,
             early,
             max_bytes=config.max_state_bytes,
+            proof=self.lasting.proof(STATE),
             lasting=lambda transport: self.lasting.listening(STATE, transport, self.everywhere(self._state_endpoint)),
         )
         try:
@@ -148,6 +153,7 @@ class Listeners:
                 memory=memory,
                 uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
+                proves=self._proves,
                 codecs=agreed_codecs(wish),
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
                 protocol=agreed_version(wish.capabilities),

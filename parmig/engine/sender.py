@@ -15,6 +15,7 @@ from parmig.engine.agreement import (
     ASK_FOR_GUEST,
     PATHS,
     RECONNECT,
+    SESSION_PROOF,
     VERIFY_AFTER,
     channel_codecs,
     reconnect_ns_of,
@@ -25,7 +26,7 @@ from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.introduction import Introduction, agreed, check_throttle
-from parmig.engine.lasting_channels import CONTROL, STATE, ChannelNote, LastingChannels
+from parmig.engine.lasting_channels import CONTROL, ChannelNote, LastingChannels
 from parmig.engine.messages import error_reports, peer_messages
 from parmig.engine.messages.peer_messages import Accept
 from parmig.engine.one_host.direct import usable_targets
@@ -37,7 +38,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
-from parmig.engine.state_channel import StateSender, state_hello
+from parmig.engine.state_opening import connect_state
 from parmig.engine.work.pinning import Pinning
 from parmig.engine.work.policy import limits_of
 from parmig.engine.worker_setups import SendSetup, memory_for_workers
@@ -57,20 +58,16 @@ from parmig.status import MigrationStatus
 from parmig.transport.dial import Route
 from parmig.transport.registry import (
     chosen_transport,
-    control_scheme,
     data_scheme,
-    open_control,
     transport_imports,
     transport_name,
 )
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
-from parmig.units import NS_PER_MS, NS_PER_S, format_ms
+from parmig.units import NS_PER_MS, format_ms
 from parmig.values import Path
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
-
-STATE_CONNECT_LIMIT_NS = 3 * NS_PER_S
 
 
 class MigrationSender(SourceSide):
@@ -130,7 +127,8 @@ class MigrationSender(SourceSide):
         assert control is not None
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
-        lasting = LastingChannels(accept.session, reconnect_ns, notes)
+        proves = SESSION_PROOF in accept.capabilities
+        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves)
         chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
         if line:
             self._tell_progress(Progress(status="setup", message=line))
@@ -164,6 +162,7 @@ class MigrationSender(SourceSide):
                 path=chosen.of_worker[worker] if chosen.paths else 0,
                 probe_port=accept.state.port,
                 session=accept.session,
+                proves=proves,
                 protocol=control.version,
                 compress=self._config.compress,
                 codecs=channel_codecs(self._config.compress, accept),
@@ -193,7 +192,7 @@ class MigrationSender(SourceSide):
             comparison=Comparison(regions, blocks, workers, in_place=bool(self._in_place)) if after else None,
             may_ask=ASK_FOR_GUEST in accept.capabilities,
         )
-        state = self._connect_state(accept, endpoint, lasting, elsewhere)
+        state = connect_state(accept.state, endpoint, lasting, elsewhere, self._opened)
         return SendRun(self._means, plan, memory, shared, state, control, notes, endpoint, keeper)
 
     def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
@@ -230,20 +229,6 @@ class MigrationSender(SourceSide):
             others = chosen.others(worker) if PATHS in accept.capabilities else ()
             ways = [path or Path(host), *others]
             yield tuple(Route(str(Endpoint(scheme, way.remote, data.port)), way.local) for way in ways)
-
-    def _connect_state(
-        self, accept: Accept, control: Endpoint, lasting: LastingChannels, paths: Sequence[Path]
-    ) -> StateSender:
-        host = control.host if control.scheme == UNIX_SCHEME else accept.state.host or control.host
-        endpoint = Endpoint(control_scheme(control), host, accept.state.port)
-        transport = open_control(endpoint, "state channel", heartbeat=lasting.outlive, max_message_bytes=1 << 16)
-        self._opened.callback(transport.shutdown)
-        transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)
-        _logger.info("state channel connected to %s", endpoint)
-        transport.write([state_hello(accept.session)])
-        channel = lasting.calling(STATE, transport, endpoint, paths)
-        self._opened.callback(channel.shutdown)
-        return StateSender(channel)
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@
 Messages, first byte of the first frame: ``H`` hello with the session; ``E`` early bytes (the guest still
 ran, they may be loaded at once); ``D`` bytes of the paused guest (held until released); ``A`` from the
 destination: u64 big-endian, all bytes taken so far.
+
+With the feature ``session-proof`` the hello is ``H`` as a claim, and the destination answers ``H`` as its confirmation
+(``transport.security.session_proof``).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import xxhash
 
 from parmig.engine.messages.peer_messages import MAX_STATE_CHUNK_BYTES
 from parmig.errors import LimitExceededError, PeerLostError, ProtocolError, StateError
+from parmig.transport.security.session_proof import CLAIM_BYTES, SessionProof
 from parmig.transport.transport import MigrationTransport
 from parmig.units import MIB, NS_PER_S, format_size
 
@@ -28,7 +32,7 @@ WINDOW_BYTES = 8 * MIB
 HELD_IN_MEMORY_BYTES = 16 * MIB
 """The destination holds this much state in memory until it is released. More goes to a temporary file."""
 
-HELLO_BYTES = 64
+HELLO_BYTES = 1 + max(16, CLAIM_BYTES)
 """A stranger may send no more than a hello."""
 
 MESSAGES_A_TURN = 16
@@ -127,9 +131,10 @@ class StateReceiver:
 
     Args:
         transport: listening; owned by the caller.
-        session: what the hello must carry.
+        session: the secret of the session.
         early: called with bytes that may be loaded at once.
         max_bytes: the limit of all state.
+        proof: what the hello is checked with; None: it has the session itself.
         lasting: makes a channel that outlives its connection of the one that was accepted; this object owns it.
 
     Attributes:
@@ -144,10 +149,12 @@ class StateReceiver:
         early: Callable[[bytes], None],
         *,
         max_bytes: int,
+        proof: SessionProof | None = None,
         lasting: Callable[[MigrationTransport], MigrationTransport] = lambda transport: transport,
     ) -> None:
         self._transport = transport
         self._session = session
+        self._proof = proof
         self._early = early
         self._digest = xxhash.xxh3_128()
         self._held = tempfile.SpooledTemporaryFile(max_size=HELD_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by close()
@@ -179,11 +186,27 @@ class StateReceiver:
                 return
             if self.connected:
                 self._take(message)
-            elif len(message) == 1 and hmac.compare_digest(message[0], state_hello(self._session)):
-                self._transport.accept()
-                self._transport = self._lasting(self._transport)
-                self.connected = True
+            elif len(message) == 1:
+                self._let_in(message[0])
             # anything else is from a stranger, and is dropped
+
+    def _let_in(self, hello: memoryview) -> None:
+        """Accept the sender of *hello* if it is the source."""
+        transport = self._transport
+        if self._proof is None:
+            answer = b""
+            known = hmac.compare_digest(hello, state_hello(self._session))
+        else:
+            claimed = self._proof.check_claim(transport.challenge, hello)
+            known = claimed is not None and claimed.said == b"H"
+            answer = self._proof.confirm(transport.challenge, claimed.nonce, b"H") if claimed is not None else b""
+        if not known:
+            return
+        transport.accept()
+        if answer:
+            transport.write([answer])
+        self._transport = self._lasting(transport)
+        self.connected = True
 
     def _take(self, message: list[memoryview]) -> None:
         kind = bytes(message[0][:1])

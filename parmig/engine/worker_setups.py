@@ -53,6 +53,8 @@ class SendSetup(MemorySetup, frozen=True):
     """To a send worker, once: everything it needs besides descriptors.
 
     Attributes:
+        session: the secret of the migration.
+        proves: whether the channel proves that it knows the session; else it sends it.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -81,12 +83,15 @@ class SendSetup(MemorySetup, frozen=True):
     target_digests: bool = False
     path: int = 0
     probe_port: int = 0
+    proves: bool = False
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
     """To a receive worker, once.
 
     Attributes:
+        session: the secret of the migration.
+        proves: whether the send worker proves that it knows the session; else it sends it.
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
         replaces: whether a worker of this number was there before, and has ended.
@@ -100,3 +105,4 @@ class ReceiveSetup(MemorySetup, frozen=True):
     credit_bytes: int
     outlives_losses: bool = False
     replaces: bool = False
+    proves: bool = False

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of a data channel: hello, batches, acknowledgements, credit, fences, and taking up after a loss.
+"""The messages of a data channel: batches, acknowledgements, credit, fences, and taking up after a loss.
 
 They travel between one send worker and its receive worker, over any transport. All integers are big-endian::
 
-    kind 1 HELLO    source -> destination   u8 kind, u8 0, u16 worker, u32 protocol, 16 bytes session
+    kind 1 HELLO    source -> destination   see ``ram.channel_opening``
     kind 2 WELCOME  destination -> source   u8 kind, 3 x 0, u32 credit_bytes
     kind 3 BATCH    source -> destination   see ``ram.packets``; sequence counts from 1, no gaps
     kind 4 ACK      destination -> source   u8 kind, 7 x 0, u64 sequence: all up to it is placed
     kind 5 FENCE    source -> destination   u8 kind, 3 x 0, u32 round, u64 sequence of the last batch
     kind 6 FENCED   destination -> source   the same fields back: all of it is placed
-    kind 7 RESUME   source -> destination   as HELLO, then u32 epoch: the first message of a later connection
+    kind 7 RESUME   source -> destination   as HELLO: the first message of a later connection
     kind 8 RESUMED  destination -> source   u8 kind, 3 x 0, u32 epoch, u64 sequence: all up to it is placed
     kind 9 RESTART  source -> destination   as RESUME: another send worker takes the place of one that died
 
@@ -20,19 +20,12 @@ placed once and in its order. RESTART begins the channel anew: it is answered by
 
 from __future__ import annotations
 
-import hmac
 import struct
 from typing import NamedTuple
 
 from parmig.errors import ProtocolError
-from parmig.transport.transport import Incoming
 
 HELLO, WELCOME, ACK, FENCE, FENCED, RESUME, RESUMED, RESTART = 1, 2, 4, 5, 6, 7, 8, 9
-
-_HELLO = struct.Struct(">BxHI16s")
-_RESUME = struct.Struct(">BxHI16sI")
-FIRST_MESSAGE_BYTES = _RESUME.size
-"""The most bytes that the receiving end reads from a stranger."""
 
 EPOCHS = 1 << 16
 """How many epochs one send worker may use. The one that replaces it begins above them."""
@@ -42,57 +35,12 @@ _ACK = struct.Struct(">B7xQ")
 _FENCE = _RESUMED = struct.Struct(">B3xIQ")
 
 
-class Caller(NamedTuple):
-    """Who the sending end of a channel is: what its first message says.
-
-    Attributes:
-        session: the token of the migration.
-        worker: its number.
-        protocol: the agreed version.
-    """
-
-    session: bytes
-    worker: int
-    protocol: int
-
-
 # -- from the source ----------------------------------------------------------------------------
-
-
-def hello(caller: Caller) -> bytes:
-    """The first message of the first connection."""
-    return _HELLO.pack(HELLO, caller.worker, caller.protocol, caller.session)
-
-
-def resume(caller: Caller, epoch: int) -> bytes:
-    """The first message of a later connection."""
-    return _RESUME.pack(RESUME, caller.worker, caller.protocol, caller.session, epoch)
-
-
-def restart(caller: Caller, epoch: int) -> bytes:
-    """The first message of a send worker that takes the place of another one."""
-    return _RESUME.pack(RESTART, caller.worker, caller.protocol, caller.session, epoch)
 
 
 def fence(round_: int, sequence: int) -> bytes:
     """The fence of a round whose last batch is *sequence*."""
     return _FENCE.pack(FENCE, round_, sequence)
-
-
-def epoch_of(message: Incoming, expected: Caller) -> int | None:
-    """The epoch of the connection that *message* begins: 0 for a hello. None: it is not from the *expected* caller."""
-    head = message.head
-    if message.frame_count != 1 or not len(head):
-        return None
-    if head[0] == HELLO and len(head) == _HELLO.size:
-        epoch = 0
-    elif head[0] in (RESUME, RESTART) and len(head) == _RESUME.size:
-        epoch = _RESUME.unpack(head)[-1]
-    else:
-        return None
-    _, worker, protocol, session = _HELLO.unpack_from(head)
-    known = hmac.compare_digest(session, expected.session)
-    return epoch if known and (worker, protocol) == (expected.worker, expected.protocol) else None
 
 
 # -- from the destination -----------------------------------------------------------------------

@@ -25,7 +25,8 @@ from parmig.ram import channel_messages as messages
 from parmig.ram import in_flight
 from parmig.ram.ack_rate import AckRate
 from parmig.ram.blocks import PAGE_BYTES, Pages
-from parmig.ram.channel_messages import Answer, Caller, decode_answer
+from parmig.ram.channel_messages import HELLO, RESTART, Answer, decode_answer
+from parmig.ram.channel_opening import Caller, Opening
 from parmig.ram.in_flight import UnackedBatch
 from parmig.ram.reconnect import Reconnect
 from parmig.transport.polling import Poller
@@ -85,11 +86,9 @@ class SendChannel:
     ) -> None:
         self._transport = transport
         self._name = name
-        self._interrupt = interrupt
-        self._interrupt_fd = interrupt_fd
+        self._interrupt, self._interrupt_fd = interrupt, interrupt_fd
         self._reconnect = reconnect
         self._reserve = reserve
-        self._resumed_ns = 0
         self._poller = Poller(transport, interrupt_fd)
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._agreed_bytes = credit_bytes(batch_bytes)
@@ -99,11 +98,10 @@ class SendChannel:
         in_flight.batches.append(self._unacked)
         self.acks = AckRate()  # what is under way, and how fast it arrives
         self._credit_bytes = 0
-        self._sequence = 0
-        self._fence_round = -1
-        self._fenced_round = -1
-        self._fenced_sequence = 0
-        self.waiting_ns = 0
+        self._sequence = self._fenced_sequence = 0
+        self._decode = decode_answer
+        self._fence_round = self._fenced_round = -1
+        self.waiting_ns = self._resumed_ns = 0
 
     def open(self, caller: Caller, *, limit_ns: int, epoch: int = 0) -> None:
         """Send the hello of *caller*, or its restart with *epoch*, and wait for the welcome.
@@ -111,7 +109,9 @@ class SendChannel:
         Raises:
             LimitExceededError: no answer within *limit_ns*.
         """
-        self._transport.write([messages.restart(caller, epoch) if epoch else messages.hello(caller)])
+        opening = Opening(caller, RESTART if epoch else HELLO, epoch, self._transport.challenge)
+        self._decode = opening.decode_answer
+        self._transport.write([opening.message])
         deadline = time.monotonic_ns() + limit_ns
         self._wait(lambda: self._credit_bytes > 0, "the welcome of the receive worker", lambda: deadline)
 
@@ -234,7 +234,7 @@ class SendChannel:
             self._recover(error)
 
     def _handle(self, message: list[memoryview]) -> None:
-        match decode_answer(message):
+        match self._decode(message):
             case Answer(messages.ACK, _, sequence):
                 self._acknowledge(sequence)
             case Answer(messages.FENCED, round_, sequence):
@@ -249,7 +249,7 @@ class SendChannel:
                 if not MIN_CREDIT_BYTES <= credit <= self._agreed_bytes:
                     words = f"credit of {credit} bytes, expected at most {self._agreed_bytes}"
                     raise ProtocolError(f"{self._name}: the welcome has a {words}")
-                self._credit_bytes = credit
+                self._credit_bytes, self._decode = credit, decode_answer
             case _:
                 raise ProtocolError(f"{self._name}: unexpected message of {messages.describe(message)}")
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from parmig.errors import HostRefusedError, PeerLostError
 from parmig.ram import channel_messages as messages
-from parmig.ram.channel_messages import Caller
+from parmig.ram.channel_opening import Caller, read_opening
 from parmig.transport.polling import Poller
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport
 
@@ -128,21 +128,21 @@ class ReceiveChannel:
 
     def _greet(self, transport: MigrationTransport, first: Incoming, placing: Placing) -> None:
         """Let in the sender of *first* if it is the right one. Anything else comes from a stranger, and is dropped."""
-        epoch = messages.epoch_of(first, self._caller)
+        opened = read_opening(first, self._caller, transport.challenge)
         first_time = self._epoch < 0
-        if epoch is None or epoch <= self._epoch or (epoch == 0) != first_time:
+        if opened is None or opened.epoch <= self._epoch or (opened.kind == messages.HELLO) != first_time:
             return
         transport.accept()
-        self._epoch, self._peer_is_in = epoch, True
+        self._epoch, self._peer_is_in = opened.epoch, True
         if first_time:
             self._note_connected()
-            transport.write([messages.welcome(self._credit_bytes)])
+            transport.write([opened.answer(messages.welcome(self._credit_bytes))])
         else:
-            if first.head[0] == messages.RESTART:
+            if opened.kind == messages.RESTART:
                 placing.restart()
-                transport.write([messages.welcome(self._credit_bytes)])
+                transport.write([opened.answer(messages.welcome(self._credit_bytes))])
             else:
-                transport.write([messages.resumed(epoch, placing.placed())])
+                transport.write([opened.answer(messages.resumed(opened.epoch, placing.placed()))])
             self._note_resumed(time.monotonic_ns() - self._lost_ns)
 
     def _lose(self, error: PeerLostError) -> None:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from parmig.errors import PeerLostError, PeerUnreachableError, ProtocolError, TransportError
-from parmig.ram.channel_messages import RESUMED, Caller, decode_answer, resume
+from parmig.ram.channel_messages import RESUME, RESUMED, Answer
+from parmig.ram.channel_opening import Caller, Opening
 from parmig.transport.transport import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 
@@ -99,20 +100,20 @@ class Reconnect:
         transport = self._dial(ATTEMPT_NS)
         try:
             self.epoch += 1
-            transport.write([resume(self._caller, self.epoch)])
+            opening = Opening(self._caller, RESUME, self.epoch, transport.challenge)
+            transport.write([opening.message])
             deadline_ns = time.monotonic_ns() + ATTEMPT_NS
             while time.monotonic_ns() < deadline_ns:
                 wait(0)
                 message = transport.read(_READ_MS)
                 if message is not None:
-                    return transport, self._placed(message)
+                    return transport, self._placed(opening.decode_answer(message))
             raise PeerUnreachableError(f"{self._name}: the destination did not answer on the new connection")
         except BaseException:
             transport.shutdown()
             raise
 
-    def _placed(self, message: list[memoryview]) -> int:
-        answer = decode_answer(message)
+    def _placed(self, answer: Answer | None) -> int:
         if answer is None or (answer.kind, answer.value) != (RESUMED, self.epoch):
             raise ProtocolError(f"{self._name}: the destination did not take up the channel, but answered {answer}")
         return answer.sequence

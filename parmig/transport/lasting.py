@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from parmig.errors import PeerLostError, ProtocolError
+from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
 
@@ -45,10 +46,11 @@ class LastingTransport(MigrationTransport):
     Args:
         name: what errors call the channel.
         first: connected, and empty in both directions; owned from here on.
-        session: 16 bytes that prove that a new connection belongs to this channel.
+        session: the secret of the session, 16 bytes.
         limit_ns: how long an outage may last.
         lost: called with the reason when an outage begins, in the thread that uses this channel.
         resumed: called with the length of the outage in nanoseconds, likewise.
+        proof: proves the session on each new connection; None: the session itself is sent.
 
     Attributes:
         outlives: whether a loss is survived from now on; False: it is an error.
@@ -63,10 +65,12 @@ class LastingTransport(MigrationTransport):
         limit_ns: int,
         lost: Callable[[str], None],
         resumed: Callable[[int], None],
+        proof: SessionProof | None = None,
     ) -> None:
         super().__init__(name, max_message_bytes=0)
         self.outlives = True
         self._session = session
+        self._proof = proof
         self._limit_ns = limit_ns
         self._note_lost, self._note_resumed = lost, resumed
         self._inner: MigrationTransport | None = None

@@ -6,7 +6,8 @@ A later connection begins with these messages, integers big-endian::
     source -> destination   "R", 16 bytes session, u32 epoch, u64 count of messages received
     destination -> source   "R", u32 epoch, u64 count of messages received
 
-An epoch is used once, and each is higher than the one before.
+With a proof both messages have the second form, the first as a claim and the second as its confirmation
+(``security.session_proof``). An epoch is used once, and each is higher than the one before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from parmig.errors import HostRefusedError, PeerLostError, ProtocolError, TransportError
 from parmig.transport.lasting import CLOSED_NS, GONE_NS, LastingTransport
+from parmig.transport.security.session_proof import CLAIM_BYTES, NONCE_BYTES
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -34,7 +36,7 @@ FIRST_WAIT_NS, LONGEST_WAIT_NS = 50 * NS_PER_MS, NS_PER_S
 
 _RESUME = struct.Struct(">c16sIQ")
 _RESUMED = struct.Struct(">cIQ")
-RESUME_BYTES = _RESUME.size
+RESUME_BYTES = max(_RESUME.size, _RESUMED.size + CLAIM_BYTES)
 """How much the listening end reads from a stranger."""
 
 
@@ -97,14 +99,18 @@ class LastingCaller(LastingTransport):
         transport = self._dial(ATTEMPT_NS)
         try:
             self._epoch += 1
-            transport.write([_RESUME.pack(b"R", self._session, self._epoch, self._received)])
+            nonce = os.urandom(NONCE_BYTES)
+            transport.write([self._resume(transport.challenge, nonce)])
             deadline_ns = time.monotonic_ns() + ATTEMPT_NS
             while time.monotonic_ns() < deadline_ns and not stop.is_set():
                 message = transport.read(100)
                 if message is None:
                     continue
-                if len(message) == 1 and len(message[0]) == _RESUMED.size:
-                    kind, epoch, count = _RESUMED.unpack(message[0])
+                answer: bytes | memoryview | None = message[0]
+                if self._proof is not None:
+                    answer = self._proof.check_confirmation(transport.challenge, nonce, message[0])
+                if answer is not None and len(message) == 1 and len(answer) == _RESUMED.size:
+                    kind, epoch, count = _RESUMED.unpack(answer)
                     if (kind, epoch) == (b"R", self._epoch):
                         return transport, count
                 raise ProtocolError(f"{self._name}: the peer did not take up the channel")
@@ -112,6 +118,11 @@ class LastingCaller(LastingTransport):
         except BaseException:
             transport.shutdown()
             raise
+
+    def _resume(self, challenge: bytes, nonce: bytes) -> bytes:
+        if self._proof is None:
+            return _RESUME.pack(b"R", self._session, self._epoch, self._received)
+        return self._proof.claim(challenge, nonce, _RESUMED.pack(b"R", self._epoch, self._received))
 
     def shutdown(self, linger_ms: int = 0) -> None:
         with self._lock:
@@ -148,15 +159,16 @@ class LastingListener(LastingTransport):
             return None
         assert self._listener is not None
         message = self._listener.read()
-        count = None if message is None else self._count_of(message)
-        if count is None:
+        resume = None if message is None else self._read_resume(message, self._listener.challenge)
+        if resume is None:
             return None  # nobody, or a stranger, whom the next read drops
+        count, answer = resume
         inner, self._listener = self._listener, None
         for fd in inner.pollables():
             self._epoll.unregister(fd)
         inner.accept()
         with contextlib.suppress(PeerLostError):  # the next read shows it, too
-            inner.write([_RESUMED.pack(b"R", self._epoch, self._received)])
+            inner.write([answer])
         return inner, count
 
     def _open(self) -> bool:
@@ -174,15 +186,31 @@ class LastingListener(LastingTransport):
             return True
         return False
 
-    def _count_of(self, message: list[memoryview]) -> int | None:
-        """How many messages the peer has received, as the first message of its connection says. None: a stranger."""
-        if len(message) != 1 or len(message[0]) != _RESUME.size:
+    def _read_resume(self, message: list[memoryview], challenge: bytes) -> tuple[int, bytes] | None:
+        """How many messages the peer has received, as the first *message* of its connection says, and the answer.
+
+        None: the peer is a stranger.
+        """
+        if len(message) != 1:
             return None
-        kind, session, epoch, count = _RESUME.unpack(message[0])
-        if kind != b"R" or not hmac.compare_digest(session, self._session) or epoch <= self._epoch:
+        said, nonce = self._known(message[0], challenge)
+        if len(said) != _RESUMED.size:
+            return None
+        kind, epoch, count = _RESUMED.unpack(said)
+        if kind != b"R" or epoch <= self._epoch:
             return None
         self._epoch = epoch
-        return int(count)
+        answer = _RESUMED.pack(b"R", epoch, self._received)
+        return count, answer if self._proof is None else self._proof.confirm(challenge, nonce, answer)
+
+    def _known(self, frame: memoryview, challenge: bytes) -> tuple[bytes, bytes]:
+        """What a first message says without its secret, and its nonce, if there is a proof; empty: from a stranger."""
+        if self._proof is not None:
+            return self._proof.check_claim(challenge, frame) or (b"", b"")
+        if len(frame) != _RESUME.size:
+            return b"", b""
+        kind, session, epoch, count = _RESUME.unpack(frame)
+        return _RESUMED.pack(kind, epoch, count) if hmac.compare_digest(session, self._session) else b"", b""
 
     def shutdown(self, linger_ms: int = 0) -> None:
         listener, self._listener = self._listener, None

@@ -11,6 +11,7 @@ arrive. Until then the next ones wait in the kernel. Each call does a bounded am
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import time
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 from parmig.errors import PeerLostError
 from parmig.transport.security.encryption import Encryption
+from parmig.transport.security.session_proof import CHALLENGE_BYTES
 from parmig.transport.tcp_connect import connect_and_greet, dial, open_connection
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_framing import MAX_FRAMES, Inbox, encode, vectors
@@ -78,15 +80,12 @@ class TcpTransport(MigrationTransport):
         return listen_at(endpoint)
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
-        host = endpoint.host.strip("[]")
-        self._peer = connect_and_greet(
-            self._name,
-            endpoint,
-            local,
-            timeout_ns,
-            lambda sock: self._open_connection(sock, MAX_FRAMES * self._max_message_bytes, host),
-            self._dial,
-        )
+        host, challenge_bytes = endpoint.host.strip("[]"), CHALLENGE_BYTES if self._challenges else 0
+
+        def opened(sock: socket.socket) -> Connection:
+            return self._open_connection(sock, MAX_FRAMES * self._max_message_bytes, host)
+
+        self._peer = connect_and_greet(self._name, endpoint, local, timeout_ns, opened, self._dial, challenge_bytes)
         self._peer.settle(beats=self._heartbeat)
         self._epoll = select.epoll()
         self._epoll.register(self._peer, select.EPOLLIN)
@@ -155,8 +154,12 @@ class TcpTransport(MigrationTransport):
         return message
 
     @property
+    def challenge(self) -> bytes:
+        connection = self._last if self._peer is None else self._peer
+        return connection.challenge if connection is not None else b""
+
+    @property
     def closed_by_peer(self) -> bool:
-        """Whether the peer, or something between, has closed the connection, so that its host is there."""
         return self._peer is not None and self._peer.closed
 
     @property
@@ -230,7 +233,7 @@ class TcpTransport(MigrationTransport):
             self._strangers[sock.fileno()] = (connection, time.monotonic_ns() + FIRST_MESSAGE_NS)
             epoll.register(sock, select.EPOLLIN)
             try:
-                connection.greet()
+                connection.greet(os.urandom(CHALLENGE_BYTES) if self._challenges else b"")
             except PeerLostError:
                 self._drop(connection)
 

@@ -51,6 +51,7 @@ def connect_and_greet(
     timeout_ns: int,
     open_connection: Callable[[socket.socket], Connection],
     dial: Callable[[Endpoint, str, float], socket.socket] = dial,
+    challenge_bytes: int = 0,
 ) -> Connection:
     """A connection to a peer that speaks parmig's framing; see ``MigrationTransport.connect``.
 
@@ -58,6 +59,7 @@ def connect_and_greet(
         name: what errors call the channel.
         open_connection: takes a connected socket, which it owns from then on.
         dial: makes a connected socket.
+        challenge_bytes: size of the challenge that comes with the peer's greeting.
 
     Raises:
         PeerUnreachableError: no peer answered in time, or it does not speak this framing.
@@ -70,7 +72,7 @@ def connect_and_greet(
         try:
             connection = open_connection(dial(endpoint, local, left_s))
             answered = True
-            if _hear_greeting(connection, deadline):
+            if _hear_greeting(connection, deadline, challenge_bytes):
                 return connection
             connection.close()
             if connection.distrust:
@@ -89,7 +91,7 @@ def connect_and_greet(
         time.sleep(_RETRY_S)
 
 
-def _hear_greeting(connection: Connection, deadline: float) -> bool:
+def _hear_greeting(connection: Connection, deadline: float, challenge_bytes: int) -> bool:
     """Greet, and wait for the peer's greeting. False: it did not come; the connection says why."""
     readable = select.poll()
     readable.register(connection, select.POLLIN)
@@ -97,7 +99,7 @@ def _hear_greeting(connection: Connection, deadline: float) -> bool:
         connection.greet()
     except PeerLostError:
         pass  # reading shows it
-    while not connection.hear_greeting():
+    while not connection.hear_greeting(challenge_bytes):
         left_s = deadline - time.monotonic()
         if not connection.ended and left_s <= 0:
             connection.ended = "it sent no greeting in time"

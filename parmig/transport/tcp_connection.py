@@ -98,9 +98,11 @@ class Connection(Output):
 
     # -- what arrives ---------------------------------------------------------------------------
 
-    def hear_greeting(self) -> bool:
-        """Whether the peer's greeting has arrived. False: not all of it, or ``ended``."""
-        return self._take(self.inbox.take_greeting, len(GREETING)) is not None
+    def hear_greeting(self, challenge_bytes: int = 0) -> bool:
+        """Whether the peer's greeting has arrived, with a challenge of this size. False: not yet, or ``ended``."""
+        challenge = self._take(lambda: self.inbox.take_greeting(challenge_bytes), len(GREETING) + challenge_bytes)
+        self.challenge = challenge or b""
+        return challenge is not None
 
     def read(self) -> list[memoryview] | None:
         """The next message. None: not all of it has arrived, or ``ended``. Reads at most TURN_BYTES."""

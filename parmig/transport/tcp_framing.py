@@ -61,9 +61,13 @@ class Inbox:
         """Add what has arrived."""
         self._data += data
 
-    def take_greeting(self) -> bool | None:
-        """True once the greeting has arrived; None until then. Raises as :meth:`take`."""
-        return (self.greeted or self._greet()) or None
+    def take_greeting(self, challenge_bytes: int) -> bytes | None:
+        """The challenge of this size that follows the greeting; None until it has arrived. Raises as :meth:`take`."""
+        if not (self.greeted or self._greet()) or len(self._data) < challenge_bytes:
+            return None
+        challenge = bytes(self._data[:challenge_bytes])
+        del self._data[:challenge_bytes]
+        return challenge
 
     def take(self) -> list[memoryview] | None:
         """The next message; None until all of it has arrived. The caller owns its frames.

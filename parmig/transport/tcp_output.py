@@ -29,11 +29,13 @@ class Output:
 
     Attributes:
         closed: whether the peer, or something between, has closed the connection.
+        challenge: what was sent, or has come, with the greeting.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.closed = False
+        self.challenge = b""
         self._lock = threading.Lock()
         self._out: list[memoryview] = []
         self._queued_bytes = 0
@@ -44,9 +46,14 @@ class Output:
         self._beats = False
         self._sent_s = 0.0
 
-    def greet(self) -> None:
-        """Send the greeting, which must come before anything else."""
-        self.write(GREETING)
+    def greet(self, challenge: bytes = b"") -> None:
+        """Send the greeting, which must come before anything else, and *challenge*.
+
+        Raises:
+            PeerLostError: the connection is gone.
+        """
+        self.challenge = challenge
+        self.write(GREETING + challenge)
 
     def write(self, *pieces: Buffer) -> None:
         """Send *pieces*, none of them empty. What the kernel does not take now is kept by reference and sent later.

@@ -67,9 +67,10 @@ class TlsConnection(Connection):
 
     # -- the handshake --------------------------------------------------------------------------
 
-    def greet(self) -> None:
-        """Begin the handshake. The greeting follows as soon as the peer is trusted."""
+    def greet(self, challenge: bytes = b"") -> None:
+        """Begin the handshake. The greeting and *challenge* follow as soon as the peer is trusted."""
         with self._lock:
+            self.challenge = challenge
             try:
                 self._shake_hands()
             except OSError:
@@ -89,7 +90,7 @@ class TlsConnection(Connection):
             self._end_tls()
             raise self._distrusted(str(error)) from error
         self._arriving = memoryview(bytearray(ARRIVING_BYTES))
-        self._queue(GREETING)
+        self._queue(GREETING + self.challenge)
         self._flush()
 
     def _distrusted(self, reason: str) -> OSError:

@@ -148,6 +148,7 @@ class MigrationTransport(ABC):
         token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
             anybody's first message leaves the check to the caller, who gets that message.
         security: what encrypts the channel, and whom to trust; None: nothing does, and anybody may connect.
+        challenges: the listening side sends random bytes on each connection, and the connecting side waits for them.
 
     Attributes:
         frames_free_at: when the frames of :meth:`write` may change: when it returns, or when the peer has answered.
@@ -168,6 +169,7 @@ class MigrationTransport(ABC):
         heartbeat: bool = False,
         token: bytes = b"",
         security: Security | None = None,
+        challenges: bool = False,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
@@ -176,6 +178,7 @@ class MigrationTransport(ABC):
         self._heartbeat = heartbeat
         self._token = token
         self._security = security
+        self._challenges = challenges
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:
@@ -229,6 +232,13 @@ class MigrationTransport(ABC):
         """(listening side) Make the sender of the message read last the only peer. All other connections are closed,
         and no new one is let in.
         """
+
+    @property
+    def challenge(self) -> bytes:
+        """The random bytes that the listening side has sent on this connection. On the listening side: on the
+        connection whose message was read last. Empty without ``challenges``.
+        """
+        return b""
 
     @property
     def closed_by_peer(self) -> bool:

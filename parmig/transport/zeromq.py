@@ -3,51 +3,30 @@
 
 ZeroMQ hides disconnections and reconnects by itself, losing what was in flight. Here a channel
 is never reconnected silently: a monitor socket watches for the disconnection of the accepted peer,
-and read and write then raise. Strangers end in the handshake: ``zeromq_door``.
+and read and write then raise. Strangers end in the handshake: ``zeromq_door``. Settings are in ``zeromq_socket``.
 
-Settings and where they come from (libzmq 4.3.5, measured on loopback with 2 cores):
-
-- no heartbeats: a ping would wait until megabytes before it have left, and heartbeats can make libzmq abort when
-  strangers come and go. TCP itself gives up on unacknowledged data after ``TCP_MAXRT`` (1 s), a killed process is seen
-  at once by its closed connection, and the control channel watches for hosts that vanish.
-- ``MAXMSGSIZE`` bounds what a frame can make this side allocate.
-- the high-water marks count messages: small ones that leave, large ones that arrive. Credit bounds the bytes, but a
-  peer may ignore it, and a message of endless frames is never counted: see ``_check_ahead``.
+With ``challenges`` the connecting side sends an empty message first, the *knock*, because a ROUTER can only answer.
 """
 
 from __future__ import annotations
 
-import struct
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import zmq
 
 from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError
 from parmig.transport.polling import Poller
+from parmig.transport.security.session_proof import CHALLENGE_BYTES
 from parmig.transport.tcp_listen import common_port
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
-from parmig.transport.zeromq_door import LOOK_EVERY_MS, Door, arrived_bytes, show_token
-from parmig.transport.zeromq_frames import send_in_place
+from parmig.transport.zeromq_door import LOOK_EVERY_MS, MAX_STRANGERS, Door, arrived_bytes, show_token
 from parmig.transport.zeromq_probe import RETRY_NS, probe
-from parmig.units import KIB, NS_PER_MS, NS_PER_S
-
-TCP_MAXRT_MS = 1000
-HIGH_WATER_MESSAGES = 256
-"""Messages that may wait to be sent. ``ram.flow`` keeps fewer in flight."""
-
-ARRIVING_MESSAGES = 8
-"""Messages, each of up to a batch, that may wait to be received. More wait in the peer's kernel."""
-COPY_BELOW_BYTES = 64 * KIB
-"""Smaller frames are copied by pyzmq when queued: cheaper than tracking them (its own default)."""
-
-_LAST = int(zmq.DONTWAIT)
-_MORE = _LAST | int(zmq.SNDMORE)
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
-"""Plain numbers: pyzmq's flags cost a microsecond each time two are combined."""
-
-_EVENT = struct.Struct("=Hi")
+from parmig.transport.zeromq_socket import LAST, MORE, has_message, open_socket, read_event, send_frame
+from parmig.units import NS_PER_MS, NS_PER_S
 
 SCHEME = "zmq+tcp"
 
@@ -68,6 +47,7 @@ class ZmqTransport(MigrationTransport):
         self._peer: bytes | None = None
         self._peer_fd = -1
         self._last: tuple[bytes, int] = (b"", -1)
+        self._challenged: dict[bytes, bytes] = {}  # by routing id; oldest first
         self._taken_bytes = 0
         self._look_ns = 0
         self._lost = False
@@ -77,28 +57,7 @@ class ZmqTransport(MigrationTransport):
 
     def _open(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
         self._context = zmq.Context()
-        sock = self._context.socket(kind)
-        options = {
-            zmq.LINGER: 0,
-            zmq.SNDHWM: HIGH_WATER_MESSAGES,
-            zmq.RCVHWM: ARRIVING_MESSAGES,
-            zmq.MAXMSGSIZE: self._max_message_bytes,
-            zmq.IPV6: 1,
-            zmq.IMMEDIATE: 1,
-            zmq.RECONNECT_IVL: -1,
-            zmq.TCP_KEEPALIVE: 1,
-            zmq.TCP_KEEPALIVE_IDLE: 1,
-            zmq.TCP_KEEPALIVE_INTVL: 1,
-            zmq.TCP_KEEPALIVE_CNT: 2,
-            zmq.TCP_MAXRT: TCP_MAXRT_MS,
-        }
-        for option, value in options.items():
-            sock.setsockopt(option, value)
-        sock.copy_threshold = COPY_BELOW_BYTES
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
-        if kind == zmq.ROUTER:
-            events |= zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED
-        self._monitor = sock.get_monitor_socket(events)
+        sock, self._monitor = open_socket(self._context, kind, self._max_message_bytes)
         self._socket = sock
         return sock
 
@@ -142,12 +101,30 @@ class ZmqTransport(MigrationTransport):
         sock.connect(f"tcp://{source}{endpoint.host}:{endpoint.port}")
         assert self._monitor is not None
         while self._monitor.poll(max(0, (deadline - time.monotonic_ns()) // NS_PER_MS)):
-            event, _ = _read_event(self._monitor)
+            event, _ = read_event(self._monitor)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                return True
+                return not self._challenges or self._knock(sock, deadline)
             if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
                 return False
         return False
+
+    def _knock(self, sock: zmq.Socket[bytes], deadline: int) -> bool:
+        """Ask for the challenge, and wait for it; returns whether it came."""
+        sock.send(b"", LAST)
+        poller = Poller(self)
+        while not has_message(sock):
+            left_ms = (deadline - time.monotonic_ns()) // NS_PER_MS
+            self._drain_monitor()
+            if self._lost or left_ms <= 0:
+                return False
+            poller.poll(left_ms)
+        frames = sock.recv_multipart(LAST)
+        self._challenged[b""] = frames[0]
+        return [len(frame) for frame in frames] == [CHALLENGE_BYTES]
+
+    @property
+    def challenge(self) -> bytes:
+        return self._challenged.get(self._last[0], b"")
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -164,10 +141,10 @@ class ZmqTransport(MigrationTransport):
             if self._listening:
                 if self._peer is None:
                     raise PeerLostError(f"{self._name}: nobody was accepted yet")
-                sock.send(self._peer, _MORE)
+                sock.send(self._peer, MORE)
             last = len(frames) - 1
             for number, frame in enumerate(frames):
-                _send(sock, frame, _MORE if number < last else _LAST, kept=kept and number > 0, copy=kept)
+                send_frame(sock, frame, MORE if number < last else LAST, kept=kept and number > 0, copy=kept)
         except zmq.ZMQError as error:  # EHOSTUNREACH: the peer has gone; EAGAIN: no connection, or a full queue
             raise PeerLostError(f"{self._name}: cannot send: {error.strerror}") from error
 
@@ -180,8 +157,8 @@ class ZmqTransport(MigrationTransport):
                 self._door.answer()
                 self._door.thin_out()
             lost = self._lost
-            if _has_message(sock):
-                message = self._admit(sock.recv_multipart(_LAST, copy=False))
+            if has_message(sock):
+                message = self._admit(sock.recv_multipart(LAST, copy=False))
                 if message is not None:
                     return message
                 if timeout_ms == 0:
@@ -206,11 +183,23 @@ class ZmqTransport(MigrationTransport):
         if (self._peer is not None and origin != self._peer) or not frames:
             return None
         try:
-            self._last = (origin, int(frames[0].get(zmq.SRCFD)))
+            source_fd = int(frames[0].get(zmq.SRCFD))
         except zmq.ZMQError:
             return None  # bytes that libzmq takes for a peer from before ZMTP 2.0: those have no properties
+        if self._challenges and self._peer is None and origin not in self._challenged:
+            self._challenge_stranger(origin)
+            return None
+        self._last = origin, source_fd
         self._taken_bytes += sum(size + (9 if size > 255 else 2) for size in map(len, frames))
         return Incoming([frame.buffer for frame in frames])
+
+    def _challenge_stranger(self, origin: bytes) -> None:
+        """Answer the first message of a connection by a challenge."""
+        if len(self._challenged) >= 2 * MAX_STRANGERS:
+            del self._challenged[next(iter(self._challenged))]
+        self._challenged[origin] = os.urandom(CHALLENGE_BYTES)
+        with suppress(zmq.ZMQError):  # it has ended meanwhile
+            self._open_socket.send_multipart([origin, self._challenged[origin]], LAST)
 
     def accept(self) -> None:
         self._drain_monitor()  # what ended before now was another connection, perhaps with the same number
@@ -238,8 +227,8 @@ class ZmqTransport(MigrationTransport):
 
     def _drain_monitor(self) -> None:
         """Note which connections have ended. On a listening channel only the peer's matters."""
-        while self._monitor is not None and _has_message(self._monitor):
-            event, fd = _read_event(self._monitor)
+        while self._monitor is not None and has_message(self._monitor):
+            event, fd = read_event(self._monitor)
             if event == zmq.EVENT_DISCONNECTED and (not self._listening or fd == self._peer_fd):
                 self._lost = True
             if self._door is not None:
@@ -261,7 +250,7 @@ class ZmqTransport(MigrationTransport):
 
     def ready(self) -> bool:
         """Whether a message waits. ZeroMQ's descriptors do not show what came before the socket was last looked at."""
-        return any(_has_message(sock) for sock in self._sockets())
+        return any(has_message(sock) for sock in self._sockets())
 
     def shutdown(self, linger_ms: int = 0) -> None:
         sock, self._socket = self._socket, None
@@ -276,25 +265,3 @@ class ZmqTransport(MigrationTransport):
         context, self._context = self._context, None
         if context is not None:
             context.term()
-
-
-def _send(sock: zmq.Socket[bytes], frame: Buffer, flags: int, *, kept: bool, copy: bool) -> None:
-    if kept and len(frame) >= COPY_BELOW_BYTES:
-        send_in_place(sock, memoryview(frame), flags)
-    else:
-        sock.send(frame, flags, copy=copy)
-
-
-def _read_event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
-    """The next event of a socket's monitor and the descriptor of its connection (zmq_socket_monitor(3)).
-
-    pyzmq's own function is in a module that imports asyncio, which costs each side 25 ms of processor time.
-    """
-    head, _endpoint = monitor.recv_multipart()
-    event, fd = _EVENT.unpack(head)
-    return event, fd
-
-
-def _has_message(sock: zmq.Socket[bytes]) -> bool:
-    """Whether a receive would succeed now. It costs 2 µs; a failed receive or a poll costs 10."""
-    return bool(sock.getsockopt(_EVENTS) & _READABLE)  # type: ignore[operator]

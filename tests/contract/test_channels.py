@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,21 +17,24 @@ import pytest
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
-from parmig.ram.channel_messages import FIRST_MESSAGE_BYTES, Caller
+from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening, read_opening
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, Incoming, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import wait_until
 
-CALLER = Caller(bytes(range(16)), 3, 7)
+CALLER = Caller(bytes(range(16)), 3, 7, proves=True)
+OLDER = CALLER._replace(proves=False)
 BATCH_BYTES = 256 * 1024
 BATCH = 3
 
-every_transport = pytest.mark.parametrize("scheme", [scheme for scheme in TRANSPORTS if scheme != UNIX_SCHEME])
+SCHEMES = [scheme for scheme in TRANSPORTS if scheme != UNIX_SCHEME]
+every_transport = pytest.mark.parametrize("scheme", SCHEMES)
 
 
 class Destination:
@@ -40,7 +44,9 @@ class Destination:
         spoils: called with each batch before it is handled; may end the connection.
     """
 
-    def __init__(self, scheme: str, spoils: Callable[[Destination], None] = lambda _: None) -> None:
+    def __init__(
+        self, scheme: str, spoils: Callable[[Destination], None] = lambda _: None, caller: Caller = CALLER
+    ) -> None:
         self.handled: list[bytes] = []
         self.losses: list[str] = []
         self.resumptions = 0
@@ -48,13 +54,14 @@ class Destination:
         self.error: BaseException | None = None
         self.transport: MigrationTransport | None = None
         self._scheme = scheme
+        self._caller = caller
         self._spoils = spoils
         self._wake = os.eventfd(0)
         self._stopped = False
         self.channel = ReceiveChannel(
             self._open,
             Endpoint(scheme, "127.0.0.1", 0),
-            CALLER,
+            caller,
             credit_bytes=credit_bytes(BATCH_BYTES),
             outlives=True,
             connected=lambda: None,
@@ -74,6 +81,7 @@ class Destination:
             first_message_bytes=FIRST_MESSAGE_BYTES,
             max_ahead_bytes=credit_bytes(BATCH_BYTES) + MIB,
             token=CALLER.session,
+            challenges=self._caller.proves,
         )
         return self.transport
 
@@ -120,14 +128,16 @@ class Destination:
 class Source:
     """The sending end, and what its outages were."""
 
-    def __init__(self, routes: list[Route], limit_ns: int = 20 * NS_PER_S) -> None:
+    def __init__(self, routes: list[Route], limit_ns: int = 20 * NS_PER_S, caller: Caller = CALLER) -> None:
         self.lost: list[str] = []
         self.resumed: list[tuple[int, int]] = []
         self._fd = os.eventfd(0)
-        self.dialer = Dialer(routes, "sender", max_message_bytes=1 << 16, token=CALLER.session)
+        self.dialer = Dialer(
+            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves
+        )
         self.reconnect = Reconnect(
             "sender",
-            CALLER,
+            caller,
             self.dialer.dial,
             limit_ns,
             lost=self.lost.append,
@@ -155,14 +165,17 @@ class Source:
 
 @contextmanager
 def channel(
-    scheme: str, spoils: Callable[[Destination], None] = lambda _: None, **how: int
+    scheme: str,
+    spoils: Callable[[Destination], None] = lambda _: None,
+    caller: Caller = CALLER,
+    **how: int,
 ) -> Iterator[tuple[Source, Destination]]:
     """An open channel; at the end the receiving end must have failed in no way."""
-    destination = Destination(scheme, spoils)
+    destination = Destination(scheme, spoils, caller)
     try:
-        source = Source([Route(str(destination.endpoint))], **how)
+        source = Source([Route(str(destination.endpoint))], caller=caller, **how)
         try:
-            source.channel.open(CALLER, limit_ns=10 * NS_PER_S)
+            source.channel.open(caller, limit_ns=10 * NS_PER_S)
             yield source, destination
         finally:
             source.close()
@@ -189,8 +202,8 @@ def cut(destination: Destination) -> None:
 
 
 @every_transport
-@pytest.mark.parametrize("seed", range(4))
-def test_a_flapping_connection_delivers_each_batch_once(scheme: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "caller"), [(0, OLDER), (1, CALLER), (2, CALLER), (3, CALLER)])
+def test_a_flapping_connection_delivers_each_batch_once(scheme: str, seed: int, caller: Caller) -> None:
     chance = random.Random(seed)
 
     def spoils(destination: Destination) -> None:
@@ -198,7 +211,7 @@ def test_a_flapping_connection_delivers_each_batch_once(scheme: str, seed: int) 
             end(destination.transport)
             raise PeerLostError("the test ended it")
 
-    with channel(scheme, spoils) as (source, destination):
+    with channel(scheme, spoils, caller) as (source, destination):
         for round_ in range(1, 6):
             for _ in range(chance.randrange(20)):
                 if chance.random() < 0.1:
@@ -244,29 +257,36 @@ def test_only_what_was_not_placed_is_sent_again(scheme: str) -> None:
         assert again_bytes == 2 * 1009, "the fourth and the fifth"
 
 
-def is_ignored(source: Source, first: bytes) -> None:
-    """A connection that begins with *first* gets no answer; it may be closed."""
+def is_ignored(source: Source, make_first: Callable[[bytes], bytes]) -> None:
+    """A connection whose first message is made from its challenge gets no answer; it may be closed."""
     transport = source.dialer.dial(10 * NS_PER_S)
-    transport.write([first])
+    transport.write([make_first(transport.challenge)])
     with suppress(PeerLostError):
         assert transport.read(200) is None
     transport.shutdown()
 
 
+def opens(kind: int, epoch: int, caller: Caller = CALLER) -> Callable[[bytes], bytes]:
+    return lambda challenge: Opening(caller, kind, epoch, challenge).message
+
+
 @every_transport
-def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str) -> None:
-    with channel(scheme) as (source, destination):
+@pytest.mark.parametrize("caller", [CALLER, OLDER], ids=["proof", "token"])
+def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str, caller: Caller) -> None:
+    with channel(scheme, caller=caller) as (source, destination):
         source.send(1000)
         source.channel.fence(1)
         source.reconnect.epoch = 5
         end(source.channel._transport)
         wait_until(lambda: bool(destination.losses), "the loss")
         strangers = [
-            messages.hello(CALLER),
-            messages.resume(CALLER._replace(session=bytes(16)), 9),
-            messages.resume(CALLER._replace(worker=4), 9),
-            messages.resume(CALLER._replace(protocol=8), 9),
-            messages.resume(CALLER, 0),
+            opens(messages.HELLO, 0, caller),
+            opens(messages.HELLO, 9, caller),
+            opens(messages.RESUME, 9, caller._replace(session=bytes(16))),
+            opens(messages.RESUME, 9, caller._replace(worker=4)),
+            opens(messages.RESUME, 9, caller._replace(protocol=8)),
+            opens(messages.RESUME, 9, caller._replace(proves=not caller.proves)),
+            opens(messages.RESUME, 0, caller),
         ]
         for stranger in strangers:
             is_ignored(source, stranger)
@@ -276,7 +296,67 @@ def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str) -> None:
         assert source.reconnect.epoch == 6
         cut(destination)
         wait_until(lambda: len(destination.losses) == 2, "the next loss")
-        is_ignored(source, messages.resume(CALLER, 6))  # an old connection
+        is_ignored(source, opens(messages.RESUME, 6, caller))  # an old connection
+
+
+@pytest.mark.parametrize("kind", [messages.HELLO, messages.RESUME, messages.RESTART])
+def test_a_proven_opening_says_all_but_the_secret(kind: int) -> None:
+    epoch = 0 if kind == messages.HELLO else 9
+    challenge = bytes(range(32))
+    opening = Opening(CALLER, kind, epoch, challenge)
+    assert opening.message[:12] == struct.pack(">BxHII", kind, 3, 7, epoch)
+    assert len(opening.message) == 60 == FIRST_MESSAGE_BYTES
+    assert CALLER.session not in opening.message
+    opened = read_opening(Incoming([memoryview(opening.message)]), CALLER, challenge)
+    assert opened is not None
+    assert (opened.kind, opened.epoch) == (kind, epoch)
+    answer = opened.answer(messages.welcome(4096))
+    assert answer.startswith(messages.welcome(4096))
+    assert CALLER.session not in answer
+    assert opening.decode_answer([memoryview(answer)]) == (messages.WELCOME, 4096, 0)
+    with pytest.raises(ProtocolError, match="does not prove"):
+        opening.decode_answer([memoryview(messages.welcome(4096))])
+
+
+@every_transport
+def test_a_recorded_claim_proves_nothing_on_another_connection(scheme: str) -> None:
+    with channel(scheme) as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        end(source.channel._transport)
+        wait_until(lambda: bool(destination.losses), "the loss")
+        recorded: list[bytes] = []
+
+        def record(challenge: bytes) -> bytes:
+            recorded.append(opens(messages.RESUME, 9)(challenge))
+            return b"something else"
+
+        is_ignored(source, record)
+        is_ignored(source, lambda _: recorded[0])
+        source.send(1000)
+        source.channel.fence(2)
+        assert destination.sequence == 2
+
+
+@every_transport
+def test_a_destination_that_does_not_know_the_session_is_refused(scheme: str) -> None:
+    with channel(scheme) as (source, _):
+        source.send(1000)
+        source.channel.fence(1)
+        real, calls = SessionProof.confirm, []
+
+        def confirm(proof: SessionProof, challenge: bytes, nonce: bytes, said: bytes) -> bytes:
+            calls.append(said)
+            return real(proof._replace(secret=bytes(16)), challenge, nonce, said)
+
+        SessionProof.confirm = confirm  # type: ignore[method-assign]
+        try:
+            end(source.channel._transport)
+            with pytest.raises(ProtocolError, match="does not prove that it is this migration's destination"):
+                source.send(1000)
+        finally:
+            SessionProof.confirm = real  # type: ignore[method-assign]
+        assert len(calls) == 1
 
 
 @every_transport

@@ -75,6 +75,7 @@ class Loop:
         heartbeat: bool = False,
         max_bytes: int = MAX_BYTES,
         token: bytes | None = None,
+        challenges: bool = False,
     ) -> MigrationTransport:
         transport = open_transport(
             self.here(),
@@ -82,11 +83,12 @@ class Loop:
             heartbeat=heartbeat,
             max_message_bytes=max_bytes,
             token=self.token if token is None else token,
+            challenges=challenges,
         )
         self._stack.callback(transport.shutdown)
         return transport
 
-    def listen(self, **how: bool) -> tuple[MigrationTransport, Endpoint]:
+    def listen(self, **how: Any) -> tuple[MigrationTransport, Endpoint]:
         transport = self.open("listener", **how)
         self.listeners.append(transport)
         return transport, transport.bind(self.here())
@@ -206,6 +208,27 @@ def accept_peer(listener: MigrationTransport) -> None:
 
 
 # -- messages ---------------------------------------------------------------------------------------
+
+
+def test_each_connection_gets_a_challenge_of_its_own(loop: Loop) -> None:
+    listener, endpoint = loop.listen(challenges=True)
+    connectors = [loop.connect(endpoint, challenges=True) for _ in range(3)]
+    assert len({connector.challenge for connector in connectors}) == 3
+    for number in (1, 0, 2):
+        connectors[number].write([b"%d" % number])
+        assert next_message(listener) == [b"%d" % number]
+        assert listener.challenge == connectors[number].challenge
+        assert len(listener.challenge) == 32
+    listener.accept()
+    listener.write([b"welcome"])
+    assert next_message(connectors[2]) == [b"welcome"]
+
+
+def test_who_gets_no_challenge_does_not_connect(loop: Loop) -> None:
+    listener, endpoint = loop.listen()
+    connector = loop.open(challenges=True)
+    with pytest.raises(PeerUnreachableError):
+        while_pumping(lambda: connector.connect(endpoint, timeout_ns=NS_PER_S // 4), lambda: listener.read(5))
 
 
 def test_messages_arrive_whole_and_in_order(loop: Loop) -> None:

@@ -55,6 +55,10 @@ class SummedTransport(MigrationTransport):
             return None
         return Summed(inner)
 
+    @property
+    def challenge(self) -> bytes:
+        return self._inner.challenge
+
     def accept(self) -> None:
         self._inner.accept()
 

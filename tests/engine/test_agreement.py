@@ -185,6 +185,7 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
         "ask-for-guest",
         "reconnect",
         "paths",
+        "session-proof",
         "memory-in-place",
         "direct-copy",
         "protocol-3",

@@ -32,7 +32,7 @@ from parmig.engine.worker_setups import ReceiveSetup, SendSetup
 from parmig.errors import LimitExceededError
 from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
-from parmig.ram.channel_messages import Caller
+from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.flow import SendChannel
 from parmig.ram.reach.mapped import BlockMapping

@@ -14,14 +14,25 @@ import pytest
 
 from parmig.engine import state_channel
 from parmig.engine.messages.peer_messages import MAX_STATE_CHUNK_BYTES
-from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender, check_size, state_hello
+from parmig.engine.state_channel import WINDOW_BYTES, StateReceiver, StateSender, check_size
+from parmig.engine.state_opening import say_hello
 from parmig.errors import LimitExceededError, PeerLostError, PeerUnreachableError, ProtocolError, StateError
+from parmig.transport.security.session_proof import NONCE_BYTES, PROOF_BYTES, SessionProof
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import PATIENCE_S, wait_until, while_pumping
 
 SESSION = b"0123456789abcdef"
+PROOF = SessionProof(SESSION, "state")
+NONCE = bytes(NONCE_BYTES)
+
+
+class Impostor(SessionProof):
+    """An end that takes claims, but cannot prove anything itself."""
+
+    def confirm(self, challenge: bytes, nonce: bytes, said: bytes) -> bytes:
+        return said + bytes(PROOF_BYTES)
 
 
 class Ends:
@@ -29,6 +40,7 @@ class Ends:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self.proof: SessionProof | None = None
         self.listener = self._transport("state channel")
         self.endpoint = self.listener.bind(Endpoint("tcp", "127.0.0.1", 0))
         self.early: list[bytes] = []
@@ -37,7 +49,11 @@ class Ends:
 
     def _transport(self, name: str) -> TcpTransport:
         transport = TcpTransport(
-            name, heartbeat=False, max_message_bytes=4 * MIB, first_message_bytes=state_channel.HELLO_BYTES
+            name,
+            heartbeat=False,
+            max_message_bytes=4 * MIB,
+            first_message_bytes=state_channel.HELLO_BYTES,
+            challenges=self.proof is not None,
         )
         self._stack.callback(transport.shutdown)
         return transport
@@ -50,9 +66,14 @@ class Ends:
         )
         return transport
 
-    def sender(self, session: bytes = SESSION) -> StateSender:
+    def prove(self) -> None:
+        """From now on both ends prove the session."""
+        self.proof = self.receiver._proof = PROOF
+        self.listener._challenges = True
+
+    def sender(self) -> StateSender:
         transport = self.connect()
-        transport.write([state_hello(session)])
+        while_pumping(lambda: say_hello(transport, SESSION, self.proof), lambda: self.receiver.receive())
         return StateSender(transport)
 
     def receive(self, size_bytes: int) -> None:
@@ -153,6 +174,27 @@ def test_strangers_are_ignored(ends: Ends) -> None:
     sender.write(b"more")
     ends.receive(9)
     assert ends.early == [b"early", b"more"]
+
+
+def test_nobody_opens_the_channel_without_the_proof(ends: Ends) -> None:
+    ends.prove()
+    recorded = ends.connect()
+    claim = PROOF.claim(recorded.challenge, NONCE, b"H")
+    for hello in (b"H" + SESSION, claim):
+        ends.connect().write([hello])
+    for proof, said in ((PROOF._replace(secret=bytes(16)), b"H"), (PROOF._replace(role="pages"), b"H"), (PROOF, b"D")):
+        stranger = ends.connect()
+        stranger.write([proof.claim(stranger.challenge, NONCE, said)])
+    ends.sender().write(b"early")
+    ends.receive(5)
+    assert ends.early == [b"early"]
+
+
+def test_nobody_but_the_destination_gets_device_state(ends: Ends) -> None:
+    ends.prove()
+    ends.receiver._proof = Impostor(*PROOF)
+    with pytest.raises(ProtocolError, match="does not prove that it is this migration's destination"):
+        ends.sender()
 
 
 @pytest.mark.parametrize(

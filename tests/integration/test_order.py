@@ -16,7 +16,7 @@ from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest
 from parmig.engine.state_channel import state_hello
 from parmig.errors import PeerLostError
-from parmig.ram.channel_messages import Caller
+from parmig.ram.channel_opening import Caller
 from parmig.ram.flow import SendChannel
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, parse_uri

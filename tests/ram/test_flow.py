@@ -18,14 +18,15 @@ from parmig.ram import channel_messages as messages
 from parmig.ram import flow, in_flight
 from parmig.ram.bits import NO_RUNS, Index
 from parmig.ram.blocks import PAGE_BYTES, Pages
-from parmig.ram.channel_messages import Caller
+from parmig.ram.channel_opening import Caller, read_opening
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import cut
 from parmig.transport.transport import Buffer, Endpoint, Incoming, parse_uri
-from parmig.transport.zeromq import HIGH_WATER_MESSAGES, ZmqTransport
+from parmig.transport.zeromq import ZmqTransport
+from parmig.transport.zeromq_socket import HIGH_WATER_MESSAGES
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import FakeTransport, mapped, shared_area
 
@@ -133,16 +134,16 @@ def test_the_hello_is_the_one_that_was_agreed() -> None:
         open_(channel)
     (hello,) = well.hellos
     agreed = Caller(SESSION, 3, 7)
-    assert messages.epoch_of(Incoming([memoryview(hello)]), agreed) == 0
+    assert read_opening(Incoming([memoryview(hello)]), agreed, b"") == (messages.HELLO, 0, None, b"", b"")
     for other in (Caller(SESSION[::-1], 3, 7), Caller(SESSION, 4, 7), Caller(SESSION, 3, 8)):
-        assert messages.epoch_of(Incoming([memoryview(hello)]), other) is None
+        assert read_opening(Incoming([memoryview(hello)]), other, b"") is None
     for stranger in (
         [memoryview(b"")],
         [memoryview(hello[:-1])],
         [memoryview(hello), memoryview(b"")],
         [memoryview(b"\2" + hello[1:])],
     ):
-        assert messages.epoch_of(Incoming(stranger), agreed) is None
+        assert read_opening(Incoming(stranger), agreed, b"") is None
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,8 +7,9 @@ import os
 import random
 import socket
 import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import psutil
@@ -18,18 +19,28 @@ from parmig.errors import PeerLostError, ProtocolError
 from parmig.transport import lasting, lasting_ends
 from parmig.transport.lasting import LastingTransport
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
+from parmig.transport.security.session_proof import NONCE_BYTES, PROOF_BYTES, SessionProof
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.support import PATIENCE_S, while_pumping
 
 SESSION = bytes(range(16))
+PROOF = SessionProof(SESSION, "control")
+
+
+class Impostor(SessionProof):
+    """An end that takes claims, but cannot prove anything itself."""
+
+    def confirm(self, challenge: bytes, nonce: bytes, said: bytes) -> bytes:
+        return said + bytes(PROOF_BYTES)
 
 
 class Ends:
     """Both ends of one channel, in one thread."""
 
-    def __init__(self, stack: ExitStack, limit_ns: int = 20 * NS_PER_S) -> None:
+    def __init__(self, stack: ExitStack, limit_ns: int = 20 * NS_PER_S, proof: SessionProof | None = PROOF) -> None:
+        self.proof = proof
         self.losses: list[str] = []
         self.outages_ns: list[int] = []
         self._stack = stack
@@ -41,7 +52,7 @@ class Ends:
         while listener.read(5) is None:
             pass
         listener.accept()
-        how = {"limit_ns": limit_ns, "lost": self.losses.append, "resumed": self.outages_ns.append}
+        how = {"limit_ns": limit_ns, "lost": self.losses.append, "resumed": self.outages_ns.append, "proof": proof}
         self.caller = LastingCaller("caller", first, SESSION, dial=self.dial, **how)
         self.listener = LastingListener(
             "listener", listener, SESSION, listen=lambda: self.transport(RESUME_BYTES), endpoint=self.endpoint, **how
@@ -51,7 +62,11 @@ class Ends:
 
     def transport(self, first_message_bytes: int = MIB) -> TcpTransport:
         transport = TcpTransport(
-            "inner", heartbeat=True, max_message_bytes=MIB, first_message_bytes=first_message_bytes
+            "inner",
+            heartbeat=True,
+            max_message_bytes=MIB,
+            first_message_bytes=first_message_bytes,
+            challenges=self.proof is not None,
         )
         self._stack.callback(transport.shutdown)
         return transport
@@ -78,6 +93,13 @@ def ends() -> Iterator[Ends]:
         yield Ends(stack)
 
 
+@pytest.fixture
+def older_ends() -> Iterator[Ends]:
+    """Ends that know no proof."""
+    with ExitStack() as stack:
+        yield Ends(stack, proof=None)
+
+
 def arrive(ends: Ends, expected: tuple[list[bytes], list[bytes]]) -> None:
     """Read both ends until they have what is expected, and then for a while more, in which nothing comes."""
     heard: tuple[list[bytes], list[bytes]] = ([], [])
@@ -96,8 +118,11 @@ def take(ends: Ends, heard: tuple[list[bytes], list[bytes]]) -> None:
             messages.append(b"".join(message))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_messages_of_both_ends_arrive_once_and_in_order_over_a_flapping_connection(ends: Ends, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "which"), [*((seed, "ends") for seed in range(4)), (4, "older_ends")])
+def test_messages_of_both_ends_arrive_once_and_in_order_over_a_flapping_connection(
+    seed: int, which: str, request: pytest.FixtureRequest
+) -> None:
+    ends: Ends = request.getfixturevalue(which)
     chance = random.Random(seed)
     heard: tuple[list[bytes], list[bytes]] = ([], [])
     sent: tuple[list[bytes], list[bytes]] = ([], [])
@@ -176,26 +201,85 @@ def resume(session: bytes = SESSION, epoch: int = 1, count: int = 0) -> bytes:
     return struct.pack(">c16sIQ", b"R", session, epoch, count)
 
 
-def test_strangers_and_old_connections_do_not_take_up_the_channel(ends: Ends) -> None:
+def resumed(epoch: int, kind: bytes = b"R") -> bytes:
+    return struct.pack(">cIQ", kind, epoch, 0)
+
+
+def connect(ends: Ends) -> TcpTransport:
+    transport = ends.transport()
+    while_pumping(lambda: transport.connect(ends.endpoint, timeout_ns=NS_PER_S), lambda: ends.listener.read(5))
+    return transport
+
+
+def lose(ends: Ends) -> None:
+    """The connection is lost, and the caller makes no other one."""
     ends.caller._dial = lambda timeout_ns: (_ for _ in ()).throw(PeerLostError("the test keeps it away"))  # type: ignore[assignment]
     ends.cut()
     for _ in range(3):
         ends.listener.read(50)
-    for first in (b"x", resume(bytes(16)), resume(epoch=0), b"S" + resume()[1:], resume() + b"x"):
-        stranger = ends.transport()
-        while_pumping(lambda: stranger.connect(ends.endpoint, timeout_ns=NS_PER_S), lambda: ends.listener.read(5))  # noqa: B023
-        stranger.write([first])
-        for _ in range(5):
-            assert ends.listener.read(20) is None
-        with suppress(PeerLostError):
-            assert stranger.read(50) is None
+
+
+def is_dropped(ends: Ends, make_first: Callable[[bytes], bytes]) -> None:
+    """A stranger whose first message is made from its challenge does not take up the channel."""
+    stranger = connect(ends)
+    stranger.write([make_first(stranger.challenge)])
+    for _ in range(5):
+        assert ends.listener.read(20) is None
+    with suppress(PeerLostError):
+        assert stranger.read(50) is None
     assert ends.outages_ns == []
-    right = ends.transport()
-    while_pumping(lambda: right.connect(ends.endpoint, timeout_ns=NS_PER_S), lambda: ends.listener.read(5))
+
+
+def test_strangers_and_old_connections_do_not_take_up_a_channel_without_proof(older_ends: Ends) -> None:
+    ends = older_ends
+    lose(ends)
+    for first in (b"x", resume(bytes(16)), resume(epoch=0), b"S" + resume()[1:], resume() + b"x"):
+        is_dropped(ends, lambda _, first=first: first)  # type: ignore[misc]
+    right = connect(ends)
     right.write([resume(epoch=7)])
     ends.listener.read(1000)
-    assert right.read(1000) == [struct.pack(">cIQ", b"R", 7, 0)]
+    assert right.read(1000) == [resumed(7)]
     assert len(ends.outages_ns) == 1
+
+
+def test_strangers_replays_and_old_connections_do_not_take_up_a_channel_with_proof(ends: Ends) -> None:
+    lose(ends)
+    nonce = bytes(NONCE_BYTES)
+    recorded: list[bytes] = []
+
+    def record(challenge: bytes) -> bytes:
+        recorded.append(PROOF.claim(challenge, nonce, resumed(5)))
+        return b"something else"
+
+    is_dropped(ends, record)
+    is_dropped(ends, lambda _: recorded[0])
+    is_dropped(ends, lambda _: resume(epoch=9))
+    for proof, said in (
+        (PROOF._replace(secret=bytes(16)), resumed(9)),
+        (PROOF._replace(role="state"), resumed(9)),
+        (PROOF, resumed(0)),
+        (PROOF, resumed(9, b"S")),
+        (PROOF, resumed(9) + b"x"),
+    ):
+        is_dropped(ends, lambda challenge, proof=proof, said=said: proof.claim(challenge, nonce, said))  # type: ignore[misc]
+    right = connect(ends)
+    right.write([PROOF.claim(right.challenge, nonce, resumed(7))])
+    ends.listener.read(1000)
+    (answer,) = right.read(1000) or ()
+    assert PROOF.check_confirmation(right.challenge, nonce, answer) == resumed(7)
+    assert len(ends.outages_ns) == 1
+
+
+def test_whoever_answers_must_prove_the_session(ends: Ends) -> None:
+    ends.listener._proof = Impostor(*PROOF)
+    ends.caller._limit_ns = NS_PER_S // 2
+    ends.cut()
+    reading = threading.Thread(target=lambda: [ends.listener.read(5) for _ in range(200)])
+    reading.start()
+    with pytest.raises(PeerLostError, match="no new connection within"):
+        ends.caller.read(10_000)
+    reading.join()
+    assert len(ends.losses) >= 2, "the listener lost whoever it had let in"
 
 
 @pytest.mark.parametrize(

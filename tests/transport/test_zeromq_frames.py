@@ -74,7 +74,7 @@ def test_to_a_peer_that_is_gone_they_are_refused(pair: tuple[ZmqTransport, ZmqTr
 
 SENDER = """
 import gc, mmap, os, sys
-from parmig.ram.channel_messages import Caller
+from parmig.ram.channel_opening import Caller
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport

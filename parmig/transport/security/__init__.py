@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys, certificates and TLS: who may be at the other end of a channel, and what encrypts it."""
+"""Who is at the other end of a channel: keys, proofs, and bounds for those who have shown neither."""

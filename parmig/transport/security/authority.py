@@ -6,7 +6,7 @@ Keys are of P-256: OpenSSL signs with them twice as fast as with Ed25519, and ev
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from parmig.transport.security.key_files import Role
 AUTHORITY_DAYS = 3650
 """How long the authority's own certificate is valid. Nothing of it is on the hosts but that certificate."""
 
-_EARLY = datetime.timedelta(minutes=5)
+_EARLY = dt.timedelta(minutes=5)
 """Certificates begin a little earlier than now, for hosts whose clocks are late."""
 
 _USAGES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
@@ -40,7 +40,7 @@ def make_authority() -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "parmig authority")])
     builder = (
-        _builder(name, name, key.public_key(), key.public_key(), _now() + datetime.timedelta(days=AUTHORITY_DAYS))
+        _builder(name, name, key.public_key(), key.public_key(), _now() + dt.timedelta(days=AUTHORITY_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
     )
@@ -66,7 +66,7 @@ def make_certificate(authority: Pair, role: Role, names: Sequence[str], days: in
         raise UsageError(f"ca-key.pem is no private key without a password: {error}") from error
     if not isinstance(signing_key, ec.EllipticCurvePrivateKey) or signing_key.public_key() != issuer.public_key():
         raise UsageError("ca-key.pem is not the key of ca-cert.pem; give the directory that parmig keygen has made")
-    end = min(_now() + datetime.timedelta(days=days), issuer.not_valid_after_utc)
+    end = min(_now() + dt.timedelta(days=days), issuer.not_valid_after_utc)
     if end <= _now():
         raise UsageError(f"the authority has expired on {end:%Y-%m-%d}; make a new one in another directory")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -93,8 +93,8 @@ def read_certificate(pem: bytes) -> x509.Certificate:
         raise UsageError(f"this is no certificate in PEM: {error}") from error
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC).replace(microsecond=0)
 
 
 def _general_name(name: str) -> x509.GeneralName:
@@ -123,7 +123,7 @@ def _builder(
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
-    end: datetime.datetime,
+    end: dt.datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
