@@ -24,15 +24,17 @@ from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError,
 from parmig.transport import tcp
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.security.security import Security
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING, encode
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport, parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.contract import wrapped
+from tests.keys import keys
 from tests.support import next_message, wait_until, while_pumping
 
-SCHEMES = ["zmq+tcp with a token", *TRANSPORTS, wrapped.KIND.scheme]
+SCHEMES = ["zmq+tcp with a token", *TRANSPORTS, "tcp with keys", wrapped.KIND.scheme]
 MAX_BYTES = 4 * MIB
 LIMIT_NS = 10 * NS_PER_S
 
@@ -44,8 +46,9 @@ class Loop:
     """Transports of one scheme, closed together."""
 
     def __init__(self, scheme: str, stack: ExitStack) -> None:
-        self.scheme, _, with_token = scheme.partition(" with a ")
-        self.token = TOKEN if with_token else b""
+        self.scheme, _, extra = scheme.partition(" with ")
+        self.token = TOKEN if extra == "a token" else b""
+        self.keys = str(keys()) if extra == "keys" else ""
         self.listeners: list[MigrationTransport] = []
         self.names_hosts = self.scheme != "unix"
         self._stack = stack
@@ -83,6 +86,7 @@ class Loop:
             heartbeat=heartbeat,
             max_message_bytes=max_bytes,
             token=self.token if token is None else token,
+            security=Security(self.keys) if self.keys else None,
             challenges=challenges,
         )
         self._stack.callback(transport.shutdown)
@@ -163,11 +167,15 @@ from parmig.transport.transport import parse_uri
 from parmig.transport import tcp
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.security.security import Security
 from tests.contract import wrapped
 TRANSPORTS[wrapped.KIND.scheme] = wrapped.KIND
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
 token = bytes.fromhex(sys.argv[4])
-transport = open_transport(uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token)
+security = Security(sys.argv[5]) if sys.argv[5] else None
+transport = open_transport(
+    uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token, security=security
+)
 if role == "listen":
     print(transport.bind(uri).port, flush=True)
     while transport.read(1000) is None:
@@ -187,11 +195,11 @@ while True:
 
 @contextmanager
 def peer(
-    role: str, endpoint: Endpoint, *, heartbeat: bool = False, token: bytes = b""
+    role: str, endpoint: Endpoint, *, heartbeat: bool = False, token: bytes = b"", keys: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
     """Another process: ``connect`` and echo, ``jam`` (connect, never read), or ``listen`` and echo."""
     with subprocess.Popen(
-        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat), token.hex()],
+        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat), token.hex(), keys],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -353,7 +361,7 @@ def test_frames_that_are_free_at_once_may_change_at_once(loop: Loop) -> None:
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> None:
     listener, endpoint = loop.listen(heartbeat=heartbeat)
-    with peer("connect", endpoint, heartbeat=heartbeat, token=loop.token) as process:
+    with peer("connect", endpoint, heartbeat=heartbeat, token=loop.token, keys=loop.keys) as process:
         accept_peer(listener)
         assert not lost(listener)
         process.kill()
@@ -365,7 +373,7 @@ def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> N
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_connector(loop: Loop, heartbeat: bool) -> None:
     here = loop.here()
-    with peer("listen", here, heartbeat=heartbeat, token=loop.token) as process:
+    with peer("listen", here, heartbeat=heartbeat, token=loop.token, keys=loop.keys) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         connector = loop.connect(Endpoint(here.scheme, here.host, port), heartbeat=heartbeat)
@@ -428,7 +436,7 @@ def test_a_peer_that_is_busy_is_not_lost_on_a_channel_with_heartbeats() -> None:
 
 def test_a_jammed_peer_never_blocks_the_writer(loop: Loop) -> None:
     listener, endpoint = loop.listen()
-    with peer("jam", endpoint, token=loop.token):
+    with peer("jam", endpoint, token=loop.token, keys=loop.keys):
         accept_peer(listener)
         frame = bytes(64 * 1024)
         with pytest.raises(PeerLostError):  # noqa: PT012  which write it is does not matter
