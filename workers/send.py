@@ -63,7 +63,14 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     blocks, regions, shared = memory
     name = f"send worker {setup.worker} to {parse_uri(setup.routes[0].uri)}"
     token = door_token(setup.session) if setup.proves else setup.session
-    dialer = Dialer(setup.routes, name, max_message_bytes=1 << 16, token=token, challenges=setup.proves)
+    dialer = Dialer(
+        setup.routes,
+        name,
+        max_message_bytes=1 << 16,
+        token=token,
+        challenges=setup.proves,
+        security=setup.security,
+    )
     caller = Caller(setup.session, setup.worker, setup.protocol, setup.proves)
     _logger.info("connects to %s", dialer.route)
     began_ns = time.monotonic_ns()

@@ -19,6 +19,7 @@ from parmig.engine.messages.peer_messages import Accept, Checked, Configure
 from parmig.engine.mismatch import joined
 from parmig.engine.one_host.in_place import OfferedFile
 from parmig.engine.one_host.memory_files import close_files, offer_files
+from parmig.engine.securing import security_of
 from parmig.engine.traits import describe
 from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
@@ -27,6 +28,7 @@ from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
 from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control
+from parmig.transport.security.encryption import Encryption
 from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -52,6 +54,7 @@ class Introduction:
     Attributes:
         control: the channel to the destination, or None before the connection was made.
         files: descriptors that came with its answer; *opened* closes them.
+        encryption: of the control channel.
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class Introduction:
         self._config = config
         self._opened = opened
         self._interrupt = interrupt
+        self._security = security_of(config, endpoint)
+        self.encryption: Encryption | None = None
         self._fds: list[int] = []
         self.files: list[int] = []
         opened.callback(close_files, self.files)
@@ -147,13 +152,19 @@ class Introduction:
 
     def _answer(self, wish: Configure) -> peer_messages.ControlMessage:
         transport = open_control(
-            self._endpoint, "control channel", heartbeat=True, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
+            self._endpoint,
+            "control channel",
+            heartbeat=True,
+            max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
+            security=self._security,
         )
-        self.control = ControlChannel(transport)
+        self.control = ControlChannel(transport, security=self._security)
         self._opened.callback(self.control.close, linger_ms=LINGER_MS)
         _logger.info("connects to %s", self._endpoint)
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
+        self.control.pin()
+        self.encryption = self.control.encryption
         self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:

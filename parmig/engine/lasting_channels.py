@@ -11,6 +11,7 @@ from parmig.engine.messages.peer_messages import MAX_CONTROL_BYTES, MAX_STATE_CH
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
 from parmig.transport.registry import control_scheme, open_control
+from parmig.transport.security.security import Security
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.values import Path
@@ -42,13 +43,23 @@ class LastingChannels:
         limit_ns: how long an outage may last; 0: channels end with their connections.
         notes: gets what happens to them. A channel adds to it in the thread that uses the channel.
         proves: whether new connections prove the session; else they send it.
+        security: of every connection to the peer.
 
     Attributes:
-        session: the secret of this migration.
+        session, security: as given.
     """
 
-    def __init__(self, session: bytes, limit_ns: int, notes: deque[ChannelNote], *, proves: bool) -> None:
+    def __init__(
+        self,
+        session: bytes,
+        limit_ns: int,
+        notes: deque[ChannelNote],
+        *,
+        proves: bool,
+        security: Security | None = None,
+    ) -> None:
         self.session = session
+        self.security = security
         self._proves = proves
         self._limit_ns = limit_ns
         self._notes = notes
@@ -71,7 +82,7 @@ class LastingChannels:
         scheme = control_scheme(endpoint)
         routes = [Route(str(Endpoint(scheme, endpoint.host, endpoint.port)))]
         routes += [Route(str(Endpoint(scheme, path.remote, endpoint.port)), path.local) for path in paths]
-        dialer = Dialer(routes, f"{name} channel", challenges=self._proves, **_OPTIONS[name])
+        dialer = Dialer(routes, f"{name} channel", challenges=self._proves, security=self.security, **_OPTIONS[name])
         return LastingCaller(f"{name} channel", first, self.session, dial=dialer.dial, **self._how(name))
 
     def listening(self, name: str, first: MigrationTransport, endpoint: Endpoint) -> MigrationTransport:
@@ -85,6 +96,7 @@ class LastingChannels:
                 f"{name} channel",
                 first_message_bytes=RESUME_BYTES,
                 challenges=self._proves,
+                security=self.security,
                 **_OPTIONS[name],
             )
 

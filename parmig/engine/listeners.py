@@ -43,6 +43,7 @@ from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import SharedArea
 from parmig.transport.registry import control_scheme, data_scheme, open_control, transport_imports
+from parmig.transport.security.security import Security
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
 from parmig.version import __version__
 
@@ -64,6 +65,7 @@ class Listeners:
         config: where to listen.
         early: takes state that may be loaded at once.
         notes: what happens to the channels of control and state.
+        security: of all channels.
 
     Attributes:
         wish: for the blocks that are copied.
@@ -83,6 +85,7 @@ class Listeners:
         config: ReceiveConfig,
         early: Callable[[bytes], None],
         notes: deque[ChannelNote],
+        security: Security | None = None,
     ) -> None:
         self.wish = wish = without_staying(wish, in_place)
         self._blocks, self._in_place = tuple(part.block for part in memory), in_place
@@ -119,9 +122,10 @@ class Listeners:
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
             challenges=self._proves,
+            security=security,
         )
         limit_ns = reconnect_ns_of(wish.capabilities)
-        self.lasting = LastingChannels(self.token, limit_ns, notes, proves=self._proves)
+        self.lasting = LastingChannels(self.token, limit_ns, notes, proves=self._proves, security=security)
         self.state = StateReceiver(
             self._transport,
             self.token,
@@ -153,6 +157,7 @@ class Listeners:
                 memory=memory,
                 uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
+                security=self.lasting.security,
                 proves=self._proves,
                 codecs=agreed_codecs(wish),
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,

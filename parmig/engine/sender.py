@@ -22,6 +22,7 @@ from parmig.engine.agreement import (
 )
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.encryption_report import encryption_report
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
@@ -36,6 +37,7 @@ from parmig.engine.paths.path_search import choose_paths
 from parmig.engine.paths.paths import ChosenPaths
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report, codec_reports
+from parmig.engine.securing import check_encrypted, is_insecure, prepare, security_of
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_opening import connect_state
@@ -108,6 +110,7 @@ class MigrationSender(SourceSide):
         codecs_of(self._config.compress, names())
         endpoint = parse_uri(self._uri)
         self._report.transport = chosen_transport(self._config.transport, endpoint, self._config.paths)
+        self._secure(endpoint)
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
@@ -118,6 +121,7 @@ class MigrationSender(SourceSide):
         wish, answer = introduction.ask(wish)
         accept = agreed(answer, wish, info)
         self._report.transport = wish.transport
+        self._report.encryption = encryption_report(introduction.encryption)
         keeper = self._keep_record(store, accept, endpoint)
         self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
         memory = kept_blocks(memory, accept.in_place)
@@ -128,7 +132,7 @@ class MigrationSender(SourceSide):
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
         proves = SESSION_PROOF in accept.capabilities
-        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves)
+        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves, security=control.security)
         chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
         if line:
             self._tell_progress(Progress(status="setup", message=line))
@@ -162,6 +166,7 @@ class MigrationSender(SourceSide):
                 path=chosen.of_worker[worker] if chosen.paths else 0,
                 probe_port=accept.state.port,
                 session=accept.session,
+                security=control.security,
                 proves=proves,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -194,6 +199,15 @@ class MigrationSender(SourceSide):
         )
         state = connect_state(accept.state, endpoint, lasting, elsewhere, self._opened)
         return SendRun(self._means, plan, memory, shared, state, control, notes, endpoint, keeper)
+
+    def _secure(self, endpoint: Endpoint) -> None:
+        """Look whether the migration is encrypted, and how long the certificate of this host is valid."""
+        security = security_of(self._config, endpoint)
+        self._report.insecure = is_insecure(security, endpoint)
+        if security is not None:
+            check_encrypted(self._config.transport)
+            for line in prepare(security, "client"):
+                self._tell_progress(Progress(status="setup", message=line))
 
     def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
         """Begin the record of this session, which the guardian reads too."""

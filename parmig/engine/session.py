@@ -14,6 +14,7 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show
 from parmig.engine.driver import Driver
+from parmig.engine.encryption_report import encryption_report
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.promise import Promise
 from parmig.engine.handover.record_store import RecordStore
@@ -77,9 +78,11 @@ class ReceiveSession(Driver[Instruction]):
         self._endpoint = endpoint
         self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
-        self._listeners = Listeners(wish, memory, self._in_place, config, self._take_early, self._notes)
+        self._listeners = Listeners(
+            wish, memory, self._in_place, config, self._take_early, self._notes, control.security
+        )
         try:
-            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint)
+            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint, control.security)
         except BaseException:
             self._listeners.close()
             raise
@@ -274,6 +277,7 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
+        report.encryption = encryption_report(self._control.encryption)
         report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)

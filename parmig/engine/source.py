@@ -9,6 +9,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.coordinator import Coordinator
@@ -199,7 +201,7 @@ class SourceSide(ABC):
 
     def _tell_progress(self, progress: Progress) -> None:
         if self._progress is not None:
-            self._progress(progress)
+            self._progress(msgspec.structs.replace(progress, insecure=self._report.insecure))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report, plan = self._report, self._plan

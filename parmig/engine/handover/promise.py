@@ -18,6 +18,7 @@ from parmig.engine.handover.record_store import RecordStore
 from parmig.errors import ParmigError
 from parmig.guests.guest import Guest
 from parmig.status import MigrationStatus
+from parmig.transport.security.security import Security
 from parmig.transport.transport import Endpoint
 
 
@@ -30,6 +31,7 @@ class Promise:
         thread: see above.
         token: of the session.
         endpoint: where the source found this side, and asks if it was lost.
+        security: of that port.
 
     Attributes:
         outlives: whether the guest's monitor lives on when this process ends.
@@ -40,10 +42,19 @@ class Promise:
         ParmigError: the guest did not answer, or the record is too large.
     """
 
-    def __init__(self, store: RecordStore, guest: Guest, thread: GuestThread, token: bytes, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        guest: Guest,
+        thread: GuestThread,
+        token: bytes,
+        endpoint: Endpoint,
+        security: Security | None = None,
+    ) -> None:
         record = replace(thread.call(first_record, guest, token, "destination"), here=str(endpoint))
         self._keeper = RecordKeeper(store, record)
         self._endpoint = endpoint
+        self._security = security
         self._port: AnswerPort | None = None
         self.outlives = record.finder is not None
         self.ran_ns = 0
@@ -65,7 +76,7 @@ class Promise:
         if self._port is not None:
             return
         try:
-            self._port = AnswerPort(self._endpoint, self._keeper.record.session)
+            self._port = AnswerPort(self._endpoint, self._keeper.record.session, self._security)
         except ParmigError as error:
             show(f"the source that was lost cannot ask here: {error}")
         else:
