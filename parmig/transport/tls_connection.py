@@ -63,7 +63,7 @@ class TlsConnection(Connection):
         self._arriving = memoryview(b"")
         self._handshake_bytes = 0
         self._records = memoryview(b"")  # encrypted, and not with the kernel yet
-        self._owed_bytes = 0  # how much of the queue is in these records
+        self._owed_bytes = 0  # how much of the front of the queue was encrypted, and is not taken out of it yet
 
     # -- the handshake --------------------------------------------------------------------------
 
@@ -192,8 +192,8 @@ class TlsConnection(Connection):
     # -- what leaves ----------------------------------------------------------------------------
 
     def _give(self, pieces: list[memoryview]) -> int:
-        if not len(self._records):
-            self._owed_bytes += self._encrypt(pieces)
+        if not self._owed_bytes:
+            self._owed_bytes = self._encrypt(pieces)
         self._send_records()
         owed_bytes, self._owed_bytes = self._owed_bytes, 0
         return owed_bytes
