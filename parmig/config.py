@@ -275,6 +275,10 @@ class ReceiveConfig(Config, frozen=True, kw_only=True):
     ] = 0
     max_state_bytes: Annotated[int, option("Accept at most this much device state.", SIZE, ge=0)] = GIB
     announce: Announce = False
+    resumable: Annotated[bool, option("If this is killed, let the sender wait for --resume; see paths.md.")] = False
+    resume: Annotated[
+        str, option("Go on in place of a receiver that was killed; see paths.md.", metavar="SESSION", shown="off")
+    ] = ""
     state_dir: Annotated[str, STATE_DIR] = ""
 
 

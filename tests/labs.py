@@ -14,7 +14,7 @@ def why_no_lab() -> str:
     if os.geteuid():
         return "network namespaces need root"
     if importlib.util.find_spec("pyroute2") is None:
-        return "pyroute2 is not installed; install the extra lab"
+        return "pyroute2 is not installed; install the extra test"
     from tools.netlab import Line, open_lab
 
     try:

@@ -33,6 +33,7 @@ from parmig.ram.reach.reach import Reach
 from parmig.ram.regions import Regions, cut
 from parmig.ram.shared import SharedArea
 from parmig.units import MIB, format_cpus
+from workers.confinement import begin_confined
 from workers.pipe_log import log_over_pipe
 
 _logger = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ def run_worker(connection: Connection, setup: bytes, kind: type[S], work: Callab
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     process.keep_freed_memory(KEPT_MEMORY_BYTES)
+    begin_confined()
     inbox = Inbox(connection)
     status = 0
     try:

@@ -21,6 +21,7 @@ from parmig.errors import ProtocolError
 from parmig.linux import process
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller
 from parmig.ram.codecs.registry import codec
+from parmig.ram.held_pages import HeldDigests
 from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.receive_channel import ReceiveChannel
@@ -31,6 +32,7 @@ from parmig.transport.transport import parse_uri
 from parmig.units import MIB
 from workers.bootstrap import Inbox, Memory, attach_memory, run_worker
 from workers.by_page import answer_by_page
+from workers.confinement import confine
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     memory = attach_memory(setup, area_fd, block_fds)
+    confine(setup.memory, listens=True)
     endpoint = parse_uri(setup.uri)
     channel = ReceiveChannel(
         lambda: open_transport(
@@ -67,6 +70,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             token=door_token(setup.session) if setup.proves else setup.session,
             security=setup.security,
             challenges=setup.proves,
+            curve=setup.curve,
         ),
         endpoint,
         Caller(setup.session, setup.worker, setup.protocol, setup.proves),
@@ -113,6 +117,8 @@ def _connected(inbox: Inbox, peer_pid: int) -> None:
 def _answer(inbox: Inbox, instruction: object, digester: RegionDigester, memory: Memory) -> None:
     blocks, regions, shared = memory
     match instruction:
+        case DigestPages(held=True):
+            inbox.report(answer_by_page(instruction, HeldDigests(shared, blocks), regions))
         case DigestRegions(by_page=True) | DigestPages():
             inbox.report(answer_by_page(instruction, PlacedDigests(shared, blocks), regions))
         case DigestRegions(regions=numbers):

@@ -23,6 +23,7 @@ from parmig.ram.shared import SharedArea, WorkerCounters
 from parmig.snapshot.placers import MappedPlacer, SequentialPlacer
 from parmig.snapshot.worker_setup import RestoreSetup
 from workers.bootstrap import Inbox, attach_memory, run_worker
+from workers.confinement import confine
 from workers.pieces import digest_file
 
 
@@ -40,6 +41,7 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 def _work(setup: RestoreSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, file_fd, *block_fds = fds
     blocks, regions, shared = attach_memory(setup, area_fd, block_fds)
+    confine(setup.memory)
     inbox.report(WorkerReady())
     while True:
         inbox.wait()

@@ -16,6 +16,7 @@ from parmig.ram.send import MigrationRamSend
 from parmig.snapshot.worker_setup import SaveSetup
 from parmig.stream.trailer import MARKED_SECTION_ID
 from workers.bootstrap import Inbox, attach_memory, run_worker
+from workers.confinement import confine
 from workers.pieces import digest_file
 from workers.rounds import await_tracker, serve_rounds
 
@@ -46,6 +47,7 @@ def _work(setup: SaveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         outlet = StreamOutlet(
             file_fd, setup.file, blocks, tracker, shared, wait=inbox.wait, section_id=MARKED_SECTION_ID
         )
+    confine(setup.memory)
     ram = MigrationRamSend(
         worker=setup.worker,
         regions=regions,

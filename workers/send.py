@@ -11,8 +11,10 @@ from multiprocessing.connection import Connection
 from parmig.engine.messages.worker_messages import (
     ChannelLost,
     ChannelResumed,
+    CheckHeld,
     DigestPages,
     DigestRegions,
+    HeldChecked,
     Instruction,
     RegionDigests,
     WorkerEvent,
@@ -23,10 +25,11 @@ from parmig.errors import ProtocolError
 from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.flow import SendChannel
+from parmig.ram.held_pages import HeldCheck
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.outlets.direct import DirectOutlet
 from parmig.ram.outlets.outlet import Outlet
-from parmig.ram.page_digests import MemoryDigests
+from parmig.ram.page_digests import MemoryDigests, unpack
 from parmig.ram.reconnect import Reconnect
 from parmig.ram.region_digest import RegionDigester
 from parmig.ram.send import MigrationRamSend
@@ -36,12 +39,17 @@ from parmig.transport.dial import Dialer
 from parmig.transport.security.session_proof import door_token
 from parmig.transport.transport import parse_uri
 from parmig.transport.way_home import WayHome
-from parmig.units import NS_PER_MS, format_ms
+from parmig.units import KIB, NS_PER_MS, format_ms
 from workers.bootstrap import Inbox, Memory, attach_memory, open_blocks, run_worker
 from workers.by_page import answer_by_page
+from workers.confinement import confine
 from workers.rounds import await_tracker, serve_rounds
 
 _logger = logging.getLogger(__name__)
+
+_ANSWERS_AHEAD_BYTES = 64 * KIB
+"""How much the destination may have sent that this worker has not read. Its answers have at most 60 bytes, and no more
+than one for each batch under way."""
 
 
 def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
@@ -67,9 +75,11 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         setup.routes,
         name,
         max_message_bytes=1 << 16,
+        max_ahead_bytes=_ANSWERS_AHEAD_BYTES,
         token=token,
-        challenges=setup.proves,
         security=setup.security,
+        challenges=setup.proves,
+        curve=setup.curve,
     )
     caller = Caller(setup.session, setup.worker, setup.protocol, setup.proves)
     _logger.info("connects to %s", dialer.route)
@@ -94,16 +104,19 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     inbox.report(WorkerReady())
     digester = RegionDigester()
     tracker = await_tracker(inbox, channel.idle, blocks)
+    outlet = _outlet(setup, channel, memory, tracker, target_fds, inbox)
+    confine([*setup.memory, *setup.targets])
     ram = MigrationRamSend(
         worker=setup.worker,
         regions=regions,
         blocks=blocks,
         tracker=tracker,
-        outlet=_outlet(setup, channel, memory, tracker, target_fds, inbox),
+        outlet=outlet,
         shared=shared,
         batch_bytes=setup.batch_bytes,
     )
-    serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, memory))
+    held = HeldCheck(regions, blocks, tracker, shared)
+    serve_rounds(inbox, channel.idle, ram, lambda instruction: _answer(instruction, digester, held, memory))
 
 
 def _outlet(
@@ -147,8 +160,10 @@ def _reconnect(setup: SendSetup, name: str, caller: Caller, dialer: Dialer, inbo
     )
 
 
-def _answer(instruction: Instruction, digester: RegionDigester, memory: Memory) -> WorkerEvent:
+def _answer(instruction: Instruction, digester: RegionDigester, held: HeldCheck, memory: Memory) -> WorkerEvent:
     match instruction:
+        case CheckHeld(region=region_number, first=first, digests=digests):
+            return HeldChecked(region_number, *held.check(region_number, first, unpack(digests)))
         case DigestRegions(by_page=True) | DigestPages():
             return answer_by_page(instruction, MemoryDigests(memory.blocks, memory.shared.bits), memory.regions)
         case DigestRegions(regions=numbers):

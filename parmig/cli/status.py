@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``parmig status``: who owns which guest, by the records of this host."""
+"""``parmig status``: what runs here and how far it is; or who owns which guest, by the records of this host."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from collections.abc import Callable, Collection
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -15,15 +16,20 @@ from rich.table import Table
 from parmig.cli import options as o
 from parmig.cli.output import echo_error, print_json
 from parmig.cli.progress import printable
+from parmig.cli.running_commands import print_details, print_running
 from parmig.cli.summary import PIPE_COLUMNS
-from parmig.engine.handover.handover_record import HandOverRecord
+from parmig.engine.handover.handover_record import HandOverRecord, RecordState
 from parmig.engine.handover.record_store import Entry, RecordStore
+from parmig.engine.handover.resume_point import resumable_sessions
 from parmig.engine.report import ErrorReport
-from parmig.errors import ParmigError, UsageError
+from parmig.engine.steering.steering_client import SteeringClient, running
+from parmig.errors import ParmigError
 from parmig.options import option
 from parmig.units import NS_PER_S
 from parmig.values import STATE_DIR
 from parmig.version import __version__
+
+T = TypeVar("T")
 
 
 class StatusOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +43,8 @@ class SessionStatus(msgspec.Struct, kw_only=True):
     """One record, as ``--json`` prints it.
 
     ``owner`` is ``here``, ``there`` (the other host) or ``undecided``; ``settled``: nothing is left to do. ``process``
-    is the parmig that uses the record now, or null. ``problem`` says why a record cannot be read.
+    is the parmig that uses the record now, or null. ``resumable``: the receiver was killed, and ``parmig receive
+    --resume`` may go on. ``problem`` says why a record cannot be read.
     """
 
     session: str
@@ -50,31 +57,54 @@ class SessionStatus(msgspec.Struct, kw_only=True):
     peer: str = ""
     since: str = ""
     process: int | None = None
+    resumable: bool = False
     problem: str | None = None
 
 
 @o.command()
-def status(options: StatusOptions, output: o.JsonOutput) -> None:
-    """Show who owns which guest, by the records of this host.
+def status(
+    options: StatusOptions,
+    output: o.JsonOutput,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a running command.", show_default="all")] = "",
+) -> None:
+    """Show what runs here and how far it is, or who owns which guest by the records of this host.
 
-    A line with owner undecided needs parmig recover, unless a process still works on it.
+    A line of --host with owner undecided needs parmig recover, unless a process still works on it.
     """
     try:
-        if not options.host:
-            raise UsageError("say what to show; write parmig status --host")
-        with RecordStore(options.state_dir) as store:
-            sessions = [describe_entry(entry) for entry in store.entries()]
+        if options.host:
+            _show_host(options, output)
+        elif name:
+            with SteeringClient(name) as client:
+                _show(client.status(), output, print_details)
+        else:
+            _show(running(), output, print_running)
     except ParmigError as error:
         echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
         raise typer.Exit(error.exit_code) from None
+
+
+def _show(shown: T, output: o.JsonOutput, show: Callable[[T], None]) -> None:
+    if not output.json:
+        show(shown)
+    elif isinstance(shown, list):
+        print_json({"parmig": __version__, "running": shown})
+    else:
+        print_json(shown)
+
+
+def _show_host(options: StatusOptions, output: o.JsonOutput) -> None:
+    with RecordStore(options.state_dir) as store:
+        resumable = resumable_sessions(store)
+        sessions = [describe_entry(entry, resumable) for entry in store.entries()]
     if output.json:
         print_json({"parmig": __version__, "sessions": sessions})
     else:
         print_sessions(sessions)
 
 
-def describe_entry(entry: Entry) -> SessionStatus:
-    """What is shown of *entry*."""
+def describe_entry(entry: Entry, resumable: Collection[str] = ()) -> SessionStatus:
+    """What is shown of *entry*. *resumable*: sessions that have what another receiver needs."""
     record = entry.record
     if record is None:
         return SessionStatus(session=entry.name.partition("-")[0], problem=entry.problem)
@@ -89,6 +119,7 @@ def describe_entry(entry: Entry) -> SessionStatus:
         peer=record.peer or record.here,
         since=_clock(record),
         process=record.process if entry.in_use else None,
+        resumable=record.name in resumable and record.state is RecordState.OPEN and not entry.in_use,
     )
 
 
@@ -109,6 +140,8 @@ def print_sessions(sessions: list[SessionStatus]) -> None:
         to_do = one.problem or (
             f"process {one.process} works on it"
             if one.process is not None
+            else f"parmig receive --resume {one.session}"
+            if one.resumable
             else ""
             if one.settled or one.state == "open"
             else f"parmig recover {one.session}"

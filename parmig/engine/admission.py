@@ -109,8 +109,7 @@ class Admission:
         assert self._transport is not None
         self.drop_files()
         frames = self._transport.read()
-        distrust, self._transport.distrust = self._transport.distrust, ""
-        if distrust:
+        if distrust := self._transport.take_distrust():
             self.refused = distrust
             self.show(f"did not let in a sender: {distrust}")
         self.files = self._transport.take_descriptors()
@@ -141,6 +140,15 @@ class Admission:
         answer = peer_messages.Checked(tuple(mismatches[: peer_messages.MAX_MISMATCHES]))
         self._transport.turn_away([peer_messages.encode_control(answer, self._version)])
         self.show(f"a source checked this receiver: {joined(mismatches) or 'it fits'}")
+
+    def hint(self) -> str:
+        """Where to look while no source has got in."""
+        if self.refused:
+            return f"no sender got in at {self.endpoint}; the last one was refused: {self.refused}"
+        return (
+            f"no sender has connected to {self.endpoint} yet; look at the sender's own output, "
+            "at the address and port that it was given, and for a firewall between"
+        )
 
     def show(self, line: str) -> None:
         """Show a line, not too often."""

@@ -40,6 +40,11 @@ RECONNECT = "reconnect"
 """Feature: channels outlive their connections. The source names it with how long an outage may last, in milliseconds:
 ``reconnect-60000``. A source whose user wants no such thing does not name it."""
 
+RESUME = "resume"
+"""Feature: a receiver that was killed may be started again and go on. A source names it if its channels outlive their
+connections, a destination if its user wants that. The source then waits for a receiver that has ended, as long as for
+any lost connection, and asks what its memory holds."""
+
 SESSION_PROOF = "session-proof"
 """Feature: whoever opens a channel proves that it knows the session, and the other end proves it back. The session's
 secret is then sent by no channel but the first one."""
@@ -86,7 +91,12 @@ def agreed_version(capabilities: Sequence[str], first: int = VERSIONS[0]) -> int
 
 
 def offer(
-    state: str, compress: str = "", *, verify_after: bool = True, reconnect_ns: int | None = None
+    state: str,
+    compress: str = "",
+    *,
+    verify_after: bool = True,
+    reconnect_ns: int | None = None,
+    resumable: bool = False,
 ) -> tuple[str, ...]:
     """The capabilities that a side names: what it does, its newest protocol version, the codecs that it knows.
 
@@ -96,6 +106,7 @@ def offer(
             destination knows no codec of this name.
         verify_after: (source) whether the user wants that.
         reconnect_ns: (source) how long an outage may last; 0: channels end with their connections.
+        resumable: (destination) whether the receiver may be started again if it is killed.
     """
     codec_features = (_codec_feature(name) for name in codecs.names())
     state_features = [f"{STATE_PREFIX}{state}"] if state not in USUAL_STATES else []
@@ -104,6 +115,7 @@ def offer(
     if reconnect_ns is not None:
         features.remove(RECONNECT)
         features += [f"{RECONNECT}-{reconnect_ns // NS_PER_MS}"] if reconnect_ns else []
+    features += [RESUME] if reconnect_ns or resumable else []
     return (*CAPABILITIES, *features, f"protocol-{VERSIONS[-1]}", *codec_features, *auto, *state_features)
 
 

@@ -32,7 +32,6 @@ class ControlChannel:
     Attributes:
         version: see above.
         security: of further channels to the same peer.
-        encryption: of this channel, once the peer is pinned.
     """
 
     def __init__(
@@ -44,11 +43,14 @@ class ControlChannel:
         self.transport = transport
         self.version = version
         self.security = security
-        self.encryption: Encryption | None = None
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """Of the channel's last connection."""
+        return self.transport.encryption
 
     def pin(self) -> None:
         """Trust only the peer that is connected now, also on the further channels."""
-        self.encryption = self.transport.encryption
         self.security = self.security and self.security.pin(self.encryption)
 
     def end_with_connection(self) -> None:

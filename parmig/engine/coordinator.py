@@ -27,7 +27,7 @@ from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.engine.record import Record
-from parmig.engine.source_channels import SourceChannels
+from parmig.engine.source_limits import SourceLimits
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.work.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.work.round_work import RoundKind, RoundWork
@@ -37,11 +37,11 @@ from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
 from parmig.status import StatusEvent
 
-PEER_EVENTS = (events.PeerDigested, events.PeerLoaded, events.PeerResumed, events.PeerRefused)
+PEER_EVENTS = (events.PeerDigested, events.PeerDigests, events.PeerLoaded, events.PeerResumed, events.PeerRefused)
 """What the destination causes: at the wrong time it breaks the protocol."""
 
 
-class Coordinator(SourceChannels):
+class Coordinator(SourceLimits):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -76,7 +76,7 @@ class Coordinator(SourceChannels):
         super().__init__()
         self.regions = regions
         self._workers = workers
-        self._limits = limits
+        self.limits = limits
         self._verify, self.comparison = verify, comparison
         self._work = RoundWork(regions, workers, remembering=remembering)
         self.may_ask, self.replaces = may_ask, replaces
@@ -106,13 +106,10 @@ class Coordinator(SourceChannels):
                 return self._begin_round(Step.SENDING, now_ns)
             case Step.SCANNING, events.WorkerScanned(worker=worker):
                 self._waiting.discard(worker)
-                if self._waiting:
-                    return []
-                self.step = Step.SETTLING
-                return [Do.SETTLE]
+                return [] if self._waiting else self._all_scanned(now_ns)
             case Step.SETTLING, events.GuestSettled(took_ns=took_ns):
                 self.record.settled(took_ns)
-                return self._hand_out(Step.SENDING, now_ns)
+                return self._all_settled(now_ns)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerIdle(worker=worker, load=load)):
                 return self._work.idle(worker, load, now_ns)
             case ((Step.SENDING | Step.FINAL | Step.RESCANNING), events.WorkerFenced(worker=worker, counters=counters)):
@@ -151,6 +148,8 @@ class Coordinator(SourceChannels):
                 return self._compare(now_ns)
             case ((Step.LOADING | Step.RESUMING), events.PeerDigested(digest=digest)) if digest == self.peer_digest:
                 return []  # the same digest once more does no harm
+        if (decided := self._checking(event, now_ns)) is not None:
+            return decided
         if (decided := self._proceed_end(event, now_ns)) is not None:
             return decided
         kind = ProtocolError if isinstance(event, PEER_EVENTS) else ParmigError
@@ -170,17 +169,20 @@ class Coordinator(SourceChannels):
         self.round += 1
         self._work.take_up()
         self.record.begin_round(now_ns)
-        if not (self._settles and step is Step.SENDING):
+        if not ((self._settles or self._checks) and step is Step.SENDING):
             return self._hand_out(step, now_ns)
+        return self._begin_scan()
+
+    def _begin_scan(self) -> list[Instruction]:
         self.step = Step.SCANNING
         self._waiting = set(range(self._workers))
         return [Instruct(worker, ScanRegions(tuple(owned))) for worker, owned in enumerate(self._work.owned)]
 
-    def _hand_out(self, step: Step, now_ns: int) -> list[Instruction]:
+    def _hand_out(self, step: Step, now_ns: int, *, scanned: bool = False) -> list[Instruction]:
         self.step = step
         kinds = {Step.FINAL: RoundKind.FINAL, Step.RESCANNING: RoundKind.RESCAN}
         kind = kinds.get(step, RoundKind.RUNNING)
-        scanned = self._settles and kind is RoundKind.RUNNING
+        scanned |= self._settles and kind is RoundKind.RUNNING
         return self._work.begin(self.round, kind, self.record.dirty_pages, now_ns, scanned=scanned)
 
     def _fenced(self, worker: int, counters: WorkerCounters, now_ns: int) -> list[Instruction]:
@@ -216,9 +218,9 @@ class Coordinator(SourceChannels):
         self.record.remaining(self._counted)
         if self._work.lost:
             return self._begin_round(Step.SENDING, now_ns)
-        match decide(self.record.facts, self._limits, now_ns - self.record.marks["active"]):
+        match decide(self.record.facts, self.limits, now_ns - self.record.marks["active"]):
             case Verdict.CONTINUE:
-                throttled = self._throttle(next_throttle_percent(self.record.facts, self._limits))
+                throttled = self._throttle(next_throttle_percent(self.record.facts, self.limits))
                 return throttled + self._begin_round(Step.SENDING, now_ns)
             case Verdict.PAUSE if self.record.outages.interrupted:  # in the pause, a lost connection is an error
                 self.step = Step.RECONNECTING
@@ -228,9 +230,9 @@ class Coordinator(SourceChannels):
                 self.record.mark("pausing", now_ns)
                 return [Do.PAUSE]
             case Verdict.STALLED:
-                return self._fail(does_not_converge(self.record, self._limits))
+                return self._fail(does_not_converge(self.record, self.limits))
             case Verdict.TIMEOUT:
-                return self._fail(took_too_long(self.record, self._limits))
+                return self._fail(took_too_long(self.record, self.limits))
 
     def _throttle(self, percent: int) -> list[Instruction]:
         if percent == self.record.throttle_percent:
@@ -264,5 +266,5 @@ class Coordinator(SourceChannels):
         return [Do.RELEASE]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
-        error = overdue(self.record, self.status, self.step, self._limits, now_ns)
+        error = overdue(self.record, self.status, self.step, self.limits, now_ns)
         return self._work.look_again(now_ns) if error is None else self._fail(error)

@@ -33,8 +33,9 @@ from parmig.engine.destination_events import (
 )
 from parmig.engine.destination_steps import Step
 from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.held_memory import HeldAnswers
 from parmig.engine.messages import peer_messages
-from parmig.engine.messages.digest_messages import Digested, DigestRequest
+from parmig.engine.messages.digest_messages import Digested, DigestRequest, DigestsRequest
 from parmig.engine.requested_digest import RequestedDigest
 from parmig.engine.state_channel import NO_STATE, check_size
 from parmig.engine.work.shares import assign
@@ -62,6 +63,8 @@ class DestinationPlan(DestinationEnd):
         verify: whether the source announced that it asks for a digest.
         replaces: channels outlive their connections, so that workers may be replaced.
         compared: whether the workers keep digests of what they place, for a comparison after the hand-over.
+        resumed: another receiver had this source before, and was killed. Nobody knows what it has placed, so the source
+            asks what the memory holds.
         may_ask: the source asks who has the guest if it loses this side after the hand-over.
         outlives: the guest's monitor lives on when this process ends.
         switchover_ns: how long the source's pause may take.
@@ -90,6 +93,7 @@ class DestinationPlan(DestinationEnd):
         may_ask: bool = False,
         outlives: bool = False,
         replaces: bool = False,
+        resumed: bool = False,
         switchover_ns: int,
         max_state_bytes: int,
         now_ns: int,
@@ -103,6 +107,7 @@ class DestinationPlan(DestinationEnd):
         self._starting = set(range(workers))
         self._connecting = set(range(workers))
         self._state_connected = False
+        self._held = HeldAnswers(regions, workers) if resumed else None
         self._requested = RequestedDigest(owned, len(regions), announced=verify)
         self._arrived = StateArrived(0, NO_STATE)
         self._release = peer_messages.Release(0, "")
@@ -126,7 +131,7 @@ class DestinationPlan(DestinationEnd):
                 return self._end(StatusEvent.PEER_LOST, PeerLostError(words))
             case Step.STARTING, events.WorkerListens(worker=worker):
                 self._starting.discard(worker)
-                return [] if self._starting else self._go_on(Step.CONNECTING, now_ns, Act.ACCEPT)
+                return [] if self._starting else self._all_listen(now_ns)
             case Step.CONNECTING, events.WorkerConnected(worker=worker):
                 self._connecting.discard(worker)
                 return self._establish(now_ns)
@@ -141,6 +146,8 @@ class DestinationPlan(DestinationEnd):
             case Step.RECEIVING, events.WorkerDigested(worker, digests) if worker in self._requested.awaited:
                 self.digest = self._requested.add(worker, digests)
                 return [] if self.digest is None else [SendMessage(Digested(self.digest))]
+            case Step.RECEIVING, events.WorkerDigestedPages() if self._held is not None:
+                return self._held.answer(event)
             case Step.RECEIVING, events.WorkerListens():
                 return []  # it replaces another one
             case Step.LOADING, events.Recorded():
@@ -168,7 +175,8 @@ class DestinationPlan(DestinationEnd):
         return self._replaces and self.step is Step.RECEIVING and not self._requested.awaited
 
     def _replace(self, worker: int, reason: str, now_ns: int) -> list[Instruction]:
-        return [events.Replace(worker, reason)]
+        again = [] if self._held is None else self._held.replaced(worker)
+        return [events.Replace(worker, reason), *again]
 
     def _hear(self, message: object, now_ns: int) -> list[Instruction]:
         """Take a message. Which ones the source may send depends on the step, and it sends each only once."""
@@ -179,6 +187,11 @@ class DestinationPlan(DestinationEnd):
                 return [events.Show(status, round_)]
             case _, peer_messages.Failure(error=report):
                 return self._fail(PeerFailedError(f"the source failed: {report.message}"))
+            case Step.RECEIVING, DigestsRequest() if self._held is not None:
+                try:
+                    return self._held.hear(message)
+                except ProtocolError as error:
+                    return self._fail(error)
             case Step.RECEIVING, DigestRequest() if self._requested.may_be_asked:
                 return list(self._requested.ask())
             case Step.RECEIVING, DigestRequest():
@@ -188,9 +201,16 @@ class DestinationPlan(DestinationEnd):
         name = type(message).__name__
         return self._fail(ProtocolError(f"the source sent {name} while {self.step.value}"))
 
+    def _all_listen(self, now_ns: int) -> list[Instruction]:
+        """All receive workers listen."""
+        if self._held is None:
+            return self._go_on(Step.CONNECTING, now_ns, Act.ACCEPT)
+        return [Act.ACCEPT, *self._receive(now_ns)]  # the source was let in by the receiver that was killed
+
     def _establish(self, now_ns: int) -> list[Instruction]:
-        if self._connecting or not self._state_connected:
-            return []
+        return [] if self._connecting or not self._state_connected else self._receive(now_ns)
+
+    def _receive(self, now_ns: int) -> list[Instruction]:
         self.established = True
         self.machine.move(StatusEvent.CONFIGURED)
         return self._go_on(Step.RECEIVING, now_ns)

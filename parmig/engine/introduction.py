@@ -13,22 +13,24 @@ from parmig import logs
 from parmig.config import SendConfig
 from parmig.engine.agreement import check_accept, offer, wished_codec
 from parmig.engine.control import ControlChannel
+from parmig.engine.encryption_report import EncryptionReport, encryption_report
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.peer_messages import Accept, Checked, Configure
 from parmig.engine.mismatch import joined
 from parmig.engine.one_host.in_place import OfferedFile
 from parmig.engine.one_host.memory_files import close_files, offer_files
-from parmig.engine.securing import security_of
+from parmig.engine.report import Report
+from parmig.engine.securing import check_encrypted, is_insecure, prepare, security_of
+from parmig.engine.source_steps import cannot_throttle
 from parmig.engine.traits import describe
-from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
+from parmig.errors import PeerFailedError, PeerRefusedError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
 from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control
-from parmig.transport.security.encryption import Encryption
 from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S
 from parmig.version import __version__
@@ -66,10 +68,25 @@ class Introduction:
         self._opened = opened
         self._interrupt = interrupt
         self._security = security_of(config, endpoint)
-        self.encryption: Encryption | None = None
+        self.encryption: EncryptionReport | None = None
         self._fds: list[int] = []
         self.files: list[int] = []
         opened.callback(close_files, self.files)
+
+    def prepare(self, report: Report) -> list[str]:
+        """Read the keys, and note in *report* whether there are none although the destination is another host.
+
+        Returns:
+            A line for each certificate of this side that ends soon.
+
+        Raises:
+            UsageError: the pages would not be encrypted.
+            HostRefusedError: the keys cannot be used.
+        """
+        report.insecure = is_insecure(self._security, self._endpoint)
+        if self._security is not None:
+            check_encrypted(self._config.transport)
+        return prepare(self._security, "client")
 
     def make_wish(
         self, guest: Guest, thread: GuestThread, info: GuestInfo, memory: Sequence[BlockMemory], *, check: bool = False
@@ -164,7 +181,7 @@ class Introduction:
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
         self.control.pin()
-        self.encryption = self.control.encryption
+        self.encryption = encryption_report(self.control.encryption)
         self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:
@@ -201,10 +218,7 @@ def check_throttle(guest: Guest, thread: GuestThread, kind: str) -> None:
         GuestRefusedError: it cannot.
     """
     if not thread.call(guest.can_throttle):
-        raise GuestRefusedError(
-            f"a {kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
-            "and allow a longer pause with --max-downtime where it outruns the network"
-        )
+        raise cannot_throttle(kind)
 
 
 def agreed(answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import secrets
-import select
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,14 +22,18 @@ from parmig.engine.agreement import (
     offer,
     reconnect_ns_of,
 )
-from parmig.engine.lasting_channels import STATE, ChannelNote, LastingChannels
+from parmig.engine.codec_reports import codec_reports
+from parmig.engine.handover.resume_point import ResumePoint
+from parmig.engine.lasting_channels import ChannelNote, LastingChannels
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.peer_messages import Accept, Configure, DataEndpoint
 from parmig.engine.one_host.in_place import DIRECT_COPY, MAX_FILES, kept_blocks
 from parmig.engine.one_host.memory_files import without_staying
+from parmig.engine.one_host.writers import Writers
+from parmig.engine.outages import STATE
 from parmig.engine.paths.path_search import WILDCARDS, listening_hosts, offered_addresses
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import CodecReport, RamReport, codec_reports
+from parmig.engine.report import CodecReport, RamReport
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.work.pinning import Pinning
 from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
@@ -41,16 +41,13 @@ from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
-from parmig.ram.shared import SharedArea
+from parmig.ram.shared import NOBODY_YET, SharedArea
 from parmig.transport.registry import control_scheme, data_scheme, open_control, transport_imports
 from parmig.transport.security.security import Security
-from parmig.transport.transport import UNIX_SCHEME, Endpoint, parse_uri
+from parmig.transport.transport import UNIX_SCHEME, Endpoint, MigrationTransport, parse_uri
 from parmig.version import __version__
 
 _logger = logging.getLogger(__name__)
-
-WRITERS_LIMIT_S = 5.0
-"""How long the source's workers may take to end after the session. Nobody else may use the memory before."""
 
 MAX_STATE_CHUNK_FRAME_BYTES = peer_messages.MAX_STATE_CHUNK_BYTES + 64
 
@@ -65,13 +62,15 @@ class Listeners:
         config: where to listen.
         early: takes state that may be loaded at once.
         notes: what happens to the channels of control and state.
+        point: lets another receiver go on if this one is killed; None: none can. If another one had it before, all
+            listen where that has listened. Not owned.
         security: of all channels.
 
     Attributes:
         wish: for the blocks that are copied.
         token: 16 random bytes, the secret of the session: whoever connects must know them.
         pool: the workers.
-        state: the channel for device state.
+        state, state_transport: the channel for device state.
         lasting: makes channels outlive their connections, if the source wants that.
         regions: all regions of all blocks.
         passed_files: descriptors that go before the answer, with which the source's workers write to memory here.
@@ -85,11 +84,14 @@ class Listeners:
         config: ReceiveConfig,
         early: Callable[[bytes], None],
         notes: deque[ChannelNote],
+        point: ResumePoint | None = None,
         security: Security | None = None,
     ) -> None:
+        self._point = point
+        self._before = point.state if point is not None else None
         self.wish = wish = without_staying(wish, in_place)
         self._blocks, self._in_place = tuple(part.block for part in memory), in_place
-        self.token = secrets.token_bytes(16)
+        self.token = secrets.token_bytes(16) if point is None else point.token
         logs.note_session(self.token)
         self.pool = WorkerPool(WORKER_PROGRAMS[1], "receive worker")
         self._memory = kept_blocks(memory, in_place)
@@ -101,7 +103,7 @@ class Listeners:
         self._next_port = 1 if self._control_scheme == UNIX_SCHEME else config.data_ports[0]
         self._cpus = config.cpus
         self._ports: dict[int, int] = {}
-        self._writers: list[int] = []
+        self._writers = Writers()
         self._targets: tuple[BlockMemory, ...] = ()
         self.passed_files: list[int] = []
         self._scheme = data_scheme(wish.transport)
@@ -115,30 +117,38 @@ class Listeners:
             regions=len(self.regions),
             page_digests=self._keeps_digests,
         )
-        self._transport = open_control(
-            Endpoint(self._control_scheme, self._hosts[0], 0),
-            "state channel",
-            heartbeat=reconnect_ns_of(wish.capabilities) > 0,
-            max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
-            first_message_bytes=HELLO_BYTES,
-            challenges=self._proves,
-            security=security,
-        )
         limit_ns = reconnect_ns_of(wish.capabilities)
         self.lasting = LastingChannels(self.token, limit_ns, notes, proves=self._proves, security=security)
+        self.state_transport = self._open_state_channel()
         self.state = StateReceiver(
-            self._transport,
+            self.state_transport,
             self.token,
             early,
             max_bytes=config.max_state_bytes,
             proof=self.lasting.proof(STATE),
             lasting=lambda transport: self.lasting.listening(STATE, transport, self.everywhere(self._state_endpoint)),
         )
+        self.state.connected = self._before is not None  # its source does not begin anew
         try:
             self._start()
         except BaseException:
             self.close()
             raise
+
+    def _open_state_channel(self) -> MigrationTransport:
+        wish = self.wish
+        if self._before is not None:
+            self._state_endpoint = Endpoint(self._control_scheme, self._hosts[0], self._before.state_port)
+            return self.lasting.taking_up(STATE, self.everywhere(self._state_endpoint))
+        return open_control(
+            Endpoint(self._control_scheme, self._hosts[0], 0),
+            "state channel",
+            heartbeat=reconnect_ns_of(wish.capabilities) > 0,
+            max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
+            first_message_bytes=HELLO_BYTES,
+            challenges=self._proves,
+            security=self.lasting.security,
+        )
 
     def _start(self) -> None:
         check_reachable(self._memory)  # before the source is let in
@@ -147,9 +157,15 @@ class Listeners:
         direct = self._control_scheme == UNIX_SCHEME and DIRECT_COPY in wish.capabilities and bool(memory)
         if direct and len(descriptors) < MAX_FILES:
             self._targets, self.passed_files = memory, [self._shared.fd, *descriptors]
+        if self._point is not None:
+            descriptors = [*descriptors, self._point.fd]  # each worker holds its lock
         pinning = Pinning(self._cpus)
         for worker in range(wish.workers):
-            self._ports[worker] = self._take_port()
+            if self._before is None:
+                self._ports[worker] = self._take_port()
+            else:
+                self._ports[worker] = self._before.data_ports[worker]
+                self._shared.note_placed(worker, NOBODY_YET)
             setup = ReceiveSetup(
                 worker=worker,
                 workers=wish.workers,
@@ -167,10 +183,12 @@ class Listeners:
                 region_pages=wish.region_pages,
                 page_digests=self._keeps_digests,
                 cpus=pinning.cpus(worker, local=self._host(worker)),
+                replaces=self._before is not None,
             )
             self.pool.start(setup, [self._shared.fd, *descriptors], transport_imports(self._scheme))
-        state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
-        self._state_endpoint = self._transport.bind(state)
+        if self._before is None:
+            state = Endpoint(self._control_scheme, self._hosts[0], self._take_port())
+            self._state_endpoint = self.state_transport.bind(state)
         _logger.info("state channel listens at %s", self._state_endpoint)
 
     def everywhere(self, endpoint: Endpoint) -> Endpoint:
@@ -193,8 +211,7 @@ class Listeners:
     def note_writer(self, pid: int) -> None:
         """Note the process of a send worker, which may write to the memory here itself."""
         if self._targets and pid:
-            with contextlib.suppress(OSError):  # it has ended
-                self._writers.append(os.pidfd_open(pid))
+            self._writers.note(pid)
 
     # -- once they listen ------------------------------------------------------------------------
 
@@ -206,6 +223,11 @@ class Listeners:
         """Start a worker in place of *worker*, which has died. It listens at the same port, and goes on from there."""
         uri = str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker]))
         self.pool.replace(worker, uri=uri, replaces=True)
+
+    @property
+    def ports(self) -> tuple[int, tuple[int, ...]]:
+        """The port of device state, and those of the workers, once they listen."""
+        return self._state_endpoint.port, tuple(self._ports[worker] for worker in range(self.wish.workers))
 
     def accept_message(self, info: GuestInfo) -> Accept:
         """The answer to a source that fits, once every worker listens."""
@@ -223,7 +245,7 @@ class Listeners:
                 DataEndpoint(announced_host(self._host(worker)), self._ports[worker], scheme)
                 for worker in range(wish.workers)
             ),
-            capabilities=offer(info.state),
+            capabilities=offer(info.state, resumable=self._point is not None),
             in_place=self._in_place,
             targets=self._targets,
             addresses=offered_addresses(self._config) if PATHS in wish.capabilities else (),
@@ -251,22 +273,7 @@ class Listeners:
     def close(self) -> None:
         """End the workers, close the channel, drop the state. Wait for the source's workers that write here."""
         self.pool.close()
-        self._await_writers()
-        self._transport.shutdown()
+        self._writers.wait()
+        self.state_transport.shutdown()
         self.state.close()
         self._shared.close()
-
-    def _await_writers(self) -> None:
-        """Wait until no worker of the source can write to the memory here any more."""
-        deadline = time.monotonic() + WRITERS_LIMIT_S
-        while self._writers:
-            fd = self._writers.pop()
-            ended = select.poll()
-            ended.register(fd, select.POLLIN)
-            if not ended.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                _logger.warning(
-                    "a worker of the source has not ended, and may still write to the guest's memory here; "
-                    "end it before this memory is used again",
-                    extra=logs.REPORTED,
-                )
-            os.close(fd)

@@ -12,6 +12,10 @@ MAX_LISTED = 100
 """The most outages that the report lists. A flapping link can make thousands; the totals count them all."""
 
 
+CONTROL, STATE = "control", "state"
+"""What the channels of control and device state are called in progress and report."""
+
+
 def of_worker(worker: int) -> str:
     """What the data channel of *worker* is called."""
     return f"worker {worker}"
@@ -72,6 +76,11 @@ class Outages:
     def interrupted(self) -> tuple[str, ...]:
         """The channels that have no connection now."""
         return tuple(sorted(self._open))
+
+    def since_ns(self, channel: str, now_ns: int) -> int:
+        """Since when *channel* has no connection; *now_ns* if it has one."""
+        outage = self._open.get(channel)
+        return now_ns if outage is None else outage.began_ns
 
     def lost(self, channel: str, now_ns: int, reason: str) -> None:
         """Note that *channel* has lost its connection, if that is news."""

@@ -26,8 +26,10 @@ from parmig.engine.one_host.memory_files import in_order_of, without_staying
 from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
+from parmig.engine.resuming import Resuming, make_resumable
 from parmig.engine.securing import security_of
 from parmig.engine.session import LINGER_MS, ReceiveSession
+from parmig.engine.steering.desk import Desk
 from parmig.errors import (
     CancelledError,
     GuestError,
@@ -88,6 +90,7 @@ class MigrationReceiver:
         self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
+        self.desk = Desk(self.cancel)
 
     # -- the caller's side ----------------------------------------------------------------------
 
@@ -109,8 +112,7 @@ class MigrationReceiver:
     def cancel(self) -> None:
         """Give up, unless hand-over has happened. Safe from a signal handler."""
         self._cancelled = True
-        session = self._session
-        if session is not None:
+        if (session := self._session) is not None:
             session.cancel()
         self._thread.wake()
 
@@ -129,6 +131,9 @@ class MigrationReceiver:
         self._thread.call(self._guest.memory)
         self._thread.call(self._guest.traits)  # a source that comes need not wait for what stays the same
         self._report.guest = GuestReport(kind=info.kind, machine=info.machine, monitor=info.monitor)
+        self._listen()
+
+    def _listen(self) -> None:
         self._admission.listen()
         if self._listening is not None:
             self._listening(str(self._admission.endpoint))
@@ -149,11 +154,10 @@ class MigrationReceiver:
             ready = poller.poll(POLL_MS)
             self._thread.finished()
             if self._cancelled:
-                raise CancelledError(f"cancelled: {self._hint()}")
+                raise CancelledError(f"cancelled: {self._admission.hint()}")
             if watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while it waited")
-            wish = self._admission.hear()
-            if wish is None:
+            if (wish := self._admission.hear()) is None:
                 continue
             if wish.check:
                 self._admission.answer_check(self._compare(wish, *self._look_at_guest())[0])
@@ -167,19 +171,10 @@ class MigrationReceiver:
     def _nobody_came(self, waited_ns: int) -> None:
         """Give up if the time is up; show where to look once nobody has come for NOBODY_CAME_NS."""
         if self._config.wait_ns and waited_ns >= self._config.wait_ns:
-            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._hint()}")
+            raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._admission.hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
             self._hinted = True
-            self._show_line(self._hint())
-
-    def _hint(self) -> str:
-        port = self._admission.endpoint
-        if self._admission.refused:
-            return f"no sender got in at {port}; the last one was refused: {self._admission.refused}"
-        return (
-            f"no sender has connected to {port} yet; look at the sender's own output, "
-            "at the address and port that it was given, and for a firewall between"
-        )
+            self._show_line(self._admission.hint())
 
     def apply_config(self, wish: Configure) -> ReceiveSession:
         """Check the source's wishes, let it in, and make everything ready for it.
@@ -199,8 +194,10 @@ class MigrationReceiver:
         assert store is not None
         control = self._admission.admit()
         memory = in_order_of(wish.blocks, memory, info)
+        resuming = Resuming()
         try:
             self._adoption.take(wish, self._admission.files, memory, staying)
+            resuming = make_resumable(self._config, wish, store, self._show)
             return ReceiveSession(
                 wish,
                 info,
@@ -210,11 +207,13 @@ class MigrationReceiver:
                 endpoint=self._admission.endpoint,
                 store=store,
                 in_place=staying.numbers,
+                resuming=resuming,
                 guest=self._guest,
                 thread=self._thread,
                 progress=self._show,
             )
         except ParmigError as error:
+            resuming.close()
             with contextlib.suppress(PeerLostError):
                 control.write(peer_messages.Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
@@ -287,6 +286,7 @@ class MigrationReceiver:
         self._show(Progress(status=WAITING, message=line))
 
     def _show(self, progress: Progress) -> None:
+        self.desk.post_progress(progress)
         if self._progress is not None:
             self._progress(replace(progress, insecure=self._report.insecure))
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from parmig.engine.outages import Outages
-from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
+import msgspec
+
+from parmig.engine.outages import CONTROL, Outages
+from parmig.engine.report import DowntimePhases, PathReport, RamReport, RestartReport, RoundReport, WorkerReport
+from parmig.engine.steering.change import Change, ChangeReport
 from parmig.engine.work.homes import Nearness
 from parmig.engine.work.policy import RoundFacts
 from parmig.ram.blocks import PAGE_BYTES
@@ -26,6 +29,9 @@ class Record:
         throttle_percent: how far the guest is slowed down now.
         max_throttle_percent: the highest value of that so far.
         outages: times without a connection.
+        changes: what the user has changed, and when.
+        began_ns: when the command began; whoever makes the plan sets it.
+        restarts: what was found out after the destination's receiver was started again, each with its instant.
     """
 
     def __init__(self, workers: int, total_pages: int) -> None:
@@ -37,11 +43,15 @@ class Record:
         self.stolen = [0] * workers
         self.nearness: Sequence[Nearness] = ()
         self.outages = Outages(workers)
+        self.changes: list[tuple[int, Change]] = []
+        self.began_ns = 0
+        self.restarts: list[tuple[int, RestartReport]] = []
+        self._first_given_up = False
         self._total_pages = total_pages
         self._now: list[WorkerCounters] = [WorkerCounters() for _ in range(workers)]
         self._before = list(self._now)
         self._round_began_ns = 0
-        self._settle_ns = self._stood_ns = 0
+        self._settle_ns = self._stood_ns = self._check_ns = self._check_began_ns = 0
 
     def mark(self, name: str, now_ns: int) -> None:
         """Remember that *name* happened now."""
@@ -55,7 +65,7 @@ class Record:
     def begin_round(self, now_ns: int) -> None:
         """Note that a round begins."""
         self._round_began_ns = now_ns
-        self._settle_ns = self._stood_ns = 0
+        self._settle_ns = self._stood_ns = self._check_ns = self._check_began_ns = 0
         self._before = list(self._now)
 
     def settled(self, took_ns: int) -> None:
@@ -66,8 +76,9 @@ class Record:
         """Note the totals of one worker at its fence."""
         self._now[worker] = counters
 
-    def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int]) -> RoundReport:
-        """Note that all workers passed the fence, and return the report of the round."""
+    def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int], given_up: bool = False) -> RoundReport:
+        """Note that all workers passed the fence, or that the round was *given_up*; return its report."""
+        self._first_given_up |= given_up and not self.rounds
         self._stood_ns = self.outages.standstill_ns(self._round_began_ns, now_ns)
         moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
         self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
@@ -100,15 +111,41 @@ class Record:
         self.facts.append(
             RoundFacts(
                 sent_bytes=last.sent_pages * PAGE_BYTES,
-                # Waiting for the guest's disks, or for a connection, says nothing of the network's rate.
-                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS) - self._stood_ns,
+                # Waiting for the guest's disks, for a connection, or for a check says nothing of the network's rate.
+                duration_ns=round((last.duration_ms - last.settle_ms) * NS_PER_MS) - self._stood_ns - self._check_ns,
                 scan_ns=round(last.scan_ms * NS_PER_MS),
                 remaining_pages=pages,
                 throttle_percent=last.throttle_percent,
             )
         )
 
+    def restarted(self, now_ns: int) -> None:
+        """Note that the destination's receiver was started again. What remains to be sent, nobody knows for now."""
+        lost_ns = self.outages.since_ns(CONTROL, now_ns)
+        self.restarts.append((lost_ns, RestartReport(lasted_ms=(now_ns - lost_ns) / NS_PER_MS)))
+        if len(self.facts) < len(self.rounds):
+            self.remaining(self._total_pages)
+
+    def begin_check(self, now_ns: int) -> None:
+        """Note that the memories are compared from now on."""
+        self._check_began_ns = now_ns
+
+    def checked_held(self, proven_pages: int, again_pages: int, now_ns: int) -> None:
+        """Note what the restarted destination holds, and what is to be sent again. Meanwhile nothing was sent."""
+        _, report = self.restarts[-1]
+        report.check_ms = (now_ns - self._check_began_ns) / NS_PER_MS
+        report.proven_pages, report.again_pages = proven_pages, again_pages
+        self._check_ns = now_ns - self._check_began_ns
+        if self.facts:
+            self.facts[-1] = msgspec.structs.replace(self.facts[-1], remaining_pages=again_pages)
+
     # -- for the report -------------------------------------------------------------------------
+
+    def restart_reports(self, start_ns: int) -> list[RestartReport]:
+        """The restarts of the receiver, in a migration that began at *start_ns*."""
+        for began_ns, report in self.restarts:
+            report.began_ms = (began_ns - start_ns) / NS_PER_MS
+        return [report for _, report in self.restarts]
 
     def phases(self) -> DowntimePhases:
         """The downtime in its phases. Each begins where the one before it ends, so they add up.
@@ -149,10 +186,15 @@ class Record:
         return (self.marks["compared"] - self.marks["comparing"]) / NS_PER_MS
 
     def throughput_mib_per_s(self) -> float:
-        """Guest bytes handled in round 1 divided by its duration."""
-        if not self.rounds or not self.rounds[0].duration_ms:
+        """Guest bytes handled in round 1 divided by its duration; 0 if the destination was restarted in it."""
+        if not self.rounds or not self.rounds[0].duration_ms or self._first_given_up:
             return 0.0
         return self._total_pages * PAGE_BYTES / MIB / (self.rounds[0].duration_ms * NS_PER_MS / NS_PER_S)
+
+    def change_reports(self) -> list[ChangeReport]:
+        """What the user has changed."""
+        began_ns = self.began_ns
+        return [ChangeReport(at_ms=(at_ns - began_ns) / NS_PER_MS, change=change) for at_ns, change in self.changes]
 
     def ram(self) -> RamReport:
         """All rounds together."""

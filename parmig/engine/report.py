@@ -6,20 +6,18 @@ The field names are a contract: names may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from parmig.engine.encryption_report import EncryptionReport
 from parmig.engine.mismatch import Mismatch
+from parmig.engine.steering.change import ChangeReport
 from parmig.errors import ParmigError, by_name
-from parmig.ram.codecs.registry import name_of
-from parmig.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from parmig.ram.blocks import RamBlock
-    from parmig.ram.shared import CodecFigures
 
 
 class ErrorReport(msgspec.Struct, kw_only=True):
@@ -147,6 +145,20 @@ class OutageReport(msgspec.Struct, kw_only=True):
     again_bytes: int = 0
 
 
+class RestartReport(msgspec.Struct, kw_only=True):
+    """The destination's receiver was killed, and started again.
+
+    ``lasted_ms`` is the time without it. ``check_ms`` is how long both memories were compared. Of the pages with data,
+    the digests showed that the destination holds ``proven_pages``; ``again_pages`` differed, and were sent (again).
+    """
+
+    began_ms: float = 0.0
+    lasted_ms: float = 0.0
+    check_ms: float = 0.0
+    proven_pages: int = 0
+    again_pages: int = 0
+
+
 class CodecReport(msgspec.Struct, kw_only=True):
     """What one codec did. ``none`` has the batches that went as they are.
 
@@ -159,20 +171,6 @@ class CodecReport(msgspec.Struct, kw_only=True):
     raw_bytes: int = 0
     encoded_bytes: int = 0
     busy_ms: float = 0.0
-
-
-def codec_reports(figures: Mapping[int, CodecFigures]) -> list[CodecReport]:
-    """What each codec did, from *figures* by codec number."""
-    return [
-        CodecReport(
-            codec=name_of(number),
-            batches=done.batches,
-            raw_bytes=done.raw_bytes,
-            encoded_bytes=done.encoded_bytes,
-            busy_ms=done.busy_ns / NS_PER_MS,
-        )
-        for number, done in sorted(figures.items())
-    ]
 
 
 class DigestReport(msgspec.Struct, kw_only=True):
@@ -236,6 +234,8 @@ class Report(msgspec.Struct, kw_only=True):
     per_worker: list[WorkerReport] = []
     per_path: list[PathReport] = []
     outages: list[OutageReport] = []
+    changes: list[ChangeReport] = []
+    restarts: list[RestartReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None
     verify_ms: float | None = None

@@ -15,6 +15,7 @@ from parmig.engine.events import AskDigests, Do, Event, Instruction, Replace, Wr
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.questions import ask_for_guest
 from parmig.engine.handover.record_keeper import RecordKeeper
+from parmig.engine.held_events import PeerRestarted
 from parmig.engine.lasting_channels import ChannelNote
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
@@ -71,7 +72,6 @@ class SendRun(SourceRun):
         self._keeper = keeper
         self._state_sender = state
         self._notes = notes
-        self._shared = shared
         self._incarnations = 0
         self._reported_ns = 0
         self._watch_all(*control.pollables())
@@ -109,8 +109,12 @@ class SendRun(SourceRun):
 
     def _take_notes(self) -> None:
         while self._notes:
-            channel, reason, lasted_ns = self._notes.popleft()
-            if reason:
+            channel, reason, lasted_ns, restarted = self._notes.popleft()
+            if restarted:
+                self._show_line("the destination's receiver was started again; its memory is compared first")
+                counters = (self._shared.counters(worker) for worker in range(len(self._pool)))
+                self._feed(PeerRestarted(tuple(counters)))
+            elif reason:
                 self._feed(events.ChannelLost(channel, reason))
                 self._show_line(lost_line(channel, reason))
             else:

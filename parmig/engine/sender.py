@@ -15,29 +15,30 @@ from parmig.engine.agreement import (
     ASK_FOR_GUEST,
     PATHS,
     RECONNECT,
+    RESUME,
     SESSION_PROOF,
     VERIFY_AFTER,
     channel_codecs,
     reconnect_ns_of,
 )
+from parmig.engine.codec_reports import codec_reports
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.encryption_report import encryption_report
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.introduction import Introduction, agreed, check_throttle
-from parmig.engine.lasting_channels import CONTROL, ChannelNote, LastingChannels
+from parmig.engine.lasting_channels import ChannelNote, LastingChannels
 from parmig.engine.messages import error_reports, peer_messages
 from parmig.engine.messages.peer_messages import Accept
 from parmig.engine.one_host.direct import usable_targets
 from parmig.engine.one_host.in_place import kept_blocks
 from parmig.engine.one_host.memory_files import without_staying
+from parmig.engine.outages import CONTROL
 from parmig.engine.paths.path_search import choose_paths
 from parmig.engine.paths.paths import ChosenPaths
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import DigestReport, Progress, Report, codec_reports
-from parmig.engine.securing import check_encrypted, is_insecure, prepare, security_of
+from parmig.engine.report import DigestReport, Progress, Report
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_opening import connect_state
@@ -110,18 +111,18 @@ class MigrationSender(SourceSide):
         codecs_of(self._config.compress, names())
         endpoint = parse_uri(self._uri)
         self._report.transport = chosen_transport(self._config.transport, endpoint, self._config.paths)
-        self._secure(endpoint)
         info, memory = self._look_at_guest()
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
         self._report.compression = self._config.compress
-        self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
+        for line in (*introduction.prepare(self._report), f"connecting to {self._uri}"):
+            self._tell_progress(Progress(status="setup", message=line))
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
         wish, answer = introduction.ask(wish)
         accept = agreed(answer, wish, info)
         self._report.transport = wish.transport
-        self._report.encryption = encryption_report(introduction.encryption)
+        self._report.encryption = introduction.encryption
         keeper = self._keep_record(store, accept, endpoint)
         self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
         memory = kept_blocks(memory, accept.in_place)
@@ -131,8 +132,11 @@ class MigrationSender(SourceSide):
         assert control is not None
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
-        proves = SESSION_PROOF in accept.capabilities
-        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves, security=control.security)
+        proves, resumable = SESSION_PROOF in accept.capabilities, RESUME in accept.capabilities
+        security = control.security
+        lasting = LastingChannels(
+            accept.session, reconnect_ns, notes, proves=proves, resumable=resumable, security=security
+        )
         chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
         if line:
             self._tell_progress(Progress(status="setup", message=line))
@@ -166,7 +170,7 @@ class MigrationSender(SourceSide):
                 path=chosen.of_worker[worker] if chosen.paths else 0,
                 probe_port=accept.state.port,
                 session=accept.session,
-                security=control.security,
+                security=security,
                 proves=proves,
                 protocol=control.version,
                 compress=self._config.compress,
@@ -200,19 +204,10 @@ class MigrationSender(SourceSide):
         state = connect_state(accept.state, endpoint, lasting, elsewhere, self._opened)
         return SendRun(self._means, plan, memory, shared, state, control, notes, endpoint, keeper)
 
-    def _secure(self, endpoint: Endpoint) -> None:
-        """Look whether the migration is encrypted, and how long the certificate of this host is valid."""
-        security = security_of(self._config, endpoint)
-        self._report.insecure = is_insecure(security, endpoint)
-        if security is not None:
-            check_encrypted(self._config.transport)
-            for line in prepare(security, "client"):
-                self._tell_progress(Progress(status="setup", message=line))
-
     def _keep_record(self, store: RecordStore, accept: Accept, endpoint: Endpoint) -> RecordKeeper:
         """Begin the record of this session, which the guardian reads too."""
         record = self._thread.call(first_record, self._guest, accept.session, "source")
-        keeper = self._keeper = RecordKeeper(store, msgspec.structs.replace(record, peer=str(endpoint)))
+        keeper = self._keeper = RecordKeeper(store.create(msgspec.structs.replace(record, peer=str(endpoint))))
         self._custody.record = keeper.path
         return keeper
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from parmig.config import ReceiveConfig
 from parmig.engine import destination_events as events
-from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, choice_of, reconnect_ns_of
+from parmig.engine.agreement import ASK_FOR_GUEST, VERIFY_AFTER, agreed_version, choice_of, reconnect_ns_of
 from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show
@@ -18,13 +18,14 @@ from parmig.engine.encryption_report import encryption_report
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.promise import Promise
 from parmig.engine.handover.record_store import RecordStore
-from parmig.engine.lasting_channels import CONTROL, ChannelNote
+from parmig.engine.lasting_channels import ChannelNote, ShownOutages
 from parmig.engine.listeners import Listeners
 from parmig.engine.messages import error_reports, peer_messages, worker_messages
 from parmig.engine.messages.peer_messages import Configure
-from parmig.engine.outages import Outages, lost_line, of_worker, resumed_line
+from parmig.engine.outages import CONTROL, of_worker
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import DigestReport, Progress, Report
+from parmig.engine.resuming import Resuming
 from parmig.errors import ParmigError, PeerLostError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
@@ -43,9 +44,11 @@ class ReceiveSession(Driver[Instruction]):
         info: of the guest here.
         memory: of the guest here, in the source's numbering.
         config: where to listen.
-        control: channel to the source; owned from here on, but not by a constructor that fails.
+        control: channel to the source; owned from here on, but not by a constructor that fails. None: the source had
+            another receiver before, and comes back.
         endpoint: where the control channel was made, and where a source that was lost asks for its guest.
         store: for the record of the hand-over; not owned.
+        resuming: whether another receiver had the source before, and whether another one can go on from here.
         in_place: numbers of the blocks that are not copied.
         guest: not owned.
         thread: in which the guest is called; not owned.
@@ -61,11 +64,12 @@ class ReceiveSession(Driver[Instruction]):
         info: GuestInfo,
         memory: Sequence[BlockMemory],
         config: ReceiveConfig,
-        control: ControlChannel,
+        control: ControlChannel | None,
         endpoint: Endpoint,
         *,
         in_place: tuple[int, ...],
         store: RecordStore,
+        resuming: Resuming,
         guest: Guest,
         thread: GuestThread,
         progress: Callable[[Progress], None],
@@ -73,23 +77,23 @@ class ReceiveSession(Driver[Instruction]):
         self.wish = wish
         self._info = info
         self._in_place = in_place
-        self._control = control
-        self._control_lost = False
         self._endpoint = endpoint
         self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
-        self._listeners = Listeners(
-            wish, memory, self._in_place, config, self._take_early, self._notes, control.security
-        )
+        self._resuming = resuming
+        point, security = resuming.point, control.security if control is not None else resuming.security
+        self._listeners = Listeners(wish, memory, in_place, config, self._take_early, self._notes, point, security)
         try:
-            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint, control.security)
+            token = self._listeners.token
+            self.promise = Promise(store, guest, thread, token, endpoint, resuming.record, security)
+            self._control = control or resuming.control(self._listeners, agreed_version(wish.capabilities), endpoint)
         except BaseException:
             self._listeners.close()
             raise
         self._state = self._listeners.state
-        self._state_connected = False
-        self._state_bytes = 0
-        self._outages = Outages(self._listeners.wish.workers)
+        self._state_connected = self._state.connected
+        self._state_bytes, self._control_lost = 0, False
+        self._outages = ShownOutages(self._listeners.wish.workers, self._show_outage, self._needs_source)
         self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
             self._listeners.regions,
@@ -97,6 +101,7 @@ class ReceiveSession(Driver[Instruction]):
             verify=wish.verify,
             compared=VERIFY_AFTER in wish.capabilities,
             replaces=reconnect_ns_of(wish.capabilities) > 0,
+            resumed=resuming.record is not None,
             may_ask=ASK_FOR_GUEST in wish.capabilities,
             outlives=self.promise.outlives,
             switchover_ns=wish.switchover_timeout_ns,
@@ -120,11 +125,12 @@ class ReceiveSession(Driver[Instruction]):
     def _listen(self) -> None:
         if not self._control_lost:
             self._read_control()
-        if self.plan.status in BEFORE_HAND_OVER and self.plan.hears_workers:
+        if self._needs_source() and self.plan.hears_workers:
             self._receive_state()
         if not self.plan.over and self.promise.heard():
             self._feed(events.Asked())
-        self._take_notes()
+        self._outages.take(self._notes)
+        self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _read_control(self) -> None:
         try:
@@ -138,15 +144,6 @@ class ReceiveSession(Driver[Instruction]):
             self._feed(events.PeerVanished(error))
         except ProtocolError as error:
             self._feed(events.Garbled(error))
-
-    def _take_notes(self) -> None:
-        while self._notes:
-            note = self._notes.popleft()
-            if note.reason:
-                self._note_outage(note.channel, note.reason)
-            else:
-                self._note_end_of_outage(note.channel, note.lasted_ns)
-        self.plan.interrupted = CONTROL in self._outages.interrupted
 
     def _receive_state(self) -> None:
         try:
@@ -181,10 +178,10 @@ class ReceiveSession(Driver[Instruction]):
                 self._listeners.note_writer(pid)
                 return events.WorkerConnected(worker)
             case worker_messages.ChannelLost(reason=reason):
-                self._note_outage(of_worker(worker), reason)
+                self._outages.note_lost(of_worker(worker), reason)
                 return None
             case worker_messages.ChannelResumed(lasted_ns=lasted_ns):
-                self._note_end_of_outage(of_worker(worker), lasted_ns)
+                self._outages.note_resumed(of_worker(worker), lasted_ns)
                 return None
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
@@ -192,14 +189,11 @@ class ReceiveSession(Driver[Instruction]):
                 return events.WorkerDigestedPages(region, first, pages)
         return events.Failed(ProtocolError(f"receive worker {worker} sent {type(message).__name__}"))
 
-    def _note_outage(self, channel: str, reason: str) -> None:
-        if self.plan.status in BEFORE_HAND_OVER:  # later it only means that the source has ended its workers
-            self._outages.lost(channel, time.monotonic_ns(), reason)
-            self._show(Progress(status=self.plan.status.value, message=lost_line(channel, reason)))
+    def _needs_source(self) -> bool:
+        return self.plan.status in BEFORE_HAND_OVER
 
-    def _note_end_of_outage(self, channel: str, lasted_ns: int) -> None:
-        self._outages.resumed(channel, time.monotonic_ns())
-        self._show(Progress(status=self.plan.status.value, message=resumed_line(channel, lasted_ns)))
+    def _show_outage(self, line: str) -> None:
+        self._show(Progress(status=self.plan.status.value, message=line))
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -212,17 +206,15 @@ class ReceiveSession(Driver[Instruction]):
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
             case Replace(worker, reason):
-                self._note_outage(of_worker(worker), reason)
+                self._outages.note_lost(of_worker(worker), reason)
                 self._listeners.replace(worker)
                 self._watch_all()
             case events.WriteState(data=data):
                 self._begin(lambda _: None, self._guest.write_state, memoryview(data))
             case Act.ACCEPT:
-                self._say(self._listeners.accept_message(self._info), self._listeners.passed_files)
-                lasting, everywhere = self._listeners.lasting, self._listeners.everywhere(self._endpoint)
-                self._control.transport = lasting.listening(CONTROL, self._control.transport, everywhere)
-                self._watch_all()
+                self._let_in()
             case Act.LOAD:
+                self._resuming.end()
                 self._begin(self._loaded, self._load)
             case events.WriteRecord(state=state):
                 self._feed(self.promise.write(state, run=self.plan.run))
@@ -240,6 +232,17 @@ class ReceiveSession(Driver[Instruction]):
                     self._thread.begin(lambda _: None, self._guest.announce)  # a failure is only logged
             case Act.FINISH | Act.LET_GO | Act.DISCARD | Act.KEEP:
                 pass  # the loop ends, and the receiver does it
+
+    def _let_in(self) -> None:
+        listeners = self._listeners
+        if self._resuming.record is not None:
+            self._resuming.let_in(listeners, self._control.transport)
+        else:
+            self._resuming.keep(listeners, self.wish, self._endpoint)
+            self._say(listeners.accept_message(self._info), listeners.passed_files)
+            everywhere = listeners.everywhere(self._endpoint)
+            self._control.transport = listeners.lasting.listening(CONTROL, self._control.transport, everywhere)
+        self._watch_all()
 
     def _listen_for_question(self) -> None:
         words, status = f"the source was lost; {self.plan.step.value}", self.plan.status.value
@@ -294,3 +297,4 @@ class ReceiveSession(Driver[Instruction]):
         self.promise.close()
         self._listeners.close()
         self._control.close(linger_ms=LINGER_MS)
+        self._resuming.close()

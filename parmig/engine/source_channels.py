@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from parmig.engine import events
-from parmig.engine.events import Do, Event, Instruct, Instruction, Replace
+from parmig.engine.events import Event, Instruct, Instruction, Replace
 from parmig.engine.messages.worker_messages import CountDirty
 from parmig.engine.source_end import SourceEnd
 from parmig.engine.source_steps import Step
@@ -27,6 +27,8 @@ _REPLACING = {
     Step.SYNCING_COUNT,
     Step.COUNTING,
     Step.RECONNECTING,
+    Step.REJOINING,
+    Step.CHECKING_HELD,
 }
 """Steps in which a send worker that dies is replaced. In the pause the guest would wait for that."""
 
@@ -74,14 +76,23 @@ class SourceChannels(SourceEnd):
                 self._work.lost.update(lost)
                 self._waiting.discard(worker)
                 if not self._waiting:
-                    self.step = Step.SETTLING
-                    then = [Do.SETTLE]
+                    then = self._all_scanned(now_ns)
             case Step.SENDING if self._work.takes_part(worker):
                 lost = self._work.drop(worker)
                 then = self._end_round(now_ns) if self._work.fenced(worker) else []
             case Step.COUNTING if worker in self._waiting:
                 then = [Instruct(worker, CountDirty(tuple(self._work.owned[worker])))]
+            case Step.CHECKING_HELD:
+                then = self._replaced_in_check(worker)
         return [Replace(worker, reason, lost), *then]
+
+    @abstractmethod
+    def _all_scanned(self, now_ns: int) -> list[Instruction]:
+        """All regions are scanned and re-armed."""
+
+    @abstractmethod
+    def _replaced_in_check(self, worker: int) -> list[Instruction]:
+        """What the worker in place of *worker* has to do while a restarted destination is compared."""
 
     @abstractmethod
     def _begin_round(self, step: Step, now_ns: int) -> list[Instruction]:

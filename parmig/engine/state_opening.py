@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from parmig.engine.lasting_channels import STATE, LastingChannels
+from parmig.engine.lasting_channels import LastingChannels
 from parmig.engine.messages.peer_messages import DataEndpoint
+from parmig.engine.outages import STATE
 from parmig.engine.state_channel import StateSender, state_hello
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.registry import control_scheme, open_control

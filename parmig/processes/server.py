@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import msgspec
 
-from parmig.linux import process
+from parmig.linux import privileges, process
 from parmig.processes.wire import ANSWER, EXIT_CODE, GROUP_SIGNALS, HEAD, MOST_FDS, Request
 
 
@@ -161,6 +161,7 @@ def _run(request: Request, fds: Sequence[int], server: int) -> NoReturn:
     status = 1
     try:
         _close_all_but(fds)
+        privileges.gain_no_more()
         process.die_with_parent(signal.SIGKILL)
         if os.getppid() != server:
             os._exit(status)  # it ended before

@@ -10,6 +10,7 @@ from typing import Protocol
 from parmig.errors import HostRefusedError, PeerLostError
 from parmig.ram import channel_messages as messages
 from parmig.ram.channel_opening import Caller, read_opening
+from parmig.ram.shared import NOBODY_YET
 from parmig.transport.polling import Poller
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport
 
@@ -21,7 +22,7 @@ class Placing(Protocol):
     """What handles the messages of a send worker."""
 
     def placed(self) -> int:
-        """The last batch that is in place."""
+        """The last batch that is in place; NOBODY_YET: only a send worker that begins anew may come."""
 
     def restart(self) -> None:
         """Another send worker begins: its batches count from 1."""
@@ -132,6 +133,8 @@ class ReceiveChannel:
         first_time = self._epoch < 0
         if opened is None or opened.epoch <= self._epoch or (opened.kind == messages.HELLO) != first_time:
             return
+        if opened.kind == messages.RESUME and placing.placed() == NOBODY_YET:
+            return  # it does not know that its batches are lost
         transport.accept()
         self._epoch, self._peer_is_in = opened.epoch, True
         if first_time:

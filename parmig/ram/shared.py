@@ -36,6 +36,9 @@ NOT_ARMED, FRESH, ARMED, LOST = 0, 1, 2, 3
 begun, but its worker has died, so nobody knows what was read.
 """
 
+NOBODY_YET = -1
+"""In place of the last batch in place: the send worker of a receiver that was killed must begin anew."""
+
 CATCH_UP_NS = 50 * NS_PER_MS
 """How much lost time a worker may make up for. On a busy machine it wakes some milliseconds after its instant; without
 making up for them, they cost 7 % of 28 MiB/s."""
@@ -207,6 +210,10 @@ class SharedArea:
     def set_rate(self, bytes_per_s: int) -> None:
         """Limit the rate of all workers together; 0: no limit. It takes effect with each worker's next batch."""
         self._limit[0] = bytes_per_s
+
+    def rate(self) -> int:
+        """The limit of the rate of all workers together, in bytes a second; 0: no limit."""
+        return int(self._limit[0])
 
     def set_path_rate(self, path: int, bytes_per_s: int) -> None:
         """Limit the rate of all workers on path number *path* together; as :meth:`set_rate`."""

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from parmig.errors import PeerLostError, ProtocolError
+from parmig.transport.security.encryption import Encryption
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
@@ -45,12 +46,16 @@ class LastingTransport(MigrationTransport):
 
     Args:
         name: what errors call the channel.
-        first: connected, and empty in both directions; owned from here on.
+        first: connected, and empty in both directions; owned from here on. None: another process had this end, and has
+            ended; this one begins without a connection, and with counts of 0.
         session: the secret of the session, 16 bytes.
         limit_ns: how long an outage may last.
         lost: called with the reason when an outage begins, in the thread that uses this channel.
         resumed: called with the length of the outage in nanoseconds, likewise.
         proof: proves the session on each new connection; None: the session itself is sent.
+        restarted: called before that if another process has the other end now. Whatever was under way is dropped. None:
+            that is an error once a message was sent or received.
+        waits: whether to wait all the time for a peer that has ended, since another process may take its place.
 
     Attributes:
         outlives: whether a loss is survived from now on; False: it is an error.
@@ -59,21 +64,25 @@ class LastingTransport(MigrationTransport):
     def __init__(
         self,
         name: str,
-        first: MigrationTransport,
+        first: MigrationTransport | None,
         session: bytes,
         *,
         limit_ns: int,
         lost: Callable[[str], None],
         resumed: Callable[[int], None],
         proof: SessionProof | None = None,
+        restarted: Callable[[], None] | None = None,
+        waits: bool = False,
     ) -> None:
         super().__init__(name, max_message_bytes=0)
         self.outlives = True
         self._session = session
         self._proof = proof
         self._limit_ns = limit_ns
-        self._note_lost, self._note_resumed = lost, resumed
+        self._note_lost, self._note_resumed, self._note_restarted = lost, resumed, restarted
+        self._waits = waits
         self._inner: MigrationTransport | None = None
+        self._encryption: Encryption | None = None
         self._unacked: deque[list[Buffer]] = deque()
         self._sent = self._received = self._told = 0
         self._epoch = 0
@@ -82,7 +91,11 @@ class LastingTransport(MigrationTransport):
         self._gone_ns = 0
         self._closed = False
         self._epoll = select.epoll()
-        self._take(first)
+        if first is not None:
+            self._take(first)
+        else:
+            self._lost_ns = time.monotonic_ns()
+            self._cause = PeerLostError(f"{name}: the peer has not come back")
 
     # -- what the two ends do differently ---------------------------------------------------------
 
@@ -91,8 +104,8 @@ class LastingTransport(MigrationTransport):
         """The connection was lost: begin to look for another one."""
 
     @abstractmethod
-    def _look_again(self) -> tuple[MigrationTransport, int] | None:
-        """The next connection, with the peer's count, if there is one now."""
+    def _look_again(self) -> tuple[MigrationTransport, int | None] | None:
+        """The next connection, if there is one now, with the peer's count. None: another process has that end now."""
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -168,8 +181,13 @@ class LastingTransport(MigrationTransport):
 
     # -- outages --------------------------------------------------------------------------------
 
+    @property
+    def encryption(self) -> Encryption | None:
+        """Of the last connection."""
+        return self._encryption
+
     def _take(self, inner: MigrationTransport) -> None:
-        self._inner = inner
+        self._inner, self._encryption = inner, inner.encryption
         for fd in inner.pollables():
             self._epoll.register(fd, select.EPOLLIN)
 
@@ -198,7 +216,7 @@ class LastingTransport(MigrationTransport):
         found = self._look_again()
         if found is None:
             lasted_ns = time.monotonic_ns() - self._lost_ns
-            limit_ns = min(self._gone_ns or self._limit_ns, self._limit_ns)
+            limit_ns = min((0 if self._waits else self._gone_ns) or self._limit_ns, self._limit_ns)
             if lasted_ns > limit_ns or not self.outlives:
                 self._lost_ns = 0
                 words = f"{self._cause}; there was no new connection within {format_ms(lasted_ns / NS_PER_MS)}"
@@ -208,11 +226,23 @@ class LastingTransport(MigrationTransport):
         inner, count = found
         lasted_ns, self._lost_ns = time.monotonic_ns() - self._lost_ns, 0
         self._take(inner)
-        self._acknowledge(count)
+        if count is None:
+            self._begin_anew()
+        else:
+            self._acknowledge(count)
         for frames in list(self._unacked):
             if self._inner is inner:
                 self._send(inner, frames)
         self._note_resumed(lasted_ns)
+
+    def _begin_anew(self) -> None:
+        """Another process has the other end now, which knows of no message."""
+        if self._note_restarted is None and (self._sent or self._received):
+            raise PeerLostError(f"{self._name}: the peer was started again, and has lost what was sent before")
+        self._unacked.clear()
+        self._sent = self._received = self._told = 0
+        if self._note_restarted is not None:
+            self._note_restarted()
 
     # -- the rest -------------------------------------------------------------------------------
 

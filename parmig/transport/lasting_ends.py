@@ -5,6 +5,7 @@ A later connection begins with these messages, integers big-endian::
 
     source -> destination   "R", 16 bytes session, u32 epoch, u64 count of messages received
     destination -> source   "R", u32 epoch, u64 count of messages received
+    destination -> source   "N", u32 epoch, u64 0: this process has begun anew, and knows of no message
 
 With a proof both messages have the second form, the first as a claim and the second as its confirmation
 (``security.session_proof``). An epoch is used once, and each is higher than the one before.
@@ -51,7 +52,7 @@ class LastingCaller(LastingTransport):
     def __init__(self, *others: Any, dial: Callable[[int], MigrationTransport], **more: Any) -> None:
         self._dial = dial
         self._lock = threading.Lock()
-        self._found: tuple[MigrationTransport, int] | None = None
+        self._found: tuple[MigrationTransport, int | None] | None = None
         self._refused_since_ns = 0
         self._stop = threading.Event()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -64,7 +65,7 @@ class LastingCaller(LastingTransport):
         self._stop = threading.Event()
         threading.Thread(target=self._seek, args=(self._stop,), name="parmig-reconnect", daemon=True).start()
 
-    def _look_again(self) -> tuple[MigrationTransport, int] | None:
+    def _look_again(self) -> tuple[MigrationTransport, int | None] | None:
         with self._lock:
             found, self._found = self._found, None
         if found is not None:
@@ -95,7 +96,7 @@ class LastingCaller(LastingTransport):
                     os.eventfd_write(self._wake_fd, 1)
             return
 
-    def _attempt(self, stop: threading.Event) -> tuple[MigrationTransport, int]:
+    def _attempt(self, stop: threading.Event) -> tuple[MigrationTransport, int | None]:
         transport = self._dial(ATTEMPT_NS)
         try:
             self._epoch += 1
@@ -111,8 +112,8 @@ class LastingCaller(LastingTransport):
                     answer = self._proof.check_confirmation(transport.challenge, nonce, message[0])
                 if answer is not None and len(message) == 1 and len(answer) == _RESUMED.size:
                     kind, epoch, count = _RESUMED.unpack(answer)
-                    if (kind, epoch) == (b"R", self._epoch):
-                        return transport, count
+                    if kind in (b"R", b"N") and epoch == self._epoch:
+                        return transport, count if kind == b"R" else None
                 raise ProtocolError(f"{self._name}: the peer did not take up the channel")
             raise PeerLostError(f"{self._name}: the peer did not answer on the new connection")
         except BaseException:
@@ -143,6 +144,10 @@ class LastingListener(LastingTransport):
         listen: makes a transport for :data:`RESUME_BYTES` of a stranger, not bound yet.
         endpoint: where to listen; its first host is that of the first connection.
         others: as for :class:`LastingTransport`.
+
+    Attributes:
+        listens: whether it listens when there is no connection. An end that begins without one listens only once this
+            is set.
     """
 
     def __init__(self, *others: Any, listen: Callable[[], MigrationTransport], endpoint: Endpoint, **more: Any) -> None:
@@ -150,12 +155,14 @@ class LastingListener(LastingTransport):
         self._endpoint = endpoint
         self._listener: MigrationTransport | None = None
         super().__init__(*others, **more)
+        self.listens = self._inner is not None
+        self._had_first = self._inner is not None
 
     def _begin_again(self) -> None:
         self._look_again()
 
     def _look_again(self) -> tuple[MigrationTransport, int] | None:
-        if self._listener is None and not self._open():
+        if not self.listens or (self._listener is None and not self._open()):
             return None
         assert self._listener is not None
         message = self._listener.read()
@@ -200,8 +207,10 @@ class LastingListener(LastingTransport):
         if kind != b"R" or epoch <= self._epoch:
             return None
         self._epoch = epoch
-        answer = _RESUMED.pack(b"R", epoch, self._received)
-        return count, answer if self._proof is None else self._proof.confirm(challenge, nonce, answer)
+        # Once a message came, the peer knows that this process has begun anew.
+        anew = not self._had_first and not self._received
+        answer = _RESUMED.pack(b"N" if anew else b"R", epoch, self._received)
+        return 0 if anew else count, answer if self._proof is None else self._proof.confirm(challenge, nonce, answer)
 
     def _known(self, frame: memoryview, challenge: bytes) -> tuple[bytes, bytes]:
         """What a first message says without its secret, and its nonce, if there is a proof; empty: from a stranger."""

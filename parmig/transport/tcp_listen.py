@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - getaddrinfo() needs it, where files may not be readable any more
 import errno
 import os
 import select

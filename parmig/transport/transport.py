@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from parmig.errors import PeerUnreachableError, UsageError
+from parmig.transport.security.curve_keys import CurveKeys
 from parmig.transport.security.encryption import Encryption
 from parmig.transport.security.security import Security
 from parmig.units import MIB
@@ -147,6 +148,7 @@ class MigrationTransport(ABC):
         heartbeat: (tcp) watch the peer by keep-alives, not only its connection.
         token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
             anybody's first message leaves the check to the caller, who gets that message.
+        curve: (zmq) encrypts the channel; None: nothing does.
         security: what encrypts the channel, and whom to trust; None: nothing does, and anybody may connect.
         challenges: the listening side sends random bytes on each connection, and the connecting side waits for them.
 
@@ -170,6 +172,7 @@ class MigrationTransport(ABC):
         token: bytes = b"",
         security: Security | None = None,
         challenges: bool = False,
+        curve: CurveKeys | None = None,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
@@ -179,6 +182,7 @@ class MigrationTransport(ABC):
         self._token = token
         self._security = security
         self._challenges = challenges
+        self._curve = curve
 
     @abstractmethod
     def bind(self, endpoint: Endpoint) -> Endpoint:

@@ -106,7 +106,7 @@ class UnixTransport(TcpTransport):
 
     def take_descriptors(self) -> list[int]:
         """As for every transport; before a peer is accepted, that is the message of a stranger."""
-        connection = self._last if self._peer is None else self._peer
+        connection = self._speaker
         return connection.take_descriptors() if isinstance(connection, UnixConnection) else []
 
     def peer_pid(self) -> int:

@@ -23,9 +23,18 @@ from parmig.transport.polling import Poller
 from parmig.transport.security.session_proof import CHALLENGE_BYTES
 from parmig.transport.tcp_listen import common_port
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
-from parmig.transport.zeromq_door import LOOK_EVERY_MS, MAX_STRANGERS, Door, arrived_bytes, show_token
+from parmig.transport.zeromq_door import LOOK_EVERY_MS, MAX_STRANGERS, Door, arrived_bytes, show_credentials
 from parmig.transport.zeromq_probe import RETRY_NS, probe
-from parmig.transport.zeromq_socket import LAST, MORE, has_message, open_socket, read_event, send_frame
+from parmig.transport.zeromq_socket import (
+    CURVE_ADDS_BYTES,
+    LAST,
+    MORE,
+    has_message,
+    open_socket,
+    read_event,
+    send_frame,
+    wire_bytes,
+)
 from parmig.units import NS_PER_MS, NS_PER_S
 
 SCHEME = "zmq+tcp"
@@ -52,12 +61,13 @@ class ZmqTransport(MigrationTransport):
         self._look_ns = 0
         self._lost = False
         self._listening = False
+        self._added_bytes = CURVE_ADDS_BYTES if self._curve is not None else 0
 
     # -- opening --------------------------------------------------------------------------------
 
     def _open(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
         self._context = zmq.Context()
-        sock, self._monitor = open_socket(self._context, kind, self._max_message_bytes)
+        sock, self._monitor = open_socket(self._context, kind, self._max_message_bytes + self._added_bytes)
         self._socket = sock
         return sock
 
@@ -66,7 +76,7 @@ class ZmqTransport(MigrationTransport):
         wanted = common_port(endpoint) if len(hosts) > 1 else endpoint.port or "*"
         sock = self._open(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._door = Door(sock, self._token, self._first_message_bytes)
+        self._door = Door(sock, self._token, self._first_message_bytes, self._curve)
         try:
             for host in hosts:
                 sock.bind(f"tcp://{host}:{wanted}")
@@ -95,15 +105,19 @@ class ZmqTransport(MigrationTransport):
     def _try_to_connect(self, endpoint: Endpoint, local: str, deadline: int) -> bool:
         """Connect and shake hands, so that what is written next does not wait in a queue without a reader."""
         sock = self._open(zmq.DEALER)
-        if self._token:
-            show_token(sock, self._token)
+        show_credentials(sock, self._token, self._curve)
         source = f"{local}:0;" if local else ""
         sock.connect(f"tcp://{source}{endpoint.host}:{endpoint.port}")
         assert self._monitor is not None
         while self._monitor.poll(max(0, (deadline - time.monotonic_ns()) // NS_PER_MS)):
-            event, _ = read_event(self._monitor)
+            event, fd = read_event(self._monitor)
+            if event == zmq.EVENT_CONNECTED:
+                self._peer_fd = fd
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                return not self._challenges or self._knock(sock, deadline)
+                if self._challenges and not self._knock(sock, deadline):
+                    return False
+                self._watch_peer()
+                return True
             if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
                 return False
         return False
@@ -178,7 +192,7 @@ class ZmqTransport(MigrationTransport):
     def _admit(self, frames: list[zmq.Frame]) -> Incoming | None:
         """The message without the routing id, or None when it comes from a stranger."""
         if not self._listening:
-            return Incoming([frame.buffer for frame in frames])
+            return self._take(frames)
         origin = frames.pop(0).bytes
         if (self._peer is not None and origin != self._peer) or not frames:
             return None
@@ -190,7 +204,10 @@ class ZmqTransport(MigrationTransport):
             self._challenge_stranger(origin)
             return None
         self._last = origin, source_fd
-        self._taken_bytes += sum(size + (9 if size > 255 else 2) for size in map(len, frames))
+        return self._take(frames)
+
+    def _take(self, frames: list[zmq.Frame]) -> Incoming:
+        self._taken_bytes += sum(wire_bytes(len(frame), self._added_bytes) for frame in frames)
         return Incoming([frame.buffer for frame in frames])
 
     def _challenge_stranger(self, origin: bytes) -> None:
@@ -206,6 +223,10 @@ class ZmqTransport(MigrationTransport):
         self._peer, self._peer_fd = self._last
         if self._door is not None:
             self._door.shut(self._peer_fd)
+        self._watch_peer()
+
+    def _watch_peer(self) -> None:
+        """From now on the peer may send only so much ahead. Everything that has arrived was received."""
         self._taken_bytes = arrived_bytes(self._peer_fd)
         self.attend_ms = LOOK_EVERY_MS if self._max_ahead_bytes else None
 
@@ -216,7 +237,7 @@ class ZmqTransport(MigrationTransport):
             ProtocolError: the peer has sent too much that was not received here.
         """
         now = time.monotonic_ns()
-        if self._peer is None or not self._max_ahead_bytes or now < self._look_ns:
+        if self._peer_fd < 0 or not self._max_ahead_bytes or now < self._look_ns:
             return
         self._look_ns = now + LOOK_EVERY_MS * NS_PER_MS
         ahead_bytes = arrived_bytes(self._peer_fd) - self._taken_bytes

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission at a listening ZeroMQ channel: one peer, by a token, and no connection after it.
+"""Admission at a listening ZeroMQ channel: one peer, by a token or its key, and no connection after it.
 
 ZeroMQ would queue messages of any connection. Here a stranger gets no further than the handshake: the channel asks for
-a password (ZMTP's PLAIN), and this module checks it (ZAP, RFC 27). Until the peer is admitted, at most
-:data:`MAX_STRANGERS` connections may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the newest.
-Afterwards a socket filter makes the kernel drop new connections. ``unbind`` would not do: libzmq owns accepted
-connections through their listener, so it would end them too.
+a password (ZMTP's PLAIN) or for a key (CURVE), and this module checks it (ZAP, RFC 27). Until the peer is admitted, at
+most :data:`MAX_STRANGERS` connections may shake hands, :data:`SHARE` of one address, each for :data:`HANDSHAKE_MS`;
+``security.strangers`` decides who makes room for the next. Afterwards a socket filter makes the kernel drop new
+connections. ``unbind`` would not do: libzmq owns accepted connections through their listener, so it would end them too.
 
 From Linux 6.18 on, filters on TCP sockets need CAP_NET_ADMIN. Without it there are none. New connections are then
 closed when the worker looks, and a stranger may make libzmq read more before that.
@@ -24,30 +24,41 @@ from typing import Any
 import zmq
 
 from parmig.linux import sockets
+from parmig.transport.security.curve_keys import CurveKeys
+from parmig.transport.security.strangers import Strangers, address_of
 from parmig.units import KIB, NS_PER_MS
 
 HANDSHAKE_MS = 2000
-MAX_STRANGERS = 32
+MAX_STRANGERS, SHARE = 32, 24
 HANDSHAKE_BYTES = 1 * KIB
-"""How much a stranger may send besides its first message. ZMTP's handshake has some 200 bytes, but libzmq would accept
-a handshake command as large as a message. The kernel drops larger segments, because libzmq would read tens of MiB
-between two looks of a busy process."""
+"""How much a stranger may send besides its first message. ZMTP's handshake has some 200 bytes with PLAIN and 567 with
+CURVE, which also adds 70 bytes to two messages, but libzmq would accept a handshake command as large as a message. The
+kernel drops larger segments, because libzmq would read tens of MiB between two looks of a busy process."""
 
 LOOK_EVERY_MS = 10
 """How often strangers are checked. Until the next check, one thread of libzmq reads what they send."""
 
 HELLO_NS = 500 * NS_PER_MS
-"""How long the peer may take for its hello after its token was accepted."""
+"""How long the peer may take for its hello after its token or key was accepted."""
 
 _USER = b"parmig"
 _ANSWERS_A_TURN = 64
-_VERSION, _REQUEST, _MECHANISM, _NAME, _PASSWORD = 0, 1, 5, 6, 7  # frames of a ZAP request
+_VERSION, _REQUEST, _MECHANISM = 0, 1, 5  # frames of a ZAP request; after them comes what the connecting side shows
 
 
-def show_token(sock: zmq.Socket[bytes], token: bytes) -> None:
-    """(connecting) Send *token* in the handshake."""
-    sock.setsockopt(zmq.PLAIN_USERNAME, _USER)
-    sock.setsockopt(zmq.PLAIN_PASSWORD, token.hex().encode())
+def show_credentials(sock: zmq.Socket[bytes], token: bytes, curve: CurveKeys | None) -> None:
+    """(connecting) Show the key of *curve* in the handshake, or without keys the *token*, if there is one."""
+    if curve is not None:
+        _set_pair(sock, curve)
+        sock.setsockopt(zmq.CURVE_SERVERKEY, curve.peer)
+    elif token:
+        sock.setsockopt(zmq.PLAIN_USERNAME, _USER)
+        sock.setsockopt(zmq.PLAIN_PASSWORD, token.hex().encode())
+
+
+def _set_pair(sock: zmq.Socket[bytes], curve: CurveKeys) -> None:
+    sock.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+    sock.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
 
 
 class Door:
@@ -57,27 +68,35 @@ class Door:
         sock: not bound yet; the caller owns it.
         first_message_bytes: how much the peer may send before it is let in.
         token: what the peer must send; empty: anybody may connect.
+        curve: encrypts the channel, and has the only key that is let in; then no token is needed.
 
     Attributes:
-        answers: the socket on which libzmq asks about tokens; poll it too. None: no token is needed.
+        answers: the socket on which libzmq asks about handshakes; poll it too. None: anybody may connect.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], token: bytes, first_message_bytes: int) -> None:
+    def __init__(
+        self, sock: zmq.Socket[bytes], token: bytes, first_message_bytes: int, curve: CurveKeys | None = None
+    ) -> None:
         self._max_bytes = HANDSHAKE_BYTES + first_message_bytes
-        self._password = token.hex().encode()
-        self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
+        self._credentials = [b"CURVE", curve.peer] if curve is not None else [b"PLAIN", _USER, token.hex().encode()]
+        self._strangers: Strangers[int] = Strangers(MAX_STRANGERS, SHARE, 0)  # by descriptor
+        self._other_ends: dict[int, Any] = {}
         self._listeners: list[int] = []
         self._shut = False
         self._kept: frozenset[int] = frozenset()
         self._kept_until_ns = 0
         self.answers: zmq.Socket[bytes] | None = None
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        if token:
+        if token or curve is not None:
             self.answers = sock.context.socket(zmq.REP)
             self.answers.setsockopt(zmq.LINGER, 0)
             self.answers.bind("inproc://zeromq.zap.01")
-            sock.setsockopt(zmq.PLAIN_SERVER, 1)
             sock.setsockopt(zmq.ZAP_DOMAIN, b"parmig")
+            if curve is not None:
+                sock.setsockopt(zmq.CURVE_SERVER, 1)
+                _set_pair(sock, curve)
+            else:
+                sock.setsockopt(zmq.PLAIN_SERVER, 1)
 
     def answer(self) -> None:
         """Answer the handshakes that wait for an answer."""
@@ -88,12 +107,11 @@ class Door:
                 request = self.answers.recv_multipart(zmq.DONTWAIT)
             except zmq.ZMQError:
                 return
+            shown = request[_MECHANISM:]
             known = (
                 not self._shut
-                and len(request) == _PASSWORD + 1
-                and request[_MECHANISM] == b"PLAIN"
-                and request[_NAME] == _USER
-                and hmac.compare_digest(request[_PASSWORD], self._password)
+                and len(shown) == len(self._credentials)
+                and all(map(hmac.compare_digest, shown, self._credentials))
             )
             if known:  # one of these strangers is the peer: keep them all until it has said hello
                 self._kept, self._kept_until_ns = frozenset(self._strangers), time.monotonic_ns() + HELLO_NS
@@ -107,11 +125,12 @@ class Door:
             with _connection(fd) as listener, suppress(PermissionError):
                 sockets.drop_large_packets(listener, self._max_bytes)
         elif event == zmq.EVENT_ACCEPTED:
-            self._strangers[fd] = _other_end(fd)
+            self._other_ends[fd] = _other_end(fd)
+            self._strangers.add(fd, address_of(self._other_ends[fd]), time.monotonic_ns())
             if self._shut:  # it was let in while the door was being shut
                 self.thin_out()
         elif event == zmq.EVENT_DISCONNECTED:
-            self._strangers.pop(fd, None)
+            self._forget(fd)
 
     def close(self) -> None:
         """Stop answering."""
@@ -120,15 +139,25 @@ class Door:
 
     def thin_out(self) -> None:
         """Shut out strangers that sent too much, and the oldest ones above the limit. Note all events before."""
-        for fd in list(self._strangers):
-            if arrived_bytes(fd) > self._max_bytes:
-                _shut_out(fd, self._strangers.pop(fd))
-        if self._shut or time.monotonic_ns() > self._kept_until_ns:
+        now = time.monotonic_ns()
+        for fd in self._strangers:
+            if self._shut or arrived_bytes(fd) > self._max_bytes:
+                self._shut_out(fd)
+        if now > self._kept_until_ns:
             self._kept = frozenset()
-        while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
-            oldest = next(iter(self._strangers))
-            fd = next((stranger for stranger in self._strangers if stranger not in self._kept), oldest)
-            _shut_out(fd, self._strangers.pop(fd))
+        while (surplus := self._strangers.surplus(now, self._kept)) is not None:
+            self._shut_out(surplus)
+
+    def _shut_out(self, fd: int) -> None:
+        """End the connection *fd* if it still is the one that was accepted. Its number may have been reused."""
+        other_end = self._forget(fd)
+        with suppress(OSError), _connection(fd) as sock:
+            if other_end is not None and sock.getpeername() == other_end:
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self, fd: int) -> Any:
+        self._strangers.discard(fd)
+        return self._other_ends.pop(fd, None)
 
     def shut(self, peer_fd: int) -> None:
         """The peer is admitted: close every other connection, and admit no more."""
@@ -138,7 +167,7 @@ class Door:
                 sockets.drop_all_packets(listener)
         with suppress(OSError), _connection(peer_fd) as peer:  # it has ended meanwhile, or came before the filter
             sockets.drop_no_packets(peer)
-        self._strangers.pop(peer_fd, None)
+        self._forget(peer_fd)
         self.thin_out()
 
 
@@ -175,13 +204,3 @@ def arrived_bytes(fd: int) -> int:
             return sockets.received_bytes(sock)
     except OSError:
         return 0
-
-
-def _shut_out(fd: int, address: Any) -> None:
-    """End the connection *fd* if it still is the one to *address*. Its number may have been reused."""
-    try:
-        with _connection(fd) as sock:
-            if address is not None and sock.getpeername() == address:
-                sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -30,6 +30,9 @@ ARRIVING_MESSAGES = 8
 COPY_BELOW_BYTES = 64 * KIB
 """Smaller frames are copied by pyzmq when queued: cheaper than tracking them (its own default)."""
 
+CURVE_ADDS_BYTES = 33
+"""What CURVE adds to each frame: the name of its command, a nonce, a MAC, and the flags of the frame (RFC 26)."""
+
 LAST = int(zmq.DONTWAIT)
 MORE = LAST | int(zmq.SNDMORE)
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
@@ -81,6 +84,15 @@ def read_event(monitor: Socket) -> tuple[int, int]:
     head, _endpoint = monitor.recv_multipart()
     event, fd = _EVENT.unpack(head)
     return event, fd
+
+
+def wire_bytes(frame_bytes: int, added_bytes: int) -> int:
+    """How many bytes a frame of *frame_bytes* has on the connection (ZMTP 3, RFC 23).
+
+    Args:
+        added_bytes: CURVE_ADDS_BYTES with CURVE; 0 without.
+    """
+    return frame_bytes + added_bytes + (9 if frame_bytes + added_bytes > 255 else 2)
 
 
 def has_message(sock: Socket) -> bool:

@@ -23,17 +23,20 @@ from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.security.curve_keys import CurveKeys
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, Incoming, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.support import wait_until
+from tests.support import curve_keys, wait_until
 
 CALLER = Caller(bytes(range(16)), 3, 7, proves=True)
 OLDER = CALLER._replace(proves=False)
 BATCH_BYTES = 256 * 1024
 BATCH = 3
 
-SCHEMES = [scheme for scheme in TRANSPORTS if scheme != UNIX_SCHEME]
+WITH_KEYS = " with keys"
+CURVE = curve_keys()
+SCHEMES = [*(scheme for scheme in TRANSPORTS if scheme != UNIX_SCHEME), f"zmq+tcp{WITH_KEYS}"]
 every_transport = pytest.mark.parametrize("scheme", SCHEMES)
 
 
@@ -53,14 +56,15 @@ class Destination:
         self.sequence = 0
         self.error: BaseException | None = None
         self.transport: MigrationTransport | None = None
-        self._scheme = scheme
+        self._scheme, with_keys, _ = scheme.partition(WITH_KEYS)
+        self._curve = CURVE[0] if with_keys else None
         self._caller = caller
         self._spoils = spoils
         self._wake = os.eventfd(0)
         self._stopped = False
         self.channel = ReceiveChannel(
             self._open,
-            Endpoint(scheme, "127.0.0.1", 0),
+            Endpoint(self._scheme, "127.0.0.1", 0),
             caller,
             credit_bytes=credit_bytes(BATCH_BYTES),
             outlives=True,
@@ -82,6 +86,7 @@ class Destination:
             max_ahead_bytes=credit_bytes(BATCH_BYTES) + MIB,
             token=CALLER.session,
             challenges=self._caller.proves,
+            curve=self._curve,
         )
         return self.transport
 
@@ -128,12 +133,18 @@ class Destination:
 class Source:
     """The sending end, and what its outages were."""
 
-    def __init__(self, routes: list[Route], limit_ns: int = 20 * NS_PER_S, caller: Caller = CALLER) -> None:
+    def __init__(
+        self,
+        routes: list[Route],
+        limit_ns: int = 20 * NS_PER_S,
+        caller: Caller = CALLER,
+        curve: CurveKeys | None = None,
+    ) -> None:
         self.lost: list[str] = []
         self.resumed: list[tuple[int, int]] = []
         self._fd = os.eventfd(0)
         self.dialer = Dialer(
-            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves
+            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves, curve=curve
         )
         self.reconnect = Reconnect(
             "sender",
@@ -173,7 +184,9 @@ def channel(
     """An open channel; at the end the receiving end must have failed in no way."""
     destination = Destination(scheme, spoils, caller)
     try:
-        source = Source([Route(str(destination.endpoint))], caller=caller, **how)
+        source = Source(
+            [Route(str(destination.endpoint))], caller=caller, curve=CURVE[1] if destination._curve else None, **how
+        )
         try:
             source.channel.open(caller, limit_ns=10 * NS_PER_S)
             yield source, destination
@@ -376,7 +389,7 @@ def test_a_destination_that_is_gone_is_given_up(scheme: str) -> None:
 def test_another_route_is_taken_when_one_leads_nowhere(scheme: str) -> None:
     with channel(scheme) as (source, destination):
         good = Route(str(destination.endpoint))
-        source.dialer._routes = (Route(f"{scheme}://127.0.0.1:1"), good)
+        source.dialer._routes = (Route(f"{destination.endpoint.scheme}://127.0.0.1:1"), good)
         source.dialer.route = source.dialer._routes[0]
         source.send(1000)
         end(source.channel._transport)

@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,24 +19,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, UsageError
-from parmig.transport import tcp
+from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError, UsageError
+from parmig.transport import tcp_door
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.security.curve_keys import CurveKeys, make_key_pair
 from parmig.transport.security.security import Security
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING, encode
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport, parse_uri
 from parmig.transport.zeromq import ZmqTransport
+from parmig.transport.zeromq_door import arrived_bytes
 from parmig.units import MIB, NS_PER_S
 from tests.contract import wrapped
 from tests.keys import keys
-from tests.support import next_message, wait_until, while_pumping
+from tests.support import curve_keys, next_message, wait_until, while_pumping
 
-SCHEMES = ["zmq+tcp with a token", *TRANSPORTS, "tcp with keys", wrapped.KIND.scheme]
+SCHEMES = ["zmq+tcp with a token", "zmq+tcp with a key", *TRANSPORTS, "tcp with a certificate", wrapped.KIND.scheme]
 MAX_BYTES = 4 * MIB
 LIMIT_NS = 10 * NS_PER_S
 
@@ -42,13 +47,17 @@ LIMIT_NS = 10 * NS_PER_S
 TOKEN = bytes(range(16))
 
 
+CURVE = curve_keys()
+
+
 class Loop:
     """Transports of one scheme, closed together."""
 
     def __init__(self, scheme: str, stack: ExitStack) -> None:
-        self.scheme, _, extra = scheme.partition(" with ")
-        self.token = TOKEN if extra == "a token" else b""
-        self.keys = str(keys()) if extra == "keys" else ""
+        self.scheme, _, shown = scheme.partition(" with a ")
+        self.token = TOKEN if shown == "token" else b""
+        self.curve = CURVE if shown == "key" else (None, None)
+        self.keys = str(keys()) if shown == "certificate" else ""
         self.listeners: list[MigrationTransport] = []
         self.names_hosts = self.scheme != "unix"
         self._stack = stack
@@ -79,6 +88,7 @@ class Loop:
         max_bytes: int = MAX_BYTES,
         token: bytes | None = None,
         challenges: bool = False,
+        curve: CurveKeys | None = None,
     ) -> MigrationTransport:
         transport = open_transport(
             self.here(),
@@ -88,6 +98,7 @@ class Loop:
             token=self.token if token is None else token,
             security=Security(self.keys) if self.keys else None,
             challenges=challenges,
+            curve=self.curve[0] if curve is None else curve,
         )
         self._stack.callback(transport.shutdown)
         return transport
@@ -99,7 +110,7 @@ class Loop:
 
     def connect(self, endpoint: Endpoint, *, timeout_ns: int = LIMIT_NS, **how: Any) -> MigrationTransport:
         """Connect, while the listeners are read as their owners do."""
-        transport = self.open("connector", **how)
+        transport = self.open("connector", **({"curve": self.curve[1]} | how))
         while_pumping(lambda: transport.connect(endpoint, timeout_ns=timeout_ns), self._read_listeners)
         return transport
 
@@ -162,7 +173,8 @@ def lost(transport: MigrationTransport) -> bool:
 
 PEER = """
 from parmig.transport.transport import parse_uri
-import sys, zmq
+import msgspec, sys, zmq
+from parmig.transport.security.curve_keys import CurveKeys
 from parmig.transport.transport import parse_uri
 from parmig.transport import tcp
 from parmig.transport.polling import Poller
@@ -172,9 +184,10 @@ from tests.contract import wrapped
 TRANSPORTS[wrapped.KIND.scheme] = wrapped.KIND
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
 token = bytes.fromhex(sys.argv[4])
-security = Security(sys.argv[5]) if sys.argv[5] else None
+curve = msgspec.json.decode(sys.argv[5], type=CurveKeys | None)
+security = Security(sys.argv[6]) if sys.argv[6] else None
 transport = open_transport(
-    uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token, security=security
+    uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token, curve=curve, security=security
 )
 if role == "listen":
     print(transport.bind(uri).port, flush=True)
@@ -195,11 +208,16 @@ while True:
 
 @contextmanager
 def peer(
-    role: str, endpoint: Endpoint, *, heartbeat: bool = False, token: bytes = b"", keys: str = ""
+    role: str, endpoint: Endpoint, *, heartbeat: bool = False, loop: Loop | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Another process: ``connect`` and echo, ``jam`` (connect, never read), or ``listen`` and echo."""
+    token = loop.token if loop is not None else b""
+    curve = loop.curve[role != "listen"] if loop is not None else None
     with subprocess.Popen(
-        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat), token.hex(), keys],
+        [
+            *(sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat)),
+            *(token.hex(), msgspec.json.encode(curve), loop.keys if loop is not None else ""),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -361,7 +379,7 @@ def test_frames_that_are_free_at_once_may_change_at_once(loop: Loop) -> None:
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> None:
     listener, endpoint = loop.listen(heartbeat=heartbeat)
-    with peer("connect", endpoint, heartbeat=heartbeat, token=loop.token, keys=loop.keys) as process:
+    with peer("connect", endpoint, heartbeat=heartbeat, loop=loop) as process:
         accept_peer(listener)
         assert not lost(listener)
         process.kill()
@@ -373,7 +391,7 @@ def test_a_killed_peer_is_lost_to_the_listener(loop: Loop, heartbeat: bool) -> N
 @pytest.mark.parametrize("heartbeat", [False, True])
 def test_a_killed_peer_is_lost_to_the_connector(loop: Loop, heartbeat: bool) -> None:
     here = loop.here()
-    with peer("listen", here, heartbeat=heartbeat, token=loop.token, keys=loop.keys) as process:
+    with peer("listen", here, heartbeat=heartbeat, loop=loop) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         connector = loop.connect(Endpoint(here.scheme, here.host, port), heartbeat=heartbeat)
@@ -436,7 +454,7 @@ def test_a_peer_that_is_busy_is_not_lost_on_a_channel_with_heartbeats() -> None:
 
 def test_a_jammed_peer_never_blocks_the_writer(loop: Loop) -> None:
     listener, endpoint = loop.listen()
-    with peer("jam", endpoint, token=loop.token, keys=loop.keys):
+    with peer("jam", endpoint, loop=loop):
         accept_peer(listener)
         frame = bytes(64 * 1024)
         with pytest.raises(PeerLostError):  # noqa: PT012  which write it is does not matter
@@ -536,6 +554,74 @@ def test_who_says_another_token_is_not_let_in(token: bytes) -> None:
         accept_peer(listener)
 
 
+@pytest.mark.parametrize("shown", ["another key", "no key", "a token"])
+def test_who_has_another_key_is_not_let_in(shown: str) -> None:
+    with ExitStack() as stack:
+        loop = Loop("zmq+tcp with a key", stack)
+        listener, endpoint = loop.listen()
+        keys = CurveKeys(*make_key_pair(), peer=CURVE[1].peer) if shown == "another key" else None
+        stranger = ZmqTransport(
+            "stranger", max_message_bytes=MAX_BYTES, curve=keys, token=TOKEN if shown == "a token" else b""
+        )
+        stack.callback(stranger.shutdown)
+        with pytest.raises(PeerUnreachableError):
+            while_pumping(lambda: stranger.connect(endpoint, timeout_ns=NS_PER_S // 2), lambda: listener.read(5))
+        loop.connect(endpoint).write([b"hello"])
+        accept_peer(listener)
+
+
+@pytest.mark.parametrize("listens", ["zmq+tcp", "zmq+tcp with a token", "zmq+tcp with a key"])
+def test_who_has_a_key_speaks_to_that_of_its_peer_only(listens: str) -> None:
+    with ExitStack() as stack:
+        loop = Loop(listens, stack)
+        _, endpoint = loop.listen()
+        with pytest.raises(PeerUnreachableError):
+            loop.connect(endpoint, curve=curve_keys()[1], timeout_ns=NS_PER_S // 2)
+
+
+@pytest.mark.parametrize("scheme", ["zmq+tcp", "zmq+tcp with a key"])
+def test_the_bytes_of_each_message_are_counted_exactly(scheme: str) -> None:
+    """Else a peer could send without limit, or a long migration would end by an error."""
+    with ExitStack() as stack:
+        listener, connector, _ = Loop(scheme, stack).pair()
+        sizes = [0, 1, 60, 221, 222, 223, 254, 255, 256, 1000, 70_000]
+        for sender, receiver in ((connector, listener), (listener, connector)):
+            assert isinstance(receiver, ZmqTransport)
+            for size in sizes:
+                sender.write([bytes(size), bytes(size // 2)])
+                assert list(map(len, next_message(receiver))) == [size, size // 2]
+                assert receiver._taken_bytes == arrived_bytes(receiver._peer_fd)
+
+
+def test_a_listener_whose_message_never_ends_is_refused() -> None:
+    ready = b"\5READY\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = Endpoint("zmq+tcp", "127.0.0.1", server.getsockname()[1])
+        transport = ZmqTransport("sender", max_message_bytes=MAX_BYTES, max_ahead_bytes=1000)
+
+        def serve() -> None:
+            server.accept()[0].close()  # it was only probed
+            with server.accept()[0] as peer, suppress(OSError):
+                peer.sendall(b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32))
+                peer.sendall(bytes([4, len(ready)]) + ready)
+                heard = b""
+                while b"DEALER" not in heard:
+                    heard += peer.recv(1000)
+                while True:
+                    peer.sendall(b"\1\1x" * 1000)  # short frames, each with more to follow
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            transport.connect(endpoint, timeout_ns=LIMIT_NS)
+            assert transport.attend_ms is not None
+            with pytest.raises(ProtocolError, match="bytes ahead, allowed are 1000"):
+                transport.read(10_000)
+        finally:
+            transport.shutdown()
+            thread.join()
+
+
 def test_the_end_of_a_stranger_is_not_taken_for_the_end_of_a_peer_that_got_its_descriptor() -> None:
     """All of it between two steps of one read: the events wait while the peer's hello is taken."""
     with ExitStack() as stack:
@@ -611,7 +697,7 @@ def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:
 
 
 def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "TIME_TO_SPEAK_NS", tcp.FIRST_MESSAGE_NS)
+    monkeypatch.setattr(tcp_door, "TIME_TO_SPEAK_NS", tcp_door.FIRST_MESSAGE_NS)
     with ExitStack() as stack:
         listener, endpoint = Loop("tcp", stack).listen()
         address = (endpoint.host, endpoint.port)
@@ -619,11 +705,47 @@ def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.
         right.sendall(GREETING)
         assert listener.read(20) is None
         assert right.recv(len(GREETING)) == GREETING
-        for _ in range(2 * tcp.MAX_STRANGERS):
+        for _ in range(2 * tcp_door.MAX_STRANGERS):
             stack.enter_context(socket.create_connection(address, timeout=10))
             assert listener.read() is None
         right.sendall(encode([b"hello"]))
         assert next_message(listener) == [b"hello"]
+
+
+def test_one_address_leaves_room_for_another_one() -> None:
+    """Its connections are new, so they need not make room for each other."""
+    with ExitStack() as stack:
+        loop = Loop("tcp", stack)
+        listener, endpoint = loop.listen()
+        for _ in range(4 * tcp_door.SHARE):
+            crowd = stack.enter_context(socket.socket())
+            crowd.bind(("127.0.0.2", 0))
+            crowd.connect((endpoint.host, endpoint.port))
+        loop.connect(endpoint).write([b"hello"])
+        accept_peer(listener)
+
+
+def test_a_listener_that_is_read_only_when_it_says_so_lets_its_peer_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections fill it: it wakes when the first of them have had their time."""
+    monkeypatch.setattr(tcp_door, "FIRST_MESSAGE_NS", NS_PER_S // 4)
+    with ExitStack() as stack:
+        loop = Loop("tcp", stack)
+        listener, endpoint = loop.listen()
+        poller = Poller(listener)
+        for _ in range(2 * tcp_door.SHARE):
+            stack.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=10))
+        connector = loop.open()
+        messages: list[list[memoryview]] = []
+
+        def wake() -> None:
+            if poller.poll(10_000) and (message := listener.read()) is not None:
+                messages.append(message)
+
+        while_pumping(lambda: connector.connect(endpoint, timeout_ns=LIMIT_NS), wake)
+        connector.write([b"hello"])
+        while not messages:
+            wake()
+        assert messages == [[b"hello"]]
 
 
 def test_a_message_beyond_the_limit_ends_its_senders_connection_only(loop: Loop) -> None:

@@ -198,7 +198,8 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
 
 def test_a_source_names_how_long_an_outage_may_last() -> None:
     assert set(offer("", reconnect_ns=0)) == set(offer("")) - {"reconnect"}
-    assert set(offer("", reconnect_ns=1_500_000_000)) - set(offer("")) == {"reconnect-1500"}
+    assert set(offer("", reconnect_ns=1_500_000_000)) - set(offer("")) == {"reconnect-1500", "resume"}
+    assert set(offer("", resumable=True)) - set(offer("")) == {"resume"}
     assert reconnect_ns_of(offer("", reconnect_ns=1_500_000_000)) == 1_500_000_000
     for offered in ((), ("reconnect",), ("reconnect-",), ("reconnect-x",), ("reconnect--1",), ("reconnect-٣",)):
         assert reconnect_ns_of(offered) == 0

@@ -20,15 +20,17 @@ import msgspec
 import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
+from parmig.engine import destination_end, source_end
 from parmig.engine.control import ControlChannel
 from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Progress, Report
+from parmig.engine.resumed_receiver import ResumedReceiver
 from parmig.engine.sender import MigrationSender
 from parmig.guests.guest import DirtyLog, StateSink
 from parmig.guests.synthetic.options import parse_options
 from parmig.guests.synthetic.synthetic_guest import SyntheticGuest
-from parmig.units import MIB
+from parmig.units import MIB, NS_PER_S
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTEN = "zmq+tcp://127.0.0.1:0"
@@ -429,6 +431,11 @@ def _cut_at(name: str) -> None:
     ControlChannel.write = hooked  # type: ignore[method-assign]
 
 
+def ask_briefly() -> None:
+    """Let this process ask whose the guest is, or wait for that question, for a second only."""
+    source_end.NOBODY_NS = destination_end.ANSWER_LIMIT_NS = NS_PER_S
+
+
 def _say(**line: Any) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
@@ -436,7 +443,9 @@ def _say(**line: Any) -> None:
 
 def main(options: dict[str, Any]) -> None:
     """The process: one side with guest ``guest``, held at ``hold``, killed at ``kill_at``, its connection cut at
-    ``cut_at``; ``send`` has fields of SendConfig, and records are in ``records``.
+    ``cut_at``; ``send`` and ``receive`` have fields of SendConfig and ReceiveConfig, records are in ``records``, and
+    the guest's memory is in files in ``directory``. With ``brief`` it soon stops to ask whose the guest is, or to wait
+    for that question.
 
     Prints one JSON object a line: ``pid`` of the guest, ``uri``, ``status`` and ``round``, ``at`` a gate,
     ``report`` and whether the guest ``runs`` then. A line on standard input opens all gates.
@@ -444,11 +453,14 @@ def main(options: dict[str, Any]) -> None:
     receives = options["role"] == "receive"
     if "records" in options:
         os.environ["PARMIG_STATE_DIR"] = options["records"]
+    if options.get("brief"):
+        ask_briefly()
     if "cut_at" in options:
         _cut_at(options["cut_at"])
     if "kill_at" in options:
         _kill_at(options["kill_at"])
-    guest = HeldGuest(options["guest"], incoming=receives, hold=options.get("hold", ()))
+    directory = Path(options["directory"]) if "directory" in options else None
+    guest = HeldGuest(options["guest"], incoming=receives, hold=options.get("hold", ()), directory=directory)
     _say(pid=guest.pid)
 
     def watch(name: str, gate: Gate) -> None:
@@ -459,9 +471,9 @@ def main(options: dict[str, Any]) -> None:
         threading.Thread(target=watch, args=(name, gate), daemon=True).start()
     threading.Thread(target=lambda: sys.stdin.readline() and guest.open_gates(), daemon=True).start()
     if receives:
-        report = MigrationReceiver(
-            guest, ReceiveConfig(listen=LISTEN), listening=lambda uri: _say(uri=uri)
-        ).receive_loop()
+        receiving = ReceiveConfig(**({"listen": LISTEN} | options.get("receive", {})))
+        kind = ResumedReceiver if receiving.resume else MigrationReceiver
+        report = kind(guest, receiving, listening=lambda uri: _say(uri=uri)).receive_loop()
     else:
         config = SendConfig(**({"workers": 2, "verify": True} | options["send"]))
         told = set()
@@ -488,12 +500,13 @@ class Command:
         arguments: of the command; ``--json`` is added where a report is wanted.
         prelude: Python statements to run before the command.
         directory: that holds the parmig to run.
+        wrapper: command that runs it, with other rights.
     """
 
-    def __init__(self, *arguments: str, prelude: str = "", directory: Path = ROOT) -> None:
+    def __init__(self, *arguments: str, prelude: str = "", directory: Path = ROOT, wrapper: Sequence[str] = ()) -> None:
         start = ["-c", f"{prelude}\nfrom parmig.cli import main\nmain()"] if prelude else ["-m", "parmig"]
         self.process = subprocess.Popen(
-            [sys.executable, *start, *arguments],
+            [*wrapper, sys.executable, *start, *arguments],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(directory)},
             stdout=subprocess.PIPE,

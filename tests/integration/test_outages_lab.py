@@ -22,9 +22,9 @@ if not pytestmark.args[0]:
 NOTICED_LIMIT_S = 3.0
 """An outage is promised to be known within one second; three times that on a busy machine."""
 
-GUEST = "synthetic:memory=128MiB,rate=10MiB/s"
+GUEST = "synthetic:memory=64MiB,rate=2MiB/s"
 RATE = 24 * MIB
-"""Round 1 takes over five seconds."""
+"""Round 1 takes over two seconds."""
 
 all_failures = pytest.mark.parametrize("failure", ["cut", "blackhole"])
 every_transport = pytest.mark.parametrize("transport", ["tcp", "zmq"])
@@ -95,8 +95,7 @@ def test_all_links_are_away_for_three_seconds(transport: str, failure: str) -> N
             assert all(outage["lasted_ms"] < 3000 + 5000 for outage in report["outages"]), report["outages"]
 
 
-@every_transport
-@all_failures
+@pytest.mark.parametrize(("transport", "failure"), [("tcp", "cut"), ("zmq", "blackhole")])
 def test_the_link_of_the_control_channel_is_lost_for_good(transport: str, failure: str) -> None:
     with migration("--transport", transport, "--reconnect-timeout", "20s", links=2) as (lab, pair):
         getattr(lab.links[0], failure)()
@@ -109,7 +108,7 @@ def test_the_link_of_the_control_channel_is_lost_for_good(transport: str, failur
 @every_transport
 def test_a_link_is_lost_in_the_last_round(transport: str) -> None:
     slow = ("--downtime-limit", "20s", "--transport", transport)
-    guest = "synthetic:memory=128MiB,rate=100MiB/s"
+    guest = "synthetic:memory=64MiB,rate=100MiB/s"
     with migration(*slow, links=2, begun="pre-switchover", guest=guest) as (lab, pair):
         lab.links[1].blackhole()
         sent, _ = pair.end()

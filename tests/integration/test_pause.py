@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from parmig.config import SendConfig
+from parmig.engine import custody, destination_end, guest_thread
 from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
 from parmig.engine.messages import peer_messages as m
@@ -40,6 +41,14 @@ from tests.integration.sides import (
 
 QUICK = "memory=16MiB,rate=20MiB/s"
 SHORT = SendConfig(workers=2, verify=True, switchover_timeout_ns=2 * NS_PER_S)
+
+
+@pytest.fixture(autouse=True)
+def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of seconds that nearly every test here waits for. Other tests have the real ones."""
+    monkeypatch.setattr(destination_end, "ANSWER_LIMIT_NS", NS_PER_S // 2)
+    monkeypatch.setattr(custody, "LEAST_RESUME_LIMIT_S", 1.0)
+    monkeypatch.setattr(guest_thread, "CLOSE_LIMIT_S", 1.0)
 
 
 def ended(report: Report, status: str, error: str, code: int, where: str) -> str:
@@ -93,7 +102,7 @@ def test_a_guest_that_hangs_while_it_is_saved_is_reported_as_paused() -> None:
         source.gates["save_state"].wait()
         words = ended(at.sent(), "failed", "SourcePausedError", 5, "paused")
         assert "saving device state did not end within" in words  # what failed first
-        assert "could not be resumed (the guest did not finish resume_source within 5 s)" in words
+        assert "could not be resumed (the guest did not finish resume_source within 2 s)" in words
         assert "it is PAUSED here" in words
         assert "no guardian watches over it" in words
         assert at.received().status == "failed"

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinator while send workers die: in the end the destination has the newest version of every region."""
+"""The coordinator while send workers die, and while the receiver is killed and started again.
+
+In the end the destination has the newest version of every region.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import deque
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.engine import events as c
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event, Instruct, Instruction, Replace
-from parmig.engine.messages.worker_messages import CountDirty, Fence, ScanRegions, SendRegions
+from parmig.engine.events import AskDigests, Do, Event, Instruct, Instruction, Replace
+from parmig.engine.held_events import PeerRestarted, WorkerCheckedHeld
+from parmig.engine.messages.worker_messages import CheckHeld, CountDirty, Fence, ScanRegions, SendRegions
 from parmig.engine.plan import MAX_DEATHS
 from parmig.engine.source_steps import Step
 from parmig.engine.work.policy import Limits
@@ -35,12 +40,25 @@ class Worker:
 
 
 class World:
-    """A guest that writes, workers that die, and a destination that places what arrives."""
+    """A guest that writes, workers that die, and a destination that places what arrives and may be started again."""
 
-    def __init__(self, *, workers: int, regions: int, seed: int, settles: bool, remembering: bool, deaths: int) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        regions: int,
+        seed: int,
+        settles: bool,
+        remembering: bool,
+        deaths: int,
+        restarts: int = 0,
+        needs_sync: bool = False,
+    ) -> None:
         self.random = random.Random(seed)
         self.settles = settles
+        self.needs_sync = needs_sync
         self.deaths = deaths
+        self.restarts = restarts
         self.now_ns = 10**9
         self.plan = Coordinator(
             [Region(0, number * PAGES, PAGES) for number in range(regions)],
@@ -57,6 +75,7 @@ class World:
         self.unknown = set(range(regions))
         self.workers = [Worker() for _ in range(workers)]
         self.pending: deque[Event] = deque()
+        self.asked: deque[AskDigests] = deque()
         self.stands = False
         self.released = False
         self.writes = 200
@@ -77,8 +96,12 @@ class World:
                     self.dirty[region], self.reported[region] = True, False
                 self.workers[worker] = Worker(self.workers[worker].channel)
                 self.handle(c.ChannelLost(f"worker {worker}", "it died"))
+            case AskDigests():
+                self.asked.append(instruction)
             case Do.START_LOG:
-                self.pending.append(c.LogStarted(False, self.settles))
+                self.pending.append(c.LogStarted(self.needs_sync, self.settles))
+            case Do.SYNC_LOG:
+                self.pending.append(c.LogSynced())
             case Do.SETTLE:
                 self.pending.append(c.GuestSettled(1))
             case Do.PAUSE:
@@ -100,6 +123,8 @@ class World:
         choices = []
         if self.pending:
             choices.append(lambda: self.handle(self.pending.popleft()))
+        if self.asked:
+            choices.append(self.answer)
         for number, worker in enumerate(self.workers):
             if not worker.connected:
                 choices.append(lambda number=number: self.connect(number))
@@ -113,6 +138,8 @@ class World:
             self.write()
         if self.deaths and self.plan.replaces_workers and self.random.random() < 0.05:
             self.kill(self.random.randrange(len(self.workers)))
+        elif self.restarts and self.plan.replaces_workers and self.random.random() < 0.03:
+            self.restart()
         else:
             self.random.choice(choices)()
         return True
@@ -133,6 +160,36 @@ class World:
             self.work(number, half=True)
         worker.channel = deque(item for item in worker.channel if not isinstance(item, Event))
         self.handle(c.WorkerDied(number, WorkerError("killed")))
+
+    def restart(self) -> None:
+        """The receiver is killed and started again: of each channel it has placed only the beginning."""
+        self.restarts -= 1
+        self.asked.clear()
+        for number, worker in enumerate(self.workers):
+            if worker.inbox and self.random.random() < 0.5:
+                self.work(number, half=True)
+            for _ in range(self.random.randrange(len(worker.channel) + 1)):
+                if not isinstance(item := worker.channel.popleft(), Event):
+                    self.placed[item[0]] = item[1]
+            worker.channel.clear()
+        self.handle(PeerRestarted(tuple(WorkerCounters() for _ in self.workers)))
+
+    def answer(self) -> None:
+        asked = self.asked.popleft()
+        held = np.full(PAGES, self.placed[asked.region] + 1, dtype=np.uint64)
+        self.handle(c.PeerDigests(asked.region, asked.first, held.tobytes()))
+
+    def check(self, number: int, order: CheckHeld) -> Event:
+        """Compare a region with what the destination held; some are not armed."""
+        region = order.region
+        differs = int(np.frombuffer(order.digests, dtype=np.uint64)[0]) != self.newest[region] + 1
+        unarmed = differs and self.random.random() < 0.1
+        self.unknown.discard(region)
+        self.reported[region] = differs
+        if unarmed:
+            self.unknown.add(region)
+            self.dirty[region], self.reported[region] = True, False
+        return WorkerCheckedHeld(number, region, PAGES * (not differs), PAGES * differs, unarmed)
 
     def connect(self, number: int) -> None:
         self.workers[number].connected = True
@@ -170,6 +227,8 @@ class World:
                 worker.channel.append(c.WorkerFenced(number, WorkerCounters()))
             case CountDirty(regions=regions):
                 answer = c.WorkerCounted(number, PAGES * sum(self.dirty[region] for region in regions))
+            case CheckHeld() as order:
+                answer = self.check(number, order)
         if answer is not None and not half:
             self.handle(answer)
 
@@ -206,6 +265,35 @@ def test_workers_die_and_the_newest_version_of_every_region_arrives(
     world.run()
     assert world.released, world.plan.error
     assert world.plan.step is Step.LOADING
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(1, 4),
+    st.integers(0, 12),
+    st.integers(0, 1 << 32),
+    st.sampled_from([(False, False), (True, False), (False, True)]),
+    st.booleans(),
+    st.integers(0, 2),
+    st.integers(1, 4),
+)
+def test_the_receiver_is_started_again_and_the_newest_version_of_every_region_arrives(
+    workers: int, regions: int, seed: int, log: tuple[bool, bool], remembering: bool, deaths: int, restarts: int
+) -> None:
+    settles, needs_sync = log
+    world = World(
+        workers=workers,
+        regions=regions,
+        seed=seed,
+        settles=settles,
+        needs_sync=needs_sync,
+        remembering=remembering,
+        deaths=deaths,
+        restarts=restarts,
+    )
+    world.run()
+    assert world.released, world.plan.error
+    assert len(world.plan.record.restarts) <= restarts
 
 
 def test_one_death_too_many_ends_it() -> None:

@@ -23,10 +23,10 @@ from typing import Self
 from tests.qemu import machines
 from tests.qemu.machines import MIB, QemuMachine, wait_until
 
-DISK_BYTES = 32 * MIB
+DISK_BYTES = 16 * MIB
 READERS = 4
 DISK_BYTES_PER_S = 4 * MIB
-"""The limit of the disk: four requests of 128 KiB are in flight for some 120 ms, and a pass reads for 8 s."""
+"""The limit of the disk: four requests of 128 KiB are in flight for some 120 ms, and a pass reads for 4 s."""
 
 VIRTIO_MODULES = tuple(
     f"drivers/virtio/{name}"

@@ -76,7 +76,7 @@ def move_again_and_again(
             reports.append(report)
             checks += machine.checks()
             machine = destination
-        machine.wait_for_checks(2)
+        machine.wait_for_checks(1)
         checks += machine.checks()
     return checks, reports
 

@@ -63,44 +63,34 @@ def exists(guest: QemuMachine) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_linux_in_huge_pages_is_moved_and_nothing_is_allocated_for_it(
-    initrd: Path, directory: Path, kind: str
-) -> None:
-    with (
-        machine(initrd, directory, kind, "a") as source,
-        machine(initrd, directory, kind, "b", incoming=True) as destination,
-    ):
-        source.wait_for_serial("TICK 2 ")
-        before = exists(source)
-        assert (before == PAGES) == kind.endswith("prealloc")
-        report = move(source, destination, "--workers", "2")
-        assert report["tracker"] == "pagemap"
-        assert report["guest"]["page_size_bytes"] == HUGE_BYTES
-        goes_on(source, destination)
-        assert source.ask("query-status")["status"] == "paused"
-        if not kind.endswith("prealloc"):
-            assert before <= exists(source) < PAGES
-            assert report["ram"]["skipped_pages"] > 0
-            assert exists(destination) < PAGES
-        assert source.tracked_mappings() == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_linux_in_huge_pages_is_saved_and_restored(
+def test_a_linux_in_huge_pages_is_saved_restored_and_moved_and_nothing_is_allocated_for_it(
     initrd: Path, directory: Path, kind: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("shelf") / "s"
+    preallocated = kind.endswith("prealloc")
     with machine(initrd, directory, kind, "a") as source:
         source.wait_for_serial("TICK 2 ")
         saved = save(source, path)
         source.wait_for_ticks(2)
-        untouched = PAGES - exists(source)
-    (directory / "a").unlink(missing_ok=True)
+        before = exists(source)
+        assert (before == PAGES) == preallocated
+        with machine(initrd, directory, kind, "b", incoming=True) as destination:
+            report = move(source, destination, "--workers", "2")
+            assert report["tracker"] == "pagemap"
+            assert report["guest"]["page_size_bytes"] == HUGE_BYTES
+            goes_on(source, destination)
+            assert source.ask("query-status")["status"] == "paused"
+            if not preallocated:
+                assert before <= exists(source) < PAGES
+                assert report["ram"]["skipped_pages"] > 0
+                assert exists(destination) < PAGES
+            assert source.tracked_mappings() == 0
+    for name in ("a", "b"):
+        (directory / name).unlink(missing_ok=True)
     with machine(initrd, directory, kind, "b", incoming=True) as copy:
         restore(copy, path)
         begins_where(copy, saved)
-        if not kind.endswith("prealloc"):
-            assert untouched > 0
+        if not preallocated:
             assert exists(copy) < PAGES
         if kind != "hugetlbfs":
             return

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.handovers import Hosts, parmig
 from tests.integration.sides import Command, until
-from tests.integration.test_recover import Hosts, parmig
 from tests.qemu.machines import QemuMachine, wait_until
 
 pytestmark = pytest.mark.qemu
@@ -19,19 +19,20 @@ def hosts(tmp_path: Path) -> Hosts:
     return Hosts(tmp_path)
 
 
-def killed_at(point: str) -> str:
-    """What kills a command there."""
-    return f"from tests.integration.sides import _kill_at; _kill_at({point!r})" if point else ""
+def prelude(point: str) -> str:
+    """What lets a command ask briefly, and kills it at *point*, if that is not empty."""
+    kill = f"; _kill_at({point!r})" if point else ""
+    return f"from tests.integration.sides import _kill_at, ask_briefly; ask_briefly(){kill}"
 
 
 def receive(machine: QemuMachine, records: Path, point: str = "") -> Command:
     where = ("--listen", "tcp://127.0.0.1:0", "--state-dir", str(records))
-    return Command("receive", *where, "--guest", f"qemu:{machine.socket}", "--json", prelude=killed_at(point))
+    return Command("receive", *where, "--guest", f"qemu:{machine.socket}", "--json", prelude=prelude(point))
 
 
 def send(machine: QemuMachine, uri: str, records: Path, point: str = "") -> Command:
     options = ("--workers", "1", "--state-dir", str(records), "--json")
-    return Command("send", uri, *options, "--guest", f"qemu:{machine.socket}", prelude=killed_at(point))
+    return Command("send", uri, *options, "--guest", f"qemu:{machine.socket}", prelude=prelude(point))
 
 
 def uri_of(command: Command) -> str:

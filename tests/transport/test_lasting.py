@@ -52,13 +52,22 @@ class Ends:
         while listener.read(5) is None:
             pass
         listener.accept()
-        how = {"limit_ns": limit_ns, "lost": self.losses.append, "resumed": self.outages_ns.append, "proof": proof}
-        self.caller = LastingCaller("caller", first, SESSION, dial=self.dial, **how)
-        self.listener = LastingListener(
-            "listener", listener, SESSION, listen=lambda: self.transport(RESUME_BYTES), endpoint=self.endpoint, **how
-        )
+        self._how = {
+            "limit_ns": limit_ns,
+            "lost": self.losses.append,
+            "resumed": self.outages_ns.append,
+            "proof": proof,
+        }
+        self.caller = LastingCaller("caller", first, SESSION, dial=self.dial, **self._how)
+        self.listener = self.listen_anew(listener)
         stack.callback(self.caller.shutdown)
-        stack.callback(self.listener.shutdown)
+
+    def listen_anew(self, first: TcpTransport | None) -> LastingListener:
+        """An end that listens, with *first*, or in place of another one that has ended."""
+        listen = lambda: self.transport(RESUME_BYTES)  # noqa: E731
+        end = LastingListener("listener", first, SESSION, listen=listen, endpoint=self.endpoint, **self._how)
+        self._stack.callback(end.shutdown)
+        return end
 
     def transport(self, first_message_bytes: int = MIB) -> TcpTransport:
         transport = TcpTransport(
@@ -300,3 +309,37 @@ def test_a_peer_that_has_received_more_than_was_sent_is_refused(ends: Ends, coun
     ends.caller._inner.write([struct.pack(">cQ", b"A", count)])
     with pytest.raises(ProtocolError, match=f"has received {count} messages, expected 0 to 3"):
         ends.listener.read(1000)
+
+
+def test_a_listener_in_place_of_one_that_was_killed_begins_anew(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting, "GONE_NS", 100 * NS_PER_MS)
+    monkeypatch.setattr(lasting_ends, "CLOSED_NS", 100 * NS_PER_MS)
+    restarts: list[int] = []
+    ends.caller._waits, ends.caller._note_restarted = True, lambda: restarts.append(1)
+    ends.caller.write([b"before"])
+    arrive(ends, ([], [b"before"]))
+    ends.listener.shutdown()
+    ends.caller.write([b"lost"])
+    assert ends.caller.read(500) is None  # a caller that does not wait would have given up
+    ends.listener = ends.listen_anew(None)
+    assert ends.listener.read(100) is None
+    ends.listener.listens = True
+    while not restarts:
+        take(ends, ([], []))
+    for words in (b"from it", b"to it"), (b"then", b"there"):
+        for end, word in zip(reversed(ends.both()), words, strict=True):
+            end.write([word])
+        arrive(ends, ([words[0]], [words[1]]))
+        ends.cut()
+    assert len(restarts) == 1
+
+
+def test_a_channel_that_needs_what_was_sent_ends_if_its_listener_begins_anew(ends: Ends) -> None:
+    ends.caller._waits = True
+    ends.caller.write([b"before"])
+    arrive(ends, ([], [b"before"]))
+    ends.listener.shutdown()
+    ends.listener = ends.listen_anew(None)
+    ends.listener.listens = True
+    with pytest.raises(PeerLostError, match="has lost what was sent before"):
+        while_pumping(lambda: ends.caller.read(5000), lambda: ends.listener.read(5))

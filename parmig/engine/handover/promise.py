@@ -13,6 +13,7 @@ from parmig.engine.events import Recorded, RecordFailed
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.questions import AnswerPort
+from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
 from parmig.errors import ParmigError
@@ -32,10 +33,12 @@ class Promise:
         token: of the session.
         endpoint: where the source found this side, and asks if it was lost.
         security: of that port.
+        file: the record of a receiver in whose place this one goes on; None: there is none yet.
 
     Attributes:
         outlives: whether the guest's monitor lives on when this process ends.
         ran_ns: when the guest ran here; 0: it does not.
+        session: its name.
 
     Raises:
         HostRefusedError: the record cannot be written.
@@ -49,15 +52,19 @@ class Promise:
         thread: GuestThread,
         token: bytes,
         endpoint: Endpoint,
+        file: RecordFile | None = None,
         security: Security | None = None,
     ) -> None:
         record = replace(thread.call(first_record, guest, token, "destination"), here=str(endpoint))
-        self._keeper = RecordKeeper(store, record)
+        if file is not None:
+            file.write(process=record.process, guest=record.guest, finder=record.finder, boot=record.boot)
+        self._keeper = RecordKeeper(file or store.create(record))
         self._endpoint = endpoint
         self._security = security
         self._port: AnswerPort | None = None
         self.outlives = record.finder is not None
         self.ran_ns = 0
+        self.session = record.name
 
     def write(self, state: RecordState, *, run: bool) -> Recorded | RecordFailed:
         """Write *state*, and return what the plan hears of it.

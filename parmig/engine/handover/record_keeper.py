@@ -13,7 +13,6 @@ from parmig.engine.events import Recorded, RecordFailed
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.handover_record import Handle, HandOverRecord, RecordState, Side, session_id
 from parmig.engine.handover.record_file import RecordFile
-from parmig.engine.handover.record_store import RecordStore
 from parmig.errors import ParmigError, RecordError
 from parmig.guests.guest import Guest, Rescue
 from parmig.version import __version__
@@ -60,16 +59,11 @@ class RecordKeeper:
     """The record of a session that runs.
 
     Args:
-        store: where it is; not owned.
-        record: the first one. Its file exists from here on.
-
-    Raises:
-        HostRefusedError: it cannot be written.
-        RecordError: it is too large.
+        file: with the newest record; owned from here on.
     """
 
-    def __init__(self, store: RecordStore, record: HandOverRecord) -> None:
-        self._file: RecordFile = store.create(record)
+    def __init__(self, file: RecordFile) -> None:
+        self._file = file
         self._thread = GuestThread("parmig-record")
 
     @property

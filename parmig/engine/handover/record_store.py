@@ -135,7 +135,7 @@ class RecordStore:
                 f"the record of the hand-over, {self.directory}/{name}, cannot be written: {error.strerror}; "
                 "nothing was touched; make room there, or name another directory with --state-dir"
             ) from error
-        return RecordFile(self._directory_fd(), name, fd, f"{self.directory}/{name}", 0, 1, record)
+        return RecordFile(self.directory_fd(), name, fd, f"{self.directory}/{name}", 0, 1, record)
 
     def open(self, name: str) -> RecordFile:
         """Open the file *name* of this directory to change it. The caller closes it.
@@ -144,9 +144,9 @@ class RecordStore:
             HostRefusedError: another process uses it, or it is not a file of ours.
             RecordError: it is damaged.
         """
-        fd = self._open(name, os.O_RDWR)
+        fd = self.open_file(name, os.O_RDWR)
         try:
-            if not _lock(fd):
+            if not try_lock(fd):
                 raise HostRefusedError(
                     f"{self.directory}/{name} is in use by a running parmig; wait for it, or cancel it"
                 )
@@ -154,12 +154,18 @@ class RecordStore:
         except BaseException:
             os.close(fd)
             raise
-        return RecordFile(self._directory_fd(), name, fd, f"{self.directory}/{name}", slot, sequence, record)
+        return RecordFile(self.directory_fd(), name, fd, f"{self.directory}/{name}", slot, sequence, record)
 
-    def _directory_fd(self) -> int:
+    def directory_fd(self) -> int:
+        """A descriptor of the directory, which the caller owns."""
         return os.dup(self._fd)
 
-    def _open(self, name: str, flags: int) -> int:
+    def open_file(self, name: str, flags: int) -> int:
+        """A descriptor of the file *name* of this directory, which the caller owns.
+
+        Raises:
+            HostRefusedError: it cannot be opened, or it is not a file of this user alone.
+        """
         try:
             fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
@@ -185,10 +191,10 @@ class RecordStore:
 
     def _look(self, name: str) -> Entry:
         try:
-            fd = self._open(name, os.O_RDONLY)
+            fd = self.open_file(name, os.O_RDONLY)
         except HostRefusedError as error:
             return Entry(name, problem=str(error))
-        in_use = not _lock(fd)
+        in_use = not try_lock(fd)
         try:
             data = os.pread(fd, FILE_BYTES, 0)
             return Entry(name, decode_file(data)[2], in_use=in_use)
@@ -238,7 +244,7 @@ def file_name(record: HandOverRecord) -> str:
     return f"{record.name}-{record.side}.record"
 
 
-def _lock(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
     """Take the file at *fd* for this process, until it is closed. False: another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

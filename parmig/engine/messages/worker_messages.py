@@ -75,11 +75,24 @@ class DigestRegions(Message, frozen=True):
 
 
 class DigestPages(Message, frozen=True):
-    """Coordinator: send the digests of the next *pages* pages from page *first* of a region on."""
+    """Coordinator: send the digests of the next *pages* pages from page *first* of a region on.
+
+    Attributes:
+        held: (destination) of the memory as it is now; else of the pages as they were placed.
+    """
 
     region: int
     first: int
     pages: int
+    held: bool = False
+
+
+class CheckHeld(Message, frozen=True):
+    """Coordinator: the destination holds pages with these digests, 8 bytes each, from page *first* of a region on."""
+
+    region: int
+    first: int
+    digests: bytes
 
 
 class PlaceRegions(Message, frozen=True):
@@ -106,6 +119,7 @@ Instruction = (
     | CountDirty
     | DigestRegions
     | DigestPages
+    | CheckHeld
     | PlaceRegions
     | PlaceStream
     | Stop
@@ -194,6 +208,15 @@ class PagesDigested(Message, frozen=True):
     digests: bytes
 
 
+class HeldChecked(Message, frozen=True):
+    """Send worker: the answer to CheckHeld; see ``held_pages.Checked``."""
+
+    region: int
+    proven_pages: int
+    again_pages: int
+    unarmed: bool
+
+
 class Placed(Message, frozen=True):
     """Worker: the answer to PlaceRegions and PlaceStream. The pages of a stream end at byte *end_bytes*."""
 
@@ -232,6 +255,7 @@ WorkerEvent = (
     | Counted
     | RegionDigests
     | PagesDigested
+    | HeldChecked
     | Placed
     | WorkerFailed
     | WorkerLog

@@ -26,10 +26,10 @@ from typing import NamedTuple
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu import layout, ram_structs
 from parmig.guests.qemu.layout import Piece
-from parmig.guests.qemu.maps import Extent, Place, Vma, find_place, find_segments, parse_maps
+from parmig.guests.qemu.maps import Place, Vma, find_place, find_segments, parse_maps
+from parmig.guests.qemu.qemu_files import open_mapped
 from parmig.guests.qemu.qmp import Qmp
 from parmig.guests.qemu.ram_list import RamEntry, backend_name, parse_ram_list
-from parmig.linux import trusted_files
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock, Segment
 from parmig.units import format_size
 
@@ -190,8 +190,8 @@ def _open_block(
         return MappedBlock(BlockMemory(block, pid=pid, segments=own), own)
     segments = find_segments(maps, place.extent, entry.used_bytes) if place.shared else own
     # Which huge pages a file has shows only in a mapping that may be written to: see ``linux.files.hugetlb_pages``.
-    access = os.O_RDWR if place.shared or block.unit_pages > 1 else os.O_RDONLY
-    fd = _open_file(pid, place.extent, address, entry.name, access)
+    writable = place.shared or block.unit_pages > 1
+    fd = open_mapped(pid, place.extent, address, entry.name, writable=writable)
     try:
         _check_size(fd, place.extent.offset_bytes + entry.used_bytes, entry.name)
     except BaseException:
@@ -208,34 +208,6 @@ def _check_size(fd: int, needed_bytes: int, name: str) -> None:
             f"the file of RAM block {name!r} has {found_bytes} bytes, expected {needed_bytes}; truncate it to "
             f"{format_size(needed_bytes)}, or let QEMU create it (mem-path= a new name)"
         )
-
-
-def _open_file(pid: int, extent: Extent, address: int, name: str, access: int) -> int:
-    """A descriptor of the file of a block, opened through one that QEMU has open."""
-    candidates = [f"/proc/{pid}/fd/{number}" for number in _proc_names(pid, "fd")]
-    # QEMU keeps the file open (RAMBlock.fd), but need not; these links need CAP_CHECKPOINT_RESTORE.
-    start = f"{address:x}-"
-    candidates += [f"/proc/{pid}/map_files/{span}" for span in _proc_names(pid, "map_files") if span.startswith(start)]
-    refusal = "no descriptor of it is open in QEMU"
-    for path in candidates:
-        try:
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # QEMU may replace its descriptor at any time
-        except OSError as error:
-            refusal = error.strerror or str(error)
-            continue
-        try:
-            status = os.fstat(fd)
-            if (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino) == (*extent.device, extent.inode):
-                return os.open(trusted_files.name_of(fd), access | os.O_CLOEXEC)
-        except OSError as error:
-            refusal = error.strerror or str(error)
-        finally:
-            os.close(fd)
-    wanted = "reading and writing" if access == os.O_RDWR else "reading"
-    raise GuestRefusedError(
-        f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for {wanted}: {refusal}; "
-        "run parmig as root; QEMU's own user may only open files that QEMU keeps open"
-    )
 
 
 @contextlib.contextmanager
@@ -267,14 +239,8 @@ def _proc_errors(pid: int, name: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise GuestRefusedError(
-            f"/proc/{pid}/{name} may not be read; run parmig as root or as QEMU's own user"
+            f"/proc/{pid}/{name} may not be read; run parmig as root, as QEMU's own user, or with CAP_SYS_PTRACE and "
+            "CAP_DAC_READ_SEARCH"
         ) from error
     except OSError as error:
         raise GuestError(f"QEMU (process {pid}) is gone: {error.strerror}") from error
-
-
-def _proc_names(pid: int, name: str) -> list[str]:
-    try:
-        return os.listdir(f"/proc/{pid}/{name}")
-    except OSError:
-        return []

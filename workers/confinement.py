@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker gives up once it has opened all that it needs. What it reads from then on comes from a peer or a file.
+
+The rights that remain are in docs/privileges.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from parmig.linux import privileges
+from parmig.ram.blocks import BlockMemory
+
+
+def begin_confined() -> None:
+    """Keep only what any worker needs to attach to memory. The threads of ZeroMQ, which begin later, have no more."""
+    privileges.keep_only((privileges.CAP_DAC_READ_SEARCH, privileges.CAP_NET_ADMIN, privileges.CAP_SYS_PTRACE))
+
+
+def confine(memory: Iterable[BlockMemory], *, listens: bool = False) -> None:
+    """Keep only the capabilities that this worker still needs, and keep its memory out of core dumps.
+
+    Args:
+        memory: that it reads or writes. Memory of another process stays reachable.
+        listens: whether it listens for its peer, and so limits what strangers may send.
+    """
+    kept = [privileges.CAP_SYS_PTRACE] if any(item.pid for item in memory) else []
+    if listens:
+        kept.append(privileges.CAP_NET_ADMIN)
+    privileges.keep_only(kept)
+    privileges.hide_memory()
