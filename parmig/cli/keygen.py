@@ -55,6 +55,7 @@ def keygen(
         hosts = [{"names": names, "directory": path} for names, path in zip(options.hosts, made, strict=True)]
         print_json({"directory": directory, "hosts": hosts})
         return
+    typer.echo("copy each directory to its host, for example:")
     for names, path in zip(options.hosts, made, strict=True):
-        typer.echo(f"copy {path} to {names[0]}, for example: scp -pr {path} {names[0]}:/etc/parmig/keys")
+        typer.echo(f"  scp -pr {path} {names[0]}:/etc/parmig/keys")
     typer.echo(f"keep {os.path.join(directory, 'ca-key.pem')} here: whoever has it can make keys for any host")

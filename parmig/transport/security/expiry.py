@@ -41,10 +41,18 @@ def expiries(directory: str, role: Role) -> list[Expiry]:
     Raises:
         HostRefusedError: one of them is missing or unfit.
     """
-    return [_expiry(directory, name) for name in (key_files.AUTHORITY_FILE, key_files.certificate_file(role))]
+    return [read_expiry(directory, name) for name in (key_files.AUTHORITY_FILE, key_files.certificate_file(role))]
 
 
-def _expiry(directory: str, name: str) -> Expiry:
+def certificates(directory: str) -> list[str]:
+    """The names of the certificates in *directory*: the authority's, and those of the roles that the host has."""
+    roles: tuple[Role, ...] = ("server", "client")
+    names = [key_files.certificate_file(role) for role in roles]
+    return [key_files.AUTHORITY_FILE, *(name for name in names if os.path.lexists(os.path.join(directory, name)))]
+
+
+def read_expiry(directory: str, name: str) -> Expiry:
+    """The end of the first certificate in the file *name*. Raises as :func:`expiries`."""
     path = os.path.join(directory, name)
     with key_files.opened(directory, name) as readable, open(readable, "rb") as file:
         pem = file.read()
