@@ -44,6 +44,19 @@ class Output(JsonOutput, frozen=True, kw_only=True):
     log_file: Annotated[str, option("Append log lines to FILE.", metavar="FILE", shown="none")] = ""
 
 
+class SteeredOutput(Output, frozen=True, kw_only=True):
+    """The same for a command that can be asked and steered while it runs."""
+
+    name: Annotated[
+        str,
+        option(
+            "Name of this command for parmig status, watch, set and cancel.",
+            metavar="NAME",
+            shown="the command and its process, like send-4711",
+        ),
+    ] = ""
+
+
 class Only(msgspec.Struct, frozen=True):
     """Metadata of a parameter: these options of its structure, by name, and no others."""
 

@@ -109,6 +109,15 @@ class Admission:
         self._transport.turn_away([peer_messages.encode_control(answer, self._version)])
         self.show(f"a source checked this receiver: {joined(mismatches) or 'it fits'}")
 
+    def hint(self) -> str:
+        """Where to look while no source has got in."""
+        if self.refused:
+            return f"no sender got in at {self.endpoint}; the last one was refused: {self.refused}"
+        return (
+            f"no sender has connected to {self.endpoint} yet; look at the sender's own output, "
+            "at the address and port that it was given, and for a firewall between"
+        )
+
     def show(self, line: str) -> None:
         """Show a line, not too often."""
         now = time.monotonic_ns()
@@ -116,15 +125,6 @@ class Admission:
             self._shown_ns = now
             _logger.info("%s", line)
             self._show(line)
-
-    def hint(self) -> str:
-        """Where to look if nobody was let in."""
-        if self.refused:
-            return f"no sender got in at {self.endpoint}; the last one was refused: {self.refused}"
-        return (
-            f"no sender has connected to {self.endpoint} yet; look at the sender's own output, "
-            "at the address and port that it was given, and for a firewall between"
-        )
 
     def admit(self) -> ControlChannel:
         """Take the source that was read last as the peer, and close the port. The caller owns the channel."""

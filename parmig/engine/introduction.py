@@ -19,8 +19,9 @@ from parmig.engine.messages.peer_messages import Accept, Checked, Configure
 from parmig.engine.mismatch import joined
 from parmig.engine.one_host.in_place import OfferedFile
 from parmig.engine.one_host.memory_files import close_files, offer_files
+from parmig.engine.source_steps import cannot_throttle
 from parmig.engine.traits import describe
-from parmig.errors import GuestRefusedError, PeerFailedError, PeerRefusedError, ProtocolError
+from parmig.errors import PeerFailedError, PeerRefusedError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.flow import credit_bytes
@@ -190,10 +191,7 @@ def check_throttle(guest: Guest, thread: GuestThread, kind: str) -> None:
         GuestRefusedError: it cannot.
     """
     if not thread.call(guest.can_throttle):
-        raise GuestRefusedError(
-            f"a {kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
-            "and allow a longer pause with --max-downtime where it outruns the network"
-        )
+        raise cannot_throttle(kind)
 
 
 def agreed(answer: Accept | Checked, wish: Configure, info: GuestInfo) -> Accept:

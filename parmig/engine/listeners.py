@@ -22,6 +22,7 @@ from parmig.engine.agreement import (
     offer,
     reconnect_ns_of,
 )
+from parmig.engine.codec_reports import codec_reports
 from parmig.engine.handover.resume_point import ResumePoint
 from parmig.engine.lasting_channels import ChannelNote, LastingChannels
 from parmig.engine.messages import peer_messages
@@ -32,7 +33,7 @@ from parmig.engine.one_host.writers import Writers
 from parmig.engine.outages import STATE
 from parmig.engine.paths.path_search import WILDCARDS, listening_hosts, offered_addresses
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import CodecReport, RamReport, codec_reports
+from parmig.engine.report import CodecReport, RamReport
 from parmig.engine.state_channel import HELLO_BYTES, StateReceiver
 from parmig.engine.work.pinning import Pinning
 from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers

@@ -26,6 +26,7 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.resuming import Resuming, make_resumable
 from parmig.engine.session import LINGER_MS, ReceiveSession
+from parmig.engine.steering.desk import Desk
 from parmig.errors import (
     CancelledError,
     GuestError,
@@ -88,6 +89,7 @@ class MigrationReceiver:
         self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
+        self.desk = Desk(self.cancel)
 
     # -- the caller's side ----------------------------------------------------------------------
 
@@ -109,8 +111,7 @@ class MigrationReceiver:
     def cancel(self) -> None:
         """Give up, unless hand-over has happened. Safe from a signal handler."""
         self._cancelled = True
-        session = self._session
-        if session is not None:
+        if (session := self._session) is not None:
             session.cancel()
         self._thread.wake()
 
@@ -159,8 +160,7 @@ class MigrationReceiver:
                 raise CancelledError(f"cancelled: {self._admission.hint()}")
             if watch_fd in ready:
                 raise GuestError("the guest's virtual machine monitor died while it waited")
-            wish = self._admission.hear()
-            if wish is None:
+            if (wish := self._admission.hear()) is None:
                 continue
             if wish.check:
                 self._admission.answer_check(self._compare(wish, *self._look_at_guest())[0])
@@ -286,6 +286,7 @@ class MigrationReceiver:
             self._store.close()
 
     def _show(self, progress: Progress) -> None:
+        self.desk.post_progress(progress)
         if self._progress is not None:
             self._progress(progress)
 

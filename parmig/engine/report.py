@@ -6,19 +6,17 @@ The field names are a contract: names may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from parmig.engine.mismatch import Mismatch
+from parmig.engine.steering.change import ChangeReport
 from parmig.errors import ParmigError, by_name
-from parmig.ram.codecs.registry import name_of
-from parmig.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from parmig.ram.blocks import RamBlock
-    from parmig.ram.shared import CodecFigures
 
 
 class ErrorReport(msgspec.Struct, kw_only=True):
@@ -174,20 +172,6 @@ class CodecReport(msgspec.Struct, kw_only=True):
     busy_ms: float = 0.0
 
 
-def codec_reports(figures: Mapping[int, CodecFigures]) -> list[CodecReport]:
-    """What each codec did, from *figures* by codec number."""
-    return [
-        CodecReport(
-            codec=name_of(number),
-            batches=done.batches,
-            raw_bytes=done.raw_bytes,
-            encoded_bytes=done.encoded_bytes,
-            busy_ms=done.busy_ns / NS_PER_MS,
-        )
-        for number, done in sorted(figures.items())
-    ]
-
-
 class DigestReport(msgspec.Struct, kw_only=True):
     """Digest of all RAM of either side, made in the same way on both; null when not asked."""
 
@@ -246,6 +230,7 @@ class Report(msgspec.Struct, kw_only=True):
     per_worker: list[WorkerReport] = []
     per_path: list[PathReport] = []
     outages: list[OutageReport] = []
+    changes: list[ChangeReport] = []
     restarts: list[RestartReport] = []
     codecs: list[CodecReport] = []
     verified: bool | None = None

@@ -72,7 +72,6 @@ class SendRun(SourceRun):
         self._keeper = keeper
         self._state_sender = state
         self._notes = notes
-        self._shared = shared
         self._incarnations = 0
         self._reported_ns = 0
         self._watch_all(*control.pollables())

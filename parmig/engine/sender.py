@@ -21,6 +21,7 @@ from parmig.engine.agreement import (
     channel_codecs,
     reconnect_ns_of,
 )
+from parmig.engine.codec_reports import codec_reports
 from parmig.engine.comparison import Comparison
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.handover.handover_record import RecordState
@@ -37,7 +38,7 @@ from parmig.engine.outages import CONTROL
 from parmig.engine.paths.path_search import choose_paths
 from parmig.engine.paths.paths import ChosenPaths
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import DigestReport, Progress, Report, codec_reports
+from parmig.engine.report import DigestReport, Progress, Report
 from parmig.engine.send_run import SendRun
 from parmig.engine.source import SourceSide
 from parmig.engine.state_opening import connect_state

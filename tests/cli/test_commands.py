@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from parmig.cli.app import app
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
+from parmig.engine.steering.desk import Desk
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
 from parmig.options import TEXT, Option, options_of
@@ -78,6 +79,7 @@ class FakeEngine:
         class Sender:
             def __init__(self, guest: Any, uri: str, config: SendConfig, *, progress: Any = None) -> None:
                 engine.configs.append(config)
+                self.desk = Desk(self.cancel)
                 self._progress: Callable[[Progress], None] | None = progress
 
             def start(self) -> Report:
@@ -91,6 +93,7 @@ class FakeEngine:
         class Receiver:
             def __init__(self, guest: Any, config: ReceiveConfig, *, progress: Any = None, listening: Any) -> None:
                 engine.configs.append(config)
+                self.desk = Desk(self.cancel)
                 self._listening = listening
 
             def receive_loop(self) -> Report:

@@ -97,6 +97,7 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
         "WorkerReport": "per_worker",
         "PathReport": "per_path",
         "OutageReport": "outages",
+        "ChangeReport": "changes",
         "RestartReport": "restarts",
         "CodecReport": "codecs",
         "DigestReport": "digest",
