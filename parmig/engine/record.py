@@ -10,6 +10,7 @@ import msgspec
 
 from parmig.engine.outages import CONTROL, Outages
 from parmig.engine.report import DowntimePhases, PathReport, RamReport, RestartReport, RoundReport, WorkerReport
+from parmig.engine.steering.change import Change, ChangeReport
 from parmig.engine.work.homes import Nearness
 from parmig.engine.work.policy import RoundFacts
 from parmig.ram.blocks import PAGE_BYTES
@@ -28,6 +29,8 @@ class Record:
         throttle_percent: how far the guest is slowed down now.
         max_throttle_percent: the highest value of that so far.
         outages: times without a connection.
+        changes: what the user has changed, and when.
+        began_ns: when the command began; whoever makes the plan sets it.
         restarts: what was found out after the destination's receiver was started again, each with its instant.
     """
 
@@ -40,6 +43,8 @@ class Record:
         self.stolen = [0] * workers
         self.nearness: Sequence[Nearness] = ()
         self.outages = Outages(workers)
+        self.changes: list[tuple[int, Change]] = []
+        self.began_ns = 0
         self.restarts: list[tuple[int, RestartReport]] = []
         self._first_given_up = False
         self._total_pages = total_pages
@@ -185,6 +190,11 @@ class Record:
         if not self.rounds or not self.rounds[0].duration_ms or self._first_given_up:
             return 0.0
         return self._total_pages * PAGE_BYTES / MIB / (self.rounds[0].duration_ms * NS_PER_MS / NS_PER_S)
+
+    def change_reports(self) -> list[ChangeReport]:
+        """What the user has changed."""
+        began_ns = self.began_ns
+        return [ChangeReport(at_ms=(at_ns - began_ns) / NS_PER_MS, change=change) for at_ns, change in self.changes]
 
     def ram(self) -> RamReport:
         """All rounds together."""

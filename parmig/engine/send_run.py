@@ -72,7 +72,6 @@ class SendRun(SourceRun):
         self._keeper = keeper
         self._state_sender = state
         self._notes = notes
-        self._shared = shared
         self._incarnations = 0
         self._reported_ns = 0
         self._watch_all(*control.pollables())
@@ -146,7 +145,7 @@ class SendRun(SourceRun):
     def _ask(self) -> None:
         """Ask the destination, which was lost after the hand-over, once."""
         try:
-            answer = ask_for_guest(self._endpoint, self._keeper.record.session)
+            answer = ask_for_guest(self._endpoint, self._keeper.record.session, security=self._control.security)
         except ParmigError as error:
             _logger.info("the destination did not answer who has the guest: %s", error)
             if isinstance(error.__cause__, ConnectionRefusedError):

@@ -11,7 +11,9 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -29,6 +31,9 @@ from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
 from parmig.engine.report import Progress, Report
 from parmig.engine.source_steps import Step
+from parmig.engine.steering.change import ON, Change, SetRate
+from parmig.engine.steering.desk import Desk
+from parmig.engine.steering.source_steering import SourceSteering
 from parmig.engine.work.homes import Homes, find_homes
 from parmig.errors import GuestRefusedError, ProtocolError
 from parmig.guests.guest import DirtyLog, Guest, StateSink
@@ -64,6 +69,7 @@ class Means:
         tracker: kind of dirty log to ask the guest for.
         report: to be filled in.
         show: shows progress; it may raise.
+        desk: where others ask how far it is, and leave their wishes.
         paths: the path of each worker; empty where there are none.
         cpus: the processors that each worker is kept to; filled when the workers are started.
     """
@@ -75,6 +81,7 @@ class Means:
     tracker: str
     report: Report
     show: Callable[[Progress], None]
+    desk: Desk
     paths: Sequence[str] = ()
     cpus: Sequence[Sequence[int]] = ()
 
@@ -111,6 +118,8 @@ class SourceRun(Driver[Instruction]):
         self._cpus = means.cpus
         self._memory = memory
         self._state = state
+        self._shared = shared
+        self._steering = SourceSteering(means.desk, plan, shared, means.paths, len(means.pool))
         self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
         self._ready = 0
         self._long_ns = sys.maxsize
@@ -150,14 +159,26 @@ class SourceRun(Driver[Instruction]):
     def turn(self) -> bool:
         """One turn of the loop, then progress."""
         over = super().turn()
+        while (wish := self._steering.next_wish()) is not None:
+            self._consider(*wish)
+        self._steering.look(time.monotonic_ns())
         if self.plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
             self._long_ns = sys.maxsize  # once is enough
             message = f"{self.plan.step.value}; a disk, or the server behind it, answers slowly"
             self._show_line(message)
         progress = self._meter.look()
         if progress is not None:
+            self._steering.post(progress, time.monotonic_ns())
             self._show(progress)
         return over
+
+    def _consider(self, change: Change, answer: Future[None]) -> None:
+        """Make *change* or refuse it, once it is known whether the guest can be slowed down, where that matters."""
+        decide = partial(self._steering.decide, change, answer)
+        if change.auto_converge == ON:
+            self._begin(decide, self._guest.can_throttle)
+        elif (event := decide(True)) is not None:
+            self._feed(event)
 
     def _show_line(self, message: str) -> None:
         self._show(Progress(status=self.plan.status.value, round=self.plan.round, message=message))
@@ -207,6 +228,8 @@ class SourceRun(Driver[Instruction]):
         match instruction:
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
+            case SetRate(bytes_per_s=bytes_per_s):
+                self._shared.set_rate(bytes_per_s)
             case Throttle(percent=percent):
                 self._begin(lambda _: events.Throttled(), self._guest.throttle, percent)
             case Do.START_LOG:

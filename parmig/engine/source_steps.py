@@ -7,7 +7,7 @@ import enum
 
 from parmig.engine.record import Record
 from parmig.engine.work.policy import Limits, expected_downtime_ns
-from parmig.errors import LimitExceededError, NotConvergingError, ParmigError
+from parmig.errors import GuestRefusedError, LimitExceededError, NotConvergingError, ParmigError
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms, format_rate, format_size
@@ -92,6 +92,14 @@ def does_not_converge(record: Record, limits: Limits) -> NotConvergingError:
     return NotConvergingError(
         f"the guest dirties memory as fast as it can be sent{throttled}: {_outlook(record)}beyond {bounds}; "
         f"allow a longer pause, give it more bandwidth, or slow the guest{advice}"
+    )
+
+
+def cannot_throttle(kind: str) -> GuestRefusedError:
+    """The error of a guest of *kind* that is to be slowed down, and cannot."""
+    return GuestRefusedError(
+        f"a {kind} guest cannot be slowed down by parmig; leave out --auto-converge, "
+        "and allow a longer pause with --max-downtime where it outruns the network"
     )
 
 

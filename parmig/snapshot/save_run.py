@@ -53,7 +53,6 @@ class SaveRun(SourceRun):
     ) -> None:
         super().__init__(means, plan, memory, shared, state)
         self._snapshot_plan = plan
-        self._shared = shared
         self._state_file = state
         self._disk = disk
         self._file = file

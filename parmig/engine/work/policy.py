@@ -67,13 +67,20 @@ class ThrottleSteps(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The configured limits. Zero is no limit, except for ``downtime_ns``. Without ``throttle`` nothing is slowed."""
+    """The limits in force. Zero is no limit, except for ``downtime_ns``.
+
+    Attributes:
+        throttle: how the guest is slowed down, if ``throttles``; None: not at all.
+        pause_now: pause after this round, whatever remains.
+    """
 
     downtime_ns: int
     max_downtime_ns: int = 0
     timeout_ns: int = 0
     throttle: ThrottleSteps | None = None
     switchover_ns: int = 0
+    throttles: bool = True
+    pause_now: bool = False
 
 
 class Verdict(enum.Enum):
@@ -112,6 +119,8 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, elapsed_ns: int) -> Ver
         elapsed_ns: since the first round began.
     """
     remaining = rounds[-1].remaining_pages
+    if limits.pause_now:
+        return Verdict.PAUSE
     if expected_downtime_ns(rounds) <= limits.downtime_ns:
         return Verdict.PAUSE if not _still_shrinking(rounds, limits) else Verdict.CONTINUE
     if limits.timeout_ns and elapsed_ns >= limits.timeout_ns:
@@ -132,7 +141,7 @@ def next_throttle_percent(rounds: Sequence[RoundFacts], limits: Limits) -> int:
     A guest whose pause would be short enough is not slowed down any further, however fast it writes.
     """
     last, steps = rounds[-1], limits.throttle
-    if steps is None or expected_downtime_ns(rounds) <= limits.downtime_ns:
+    if steps is None or not limits.throttles or expected_downtime_ns(rounds) <= limits.downtime_ns:
         return last.throttle_percent
     needed = 1 if last.throttle_percent else THROTTLE_ROUNDS
     outruns = len(rounds) >= needed and all(
@@ -178,6 +187,7 @@ def limits_of(config: SendConfig) -> Limits:
         config.downtime_limit_ns,
         config.max_downtime_ns,
         config.timeout_ns,
-        steps if config.auto_converge else None,
+        steps,
         config.switchover_timeout_ns,
+        config.auto_converge,
     )
