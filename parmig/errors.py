@@ -9,6 +9,7 @@
     │   ├── GuestRefusedError        3  this guest cannot be migrated as it is set up
     │   ├── HostRefusedError         3  this host does not allow or offer what was asked for
     │   ├── PeerRefusedError         3  the two sides do not match
+    │   ├── PeerNotTrustedError      3  one side does not trust the keys of the other
     │   └── SnapshotRefusedError     3  the snapshot is damaged or of another guest
     ├── GuestError                   1  the virtual machine monitor failed or is gone
     ├── StateError                   1  device state cannot be saved, read or loaded
@@ -61,6 +62,10 @@ class UsageError(ParmigError, ValueError):
     exit_code = 2
 
 
+class TransportError(ParmigError):
+    """A connection could not be made or was lost."""
+
+
 class RefusedError(ParmigError):
     """A check before the start failed; no guest was touched."""
 
@@ -79,6 +84,13 @@ class PeerRefusedError(RefusedError):
     """The two sides do not match: version, memory, devices, capabilities."""
 
 
+class PeerNotTrustedError(RefusedError, TransportError):
+    """One side does not trust the keys of the other, or has none. No message of parmig was exchanged.
+
+    It is a TransportError too: on a path to another host that answers there, a channel tries again.
+    """
+
+
 class SnapshotRefusedError(RefusedError):
     """The snapshot file is damaged or of another guest; nothing was touched."""
 
@@ -89,10 +101,6 @@ class GuestError(ParmigError):
 
 class StateError(ParmigError):
     """Device state could not be saved, read or loaded."""
-
-
-class TransportError(ParmigError):
-    """A connection could not be made or was lost."""
 
 
 class PeerUnreachableError(TransportError):

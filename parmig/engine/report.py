@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from parmig.engine.encryption_report import EncryptionReport
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.steering.change import ChangeReport
 from parmig.errors import ParmigError, by_name
@@ -200,6 +201,7 @@ class SnapshotReport(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """The whole report; ``side`` says who wrote it (``source`` or ``destination``).
 
+    ``insecure``: the guest travelled between hosts without encryption.
     ``source_guest`` is what became of the guest there: ``running``, ``paused``, ``moved`` or ``unknown``.
     """
 
@@ -210,6 +212,8 @@ class Report(msgspec.Struct, kw_only=True):
     source_guest: str | None = None
     guest: GuestReport = msgspec.field(default_factory=GuestReport)
     transport: str = ""
+    encryption: EncryptionReport | None = None
+    insecure: bool = False
     workers: int = 0
     paths: list[str] = []
     tracker: str = ""
@@ -267,6 +271,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         time_left_ms: until the pause, estimated; None when unknown.
         throttle_percent: how far the guest is slowed down.
         interrupted: channels that have no connection now, and connect again.
+        insecure: as in the report.
         message: a line for a log; empty when only the numbers changed.
     """
 
@@ -281,4 +286,5 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     time_left_ms: float | None = None
     throttle_percent: int = 0
     interrupted: tuple[str, ...] = ()
+    insecure: bool = False
     message: str = ""

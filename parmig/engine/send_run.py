@@ -145,7 +145,7 @@ class SendRun(SourceRun):
     def _ask(self) -> None:
         """Ask the destination, which was lost after the hand-over, once."""
         try:
-            answer = ask_for_guest(self._endpoint, self._keeper.record.session)
+            answer = ask_for_guest(self._endpoint, self._keeper.record.session, security=self._control.security)
         except ParmigError as error:
             _logger.info("the destination did not answer who has the guest: %s", error)
             if isinstance(error.__cause__, ConnectionRefusedError):

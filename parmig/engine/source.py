@@ -213,7 +213,7 @@ class SourceSide(ABC):
         if self._run is None:
             self.desk.post_progress(progress)
         if self._progress is not None:
-            self._progress(progress)
+            self._progress(msgspec.structs.replace(progress, insecure=self._report.insecure))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report, plan = self._report, self._plan
