@@ -190,7 +190,7 @@ class Introduction:
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
         self.control.pin()
-        self.encryption = encryption_report(self.control.encryption)
+        self.encryption = encryption_report(self.control.encryption, wish.transport)
         self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:
