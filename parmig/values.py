@@ -140,6 +140,13 @@ def _read_ports(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def _read_address_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise UsageError(f"{text!r} is not an address and a port; write it like 127.0.0.1:9470")
+    return host.strip("[]"), int(port)
+
+
 def _read_file(text: str) -> str:
     if not os.path.isfile(text):
         raise UsageError(f"there is no file {text!r}; give the path of an existing file")
@@ -153,6 +160,7 @@ def _read_cpus(text: str) -> str:
 
 PATH_PAIR = Unit("LOCAL-REMOTE[@RATE]", "a pair of addresses", parse_path)
 PORTS = Unit("FIRST-LAST", "a range of ports", _read_ports)
+ADDRESS_PORT = Unit("ADDRESS:PORT", "an address and a port", _read_address_port, lambda pair: f"{pair[0]}:{pair[1]}")
 FILE = Unit("FILE", "a file", _read_file)
 STATE_DIR = option(
     "Directory for the record of the hand-over; see recover.md.",

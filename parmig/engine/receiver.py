@@ -86,8 +86,7 @@ class MigrationReceiver:
         self._session: ReceiveSession | None = None
         self._store: RecordStore | None = None
         self._cancelled = False
-        self._prepared = False
-        self._hinted = False
+        self._prepared = self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
         self.desk = Desk(self.cancel)
@@ -297,4 +296,5 @@ class MigrationReceiver:
         if error is not None:
             report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
             report.error = error_reports.describe_error(error, error.phase or WAITING)
+        self.desk.finish(report)
         return report

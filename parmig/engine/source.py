@@ -98,7 +98,7 @@ class SourceSide(ABC):
     def start(self) -> Report:
         """Move or save the guest. Returns the report, whatever the outcome; after a failure the guest runs on here."""
         logs.begin_side("source")
-        began = time.monotonic_ns()
+        began = self.desk.began_ns = time.monotonic_ns()
         error: ParmigError | None = None
         try:
             run = self._run = self._prepare()
@@ -113,7 +113,9 @@ class SourceSide(ABC):
             ended = time.monotonic_ns()
             self.desk.close()
             error = self._tear_down(error)
-        return self._final_report(error, began, ended)
+        report = self._final_report(error, began, ended)
+        self.desk.finish(report)
+        return report
 
     def migrate_iterate(self) -> bool:
         """One turn: wait for anything to happen, decide, do it. Returns whether all has ended."""

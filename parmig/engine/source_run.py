@@ -161,6 +161,7 @@ class SourceRun(Driver[Instruction]):
         over = super().turn()
         while (wish := self._steering.next_wish()) is not None:
             self._consider(*wish)
+        self._steering.look(time.monotonic_ns())
         if self.plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
             self._long_ns = sys.maxsize  # once is enough
             message = f"{self.plan.step.value}; a disk, or the server behind it, answers slowly"

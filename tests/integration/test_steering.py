@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,20 @@ def test_a_receiver_that_waits_is_cancelled() -> None:
         assert status(name)["status"] == "setup"
         ask("cancel", name)
         assert there.end()[0] == 130
+
+
+def test_events_and_metrics_tell_a_migration_from_begin_to_end(tmp_path: Path) -> None:
+    events, metrics = tmp_path / "events", tmp_path / "metrics.prom"
+    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=16MiB", "--json") as there:
+        more = ("--json", "--events", str(events), "--metrics-file", str(metrics))
+        with Command("send", there.uri(), "--guest", "synthetic:memory=16MiB", *more) as here:
+            code, report = here.end()
+            assert code == 0, here.errors
+        assert there.end()[0] == 0, there.errors
+    notes = [json.loads(line) for line in events.read_text().splitlines()]
+    statuses = [note["status"] for note in notes if note["event"] == "status"]
+    assert statuses == ["active", "pre-switchover", "device", "hand-over", "completed"]
+    assert [note["round"] for note in notes if note["event"] == "round"] == report["rounds"]
+    assert (notes[0]["event"], notes[-1]["event"], notes[-1]["report"]) == ("begin", "end", report)
+    assert sum(note.get("took_ms", 0) for note in notes) == pytest.approx(report["downtime_ms"])
+    assert 'parmig_status{status="completed"} 1.0' in metrics.read_text()
