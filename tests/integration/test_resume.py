@@ -39,6 +39,11 @@ def session(home: Path) -> str:
     return until(lambda: [path.name[:8] for path in (home / "records").glob("*.resume")], "a session")[0]
 
 
+def holds(pid: int, name: str) -> bool:
+    """Whether process *pid* has a file with this name open."""
+    return any(os.readlink(entry).endswith(name) for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
 @pytest.mark.parametrize(("transport", "number", "secured"), [("tcp", 1, True), ("zmq", 2, False)])
 def test_a_receiver_that_is_killed_is_resumed_and_nothing_that_it_holds_is_sent_again(
     tmp_path: Path, transport: str, number: int, secured: bool
@@ -53,6 +58,8 @@ def test_a_receiver_that_is_killed_is_resumed_and_nothing_that_it_holds_is_sent_
     ):
         at.at_round(number)
         name = session(tmp_path)
+        holders = [one for one in first.remember_family() if holds(one.pid, f"{name}-destination.resume")]
+        assert len(holders) == 2, "not every worker holds the lock"
         first.kill()
         with receiver(tmp_path, resume=name, **with_keys) as second:
             if number > 1:
