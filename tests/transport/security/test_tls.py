@@ -323,7 +323,7 @@ def test_bytes_that_were_changed_on_the_way_end_the_connection(loop: Loop) -> No
     connector = loop.connect(security())
     loop.accept(connector)
     connector._peer._sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))  # type: ignore[attr-defined]
-    with pytest.raises(PeerLostError, match="not TLS 1.3 as agreed"):
+    with pytest.raises(PeerLostError, match=r"not TLS 1\.3 as agreed"):
         loop.listener.read(1000)
 
 
