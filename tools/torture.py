@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Migrations under faults: afterwards exactly one side runs, its memory is right, and nothing is left.
 
-usage: python -m tools.torture [--guests kvm|disk] [--runs 20] [--seed 1] [--only NUMBER] [--minutes 60]
+usage: python -m tools.torture [--guests KIND] [--runs 20] [--seed 1] [--only NUMBER] [--minutes 60]
 
-Each run moves a guest between two hosts of the network lab. ``kvm``: a QEMU under KVM whose two virtual CPUs write all
-the time. ``disk``: an emulated Linux that reads a slow disk by direct I/O. Both can tell whether all is right. One to
-three faults happen at random times: any process killed or stopped, a link cut, blackholed, slowed or flapping, the
-destination's file system full, its monitor killed, a command interrupted. What neither command could settle is settled
-by ``parmig recover``. The faults and all choices follow from the seed, so ``--seed S --only N`` repeats a run. It needs
-root and QEMU; ``kvm`` needs /dev/kvm, and ``disk`` a Linux kernel with its modules.
+Each run moves a guest between two hosts of the network lab. ``synthetic``: parmig's own guest. ``kvm``: a QEMU under
+KVM whose two virtual CPUs write all the time. ``disk``: an emulated Linux that reads a slow disk by direct I/O. All can
+tell whether they are right. One to three faults happen at random times: any process killed or stopped, a link cut,
+blackholed, slowed or flapping, a byte changed in flight, a file system full (of the destination's memory, or of records
+and temporary files), the destination's monitor killed, a command cancelled. What neither command could settle is
+settled by ``parmig recover``. The faults and all choices follow from the seed, so ``--seed S --only N`` repeats a run.
+It needs root; ``kvm`` needs QEMU and /dev/kvm, and ``disk`` QEMU and a Linux kernel with its modules.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ def main() -> None:
             outcomes.append(outcome)
             print(f"run {number}: {outcome}", flush=True)
     print(table(outcomes))
+    answers = sorted(answer for outcome in outcomes for answer in outcome.answers_s)
+    print(f"cancelled commands: {len(answers)}, slowest to end {max(answers, default=0):.2f} s")
+    print(f"slowest run {max((outcome.took_s for outcome in outcomes), default=0):.1f} s")
     print(f"{len(outcomes)} of {len(outcomes) + len(wrong)} right, seed {options.seed}, wrong: {wrong or 'none'}")
     sys.exit(bool(wrong))
 
