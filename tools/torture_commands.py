@@ -48,14 +48,11 @@ def space_for(size_bytes: int) -> Iterator[Path]:
 @contextlib.contextmanager
 def filled(space: Path) -> Iterator[None]:
     """Take all space that is left."""
-    filler = space / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while file.write(bytes(MIB)):
-            pass
-    try:
+    with tempfile.NamedTemporaryFile(dir=space, prefix="filler-", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(MIB)):
+                pass
         yield
-    finally:
-        filler.unlink()
 
 
 def listens_at(receive: Side) -> str:

@@ -22,8 +22,8 @@ WEIGHTS = {
 }
 """How often each kind of fault is chosen, relative to the others."""
 
-FAULTS_WITHIN_S = 2.8
-"""Faults begin within this time after the sender; its migration takes 1 to 5 s."""
+FAULTS_WITHIN_S = 2.4
+"""Faults begin within this time after the sender's first line; its migration takes 1 to 5 s."""
 
 LONGEST_S = 6.0
 """A stopped process goes on, and a broken link comes back, after at most this long."""
@@ -35,7 +35,7 @@ class Fault:
 
     Attributes:
         kind: one of WEIGHTS.
-        at_s: when, after the sender began.
+        at_s: when, after the sender's first line.
         lasts_s: until it ends, where it can.
         draw: a number below 1 that chooses its victim among those that there are then.
     """

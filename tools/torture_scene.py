@@ -147,17 +147,18 @@ class Run:
     def migrate(self, victims: Victims) -> Outcome:
         """Run both commands while the faults happen, until both have ended."""
         (here, there), links, plan = self.lab.hosts, self.lab.links, self.plan
-        listen = ["--listen", f"tcp://{links[0].address(there)}:{PORT}", "--insecure", "--wait", "20s"]
+        listen = ["--listen", f"tcp://{links[0].address(there)}:{PORT}", "--insecure", "--wait", "10s"]
         listen += ["--data-ports", f"{PORT + 1}-{PORT + DATA_PORTS}"]
         listen += [word for link in links for word in ("--path", link.address(there))]
         options = ["--workers", str(plan.workers), "--transport", plan.transport, f"--verify={plan.verify}"]
         options += ["--reconnect-timeout", f"{RECONNECT_S}s", "--switchover-timeout", f"{SWITCHOVER_S}s"]
         options += ["--max-downtime", "5s"]
         options += [word for link in links for word in ("--path", f"{link.address(here)}-{link.address(there)}")]
-        began = time.monotonic()
         with ExitStack() as opened:
             receive = self._start(opened, there, "receive", "destination", *listen)
             send = self._start(opened, here, "send", "source", listens_at(receive), *options)
+            began = time.monotonic()
+            wait_until(lambda: send.process.poll() is not None or send.log.read_text(), 20, "the sender's first line")
             with Faults(victims, plan.faults) as faults:
                 wait_for(send, FAULTS_WITHIN_S + END_LIMIT_S)
                 faults.end()
@@ -214,7 +215,7 @@ class Run:
         if left:
             raise WrongError(f"left behind: {left}")
         if self.plan.only_cancelled and max(outcome.answers_s, default=0) > CANCEL_LIMIT_S:
-            raise WrongError(f"a cancelled command took {max(outcome.answers_s):.2f} s to end")
+            raise WrongError(f"a cancelled command took {max(outcome.answers_s):.2f} s to end\n{self._outputs()}")
 
     def _check_owner(self, outcome: Outcome, owner: str) -> None:
         code = outcome.exit_codes["send"]
@@ -235,11 +236,13 @@ class Run:
         killed = any(what.startswith((f"killed {side}'s", f"killed the {owner}'s")) for what in outcome.happened)
         if not killed or self._state(owner) != "gone" or (owner == "source" and place.monitor is not None):
             states = {name: self._state(name) for name in self.places}
-            outputs = "\n".join(self._output(name)[-2000:] for name in self.places)
-            raise WrongError(f"nobody runs: {states}, {outcome}\n{outputs}")
+            raise WrongError(f"nobody runs: {states}, {outcome}\n{self._outputs()}")
 
     def _output(self, at: str) -> str:
         return self.sides[at].log.read_text()
+
+    def _outputs(self) -> str:
+        return "\n".join(f"{name}: {self._output(name)[-2000:]}" for name in self.places)
 
     def _state(self, at: str) -> str:
         return self.places[at].state(self._output(at))
