@@ -9,13 +9,18 @@ A synthetic guest ends with its command, so nobody else can ask it.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
 from parmig.cli import main
+from parmig.engine.work import policy
 from parmig.errors import GuestError
 from parmig.guests.registry import register
 from parmig.guests.synthetic.options import parse_options
 from parmig.guests.synthetic.synthetic_guest import SyntheticGuest
+
+ENDLESS = "PARMIG_TORTURE_ENDLESS"
+"""The environment variable that lets a migration go on however little its rounds get smaller."""
 
 RIGHT, WRONG = "the guest is right", "the guest is wrong"
 """Lines of standard error of a command whose guest ran at its end."""
@@ -46,5 +51,7 @@ def open_checked(options: str, *, incoming: bool) -> CheckedGuest:
 
 
 if __name__ == "__main__":
+    if os.environ.get(ENDLESS):
+        policy.STALL_ROUNDS = 1 << 30
     register("checked", "tools.torture_side:open_checked")
     main()
