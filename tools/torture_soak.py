@@ -2,9 +2,9 @@
 """One migration that does not end: whether any of its processes grows.
 
 What is compressed: a guest of 64 MiB writes the same 4 MiB all the time, faster than its workers may send, so a round
-takes a tenth of a second. Twenty minutes have as many rounds as half a day of a guest whose rounds take 4 s. Each minute
-a link is away for a while, so that channels connect again. parmig by itself would give up after a few rounds that do not
-get smaller; here it does not (``ENDLESS`` of :mod:`tools.torture_side`).
+takes a tenth of a second. Twenty minutes have as many rounds as half a day of a guest whose rounds take 4 s. Each
+minute a link is away for a while, so that channels connect again. parmig by itself would give up after a few rounds
+that do not get smaller; here it does not (``ENDLESS`` of :mod:`tools.torture_side`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ MORE_BYTES, MORE_DESCRIPTORS = 2 * MIB, 0
 """What a process may have more at the end than after a quarter of the time. Malloc and the interpreter keep some."""
 
 ROUND_BYTES = KIB
-"""What the source keeps of each round for its report. Without ENDLESS, the policy bounds the number of rounds: each four
-must end with 5 % less than the four before."""
+"""What the source keeps of each round for its report. Without ENDLESS, the policy bounds the number of rounds: each
+four must end with 5 % less than the four before."""
 
 SENDER = "send's python"
 
