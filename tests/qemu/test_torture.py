@@ -13,7 +13,7 @@ from tests.integration.sides import ROOT
 from tests.kvm.machines import needs_kvm
 from tests.labs import needs_lab
 
-RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "4"))
+RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "3"))
 
 pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(60 + 40 * RUNS)]
 
