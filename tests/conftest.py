@@ -43,10 +43,13 @@ def _no_signal_is_ignored() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _records_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Records of hand-overs of tests lie apart from those of the host."""
+    """Records of hand-overs and control sockets of tests lie apart from those of the host."""
     directory = tmp_path_factory.mktemp("records")
     directory.chmod(0o700)
     os.environ["PARMIG_STATE_DIR"] = str(directory)
+    sockets = tmp_path_factory.mktemp("sockets")
+    sockets.chmod(0o700)
+    os.environ["PARMIG_RUN_DIR"] = str(sockets)
 
 
 @pytest.fixture(scope="session", autouse=True)

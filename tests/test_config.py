@@ -8,14 +8,13 @@ import pytest
 
 from parmig.config import (
     MAX_WORKERS,
-    DemoConfig,
     ReceiveConfig,
-    RestoreConfig,
-    SaveConfig,
     SendConfig,
     default_workers,
 )
+from parmig.engine.demo_config import DemoConfig
 from parmig.errors import UsageError
+from parmig.snapshot.snapshot_config import RestoreConfig, SaveConfig
 from parmig.units import GIB, KIB, MIB
 from parmig.values import AUTO_PATH, Path, parse_path
 

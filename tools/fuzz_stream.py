@@ -1,26 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feed damaged streams to the readers: they return or raise a StreamError, and (--plain) take less than 64 MiB.
-
-usage: python -m tools.fuzz_stream [TARGET ...] [--seconds 60] [--plain] [--seed N] [--findings DIR]
-
-Targets: sections, devices, ram, data_file, vmdescription, xbzrle; all of them, one after the other, if none is named.
-With atheris (the extra ``fuzz``) coverage guides the inputs, and each target has a process of its own. With --plain,
-or without atheris, valid inputs are damaged at random. An input that fails is kept in the directory of findings, and
-the exit code is 1.
-"""
+"""Readers of streams, for ``tools/fuzz.py``."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import random
-import subprocess
-import sys
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -44,13 +29,9 @@ from tests.stream.streams import (
     saved_devices,
     whole_stream,
 )
+from tools.fuzzing import FindingError, Target
 
-MEMORY_LIMIT_BYTES = 64 << 20
 DESCRIPTION = vmd.VmDescription(page_size=4096, devices=[DEVICE])
-
-
-class FindingError(Exception):
-    """What a reader must not do."""
 
 
 def pieces(content: bytes) -> MigrationDataFile:
@@ -144,16 +125,6 @@ def xbzrle_pages(content: bytes) -> None:
         raise FindingError("the page is not encoded as it is decoded")
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
-    "sections": sections,
-    "devices": devices,
-    "ram": ram,
-    "data_file": data_file,
-    "vmdescription": vmdescription,
-    "xbzrle": xbzrle_pages,
-}
-
-
 def seeds(target: str) -> list[bytes]:
     """Valid inputs."""
     stream = whole_stream()
@@ -178,116 +149,15 @@ def seeds(target: str) -> list[bytes]:
     return by_target[target]
 
 
-def check(target: str, content: bytes) -> None:
-    """One execution; raises whatever is not documented."""
-    try:
-        TARGETS[target](content)
-    except StreamError:
-        pass
+def _target(name: str, run: Callable[[bytes], None]) -> Target:
+    return Target(run, lambda: seeds(name), (StreamError,))
 
 
-def peak_bytes() -> int:
-    """The most memory that this process had so far; ru_maxrss would count its parent's too."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    raise OSError("no VmHWM in /proc/self/status")
-
-
-def damaged(content: bytes, chance: random.Random) -> bytes:
-    """*content* with a few bytes changed, taken out, put in or doubled, or cut off."""
-    changed = bytearray(content)
-    for _ in range(chance.choice((1, 1, 2, 4, 16))):
-        at = chance.randrange(len(changed) + 1)
-        width = chance.choice((1, 1, 2, 4, 8, 300))
-        match chance.randrange(6):
-            case 0:
-                changed[at : at + width] = chance.randbytes(width)
-            case 1:
-                changed[at : at + width] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * width
-            case 2 if changed:
-                changed[min(at, len(changed) - 1)] ^= 1 << chance.randrange(8)
-            case 3:
-                del changed[at : at + width]
-            case 4:
-                changed[at:at] = changed[at : at + width]
-            case _ if not chance.randrange(4):
-                del changed[at:]
-    return bytes(changed)
-
-
-def fuzz_plain(target: str, seconds: float, seed: int, findings: Path) -> str:
-    """Damage valid inputs at random for some time; returns a line about it.
-
-    Raises:
-        FindingError: memory grew too much; other exceptions as the reader raised them. The input is in *findings*.
-    """
-    chance, pool = random.Random(seed), seeds(target)
-    for seed_input in pool:
-        TARGETS[target](seed_input)  # a seed that fails would test nothing
-    before = peak_bytes()
-    until, executions = time.monotonic() + seconds, 0
-    while time.monotonic() < until:
-        content = damaged(chance.choice(pool), chance)
-        try:
-            check(target, content)
-            if peak_bytes() - before > MEMORY_LIMIT_BYTES:
-                raise FindingError(f"memory grew by {peak_bytes() - before} bytes")
-        except BaseException:
-            findings.mkdir(parents=True, exist_ok=True)
-            (findings / f"{target}-{zlib.crc32(content):08x}").write_bytes(content)
-            raise
-        executions += 1
-    return f"{executions} executions, no finding, memory grew by {(peak_bytes() - before) >> 10} KiB"
-
-
-def fuzz_atheris(target: str, seconds: float, seed: int, findings: Path) -> None:
-    """Fuzz one target in this process by coverage; ends the process."""
-    import atheris
-
-    atheris.instrument_all()
-    corpus = findings / f"corpus-{target}"
-    corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed_input in enumerate(seeds(target)):
-        (corpus / f"seed-{number}").write_bytes(seed_input)
-    options = [
-        f"-max_total_time={seconds:g}",
-        f"-seed={seed}",
-        "-max_len=16384",
-        "-rss_limit_mb=0",  # atheris 3.0 itself keeps a few hundred bytes of each execution: --plain looks at memory
-        "-print_final_stats=1",
-    ]
-    atheris.Setup(
-        [sys.argv[0], *options, f"-artifact_prefix={findings}/{target}-", str(corpus)],
-        lambda content: check(target, content),
-    )
-    atheris.Fuzz()
-
-
-def main() -> int:
-    """Fuzz what was chosen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], metavar="TARGET")
-    parser.add_argument("--seconds", type=float, default=60, help="for each target")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    plain = options.plain or importlib.util.find_spec("atheris") is None
-    if options.in_this_process:
-        fuzz_atheris(options.targets[0], options.seconds, options.seed, options.findings)
-    for target in options.targets or TARGETS:
-        if plain:
-            print(f"{target}: {fuzz_plain(target, options.seconds, options.seed, options.findings)}", flush=True)
-            continue
-        own = ["--in-this-process", "--seconds", f"{options.seconds}", "--seed", f"{options.seed}"]
-        command = [sys.executable, "-m", "tools.fuzz_stream", target, *own, "--findings", str(options.findings)]
-        print(f"{target}:", flush=True)
-        if (code := subprocess.run(command, check=False).returncode) != 0:
-            return code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+TARGETS = {
+    "sections": _target("sections", sections),
+    "devices": _target("devices", devices),
+    "ram": _target("ram", ram),
+    "data_file": _target("data_file", data_file),
+    "vmdescription": _target("vmdescription", vmdescription),
+    "xbzrle": _target("xbzrle", xbzrle_pages),
+}

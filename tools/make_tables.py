@@ -17,8 +17,9 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import demo, qemu_args, receive, recover, restore, save, send
+from parmig.cli import cancel, demo, keygen, qemu_args, receive, recover, restore, save, send, watch
 from parmig.cli import inspect as inspect_command
+from parmig.cli import set as set_command
 from parmig.cli import status as status_command
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
@@ -37,7 +38,11 @@ COMMANDS = (
     inspect_command.inspect,
     recover.recover,
     status_command.status,
+    watch.watch,
+    set_command.set,
+    cancel.cancel,
     qemu_args.qemu_args,
+    keygen.keygen,
 )
 
 GUESTS: dict[str, type[msgspec.Struct]] = {"qemu": QemuOptions, "synthetic": SyntheticOptions, "kvm": KvmOptions}

@@ -68,6 +68,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             first_message_bytes=FIRST_MESSAGE_BYTES,
             max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
             token=door_token(setup.session) if setup.proves else setup.session,
+            security=setup.security,
             challenges=setup.proves,
             curve=setup.curve,
         ),

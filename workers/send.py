@@ -77,6 +77,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         max_message_bytes=1 << 16,
         max_ahead_bytes=_ANSWERS_AHEAD_BYTES,
         token=token,
+        security=setup.security,
         challenges=setup.proves,
         curve=setup.curve,
     )

@@ -23,8 +23,12 @@ COMMANDS = {
     "inspect": "Show what a stream or snapshot contains, also one that QEMU wrote: "
     "sections, memory, devices and their values.",
     "recover": "Settle a hand-over that did not end: find out who owns the guest, and finish or roll back.",
-    "status": "Show who owns which guest, by the records of this host.",
+    "status": "Show what runs here and how far it is, or who owns which guest by the records of this host.",
+    "watch": "Show the progress of a running command until it ends.",
+    "set": "Change limits of a running command.",
+    "cancel": "Cancel a running command; its guest continues where it was.",
     "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
+    "keygen": "Make the keys and certificates with which hosts trust each other, and nobody else.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",
 }
 """The commands, each in the module of its name, and the line that the program's help shows for it: the first one of the

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from parmig.cli import options as o
+from parmig.cli.attending import attended
 from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
@@ -16,7 +17,7 @@ from parmig.guests.registry import open_guest
 
 
 @o.command(config_file=True)
-def receive(guest: o.GuestOption, config: ReceiveConfig, output: o.Output) -> None:
+def receive(guest: o.GuestOption, config: ReceiveConfig, output: o.SteeredOutput) -> None:
     """Wait for a sender and take over its guest.
 
     The guest runs here after the hand-over. If anything fails before that, it never runs here.
@@ -30,7 +31,7 @@ def receive(guest: o.GuestOption, config: ReceiveConfig, output: o.Output) -> No
     )
 
 
-def _receive(guest_text: str, config: ReceiveConfig, output: o.Output) -> Report:
+def _receive(guest_text: str, config: ReceiveConfig, output: o.SteeredOutput) -> Report:
     config.check()
 
     with (
@@ -39,7 +40,7 @@ def _receive(guest_text: str, config: ReceiveConfig, output: o.Output) -> Report
     ):
         kind = ResumedReceiver if config.resume else MigrationReceiver
         receiver = kind(guest, config, progress=progress, listening=lambda uri: print_line(f"listening on {uri}"))
-        with cancelling(receiver.cancel):
+        with attended(receiver.desk, "receive", output, config.listen), cancelling(receiver.cancel):
             report = receiver.receive_loop()
             if check_arrived(guest, report):
                 print_line(CHECKED)

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
+from parmig.cli.after import run_after
+from parmig.cli.attending import attended
 from parmig.cli.progress import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
@@ -23,7 +25,7 @@ def send(
     uri: Annotated[str, typer.Argument(metavar="URI", help="The address that the receiver printed.")],
     guest: o.GuestOption,
     config: SendConfig,
-    output: o.Output,
+    output: o.SteeredOutput,
 ) -> None:
     """Migrate a running guest of this host to the receiver at URI.
 
@@ -38,13 +40,20 @@ def send(
     )
 
 
-def _send(guest_text: str, uri: str, config: SendConfig, output: o.Output) -> Report:
+def _send(guest_text: str, uri: str, config: SendConfig, output: o.SteeredOutput) -> Report:
     config.check()
 
     with (
         open_guest(guest_text, incoming=False) as guest,
         showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
     ):
-        sender = (MigrationChecker if config.check_only else MigrationSender)(guest, uri, config, progress=progress)
-        with cancelling(sender.cancel):
-            return sender.start()
+        if config.check_only:
+            checker = MigrationChecker(guest, uri, config, progress=progress)
+            with cancelling(checker.cancel):
+                return checker.start()
+        sender = MigrationSender(guest, uri, config, progress=progress)
+        with attended(sender.desk, "send", output, uri), cancelling(sender.cancel):
+            report = sender.start()
+    if config.after_end:
+        run_after(config.after_end, report)
+    return report

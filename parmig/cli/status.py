@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``parmig status``: who owns which guest, by the records of this host."""
+"""``parmig status``: what runs here and how far it is; or who owns which guest, by the records of this host."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection
-from typing import Annotated
+from collections.abc import Callable, Collection
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -16,16 +16,20 @@ from rich.table import Table
 from parmig.cli import options as o
 from parmig.cli.output import echo_error, print_json
 from parmig.cli.progress import printable
+from parmig.cli.running_commands import print_details, print_running
 from parmig.cli.summary import PIPE_COLUMNS
 from parmig.engine.handover.handover_record import HandOverRecord, RecordState
 from parmig.engine.handover.record_store import Entry, RecordStore
 from parmig.engine.handover.resume_point import resumable_sessions
 from parmig.engine.report import ErrorReport
-from parmig.errors import ParmigError, UsageError
+from parmig.engine.steering.steering_client import SteeringClient, running
+from parmig.errors import ParmigError
 from parmig.options import option
 from parmig.units import NS_PER_S
 from parmig.values import STATE_DIR
 from parmig.version import __version__
+
+T = TypeVar("T")
 
 
 class StatusOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,20 +62,41 @@ class SessionStatus(msgspec.Struct, kw_only=True):
 
 
 @o.command()
-def status(options: StatusOptions, output: o.JsonOutput) -> None:
-    """Show who owns which guest, by the records of this host.
+def status(
+    options: StatusOptions,
+    output: o.JsonOutput,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a running command.", show_default="all")] = "",
+) -> None:
+    """Show what runs here and how far it is, or who owns which guest by the records of this host.
 
-    A line with owner undecided needs parmig recover, unless a process still works on it.
+    A line of --host with owner undecided needs parmig recover, unless a process still works on it.
     """
     try:
-        if not options.host:
-            raise UsageError("say what to show; write parmig status --host")
-        with RecordStore(options.state_dir) as store:
-            resumable = resumable_sessions(store)
-            sessions = [describe_entry(entry, resumable) for entry in store.entries()]
+        if options.host:
+            _show_host(options, output)
+        elif name:
+            with SteeringClient(name) as client:
+                _show(client.status(), output, print_details)
+        else:
+            _show(running(), output, print_running)
     except ParmigError as error:
         echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
         raise typer.Exit(error.exit_code) from None
+
+
+def _show(shown: T, output: o.JsonOutput, show: Callable[[T], None]) -> None:
+    if not output.json:
+        show(shown)
+    elif isinstance(shown, list):
+        print_json({"parmig": __version__, "running": shown})
+    else:
+        print_json(shown)
+
+
+def _show_host(options: StatusOptions, output: o.JsonOutput) -> None:
+    with RecordStore(options.state_dir) as store:
+        resumable = resumable_sessions(store)
+        sessions = [describe_entry(entry, resumable) for entry in store.entries()]
     if output.json:
         print_json({"parmig": __version__, "sessions": sessions})
     else:

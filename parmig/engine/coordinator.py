@@ -27,7 +27,7 @@ from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.engine.record import Record
-from parmig.engine.source_restart import SourceRestart
+from parmig.engine.source_pause import SourcePause
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.work.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.work.round_work import RoundKind, RoundWork
@@ -41,7 +41,7 @@ PEER_EVENTS = (events.PeerDigested, events.PeerDigests, events.PeerLoaded, event
 """What the destination causes: at the wrong time it breaks the protocol."""
 
 
-class Coordinator(SourceRestart):
+class Coordinator(SourcePause):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -76,7 +76,7 @@ class Coordinator(SourceRestart):
         super().__init__()
         self.regions = regions
         self._workers = workers
-        self._limits = limits
+        self.limits = limits
         self._verify, self.comparison = verify, comparison
         self._work = RoundWork(regions, workers, remembering=remembering)
         self.may_ask, self.replaces = may_ask, replaces
@@ -218,21 +218,18 @@ class Coordinator(SourceRestart):
         self.record.remaining(self._counted)
         if self._work.lost:
             return self._begin_round(Step.SENDING, now_ns)
-        match decide(self.record.facts, self._limits, now_ns - self.record.marks["active"]):
+        match decide(self.record.facts, self.limits, now_ns - self.record.marks["active"]):
             case Verdict.CONTINUE:
-                throttled = self._throttle(next_throttle_percent(self.record.facts, self._limits))
+                throttled = self._throttle(next_throttle_percent(self.record.facts, self.limits))
                 return throttled + self._begin_round(Step.SENDING, now_ns)
-            case Verdict.PAUSE if self.record.outages.interrupted:  # in the pause, a lost connection is an error
-                self.step = Step.RECONNECTING
-                return []
+            case Verdict.HOLD:
+                return self._hold(now_ns)
             case Verdict.PAUSE:
-                self.step = Step.PAUSING
-                self.record.mark("pausing", now_ns)
-                return [Do.PAUSE]
+                return self._begin_pause(now_ns)
             case Verdict.STALLED:
-                return self._fail(does_not_converge(self.record, self._limits))
+                return self._fail(does_not_converge(self.record, self.limits))
             case Verdict.TIMEOUT:
-                return self._fail(took_too_long(self.record, self._limits))
+                return self._fail(took_too_long(self.record, self.limits))
 
     def _throttle(self, percent: int) -> list[Instruction]:
         if percent == self.record.throttle_percent:
@@ -266,5 +263,5 @@ class Coordinator(SourceRestart):
         return [Do.RELEASE]
 
     def _check_time(self, now_ns: int) -> list[Instruction]:
-        error = overdue(self.record, self.status, self.step, self._limits, now_ns)
+        error = overdue(self.record, self.status, self.step, self.limits, now_ns)
         return self._work.look_again(now_ns) if error is None else self._fail(error)

@@ -11,7 +11,9 @@ import enum
 import msgspec
 
 from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.hooks import RunHook
 from parmig.engine.messages import worker_messages
+from parmig.engine.steering.change import Change, SetRate
 from parmig.engine.work.homes import Homes
 from parmig.errors import ParmigError
 from parmig.ram.ack_rate import ChannelLoad
@@ -80,6 +82,12 @@ class WorkerDigestedPages(Event, frozen=True):
 
 
 # -- events of the source -----------------------------------------------------------------------
+
+
+class LimitsChanged(Event, frozen=True):
+    """The user has changed limits."""
+
+    change: Change
 
 
 class WorkersReady(Event, frozen=True):
@@ -283,4 +291,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Instruct | Replace | Throttle | AskDigests | WriteRecord
+Instruction = Do | Instruct | Replace | Throttle | SetRate | RunHook | AskDigests | WriteRecord

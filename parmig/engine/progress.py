@@ -50,8 +50,10 @@ class ProgressMeter:
         counters = [self._shared.counters(worker) for worker in range(self._workers)]
         handled = sum(worker.handled_pages for worker in counters)
         if state[1] != self._last[1]:
-            # Workers count every page of every region in every round, so a round begins at a known number.
-            self._base_pages = (state[1] - 1) * self._plan.total_pages
+            # Workers count every page of every region in every round, so a round begins at a known number. It does not
+            # once a round was given up.
+            known_pages = (state[1] - 1) * self._plan.total_pages
+            self._base_pages = handled if self._plan.record.restarts else known_pages
             self._base_sent_pages = sum(worker.sent_pages + worker.zero_pages for worker in counters)
         self._last = state
         self._looks.append((now, handled, [worker.wire_bytes for worker in counters]))

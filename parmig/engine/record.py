@@ -10,6 +10,7 @@ import msgspec
 
 from parmig.engine.outages import CONTROL, Outages
 from parmig.engine.report import DowntimePhases, PathReport, RamReport, RestartReport, RoundReport, WorkerReport
+from parmig.engine.steering.change import Change, ChangeReport
 from parmig.engine.work.homes import Nearness
 from parmig.engine.work.policy import RoundFacts
 from parmig.ram.blocks import PAGE_BYTES
@@ -28,6 +29,8 @@ class Record:
         throttle_percent: how far the guest is slowed down now.
         max_throttle_percent: the highest value of that so far.
         outages: times without a connection.
+        changes: what the user has changed, and when.
+        began_ns: when the command began; whoever makes the plan sets it.
         restarts: what was found out after the destination's receiver was started again, each with its instant.
     """
 
@@ -40,6 +43,8 @@ class Record:
         self.stolen = [0] * workers
         self.nearness: Sequence[Nearness] = ()
         self.outages = Outages(workers)
+        self.changes: list[tuple[int, Change]] = []
+        self.began_ns = 0
         self.restarts: list[tuple[int, RestartReport]] = []
         self._first_given_up = False
         self._total_pages = total_pages
@@ -148,10 +153,11 @@ class Record:
         The device state is saved beside the final round, and only what outlasts that round is a phase of its own.
         """
         at = [
-            self.marks[name]
-            for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded", "resumed")
+            *(self.marks[name] for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded")),
+            self.ready_ns(),
+            self.marks["resumed"],
         ]
-        pause, final, save, rescan, verify, load, resume = (
+        pause, final, save, rescan, verify, load, hook, resume = (
             (after - before) / NS_PER_MS for before, after in itertools.pairwise(at)
         )
         scan = min(final, next(r.scan_ms for r in self.rounds if r.paused))
@@ -165,8 +171,13 @@ class Record:
             verify=verify,
             state_transfer=load - loading,
             state_load=loading,
+            hook=hook,
             resume=resume,
         )
+
+    def ready_ns(self) -> int:
+        """When nothing was left to do before the hand-over."""
+        return self.marks.get("hooked", self.marks["loaded"])
 
     def downtime_ms(self) -> float | None:
         """From the instant the guest stopped to the news that it runs again; None if that never came."""
@@ -185,6 +196,11 @@ class Record:
         if not self.rounds or not self.rounds[0].duration_ms or self._first_given_up:
             return 0.0
         return self._total_pages * PAGE_BYTES / MIB / (self.rounds[0].duration_ms * NS_PER_MS / NS_PER_S)
+
+    def change_reports(self) -> list[ChangeReport]:
+        """What the user has changed."""
+        began_ns = self.began_ns
+        return [ChangeReport(at_ms=(at_ns - began_ns) / NS_PER_MS, change=change) for at_ns, change in self.changes]
 
     def ram(self) -> RamReport:
         """All rounds together."""

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from parmig import logs
 from parmig.config import GUARDIAN_PROGRAM
@@ -15,10 +17,13 @@ from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.driver import as_our_error
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.hooks import Hooks
+from parmig.engine.means import Means
 from parmig.engine.messages import error_reports
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
-from parmig.engine.source_run import Means, SourceRun
+from parmig.engine.source_run import SourceRun
+from parmig.engine.steering.desk import Desk
 from parmig.errors import CancelledError, NotVerifiedError, ParmigError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
@@ -49,6 +54,10 @@ class SourceSide(ABC):
         tracker: kind of dirty log to ask the guest for.
         switchover_ns: the limit of a pause, and of resuming the guest after a failure.
         progress: called now and then, in the thread that called :meth:`start`.
+        hooks: programs of the user, by moment.
+
+    Attributes:
+        desk: where others ask how far it is, and steer it; see ``steering``.
     """
 
     def __init__(
@@ -60,12 +69,15 @@ class SourceSide(ABC):
         tracker: str,
         switchover_ns: int,
         progress: Callable[[Progress], None] | None,
+        hooks: Mapping[str, str] | None = None,
     ) -> None:
         self._guest = guest
         self._pool = pool
         self._report = report
         self._progress = progress
         self._thread = GuestThread()
+        self.desk = Desk(self.cancel)
+        self._hooks = Hooks(hooks or {}, self._thread.wake)
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
         self._paths: list[str] = []
         self._worker_cpus: list[tuple[int, ...]] = []
@@ -77,6 +89,8 @@ class SourceSide(ABC):
             tracker=tracker,
             report=report,
             show=self._tell_progress,
+            desk=self.desk,
+            hooks=self._hooks,
             paths=self._paths,
             cpus=self._worker_cpus,
         )
@@ -90,10 +104,12 @@ class SourceSide(ABC):
     def start(self) -> Report:
         """Move or save the guest. Returns the report, whatever the outcome; after a failure the guest runs on here."""
         logs.begin_side("source")
-        began = time.monotonic_ns()
+        began = self.desk.began_ns = time.monotonic_ns()
         error: ParmigError | None = None
         try:
             run = self._run = self._prepare()
+            run.plan.record.began_ns = began
+            self.desk.open(self._thread.wake)
             if self._cancelled:
                 run.cancel()
             run.run()
@@ -101,8 +117,12 @@ class SourceSide(ABC):
             error = as_our_error(caught)
         finally:
             ended = time.monotonic_ns()
+            self.desk.close()
+            self._hooks.close()
             error = self._tear_down(error)
-        return self._final_report(error, began, ended)
+        report = self._final_report(error, began, ended)
+        self.desk.finish(report)
+        return report
 
     def migrate_iterate(self) -> bool:
         """One turn: wait for anything to happen, decide, do it. Returns whether all has ended."""
@@ -146,6 +166,7 @@ class SourceSide(ABC):
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
         self._report.guest = describe_guest(info, memory)
+        self.desk.post(msgspec.structs.replace(self.desk.status, guest=self._report.guest))
         return info, memory
 
     # -- the end --------------------------------------------------------------------------------
@@ -198,8 +219,10 @@ class SourceSide(ABC):
         return error
 
     def _tell_progress(self, progress: Progress) -> None:
+        if self._run is None:
+            self.desk.post_progress(progress)
         if self._progress is not None:
-            self._progress(progress)
+            self._progress(msgspec.structs.replace(progress, insecure=self._report.insecure))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report, plan = self._report, self._plan
@@ -216,6 +239,7 @@ class SourceSide(ABC):
             report.restarts = record.restart_reports(began_ns)
             report.per_worker = record.per_worker(self._paths, self._worker_cpus)
             report.per_path = record.per_path(self._paths)
+            report.changes = record.change_reports()
             report.paths = sorted(set(self._paths))
             report.throughput_mib_per_s = record.throughput_mib_per_s()
             report.downtime_ms = record.downtime_ms()

@@ -13,6 +13,7 @@ from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.transport.dial import Route
 from parmig.transport.security.curve_keys import CurveKeys
+from parmig.transport.security.security import Security
 
 
 class MemorySetup(Message, frozen=True, kw_only=True):
@@ -25,6 +26,7 @@ class MemorySetup(Message, frozen=True, kw_only=True):
         cpus: the processors that it may use; empty: all.
         log_level: the lowest level of log lines to send.
         page_digests: keep a digest of each page that is placed.
+        security: of the worker's channel.
     """
 
     worker: int
@@ -35,6 +37,7 @@ class MemorySetup(Message, frozen=True, kw_only=True):
     cpus: tuple[int, ...] = ()
     log_level: int = msgspec.field(default_factory=logs.level)
     page_digests: bool = False
+    security: Security | None = None
 
 
 def memory_for_workers(memory: Iterable[BlockMemory]) -> tuple[tuple[BlockMemory, ...], list[int]]:

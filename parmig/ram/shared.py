@@ -211,6 +211,10 @@ class SharedArea:
         """Limit the rate of all workers together; 0: no limit. It takes effect with each worker's next batch."""
         self._limit[0] = bytes_per_s
 
+    def rate(self) -> int:
+        """The limit of the rate of all workers together, in bytes a second; 0: no limit."""
+        return int(self._limit[0])
+
     def set_path_rate(self, path: int, bytes_per_s: int) -> None:
         """Limit the rate of all workers on path number *path* together; as :meth:`set_rate`."""
         self._paths[path, 0] = bytes_per_s

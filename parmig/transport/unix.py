@@ -95,7 +95,7 @@ class UnixTransport(TcpTransport):
     def _lets_in(self, sock: socket.socket) -> bool:
         return _is_trusted(sock)
 
-    def _open_connection(self, sock: socket.socket, max_message_bytes: int) -> Connection:
+    def _open_connection(self, sock: socket.socket, max_message_bytes: int, host: str = "") -> Connection:
         return UnixConnection(sock, Inbox(self._max_message_bytes, max_message_bytes))
 
     # -- descriptors ----------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class UnixTransport(TcpTransport):
 
     def take_descriptors(self) -> list[int]:
         """As for every transport; before a peer is accepted, that is the message of a stranger."""
-        connection = self._last if self._peer is None else self._peer
+        connection = self._speaker
         return connection.take_descriptors() if isinstance(connection, UnixConnection) else []
 
     def peer_pid(self) -> int:

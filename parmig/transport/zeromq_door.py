@@ -3,9 +3,9 @@
 
 ZeroMQ would queue messages of any connection. Here a stranger gets no further than the handshake: the channel asks for
 a password (ZMTP's PLAIN) or for a key (CURVE), and this module checks it (ZAP, RFC 27). Until the peer is admitted, at
-most :data:`MAX_STRANGERS` connections may shake hands, each for :data:`HANDSHAKE_MS`; the oldest makes room for the
-newest. Afterwards a socket filter makes the kernel drop new connections. ``unbind`` would not do: libzmq owns accepted
-connections through their listener, so it would end them too.
+most :data:`MAX_STRANGERS` connections may shake hands, :data:`SHARE` of one address, each for :data:`HANDSHAKE_MS`;
+``security.strangers`` decides who makes room for the next. Afterwards a socket filter makes the kernel drop new
+connections. ``unbind`` would not do: libzmq owns accepted connections through their listener, so it would end them too.
 
 From Linux 6.18 on, filters on TCP sockets need CAP_NET_ADMIN. Without it there are none. New connections are then
 closed when the worker looks, and a stranger may make libzmq read more before that.
@@ -25,10 +25,11 @@ import zmq
 
 from parmig.linux import sockets
 from parmig.transport.security.curve_keys import CurveKeys
+from parmig.transport.security.strangers import Strangers, address_of
 from parmig.units import KIB, NS_PER_MS
 
 HANDSHAKE_MS = 2000
-MAX_STRANGERS = 32
+MAX_STRANGERS, SHARE = 32, 24
 HANDSHAKE_BYTES = 1 * KIB
 """How much a stranger may send besides its first message. ZMTP's handshake has some 200 bytes with PLAIN and 567 with
 CURVE, which also adds 70 bytes to two messages, but libzmq would accept a handshake command as large as a message. The
@@ -78,7 +79,8 @@ class Door:
     ) -> None:
         self._max_bytes = HANDSHAKE_BYTES + first_message_bytes
         self._credentials = [b"CURVE", curve.peer] if curve is not None else [b"PLAIN", _USER, token.hex().encode()]
-        self._strangers: dict[int, Any] = {}  # descriptor: address of the other end; oldest first
+        self._strangers: Strangers[int] = Strangers(MAX_STRANGERS, SHARE, 0)  # by descriptor
+        self._other_ends: dict[int, Any] = {}
         self._listeners: list[int] = []
         self._shut = False
         self._kept: frozenset[int] = frozenset()
@@ -123,11 +125,12 @@ class Door:
             with _connection(fd) as listener, suppress(PermissionError):
                 sockets.drop_large_packets(listener, self._max_bytes)
         elif event == zmq.EVENT_ACCEPTED:
-            self._strangers[fd] = _other_end(fd)
+            self._other_ends[fd] = _other_end(fd)
+            self._strangers.add(fd, address_of(self._other_ends[fd]), time.monotonic_ns())
             if self._shut:  # it was let in while the door was being shut
                 self.thin_out()
         elif event == zmq.EVENT_DISCONNECTED:
-            self._strangers.pop(fd, None)
+            self._forget(fd)
 
     def close(self) -> None:
         """Stop answering."""
@@ -136,15 +139,25 @@ class Door:
 
     def thin_out(self) -> None:
         """Shut out strangers that sent too much, and the oldest ones above the limit. Note all events before."""
-        for fd in list(self._strangers):
-            if arrived_bytes(fd) > self._max_bytes:
-                _shut_out(fd, self._strangers.pop(fd))
-        if self._shut or time.monotonic_ns() > self._kept_until_ns:
+        now = time.monotonic_ns()
+        for fd in self._strangers:
+            if self._shut or arrived_bytes(fd) > self._max_bytes:
+                self._shut_out(fd)
+        if now > self._kept_until_ns:
             self._kept = frozenset()
-        while len(self._strangers) > (0 if self._shut else MAX_STRANGERS):
-            oldest = next(iter(self._strangers))
-            fd = next((stranger for stranger in self._strangers if stranger not in self._kept), oldest)
-            _shut_out(fd, self._strangers.pop(fd))
+        while (surplus := self._strangers.surplus(now, self._kept)) is not None:
+            self._shut_out(surplus)
+
+    def _shut_out(self, fd: int) -> None:
+        """End the connection *fd* if it still is the one that was accepted. Its number may have been reused."""
+        other_end = self._forget(fd)
+        with suppress(OSError), _connection(fd) as sock:
+            if other_end is not None and sock.getpeername() == other_end:
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self, fd: int) -> Any:
+        self._strangers.discard(fd)
+        return self._other_ends.pop(fd, None)
 
     def shut(self, peer_fd: int) -> None:
         """The peer is admitted: close every other connection, and admit no more."""
@@ -154,7 +167,7 @@ class Door:
                 sockets.drop_all_packets(listener)
         with suppress(OSError), _connection(peer_fd) as peer:  # it has ended meanwhile, or came before the filter
             sockets.drop_no_packets(peer)
-        self._strangers.pop(peer_fd, None)
+        self._forget(peer_fd)
         self.thin_out()
 
 
@@ -191,13 +204,3 @@ def arrived_bytes(fd: int) -> int:
             return sockets.received_bytes(sock)
     except OSError:
         return 0
-
-
-def _shut_out(fd: int, address: Any) -> None:
-    """End the connection *fd* if it still is the one to *address*. Its number may have been reused."""
-    try:
-        with _connection(fd) as sock:
-            if address is not None and sock.getpeername() == address:
-                sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -16,10 +16,11 @@ from typer.testing import CliRunner, Result
 from parmig.cli.app import app
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
+from parmig.engine.steering.desk import Desk
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
 from parmig.options import TEXT, Option, options_of
-from parmig.values import CPUS, PATH_PAIR, PORTS
+from parmig.values import CPUS, PATH_PAIR, PEER, PORTS
 
 RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "fake:yes"]
 SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "fake:yes"]
@@ -78,6 +79,7 @@ class FakeEngine:
         class Sender:
             def __init__(self, guest: Any, uri: str, config: SendConfig, *, progress: Any = None) -> None:
                 engine.configs.append(config)
+                self.desk = Desk(self.cancel)
                 self._progress: Callable[[Progress], None] | None = progress
 
             def start(self) -> Report:
@@ -91,6 +93,7 @@ class FakeEngine:
         class Receiver:
             def __init__(self, guest: Any, config: ReceiveConfig, *, progress: Any = None, listening: Any) -> None:
                 engine.configs.append(config)
+                self.desk = Desk(self.cancel)
                 self._listening = listening
 
             def receive_loop(self) -> Report:
@@ -211,6 +214,7 @@ def sample(one: Option) -> str:
     samples = {
         PATH_PAIR: "10.0.0.1-10.0.0.2",
         PORTS: "4700-4731",
+        PEER: "Host.test",
         CPUS: str(min(os.sched_getaffinity(0))),
         TEXT: "zmq+tcp://127.0.0.1:7",
     }
@@ -228,10 +232,12 @@ def test_every_option_arrives_in_the_configuration(
     one = options_of(kind)[name]
     text = sample(one) if not one.is_flag else ""
     needed = ["--listen", ReceiveConfig().listen] if kind is ReceiveConfig and name != "listen" else []
+    others = {"keys": "/keys"} if name == "peer" else {}
+    needed += [word for other, value in others.items() for word in (f"--{other}", value)]
     result = invoke(*command, *needed, f"--{name}", *([text] if text else []))
     assert result.exit_code == 0, result.stderr
     value = one.read(text) if text else True
-    assert engine.configs == [kind(**{one.field: (value,) if one.is_repeated else value})]
+    assert engine.configs == [kind(**others, **{one.field: (value,) if one.is_repeated else value})]
     assert engine.configs != [kind()]
 
 

@@ -37,6 +37,10 @@ SOON_NS, LATE_NS = NS_PER_S, 1000 * NS_PER_S
 """A moment in which a symptom gets its cause, and one in which every limit is over."""
 
 
+SAID = {m.Loaded: RecordState.PREPARED, m.Resumed: RecordState.TAKEN, Refused: RecordState.REFUSED}
+"""What must be on record at the destination before it says something."""
+
+
 class ViolationError(AssertionError):
     """What must never happen."""
 
@@ -104,6 +108,7 @@ class Hosts:
         self.ran_there = False
         self.guarded = True
         self.listens = self.asking = self.asked = False
+        self.late = False  # the record that the destination is ready waits until that was said
         self._prepare()
 
     def _prepare(self) -> None:
@@ -166,6 +171,7 @@ class Hosts:
             str([[type(message).__name__ for message in self.messages[side]] for side in SIDES]),
             *(str(part) for part in (self.lost, self.records, self.settled, self.alive, self.recovers, self.monitor)),
             *(str(self.runs), self.ran_there, self.guarded, self.connected, self.listens, self.asking, self.asked),
+            self.late,
             self.faults,
         )
 
@@ -281,7 +287,12 @@ class Hosts:
         if self.behind is not None and WriteRecord(self.behind) in decided:
             write = WriteRecord(self.behind)
             decided.remove(write)
-            decided += [*plan.handle(s.Recorded(self.behind), self.now[side]), write]
+            decided += plan.handle(s.Recorded(self.behind), self.now[side])
+            self.late = self.behind is RecordState.PREPARED  # what must follow it follows later
+            decided += [] if self.late else [write]
+        if self.late and any(isinstance(part, d.SendMessage) for part in decided):
+            self.late = False
+            decided.append(WriteRecord(RecordState.PREPARED))
         self.todo[side] += decided
 
     def tick(self, side: str, later_ns: int) -> None:
@@ -410,6 +421,9 @@ class Hosts:
     def at_destination(self, instruction: object) -> None:
         match instruction:
             case d.SendMessage(message=message):
+                needed = SAID.get(type(message))
+                if needed is not None and self.records[DESTINATION] is not needed:
+                    raise ViolationError(f"the destination says {type(message).__name__} before it has {needed.value}")
                 self.send(SOURCE, message)
             case d.Act.LOAD:
                 self.events[DESTINATION].append(d.StateLoaded())

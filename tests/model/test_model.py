@@ -33,7 +33,9 @@ def test_an_older_peer_that_cannot_ask_is_as_safe() -> None:
     assert explored.violation == "", "\n".join(explored.way)
 
 
-@pytest.mark.parametrize("behind", [RecordState.HANDED_OVER, RecordState.TAKEN])
+@pytest.mark.parametrize(
+    "behind", [RecordState.HANDED_OVER, RecordState.PREPARED, RecordState.TAKEN, RecordState.REFUSED]
+)
 def test_a_record_that_is_written_behind_its_step_is_noticed(behind: RecordState) -> None:
     explored = explore(Hosts(faults=2, behind=behind))
     assert explored.violation

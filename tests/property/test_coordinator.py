@@ -480,7 +480,7 @@ def run_until(world: World, step: Step) -> None:
 def test_the_time_limit_ends_a_migration_that_sends_and_spares_one_that_pauses() -> None:
     for step, ends in ((Step.SENDING, True), (Step.FINAL, False), (Step.LOADING, False)):
         world = World(workers=2, regions=5, seed=1)
-        world.plan._limits = Limits(300 * NS_PER_MS, 0, 3600 * NS_PER_S)
+        world.plan.limits = Limits(300 * NS_PER_MS, 0, 3600 * NS_PER_S)
         run_until(world, step)
         assert world.plan.handle(c.Tick(), world.now_ns) == []
         late = world.plan.handle(c.Tick(), world.now_ns + 3600 * NS_PER_S)
@@ -508,7 +508,7 @@ def test_a_guest_that_never_shrinks_ends_with_the_options_that_help(throttle: Th
 def paused_world(step: Step, *, seed: int = 1) -> World:
     """A world whose plan stands at *step*, with a limit of the pause of ten seconds."""
     world = World(workers=2, regions=5, seed=seed, needs_sync=True, verify=True)
-    world.plan._limits = Limits(300 * NS_PER_MS, 0, 3600 * NS_PER_S, switchover_ns=10 * NS_PER_S)
+    world.plan.limits = Limits(300 * NS_PER_MS, 0, 3600 * NS_PER_S, switchover_ns=10 * NS_PER_S)
     run_until(world, step)
     return world
 

@@ -17,7 +17,7 @@ from parmig.stream.ram_words import RamWordReader
 from parmig.stream.sections import EndOfStream, SectionHead, SectionReader
 from parmig.stream.vmdescription import decode, device_bytes, parse
 from parmig.transport.file import FileStream
-from tools.fuzz_stream import peak_bytes
+from tools.fuzzing import peak_bytes
 
 LIMIT_BYTES = 64 << 20
 FILE_BYTES = 200 << 20

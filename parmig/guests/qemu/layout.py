@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from parmig.errors import GuestRefusedError
+from parmig.guests.qemu.ram_list import MAX_LINE
 from parmig.ram.blocks import GuestRange
 
 SHARED_MEMORY_HINT = (
@@ -130,6 +131,8 @@ def parse_mtree(text: str) -> dict[str, list[Piece]]:
     pieces: dict[str, list[Piece]] = {}
     wanted = False
     for line in text.splitlines():
+        if len(line) > MAX_LINE:
+            continue
         if line.startswith("FlatView"):
             wanted = False
         elif line.lstrip().startswith('AS "memory"'):

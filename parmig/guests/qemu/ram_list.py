@@ -15,6 +15,10 @@ _LINE = re.compile(
 """One block, as system/physmem.c (ram_block_format) prints it; the last two columns came with QEMU 8.0."""
 
 
+MAX_LINE = 1024
+"""Longer lines are not QEMU's: a name has at most 255 characters. It bounds what the pattern costs."""
+
+
 class RamEntry(NamedTuple):
     """A RAM block of QEMU, as ``info ramblock`` prints it.
 
@@ -37,7 +41,7 @@ class RamEntry(NamedTuple):
 
 def parse_ram_list(text: str) -> list[RamEntry]:
     """All blocks in the text of ``info ramblock``, in QEMU's order, those without a name too."""
-    matches = (_LINE.fullmatch(line.rstrip()) for line in text.splitlines())
+    matches = (_LINE.fullmatch(line.rstrip()) for line in text.splitlines() if len(line) <= MAX_LINE)
     return [
         RamEntry(
             name=match["name"],

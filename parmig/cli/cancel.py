@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parmig cancel``: cancel a running command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from parmig.cli import options as o
+from parmig.cli.output import echo_error, print_json
+from parmig.engine.report import ErrorReport
+from parmig.engine.steering.steering_client import SteeringClient, the_only_one
+from parmig.errors import ParmigError
+
+
+@o.command()
+def cancel(
+    output: o.JsonOutput,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
+    ] = "",
+) -> None:
+    """Cancel a running command; its guest continues where it was.
+
+    It does what Ctrl-C does there. After the hand-over it comes too late and changes nothing.
+    """
+    try:
+        with SteeringClient(the_only_one(name)) as client:
+            status = client.status()
+            client.cancel()
+    except ParmigError as error:
+        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
+        raise typer.Exit(error.exit_code) from None
+    if output.json:
+        print_json(status)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parmig set``: change limits of a running command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from parmig.cli import options as o
+from parmig.cli.output import echo_error, print_json
+from parmig.engine.report import ErrorReport
+from parmig.engine.steering.change import Change
+from parmig.engine.steering.steering_client import SteeringClient, the_only_one
+from parmig.errors import ParmigError, UsageError
+
+
+@o.command()
+def set(  # noqa: A001 - it has the name of the command
+    change: Change,
+    output: o.JsonOutput,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
+    ] = "",
+) -> None:
+    """Change limits of a running command.
+
+    They are in force when this ends, and the report of the command names them. A pause that has begun stays as it is.
+    """
+    try:
+        if change == Change():
+            raise UsageError("say what to change, like parmig set --max-bandwidth 500MiB/s")
+        with SteeringClient(the_only_one(name)) as client:
+            client.change(change)
+            status = client.status()
+    except ParmigError as error:
+        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
+        raise typer.Exit(error.exit_code) from None
+    if output.json:
+        print_json(status)

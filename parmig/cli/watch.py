@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parmig watch``: the progress of a command that somebody else has started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from parmig.cli import options as o
+from parmig.cli.output import echo_error, print_json
+from parmig.cli.progress import showing_progress
+from parmig.engine.report import ErrorReport, Progress
+from parmig.engine.steering.engine_status import EngineStatus, progress_of
+from parmig.engine.steering.steering_client import SteeringClient, the_only_one
+from parmig.errors import ParmigError, PeerLostError
+
+LOOK_EVERY_S = 0.2
+"""As often as a command looks at its own counters."""
+
+
+@o.command()
+def watch(
+    output: o.JsonOutput,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
+    ] = "",
+) -> None:
+    """Show the progress of a running command until it ends.
+
+    Ctrl-C ends the watching only. With --json it prints what was seen last.
+    """
+    last: EngineStatus | None = None
+    try:
+        with SteeringClient(the_only_one(name)) as client, showing_progress(quiet=False) as show:
+            while True:
+                last = _look(client, last, show)
+                time.sleep(LOOK_EVERY_S)
+    except (PeerLostError, KeyboardInterrupt):
+        pass  # the command has ended, or whoever watches has seen enough
+    except ParmigError as error:
+        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
+        raise typer.Exit(error.exit_code) from None
+    if output.json:
+        print_json(last)
+
+
+def _look(client: SteeringClient, last: EngineStatus | None, show: Callable[[Progress], None] | None) -> EngineStatus:
+    """Show the status of the command if it is another than *last*, and return it."""
+    status = client.status()
+    if status != last and show is not None:
+        show(progress_of(status))
+    return status
