@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
-from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening, read_opening
+from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
@@ -317,25 +316,6 @@ def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str, caller: Ca
         cut(destination)
         wait_until(lambda: len(destination.losses) == 2, "the next loss")
         is_ignored(source, opens(messages.RESUME, 6, caller))  # an old connection
-
-
-@pytest.mark.parametrize("kind", [messages.HELLO, messages.RESUME, messages.RESTART])
-def test_a_proven_opening_says_all_but_the_secret(kind: int) -> None:
-    epoch = 0 if kind == messages.HELLO else 9
-    challenge = bytes(range(32))
-    opening = Opening(CALLER, kind, epoch, challenge)
-    assert opening.message[:12] == struct.pack(">BxHII", kind, 3, 7, epoch)
-    assert len(opening.message) == 60 == FIRST_MESSAGE_BYTES
-    assert CALLER.session not in opening.message
-    opened = read_opening(Incoming([memoryview(opening.message)]), CALLER, challenge)
-    assert opened is not None
-    assert (opened.kind, opened.epoch) == (kind, epoch)
-    answer = opened.answer(messages.welcome(4096))
-    assert answer.startswith(messages.welcome(4096))
-    assert CALLER.session not in answer
-    assert opening.decode_answer([memoryview(answer)]) == (messages.WELCOME, 4096, 0)
-    with pytest.raises(ProtocolError, match="does not prove"):
-        opening.decode_answer([memoryview(messages.welcome(4096))])
 
 
 @every_transport
