@@ -16,13 +16,20 @@ from parmig.errors import UsageError
 from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, check_options, option
 from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
 from parmig.values import (
+    AFTER_END_PROGRAM,
+    AUTO,
+    BEFORE_HAND_OVER_PROGRAM,
+    BEFORE_PAUSE_PROGRAM,
+    CANCEL,
     CPUS,
     KEYS,
+    ON_TIMEOUT,
     PATH_PAIR,
     PORTS,
     RECEIVERS,
     SENDERS,
     STATE_DIR,
+    SWITCHOVER,
     Path,
     check_cpus,
     check_keys,
@@ -44,7 +51,6 @@ SNAPSHOT_PROGRAMS = ("workers.save:main", "workers.restore:main")
 GUARDIAN_PROGRAM = "workers.guardian:main"
 """What sets the source right when the sender is killed."""
 
-SNAPSHOT_FORMATS = ("mapped-ram", "stream")
 PATTERNS = ("random", "sequential", "hot", "burst")
 """Which pages a synthetic guest writes. The position is the number in device state: append only."""
 
@@ -97,7 +103,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         check_keys(self)
 
 
-class _LiveConfig(Config, frozen=True, kw_only=True):
+class LiveConfig(Config, frozen=True, kw_only=True):
     """Options of what reads the memory of a running guest: a migration and a snapshot."""
 
     workers: Workers = msgspec.field(default_factory=default_workers)
@@ -121,6 +127,8 @@ class _LiveConfig(Config, frozen=True, kw_only=True):
     timeout_ns: Annotated[
         int, option("Give up if the guest cannot be paused within this time.", DURATION, shown="none", ge=0)
     ] = 0
+    on_timeout: Annotated[str, ON_TIMEOUT] = CANCEL
+    switchover: Annotated[str, SWITCHOVER] = AUTO
     switchover_timeout_ns: Annotated[
         int,
         option("Give up if the pause lasts longer than this; the guest then continues on this host.", DURATION, gt=0),
@@ -132,7 +140,7 @@ class _LiveConfig(Config, frozen=True, kw_only=True):
         _check_pause_limits(self)
 
 
-class SendConfig(_LiveConfig, frozen=True, kw_only=True):
+class SendConfig(LiveConfig, frozen=True, kw_only=True):
     """How the source migrates. The destination starts as many workers as the source."""
 
     transport: Annotated[
@@ -198,6 +206,9 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
     announce: Announce = False
+    before_pause: Annotated[str, BEFORE_PAUSE_PROGRAM] = ""
+    before_hand_over: Annotated[str, BEFORE_HAND_OVER_PROGRAM] = ""
+    after_end: Annotated[str, AFTER_END_PROGRAM] = ""
     keys: Annotated[str, KEYS] = ""
     peers: Annotated[tuple[str, ...], RECEIVERS] = ()
     state_dir: Annotated[str, STATE_DIR] = ""
@@ -216,27 +227,6 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
                 f"--throttle-initial is {self.throttle_initial_percent}, more than --throttle-max "
                 f"({self.throttle_max_percent}); the first step cannot exceed the maximum"
             )
-
-
-class SaveConfig(_LiveConfig, frozen=True, kw_only=True):
-    """How a guest is saved to a file. Both formats are QEMU's."""
-
-    format: Annotated[
-        str,
-        option(
-            "mapped-ram: each page at its own place, for many workers and QEMU 9.0 or newer. "
-            "stream: pages one after the other, for every QEMU.",
-            choices=SNAPSHOT_FORMATS,
-        ),
-    ] = "mapped-ram"
-    replace: Annotated[bool, option("Replace FILE if it exists.", name="force")] = False
-
-
-class RestoreConfig(Config, frozen=True, kw_only=True):
-    """How a guest is restored from a file."""
-
-    workers: Workers = msgspec.field(default_factory=default_workers)
-    paused: Annotated[bool, option("Leave the guest paused, even if it ran when it was saved.")] = False
 
 
 class ReceiveConfig(Config, frozen=True, kw_only=True):
@@ -282,7 +272,7 @@ class ReceiveConfig(Config, frozen=True, kw_only=True):
     state_dir: Annotated[str, STATE_DIR] = ""
 
 
-def _check_pause_limits(config: _LiveConfig) -> None:
+def _check_pause_limits(config: LiveConfig) -> None:
     """Raise :class:`UsageError` unless a pause of an allowed length can end before the switchover timeout."""
     longest_ns = max(config.downtime_limit_ns, config.max_downtime_ns)
     if config.switchover_timeout_ns <= longest_ns:

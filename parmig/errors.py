@@ -32,6 +32,7 @@
     ├── MemoryFullError              1  the destination's memory file has no space left
     ├── NotConvergingError           1  the guest writes faster than the network sends
     ├── LimitExceededError           1  a wait or the whole migration took too long
+    ├── HookError                    1  a program of a --hook option failed
     ├── StatusError                  1  an operation in a status that does not allow it
     ├── CancelledError             130  cancelled by the user
     ├── OutcomeUnknownError          4  the peer was lost after the hand-over
@@ -185,6 +186,10 @@ class NotConvergingError(ParmigError):
 
 class LimitExceededError(ParmigError):
     """A wait, or the whole migration, exceeded its limit."""
+
+
+class HookError(ParmigError):
+    """A program that the user wanted to run at some moment failed."""
 
 
 class StatusError(ParmigError):

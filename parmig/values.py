@@ -193,3 +193,25 @@ SENDERS = option(
 HOST = Unit("NAME[,ADDRESS...]", "a host", parse_host)
 
 CPUS = Unit("LIST", "a list of processors", _read_cpus)
+
+CANCEL, PAUSE = "cancel", "pause"
+ON_TIMEOUT = option(
+    "When --timeout is over: cancel, or pause the guest after this round, however long the pause will be.",
+    choices=(CANCEL, PAUSE),
+)
+AUTO, MANUAL = "auto", "manual"
+SWITCHOVER = option(
+    "When the guest is paused: as soon as the pause is short enough, or once parmig set --switchover now says so.",
+    choices=(AUTO, MANUAL),
+)
+"""The same for a migration and a snapshot."""
+
+BEFORE_PAUSE_PROGRAM = option(
+    "Run PROGRAM before the guest is paused; if it fails, cancel.", metavar="PROGRAM", shown="none"
+)
+BEFORE_HAND_OVER_PROGRAM = option(
+    "Run PROGRAM when the destination is ready, before the hand-over; if it fails, cancel. The guest is paused then.",
+    metavar="PROGRAM",
+    shown="none",
+)
+AFTER_END_PROGRAM = option("Run PROGRAM after the end, however it ended.", metavar="PROGRAM", shown="none")

@@ -9,7 +9,8 @@ on (:mod:`tools.netlab_relay`), since not every kernel has netem. While traffic 
 - cut: the cards lose their carrier, as if the cable were pulled; their addresses stay,
 - blackholed: the cards have a carrier, and nothing that they send arrives,
 - slowed, or given another rate,
-- restored: carrier and delivery are back; the rate stays as it is.
+- restored: carrier and delivery are back; the rate stays as it is,
+- made to damage a byte (:meth:`Link.flip`), if it has a delay.
 
 From Python::
 
@@ -116,6 +117,15 @@ class Host:
         with self.entered(), IPRoute() as ip:
             yield ip
 
+    def processes(self) -> list[int]:
+        """The ids of all processes in this host."""
+        inside, number = [], os.fstat(self.fd).st_ino
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # it has ended
+                if os.stat(f"/proc/{name}/ns/net").st_ino == number:
+                    inside.append(int(name))
+        return inside
+
     def close(self) -> None:
         """Let the namespace go."""
         os.close(self.fd)
@@ -188,7 +198,8 @@ class Link:
                 opened.callback(os.close, taps[-1])
                 fcntl.ioctl(taps[-1], _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI))
             argv = [sys.executable, "-m", "tools.netlab_relay", str(delay_ns), *map(str, taps)]
-            self._relay = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=taps)
+            pipe = subprocess.PIPE
+            self._relay = subprocess.Popen(argv, stdin=pipe, stdout=pipe, pass_fds=taps, bufsize=0)
         return names
 
     # -- while traffic flows --------------------------------------------------------------------
@@ -244,11 +255,30 @@ class Link:
                     with contextlib.suppress(Exception):  # netlink's own kind: there was no limit
                         ip.tc("del", index=card, root=True)
 
+    def flip(self, port: int, draw: float) -> None:
+        """Change one byte of what is sent next from or to TCP *port*. The link must have a delay.
+
+        Args:
+            draw: a number below 1 that chooses the byte.
+        """
+        assert self._relay is not None, "nobody passes the frames on"
+        assert self._relay.stdin is not None
+        self._relay.stdin.write(f"flip {port} {draw}\n".encode())
+        self._relay.stdin.flush()
+
+    def flipped(self) -> list[int]:
+        """The ports whose bytes were changed since the last call."""
+        assert self._relay is not None, "nobody passes the frames on"
+        assert self._relay.stdout is not None
+        os.set_blocking(self._relay.stdout.fileno(), False)
+        return [int(port) for port in (self._relay.stdout.read() or b"").split()]
+
     def close(self) -> None:
         """End the relay."""
         if self._relay is not None:
-            assert self._relay.stdin is not None
-            self._relay.stdin.close()
+            for pipe in (self._relay.stdin, self._relay.stdout):
+                assert pipe is not None
+                pipe.close()
             self._relay.wait()
 
 

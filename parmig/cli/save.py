@@ -13,10 +13,11 @@ from parmig.cli.attending import attended
 from parmig.cli.progress import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS, SaveConfig
+from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS
 from parmig.engine.report import Report
 from parmig.guests.registry import open_guest
 from parmig.snapshot.saver import SnapshotSaver
+from parmig.snapshot.snapshot_config import SaveConfig
 
 
 @o.command(config_file=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
+from parmig.cli.after import run_after
 from parmig.cli.attending import attended
 from parmig.cli.progress import showing_progress
 from parmig.cli.running import run
@@ -52,4 +53,7 @@ def _send(guest_text: str, uri: str, config: SendConfig, output: o.SteeredOutput
                 return checker.start()
         sender = MigrationSender(guest, uri, config, progress=progress)
         with attended(sender.desk, "send", output, uri), cancelling(sender.cancel):
-            return sender.start()
+            report = sender.start()
+    if config.after_end:
+        run_after(config.after_end, report)
+    return report

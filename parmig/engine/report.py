@@ -42,7 +42,8 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
     """Where the downtime went, in milliseconds; the phases add up to it.
 
     The device state is saved beside ``final_scan`` and ``final_pages``; ``state_save`` is only the time by which saving
-    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 but for a comparison in the pause.
+    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 but for a comparison in the pause,
+    and ``hook`` but for a program of ``--before-hand-over``.
     """
 
     pause: float = 0.0
@@ -53,6 +54,7 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
     verify: float = 0.0
     state_transfer: float = 0.0
     state_load: float = 0.0
+    hook: float = 0.0
     resume: float = 0.0
 
 

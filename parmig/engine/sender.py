@@ -27,6 +27,7 @@ from parmig.engine.coordinator import Coordinator
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.hooks import programs
 from parmig.engine.introduction import Introduction, agreed, check_throttle
 from parmig.engine.lasting_channels import ChannelNote, LastingChannels
 from parmig.engine.messages import error_reports, peer_messages
@@ -94,6 +95,7 @@ class MigrationSender(SourceSide):
             tracker=config.tracker,
             switchover_ns=config.switchover_timeout_ns,
             progress=progress,
+            hooks=programs(config),
         )
         self._uri = uri
         self._config = config
