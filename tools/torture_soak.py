@@ -29,7 +29,7 @@ from tools.torture_faults import MARK, family
 from tools.torture_side import ENDLESS, RIGHT
 
 GUEST = "checked:memory=64MiB,touched=4MiB,rate=100MiB/s"
-OPTIONS = ["--workers", "2", "--max-bandwidth", "40MiB/s", "--downtime-limit", "10ms", "--reconnect-timeout", "20s"]
+OPTIONS = ["--workers", "2", "--max-bandwidth", "40MiB/s", "--downtime-limit", "1us", "--reconnect-timeout", "20s"]
 FLAP_EVERY_S, FLAP_FOR_S = 60.0, 2.0
 
 SAMPLES = 20
