@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parmig.config import ReceiveConfig
-from parmig.engine.agreement import agreed_version
+from parmig.engine.agreement import SESSION_PROOF, agreed_version
 from parmig.engine.control import ControlChannel
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.mismatch import Mismatch, joined
-from parmig.engine.securing import is_exposed, is_insecure, prepare
+from parmig.engine.securing import can_encrypt, is_exposed, is_insecure, prepare
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
-from parmig.transport.registry import open_control
+from parmig.transport.registry import data_transports, open_control
 from parmig.transport.security.security import Security
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import UNIX_SCHEME, Endpoint
@@ -206,14 +206,17 @@ def check_exposure(host: str) -> None:
 
 
 def wrong_transport(wish: Configure, endpoint: Endpoint, *, secured: bool) -> list[Mismatch]:
-    """The mismatch if the transport of pages does not fit to a source that came to *endpoint*; else none.
+    """The mismatch if the channels that the source wishes do not fit to *endpoint*, where it came; else none.
 
     Args:
-        secured: whether nothing unencrypted is accepted.
+        secured: whether nothing unencrypted is accepted, and no channel that does not prove its session.
     """
     here = endpoint.scheme == UNIX_SCHEME
-    if secured and wish.transport == "zmq":
-        return [Mismatch("transport", "'zmq'", "one that encrypts pages", "give --transport tcp to the sender")]
+    if secured and wish.transport in data_transports() and not can_encrypt(wish.transport):
+        found = repr(wish.transport)
+        return [Mismatch("transport", found, "a ZeroMQ without CURVE", "give --transport tcp to the sender")]
+    if secured and SESSION_PROOF not in wish.capabilities:
+        return [Mismatch(f"capability {SESSION_PROOF!r}", "", "present", "install the same parmig on both hosts")]
     if (wish.transport == UNIX_SCHEME) == here:
         return []
     return [Mismatch("transport", repr(wish.transport), "only unix" if here else "not unix", "leave out --transport")]

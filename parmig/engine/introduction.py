@@ -11,7 +11,7 @@ import msgspec
 
 from parmig import logs
 from parmig.config import SendConfig
-from parmig.engine.agreement import check_accept, offer, wished_codec
+from parmig.engine.agreement import SESSION_PROOF, check_accept, offer, wished_codec
 from parmig.engine.control import ControlChannel
 from parmig.engine.encryption_report import EncryptionReport, encryption_report
 from parmig.engine.guest_thread import GuestThread
@@ -160,12 +160,21 @@ class Introduction:
             answer = self._answer(wish)
         match answer:
             case Accept() | Checked():
+                self._check_proof(answer)
                 return wish, answer
             case peer_messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
             case peer_messages.Failure(error=report):
                 raise PeerFailedError(f"the destination failed: {report.message}")
         raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
+
+    def _check_proof(self, answer: Accept | Checked) -> None:
+        """Raise PeerRefusedError if there are keys, and the destination would have a channel send its secret."""
+        if self._security is not None and isinstance(answer, Accept) and SESSION_PROOF not in answer.capabilities:
+            raise PeerRefusedError(
+                f"the receiver at {self._endpoint} has keys, but its channels do not prove their session; "
+                "install the same parmig on both hosts"
+            )
 
     def _answer(self, wish: Configure) -> peer_messages.ControlMessage:
         transport = open_control(
@@ -181,7 +190,7 @@ class Introduction:
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
         self.control.pin()
-        self.encryption = encryption_report(self.control.encryption)
+        self.encryption = encryption_report(self.control.encryption, wish.transport)
         self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:

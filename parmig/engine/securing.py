@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from parmig.errors import UsageError
-from parmig.transport.registry import transport_name
+from parmig.transport.registry import data_scheme, needs_curve
+from parmig.transport.security.curve_keys import has_curve
 from parmig.transport.security.key_files import Role
 from parmig.transport.security.security import Security
 from parmig.transport.transport import UNIX_SCHEME, Endpoint
@@ -38,11 +39,17 @@ def security_of(config: WithKeys, endpoint: Endpoint) -> Security | None:
     return Security(config.keys, config.peers)
 
 
+def can_encrypt(transport: str) -> bool:
+    """Whether pages can be encrypted here if the transport called *transport* carries them."""
+    return not needs_curve(data_scheme(transport)) or has_curve()
+
+
 def check_encrypted(choice: str) -> None:
-    """Raise :class:`UsageError` if the transport that *choice* means does not encrypt pages."""
-    if transport_name(choice) == "zmq":
+    """Raise :class:`UsageError` if the transport that *choice* means cannot encrypt pages here."""
+    if not can_encrypt(choice):
         raise UsageError(
-            "--transport zmq does not encrypt pages, and --keys accepts nothing else; leave out one of them"
+            "the ZeroMQ of this host was built without CURVE, so --transport zmq cannot encrypt pages; "
+            "leave it out, or install a pyzmq with libsodium"
         )
 
 

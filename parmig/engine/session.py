@@ -280,7 +280,7 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
-        report.encryption = encryption_report(self._control.encryption)
+        report.encryption = encryption_report(self._control.encryption, wish.transport)
         report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)

@@ -12,7 +12,6 @@ from parmig.engine.messages.message import Message
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.transport.dial import Route
-from parmig.transport.security.curve_keys import CurveKeys
 from parmig.transport.security.security import Security
 
 
@@ -59,7 +58,6 @@ class SendSetup(MemorySetup, frozen=True):
     Attributes:
         session: the secret of the migration.
         proves: whether the channel proves that it knows the session; else it sends it.
-        curve: keys that encrypt its channel if the transport is ZeroMQ; None: nothing does.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -89,7 +87,6 @@ class SendSetup(MemorySetup, frozen=True):
     path: int = 0
     probe_port: int = 0
     proves: bool = False
-    curve: CurveKeys | None = None
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
@@ -98,7 +95,6 @@ class ReceiveSetup(MemorySetup, frozen=True):
     Attributes:
         session: the secret of the migration.
         proves: whether the send worker proves that it knows the session; else it sends it.
-        curve: as in SendSetup.
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
         replaces: whether a worker of this number was there before, and has ended.
@@ -113,4 +109,3 @@ class ReceiveSetup(MemorySetup, frozen=True):
     outlives_losses: bool = False
     replaces: bool = False
     proves: bool = False
-    curve: CurveKeys | None = None

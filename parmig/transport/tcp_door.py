@@ -116,9 +116,7 @@ class TcpDoor:
             if message is not None:
                 self.last = connection
                 return message
-            if connection.ended:
-                self.distrust = connection.distrust or self.distrust
-                self._drop(connection)
+            self._drop_if_ended(connection)
         # Every stranger that has sent something was read. Only now may new ones push them out.
         if self._listener.fileno() in ready:
             self._let_in()
@@ -163,6 +161,13 @@ class TcpDoor:
         try:
             connection.greet(os.urandom(CHALLENGE_BYTES) if self._challenges else b"")
         except PeerLostError:
+            self._drop(connection)
+        else:
+            self._drop_if_ended(connection)
+
+    def _drop_if_ended(self, connection: Connection) -> None:
+        if connection.ended:
+            self.distrust = connection.distrust or self.distrust
             self._drop(connection)
 
     def _leave_in_kernel(self, pause_ns: int) -> None:

@@ -35,6 +35,12 @@ LEAVING_BYTES = 256 * KIB
 _ALERT = TLS_ALERT + b"\x03\x00\x02\x02\x46"
 """A fatal alert, ``protocol_version``. A parmig without keys recognizes it."""
 
+_NOT_LET_IN = (
+    "the receiver knows the authority of this host's certificate, but does not let this host in; "
+    "allow its name or fingerprint by --peer there, or use the keys that the migration began with"
+)
+_LEFT = "the sender left when it saw this host's certificate; its own output says why"
+
 T = TypeVar("T")
 
 
@@ -73,8 +79,10 @@ class TlsConnection(Connection):
             self.challenge = challenge
             try:
                 self._shake_hands()
-            except OSError:
-                pass  # the next read goes on, or finds the same
+            except BlockingIOError:
+                pass  # reading goes on
+            except OSError as error:
+                self.ended = error.strerror or str(error)
 
     def _shake_hands(self) -> None:
         """Go on with the handshake.
@@ -104,11 +112,8 @@ class TlsConnection(Connection):
             if self.encryption is None:
                 self._shake_hands()
             data = self._with_records(lambda: self._tls.read(most_bytes)) or b""
-            if not data and self._calls and not self.inbox.greeted:
-                raise self._distrusted(
-                    "the receiver knows the authority of this host's certificate, but does not let this host in; "
-                    "allow its name or fingerprint by --peer there, or use the keys that the migration began with"
-                )
+            if not data and not self.inbox.greeted:
+                raise self._distrusted(_NOT_LET_IN if self._calls else _LEFT)
             return data
 
     def _take_into(self, targets: list[memoryview]) -> int:
@@ -147,7 +152,9 @@ class TlsConnection(Connection):
                 return step()
             except ssl.SSLWantReadError:
                 pass
-            except ssl.SSLZeroReturnError:
+            except ssl.SSLZeroReturnError as error:
+                if self.encryption is None:
+                    raise ConnectionAbortedError(errno.ECONNABORTED, "TLS ended in the handshake") from error
                 return None
             except ssl.SSLEOFError as error:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "it was cut off, without an end of TLS") from error
