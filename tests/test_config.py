@@ -111,6 +111,14 @@ def test_a_value_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
         (ReceiveConfig(wait_ns=-1), "--wait: -0.000001ms is not allowed; expected a duration of at least 0"),
         (DemoConfig(vcpus=65), "--vcpus: 65 is not allowed; expected a number from 1 to 64"),
         (
+            SendConfig(peers=("a.test",)),
+            "--peer names certificates, and without --keys nobody shows one; give --keys DIR as well",
+        ),
+        (
+            ReceiveConfig(keys="/keys", insecure=True),
+            "--insecure is for listening without keys; leave out --insecure, or --keys",
+        ),
+        (
             SaveConfig(max_downtime_ns=60_000_000_000),
             "--switchover-timeout is 30s, but --downtime-limit and --max-downtime allow a pause of 60s; "
             "give a longer --switchover-timeout",

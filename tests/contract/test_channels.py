@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -20,12 +21,13 @@ from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
+from parmig.ram.shared import NOBODY_YET
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.registry import TRANSPORTS, open_transport
-from parmig.transport.security.curve_keys import CurveKeys
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, Incoming, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.keys import security
 from tests.support import curve_keys, wait_until
 
 CALLER = Caller(bytes(range(16)), 3, 7, proves=True)
@@ -35,8 +37,15 @@ BATCH = 3
 
 WITH_KEYS = " with keys"
 CURVE = curve_keys()
-SCHEMES = [*(scheme for scheme in TRANSPORTS if scheme != UNIX_SCHEME), f"zmq+tcp{WITH_KEYS}"]
+SCHEMES = [scheme + keys for scheme in TRANSPORTS if scheme != UNIX_SCHEME for keys in ("", WITH_KEYS)]
 every_transport = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+def keys_of(scheme: str, end: int | None) -> dict[str, Any]:
+    """The options for the receiving (0) or sending (1) end of a channel with keys; of one without if that is None."""
+    if end is None:
+        return {}
+    return {"curve": CURVE[end]} if scheme == "zmq+tcp" else {"security": security()}
 
 
 class Destination:
@@ -56,7 +65,7 @@ class Destination:
         self.error: BaseException | None = None
         self.transport: MigrationTransport | None = None
         self._scheme, with_keys, _ = scheme.partition(WITH_KEYS)
-        self._curve = CURVE[0] if with_keys else None
+        self.with_keys = bool(with_keys)
         self._caller = caller
         self._spoils = spoils
         self._wake = os.eventfd(0)
@@ -85,7 +94,7 @@ class Destination:
             max_ahead_bytes=credit_bytes(BATCH_BYTES) + MIB,
             token=CALLER.session,
             challenges=self._caller.proves,
-            curve=self._curve,
+            **keys_of(self._scheme, 0 if self.with_keys else None),
         )
         return self.transport
 
@@ -137,13 +146,13 @@ class Source:
         routes: list[Route],
         limit_ns: int = 20 * NS_PER_S,
         caller: Caller = CALLER,
-        curve: CurveKeys | None = None,
+        **keys: Any,
     ) -> None:
         self.lost: list[str] = []
         self.resumed: list[tuple[int, int]] = []
         self._fd = os.eventfd(0)
         self.dialer = Dialer(
-            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves, curve=curve
+            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves, **keys
         )
         self.reconnect = Reconnect(
             "sender",
@@ -183,9 +192,8 @@ def channel(
     """An open channel; at the end the receiving end must have failed in no way."""
     destination = Destination(scheme, spoils, caller)
     try:
-        source = Source(
-            [Route(str(destination.endpoint))], caller=caller, curve=CURVE[1] if destination._curve else None, **how
-        )
+        keys = keys_of(destination.endpoint.scheme, 1 if destination.with_keys else None)
+        source = Source([Route(str(destination.endpoint))], caller=caller, **keys, **how)
         try:
             source.channel.open(caller, limit_ns=10 * NS_PER_S)
             yield source, destination
@@ -309,6 +317,21 @@ def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str, caller: Ca
         cut(destination)
         wait_until(lambda: len(destination.losses) == 2, "the next loss")
         is_ignored(source, opens(messages.RESUME, 6, caller))  # an old connection
+
+
+@every_transport
+def test_after_the_receiver_was_started_again_only_a_send_worker_that_begins_anew_is_let_in(scheme: str) -> None:
+    with channel(scheme) as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        end(source.channel._transport)
+        wait_until(lambda: bool(destination.losses), "the loss")
+        destination.sequence = NOBODY_YET
+        is_ignored(source, opens(messages.RESUME, 9, CALLER))
+        successor = source.dialer.dial(10 * NS_PER_S)
+        successor.write([opens(messages.RESTART, 9, CALLER)(successor.challenge)])
+        wait_until(lambda: destination.sequence == 0, "the successor")
+        successor.shutdown()
 
 
 @every_transport
