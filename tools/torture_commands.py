@@ -16,8 +16,9 @@ from parmig.engine.handover.record_store import RecordStore
 from parmig.units import MIB
 from tests.qemu.machines import wait_until
 
-START_LIMIT_S = 90.0
-"""For a command to show its first line. It takes a second, and many times that on a busy machine."""
+START_LIMIT_S = 180.0
+"""For a command to show its first line, and a guest to boot. It takes a second, and many times that on a busy
+machine."""
 
 
 class WrongError(Exception):
