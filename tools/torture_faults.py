@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import psutil
 
-from tools.netlab import Lab, Link
+from parmig.experiments.netlab import Lab, Link
 
 _T = TypeVar("_T")
 

@@ -17,8 +17,8 @@ import psutil
 
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_store import RecordStore
+from parmig.experiments.netlab import Lab, Line, open_lab
 from tests.qemu.machines import QemuMachine, wait_until
-from tools.netlab import Lab, Line, open_lab
 from tools.torture_commands import Side, WrongError, end, filled, listens_at, space_for, tail, wait_for
 from tools.torture_faults import MARK, Faults, Victims, draw_faults
 from tools.torture_guests import Guests

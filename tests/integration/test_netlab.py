@@ -23,8 +23,9 @@ from tests.labs import needs_lab
 pytestmark = needs_lab
 
 if not pytestmark.args[0]:
-    from tools import netlab
-    from tools.netlab import Lab, Line, Link, open_lab
+    from parmig.experiments import netlab
+    from parmig.experiments.netlab import Lab, Line, Link, open_lab
+    from tools.netlab import describe, obey
 
 
 @contextlib.contextmanager
@@ -159,10 +160,10 @@ def test_lines_and_commands_that_are_none_are_refused() -> None:
     with open_lab([Line()]) as lab:
         for text in ("", "cut", "cut x", "cut 1", "slow 0", "slow 0 fast", "cut 0 1Mbit", "break 0"):
             with pytest.raises(UsageError):
-                netlab.obey(lab, text)
+                obey(lab, text)
         for text in ("cut 0", "blackhole 0", "restore 0", "slow 0 10Mbit"):
-            netlab.obey(lab, text)
-        assert "10 Mbit/s: a 10.99.0.1, b 10.99.0.2" in netlab.describe(lab)
+            obey(lab, text)
+        assert "10 Mbit/s: a 10.99.0.1, b 10.99.0.2" in describe(lab)
 
 
 @pytest.mark.parametrize("end", ["input", "kill", "interrupt"])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The relay of a link with a delay: passes each frame of a TAP device on to the others, later.
 
-usage: python -m tools.netlab_relay DELAY_NS FD FD [FD ...]
+usage: python -m parmig.experiments.netlab_relay DELAY_NS FD FD [FD ...]
 
-:mod:`tools.netlab` starts it with descriptors of the devices. It ends when its standard input is closed.
+:mod:`.netlab` starts it with descriptors of the devices. It ends when its standard input is closed.
 """
 
 from __future__ import annotations

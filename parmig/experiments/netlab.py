@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network lab on one machine: hosts that are network namespaces, joined by links that can fail. It needs root.
+
+Each link joins all hosts and has its own rate (tc-tbf at each network card). With a delay, a program passes the frames
+on (:mod:`.netlab_relay`), since not every kernel has netem. While traffic flows, a link can be
+
+- cut: the cards lose their carrier, as if the cable were pulled; their addresses stay,
+- blackholed: the cards have a carrier, and nothing that they send arrives,
+- slowed, or given another rate,
+- restored: carrier and delivery are back; the rate stays as it is.
+
+From Python::
+
+    with open_lab([Line(parse_rate("1Gbit")), Line(parse_rate("500Mbit"))]) as lab:
+        a, b = lab.hosts
+        subprocess.run(a.command("ip", "address"))
+        lab.links[0].cut()
+
+Nothing of a lab has a name outside of it, so labs run side by side. The namespaces exist as long as the process that
+opened the lab and what was started in them: they are gone even if that process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from parmig.linux import namespaces
+from parmig.units import KIB, NS_PER_MS, NS_PER_S, parse_duration_ns, parse_rate
+
+MTU_BYTES, DELAYED_MTU_BYTES = 1500, 9000
+"""A link with a delay has the larger one: a program handles each frame, and reaches some 2 Gbit/s."""
+
+BURST_BYTES = 256 * KIB
+"""What a card may send at once. Segments that the card would cut (64 KiB) fit into it."""
+
+QUEUE_NS = 50 * NS_PER_MS
+"""How long a card queues what it cannot send yet."""
+
+UP_LIMIT_S = 10.0
+"""How long a link may take to come up. It takes up to a second on an idle machine."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a link is like.
+
+    Attributes:
+        rate_bytes_per_s: of each card, in each direction; 0: no limit.
+        delay_ns: of each frame, in each direction.
+    """
+
+    rate_bytes_per_s: int = 0
+    delay_ns: int = 0
+
+
+class Host:
+    """A network namespace of its own, with a loopback device.
+
+    Attributes:
+        name: a letter.
+        fd: of the namespace; it exists as long as this is open, or a process is in it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fd = namespaces.new_network()
+        with self.netlink() as ip:
+            ip.link("set", index=1, state="up")
+
+    @property
+    def path(self) -> str:
+        """The namespace as a file, for ``nsenter --net=PATH``. It is valid while the lab is open."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def command(self, *argv: str) -> list[str]:
+        """The command *argv*, to be run in this host by any process of root."""
+        return ["nsenter", f"--net={self.path}", "--", *argv]
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Put this thread into the host: sockets that it opens and processes that it starts then belong to the host."""
+        with namespaces.entered(self.fd):
+            yield
+
+    @contextlib.contextmanager
+    def netlink(self) -> Iterator[IPRoute]:
+        """Netlink of the host, in this thread."""
+        with self.entered(), IPRoute() as ip:
+            yield ip
+
+    def close(self) -> None:
+        """Let the namespace go."""
+        os.close(self.fd)
+
+
+class Link:
+    """A network that joins all hosts. :func:`open_lab` makes it.
+
+    Args:
+        number: from 0 on. Its card is ``linkNUMBER`` in each host, with the address ``10.99.NUMBER.HOST+1/24``.
+        line: what it is like.
+        hosts: to join.
+        switch: where the other ends of their cards are.
+
+    Attributes:
+        line: as above; :meth:`slow` changes the rate.
+    """
+
+    def __init__(self, number: int, line: Line, hosts: Sequence[Host], switch: Host) -> None:
+        self.number = number
+        self.line = line
+        self.card = f"link{number}"
+        self._hosts, self._switch = hosts, switch
+        self._ports = [f"l{number}h{host}" for host in range(len(hosts))]
+        self._relay: subprocess.Popen[bytes] | None = None
+        with switch.netlink() as ip:
+            mtu = DELAYED_MTU_BYTES if line.delay_ns else MTU_BYTES
+            for port, host in zip(self._ports, hosts, strict=True):
+                peer = {"ifname": self.card, "net_ns_fd": host.fd, "mtu": mtu}
+                ip.link("add", ifname=port, kind="veth", peer=peer, mtu=mtu)
+            if line.delay_ns:
+                self._bridges = [f"d{number}h{host}" for host in range(len(hosts))]
+                taps = self._start_relay(line.delay_ns)
+            else:
+                self._bridges, taps = [f"b{number}"] * len(hosts), []
+            for bridge in dict.fromkeys(self._bridges):
+                ip.link("add", ifname=bridge, kind="bridge", mtu=mtu)
+                ip.link("set", ifname=bridge, state="up")
+            for tap, bridge in zip(taps, self._bridges, strict=False):
+                _set(ip, tap, master=_index(ip, bridge), mtu=mtu, state="up")
+        self._configure_cards()
+        self._join()
+        self.slow(line.rate_bytes_per_s)
+
+    def address(self, host: Host) -> str:
+        """The address of *host* on this link."""
+        return f"10.99.{self.number}.{self._hosts.index(host) + 1}"
+
+    def _configure_cards(self) -> None:
+        """Give every card its address. The others are known without asking, so a blackhole swallows no question."""
+        cards = []
+        for host in self._hosts:
+            with host.netlink() as ip:
+                _set(ip, self.card, state="up")
+                ip.addr("add", index=_index(ip, self.card), address=self.address(host), prefixlen=24)
+                cards.append(ip.link("get", ifname=self.card)[0].get_attr("IFLA_ADDRESS"))
+        for host in self._hosts:
+            with host.netlink() as ip:
+                for other, card in zip(self._hosts, cards, strict=True):
+                    if other is not host:
+                        ip.neigh("add", dst=self.address(other), lladdr=card, ifindex=_index(ip, self.card), state=0x80)
+
+    def _start_relay(self, delay_ns: int) -> list[str]:
+        """Start the program that passes frames on; returns its devices in the switch, one a host."""
+        names = [f"t{self.number}h{host}" for host in range(len(self._hosts))]
+        with contextlib.ExitStack() as opened:
+            taps = []
+            for name in names:
+                taps.append(namespaces.open_tap(name))
+                opened.callback(os.close, taps[-1])
+            argv = [sys.executable, "-m", "parmig.experiments.netlab_relay", str(delay_ns), *map(str, taps)]
+            self._relay = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=taps)
+        return names
+
+    # -- while traffic flows --------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """Take the carrier away from all cards of this link."""
+        with self._switch.netlink() as ip:
+            for port in self._ports:
+                _set(ip, port, state="down")
+
+    def blackhole(self) -> None:
+        """Accept all frames and deliver none."""
+        with self._switch.netlink() as ip:
+            for port in self._ports:
+                _set(ip, port, state="up", master=0)
+
+    def restore(self) -> None:
+        """Undo :meth:`cut` and :meth:`blackhole`; returns when the link delivers again."""
+        self._join()
+        self.wait_until_up()
+
+    def _join(self) -> None:
+        with self._switch.netlink() as ip:
+            for port, bridge in zip(self._ports, self._bridges, strict=True):
+                _set(ip, port, state="up", master=_index(ip, bridge))
+
+    def wait_until_up(self) -> None:
+        """Wait until the kernel has noticed the carrier everywhere, which may take it a second (net/core/link_watch.c).
+
+        Raises:
+            TimeoutError: it has not.
+        """
+        places = [(host, [self.card]) for host in self._hosts] + [(self._switch, self._ports)]
+        deadline = time.monotonic() + UP_LIMIT_S
+        for host, names in places:
+            with host.netlink() as ip:
+                while any(ip.link("get", ifname=name)[0].get_attr("IFLA_OPERSTATE") != "UP" for name in names):
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"link {self.number} was not up in {host.name} after {UP_LIMIT_S:g} s")
+                    time.sleep(0.005)
+
+    def slow(self, rate_bytes_per_s: int) -> None:
+        """Let every card send at this rate from now on; 0: no limit."""
+        self.line = Line(rate_bytes_per_s, self.line.delay_ns)
+        for host in self._hosts:
+            with host.netlink() as ip:
+                card = _index(ip, self.card)
+                if rate_bytes_per_s:
+                    queue_bytes = BURST_BYTES + rate_bytes_per_s * QUEUE_NS // NS_PER_S
+                    shape = {"rate": rate_bytes_per_s, "burst": BURST_BYTES, "limit": queue_bytes}
+                    ip.tc("replace", "tbf", card, 0x10000, **shape)
+                else:
+                    with contextlib.suppress(Exception):  # netlink's own kind: there was no limit
+                        ip.tc("del", index=card, root=True)
+
+    def close(self) -> None:
+        """End the relay."""
+        if self._relay is not None:
+            assert self._relay.stdin is not None
+            self._relay.stdin.close()
+            self._relay.wait()
+
+
+class Lab:
+    """Hosts and links; :func:`open_lab` makes it."""
+
+    def __init__(self, opened: contextlib.ExitStack, lines: Sequence[Line], hosts: int) -> None:
+        self.hosts: list[Host] = []
+        self.links: list[Link] = []
+        for number in range(hosts):
+            self.hosts.append(Host(chr(ord("a") + number)))
+            opened.callback(self.hosts[-1].close)
+        switch = Host("switch")
+        opened.callback(switch.close)
+        for number, line in enumerate(lines):
+            self.links.append(Link(number, line, self.hosts, switch))
+            opened.callback(self.links[-1].close)
+        for link in self.links:
+            link.wait_until_up()
+
+
+@contextlib.contextmanager
+def open_lab(lines: Sequence[Line], *, hosts: int = 2) -> Iterator[Lab]:
+    """A lab with a link for each of *lines* (at most 255) between *hosts* hosts (at most 26).
+
+    Raises:
+        PermissionError: this process may not make network namespaces; root may.
+    """
+    with contextlib.ExitStack() as opened:
+        yield Lab(opened, lines, hosts)
+
+
+def parse_line(text: str) -> Line:
+    """``RATE[,DELAY]``, like ``1Gbit`` or ``500Mbit,20ms``; a rate of 0 means no limit.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    rate, _, delay = text.partition(",")
+    return Line(parse_rate(rate), parse_duration_ns(delay) if delay else 0)
+
+
+def _index(ip: IPRoute, name: str) -> int:
+    return int(ip.link_lookup(ifname=name)[0])
+
+
+def _set(ip: IPRoute, name: str, **what: Any) -> None:
+    ip.link("set", index=_index(ip, name), **what)
