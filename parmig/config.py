@@ -15,7 +15,26 @@ import msgspec
 from parmig.errors import UsageError
 from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, check_options, option
 from parmig.units import GIB, KIB, MIB, NS_PER_MS, NS_PER_S, write_duration_ns
-from parmig.values import CPUS, FILE, PATH_PAIR, PORTS, STATE_DIR, Path, check_cpus, check_paths
+from parmig.values import (
+    AFTER_END_PROGRAM,
+    AUTO,
+    BEFORE_HAND_OVER_PROGRAM,
+    BEFORE_PAUSE_PROGRAM,
+    CANCEL,
+    CPUS,
+    KEYS,
+    ON_TIMEOUT,
+    PATH_PAIR,
+    PORTS,
+    RECEIVERS,
+    SENDERS,
+    STATE_DIR,
+    SWITCHOVER,
+    Path,
+    check_cpus,
+    check_keys,
+    check_paths,
+)
 
 MAX_WORKERS = 64
 """More processes than this only cost memory: peers' figures flatten at 8 to 16 connections."""
@@ -32,7 +51,6 @@ SNAPSHOT_PROGRAMS = ("workers.save:main", "workers.restore:main")
 GUARDIAN_PROGRAM = "workers.guardian:main"
 """What sets the source right when the sender is killed."""
 
-SNAPSHOT_FORMATS = ("mapped-ram", "stream")
 PATTERNS = ("random", "sequential", "hot", "burst")
 """Which pages a synthetic guest writes. The position is the number in device state: append only."""
 
@@ -75,16 +93,17 @@ Announce = Annotated[
 ]
 
 
-class _Config(msgspec.Struct, frozen=True, kw_only=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Options of a command."""
 
     def check(self) -> None:
         """Raise :class:`UsageError` naming the first option whose value is not allowed."""
         check_options(self)
         check_cpus(getattr(self, "cpus", ""))
+        check_keys(self)
 
 
-class _LiveConfig(_Config, frozen=True, kw_only=True):
+class LiveConfig(Config, frozen=True, kw_only=True):
     """Options of what reads the memory of a running guest: a migration and a snapshot."""
 
     workers: Workers = msgspec.field(default_factory=default_workers)
@@ -108,6 +127,8 @@ class _LiveConfig(_Config, frozen=True, kw_only=True):
     timeout_ns: Annotated[
         int, option("Give up if the guest cannot be paused within this time.", DURATION, shown="none", ge=0)
     ] = 0
+    on_timeout: Annotated[str, ON_TIMEOUT] = CANCEL
+    switchover: Annotated[str, SWITCHOVER] = AUTO
     switchover_timeout_ns: Annotated[
         int,
         option("Give up if the pause lasts longer than this; the guest then continues on this host.", DURATION, gt=0),
@@ -119,7 +140,7 @@ class _LiveConfig(_Config, frozen=True, kw_only=True):
         _check_pause_limits(self)
 
 
-class SendConfig(_LiveConfig, frozen=True, kw_only=True):
+class SendConfig(LiveConfig, frozen=True, kw_only=True):
     """How the source migrates. The destination starts as many workers as the source."""
 
     transport: Annotated[
@@ -185,6 +206,11 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
         bool, option("After success, end the monitor on the source instead of leaving the guest paused.")
     ] = False
     announce: Announce = False
+    before_pause: Annotated[str, BEFORE_PAUSE_PROGRAM] = ""
+    before_hand_over: Annotated[str, BEFORE_HAND_OVER_PROGRAM] = ""
+    after_end: Annotated[str, AFTER_END_PROGRAM] = ""
+    keys: Annotated[str, KEYS] = ""
+    peers: Annotated[tuple[str, ...], RECEIVERS] = ()
     state_dir: Annotated[str, STATE_DIR] = ""
 
     @property
@@ -203,28 +229,7 @@ class SendConfig(_LiveConfig, frozen=True, kw_only=True):
             )
 
 
-class SaveConfig(_LiveConfig, frozen=True, kw_only=True):
-    """How a guest is saved to a file. Both formats are QEMU's."""
-
-    format: Annotated[
-        str,
-        option(
-            "mapped-ram: each page at its own place, for many workers and QEMU 9.0 or newer. "
-            "stream: pages one after the other, for every QEMU.",
-            choices=SNAPSHOT_FORMATS,
-        ),
-    ] = "mapped-ram"
-    replace: Annotated[bool, option("Replace FILE if it exists.", name="force")] = False
-
-
-class RestoreConfig(_Config, frozen=True, kw_only=True):
-    """How a guest is restored from a file."""
-
-    workers: Workers = msgspec.field(default_factory=default_workers)
-    paused: Annotated[bool, option("Leave the guest paused, even if it ran when it was saved.")] = False
-
-
-class ReceiveConfig(_Config, frozen=True, kw_only=True):
+class ReceiveConfig(Config, frozen=True, kw_only=True):
     """How the destination listens."""
 
     listen: Annotated[
@@ -250,8 +255,10 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
         tuple[int, int], option("Ports for device state and page data, for a firewall.", PORTS, shown="any free port")
     ] = (0, 0)
     cpus: Cpus = ""
+    keys: Annotated[str, KEYS] = ""
+    peers: Annotated[tuple[str, ...], SENDERS] = ()
     insecure: Annotated[
-        bool, option("Allow addresses other than loopback, although there are no keys and no encryption.")
+        bool, option("Allow addresses other than loopback without --keys: anybody may send, unencrypted.")
     ] = False
     wait_ns: Annotated[
         int, option("Give up if no suitable sender comes within this time.", DURATION, shown="forever", ge=0)
@@ -265,30 +272,7 @@ class ReceiveConfig(_Config, frozen=True, kw_only=True):
     state_dir: Annotated[str, STATE_DIR] = ""
 
 
-class DemoConfig(_Config, frozen=True, kw_only=True):
-    """What the demonstration migrates."""
-
-    guest: Annotated[
-        str,
-        option(
-            "What to migrate. kvm needs /dev/kvm; qemu starts two QEMUs under emulation.",
-            choices=("synthetic", "kvm", "qemu"),
-        ),
-    ] = "synthetic"
-    memory_bytes: Annotated[int, option("Memory of the guest; the host needs twice as much.", SIZE, gt=0)] = GIB
-    dirty_rate_bytes_per_s: Annotated[
-        int, option("(synthetic, kvm) How fast the guest writes to its memory.", RATE, ge=0)
-    ] = 100 * MIB
-    pattern: Annotated[
-        str,
-        option("(synthetic, kvm) Where the guest writes. kvm knows random and sequential only.", choices=PATTERNS),
-    ] = "random"
-    vcpus: Annotated[int, option("(kvm) Virtual CPUs of the guest.", COUNT, ge=1, le=64)] = 2
-    kernel: Annotated[str, option("(qemu) Linux kernel to boot.", FILE, shown="firmware only")] = ""
-    initrd: Annotated[str, option("(qemu) Initial RAM disk of the kernel.", FILE, shown="none")] = ""
-
-
-def _check_pause_limits(config: _LiveConfig) -> None:
+def _check_pause_limits(config: LiveConfig) -> None:
     """Raise :class:`UsageError` unless a pause of an allowed length can end before the switchover timeout."""
     longest_ns = max(config.downtime_limit_ns, config.max_downtime_ns)
     if config.switchover_timeout_ns <= longest_ns:

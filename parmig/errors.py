@@ -9,6 +9,7 @@
     │   ├── GuestRefusedError        3  this guest cannot be migrated as it is set up
     │   ├── HostRefusedError         3  this host does not allow or offer what was asked for
     │   ├── PeerRefusedError         3  the two sides do not match
+    │   ├── PeerNotTrustedError      3  one side does not trust the keys of the other
     │   └── SnapshotRefusedError     3  the snapshot is damaged or of another guest
     ├── GuestError                   1  the virtual machine monitor failed or is gone
     ├── StateError                   1  device state cannot be saved, read or loaded
@@ -31,6 +32,7 @@
     ├── MemoryFullError              1  the destination's memory file has no space left
     ├── NotConvergingError           1  the guest writes faster than the network sends
     ├── LimitExceededError           1  a wait or the whole migration took too long
+    ├── HookError                    1  a program of a --hook option failed
     ├── StatusError                  1  an operation in a status that does not allow it
     ├── CancelledError             130  cancelled by the user
     ├── OutcomeUnknownError          4  the peer was lost after the hand-over
@@ -61,6 +63,10 @@ class UsageError(ParmigError, ValueError):
     exit_code = 2
 
 
+class TransportError(ParmigError):
+    """A connection could not be made or was lost."""
+
+
 class RefusedError(ParmigError):
     """A check before the start failed; no guest was touched."""
 
@@ -79,6 +85,13 @@ class PeerRefusedError(RefusedError):
     """The two sides do not match: version, memory, devices, capabilities."""
 
 
+class PeerNotTrustedError(RefusedError, TransportError):
+    """One side does not trust the keys of the other, or has none. No message of parmig was exchanged.
+
+    It is a TransportError too: on a path to another host that answers there, a channel tries again.
+    """
+
+
 class SnapshotRefusedError(RefusedError):
     """The snapshot file is damaged or of another guest; nothing was touched."""
 
@@ -89,10 +102,6 @@ class GuestError(ParmigError):
 
 class StateError(ParmigError):
     """Device state could not be saved, read or loaded."""
-
-
-class TransportError(ParmigError):
-    """A connection could not be made or was lost."""
 
 
 class PeerUnreachableError(TransportError):
@@ -177,6 +186,10 @@ class NotConvergingError(ParmigError):
 
 class LimitExceededError(ParmigError):
     """A wait, or the whole migration, exceeded its limit."""
+
+
+class HookError(ParmigError):
+    """A program that the user wanted to run at some moment failed."""
 
 
 class StatusError(ParmigError):

@@ -8,14 +8,13 @@ import pytest
 
 from parmig.config import (
     MAX_WORKERS,
-    DemoConfig,
     ReceiveConfig,
-    RestoreConfig,
-    SaveConfig,
     SendConfig,
     default_workers,
 )
+from parmig.engine.demo_config import DemoConfig
 from parmig.errors import UsageError
+from parmig.snapshot.snapshot_config import RestoreConfig, SaveConfig
 from parmig.units import GIB, KIB, MIB
 from parmig.values import AUTO_PATH, Path, parse_path
 
@@ -111,6 +110,14 @@ def test_a_value_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
         (RestoreConfig(workers=0), "--workers: 0 is not allowed; expected a number from 1 to 64"),
         (ReceiveConfig(wait_ns=-1), "--wait: -0.000001ms is not allowed; expected a duration of at least 0"),
         (DemoConfig(vcpus=65), "--vcpus: 65 is not allowed; expected a number from 1 to 64"),
+        (
+            SendConfig(peers=("a.test",)),
+            "--peer names certificates, and without --keys nobody shows one; give --keys DIR as well",
+        ),
+        (
+            ReceiveConfig(keys="/keys", insecure=True),
+            "--insecure is for listening without keys; leave out --insecure, or --keys",
+        ),
         (
             SaveConfig(max_downtime_ns=60_000_000_000),
             "--switchover-timeout is 30s, but --downtime-limit and --max-downtime allow a pause of 60s; "

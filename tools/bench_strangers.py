@@ -1,113 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate and pause of a migration alone, beside strangers elsewhere, and beside strangers on its own ports, in turns.
 
-usage: python -m tools.bench_strangers [RUNS [CONNECTIONS [KIND]]]
+usage: python -m tools.bench_strangers [--runs N] [--connections N] [--kind KIND] [--transport NAME] [--keys DIR]
 
-The strangers run on this machine, so they take processor time from the migration whatever it does. The same crowd
-at a listener that has nothing to do with parmig shows how much that is. What parmig loses to strangers is the
-difference between the last two.
+While the migration runs, strangers make so many connections (``tools.strangers``). They run on this machine, so they
+take processor time from the migration whatever it does. The same strangers at ports where nobody listens show how much
+that is. What parmig loses to strangers is the difference between the last two.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import Any
 
 from tools.bench_lab import median
 
 FIRST_PORT = 21_000
-GUEST = "synthetic:memory=512MiB"
+OTHER_PORTS = 20_000
+"""The first of the ports where nobody listens."""
 
+HELD = 50
+"""Connections that are held to each port at a time."""
 
 ALONE, ELSEWHERE, HERE = "alone", "strangers elsewhere", "strangers here"
-OTHER_PORTS = 20_000
-"""The first of the ports of the listener that is not parmig's."""
-
-LISTENER = """
-import selectors, socket, sys
-ready = selectors.DefaultSelector()
-for port in sys.argv[1:]:
-    ready.register(socket.create_server(("127.0.0.1", int(port)), backlog=128), selectors.EVENT_READ)
-print("there", flush=True)
-while True:
-    for key, _ in ready.select():
-        key.fileobj.accept()[0].close()
-"""
-"""It takes each connection and closes it, as cheaply as Python can."""
 
 
-@contextmanager
-def running(command: list[str]) -> Iterator[None]:
-    """Run a process, which prints a line once it is ready, until the end of the block."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            process.kill()
+class Scene:
+    """Strangers beside one migration, if there are any.
+
+    Args:
+        ports: where they connect; empty: there are none.
+        kind: what they do.
+        per_second: how many connections they make.
+    """
+
+    def __init__(self, ports: range, kind: str, per_second: int) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        if ports:
+            held, pace = str(HELD), ["--per-second", str(per_second)]
+            command = [sys.executable, "-m", "tools.strangers", *pace, kind, held, *map(str, ports)]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert self._process.stdout is not None
+            self._process.stdout.readline()
+
+    def end(self) -> int:
+        """End them, and return how many connections they have made."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        made, _ = self._process.communicate(timeout=10)
+        return int(made)
 
 
-@contextmanager
-def crowd(kind: str, connections: int, ports: range) -> Iterator[None]:
-    """Run *connections* strangers, spread over *ports*, until the end of the block."""
-    with running([sys.executable, "-m", "tools.strangers", kind, str(connections // len(ports)), *map(str, ports)]):
-        yield
-
-
-@contextmanager
-def around(scene: str, kind: str, connections: int, ports: range) -> Iterator[None]:
-    """Run what *scene* has beside the migration."""
-    if scene == ALONE:
-        yield
-    elif scene == HERE:
-        with crowd(kind, connections, ports):
-            yield
-    else:
-        others = range(OTHER_PORTS, OTHER_PORTS + len(ports))
-        with running([sys.executable, "-c", LISTENER, *map(str, others)]), crowd(kind, connections, others):
-            yield
-
-
-def migrate(scene: str, kind: str, connections: int, first_port: int) -> dict[str, Any]:
-    """The report of one migration in that scene."""
+def migrate(
+    scene: str, options: argparse.Namespace, first_port: int, per_second: int
+) -> tuple[dict[str, Any], int, float]:
+    """The report of one migration in that scene, how many connections were made beside it, and how long it took."""
     ports = range(first_port, first_port + 4)
     parmig = [sys.executable, "-m", "parmig"]
+    keys = ["--keys", options.keys] if options.keys else []
     uri = f"tcp://127.0.0.1:{ports[0]}"
-    receive = [*parmig, "receive", "--listen", uri, "--guest", GUEST, "--data-ports", f"{ports[1]}-{ports[3]}"]
-    send = [*parmig, "send", uri, "--guest", f"{GUEST},rate=20MiB/s", "--workers", "2", "--connect-timeout", "10s"]
+    guest = f"synthetic:memory={options.memory}"
+    receive = [*parmig, "receive", "--listen", uri, "--guest", guest, "--data-ports", f"{ports[1]}-{ports[3]}", *keys]
+    send = [*parmig, "send", uri, "--guest", f"{guest},rate=20MiB/s", "--workers", "2", "--connect-timeout", "20s"]
+    send += ["--transport", options.transport, *keys]
     with subprocess.Popen([*receive, "--quiet"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as there:
         assert there.stderr is not None
         there.stderr.readline()
-        with around(scene, kind, connections, ports):
-            done = subprocess.run([*send, "--json", "--quiet"], capture_output=True, check=False, text=True)
+        places = {ALONE: range(0), ELSEWHERE: range(OTHER_PORTS, OTHER_PORTS + len(ports)), HERE: ports}
+        strangers = Scene(places[scene], options.kind, per_second)
+        began = time.monotonic()
+        done = subprocess.run([*send, "--json", "--quiet"], capture_output=True, check=False, text=True)
+        took_s = time.monotonic() - began
+        made = strangers.end()
         if done.returncode:
             there.terminate()
             raise SystemExit(done.stderr)
     report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    return report, made, took_s
 
 
-def main(runs: str = "5", connections: str = "200", kind: str = "idle") -> None:
+def main() -> None:
     """Print all three, and what parmig loses to strangers."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--connections", type=int, default=10_000, help="to be made during each migration")
+    parser.add_argument("--kind", default="mixed")
+    parser.add_argument("--transport", default="tcp")
+    parser.add_argument("--memory", default="4GiB")
+    parser.add_argument("--keys", default="")
+    options = parser.parse_args()
     figures: dict[str, list[tuple[float, float]]] = {scene: [] for scene in (ALONE, ELSEWHERE, HERE)}
-    port = FIRST_PORT
-    for _ in range(int(runs)):
+    made = {ELSEWHERE: 0, HERE: 0}
+    _, _, took_s = migrate(ALONE, options, FIRST_PORT, 0)
+    port = FIRST_PORT + 4
+    for _ in range(options.runs):
         for scene, results in figures.items():
-            report = migrate(scene, kind, int(connections), port)
+            report, count, took_s = migrate(scene, options, port, round(options.connections / took_s))
             results.append((report["throughput_mib_per_s"], report["downtime_ms"]))
+            if scene in made:
+                made[scene] += count
             port += 4
     rates = {scene: median([rate for rate, _ in results]) for scene, results in figures.items()}
     pauses = {scene: median([pause for _, pause in results]) for scene, results in figures.items()}
     for scene in figures:
-        print(f"{scene:20} {rates[scene]:7.0f} MiB/s, pause {pauses[scene]:6.1f} ms")
+        beside = f", {made[scene] // options.runs} connections" if scene in made else ""
+        print(f"{scene:20} {rates[scene]:7.0f} MiB/s, pause {pauses[scene]:6.1f} ms{beside}")
     rate, pause = rates[HERE] / rates[ELSEWHERE] - 1, pauses[HERE] - pauses[ELSEWHERE]
     print(f"here, not elsewhere: rate {rate:+.1%}, pause {pause:+.1f} ms")
+    print(f"here, not alone:     rate {rates[HERE] / rates[ALONE] - 1:+.1%}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

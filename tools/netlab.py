@@ -11,10 +11,20 @@ import contextlib
 import sys
 
 from parmig.errors import UsageError
-from parmig.experiments.netlab import Lab, open_lab, parse_line
-from parmig.units import NS_PER_MS, format_bit_rate, parse_rate
+from parmig.experiments.netlab import Lab, Line, open_lab
+from parmig.units import NS_PER_MS, format_bit_rate, parse_duration_ns, parse_rate
 
 COMMANDS = ("cut", "blackhole", "restore", "slow")
+
+
+def parse_line(text: str) -> Line:
+    """``RATE[,DELAY]``, like ``1Gbit`` or ``500Mbit,20ms``; a rate of 0 means no limit.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    rate, _, delay = text.partition(",")
+    return Line(parse_rate(rate), parse_duration_ns(delay) if delay else 0)
 
 
 def describe(lab: Lab) -> str:

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that nobody asked for, to be run beside a receiver: ``python -m tools.strangers KIND COUNT PORT...``.
+"""Connections that nobody asked for, to be run beside a receiver.
 
-Holds COUNT connections to each port on loopback, and makes new ones where they are closed, until it is killed. KIND is
-what they send: ``idle`` nothing; ``garbage`` random bytes; ``frames`` the beginning of a message, and never its end;
-``endless`` keep-alives without end; ``names`` well-formed messages of parmig that make no sense; ``zmtp`` ZeroMQ's
-greeting and empty messages, then they close; ``command`` ZeroMQ's greeting and the beginning of a long command.
+usage: python -m tools.strangers [--per-second N] KIND COUNT PORT...
+
+Holds COUNT connections to each port on loopback, and makes new ones where they are closed, until SIGTERM ends it.
+Then it prints how many it has made. ``--per-second`` bounds how many it makes.
+
+KIND is what they send: ``idle`` nothing; ``closed`` nothing, and they close at once; ``garbage`` random bytes;
+``slow`` a greeting, byte by byte; ``tls`` the first message of a TLS client that has no certificate; ``frames`` the
+beginning of a message, and never its end; ``endless`` keep-alives without end; ``names`` well-formed messages of parmig
+that make no sense; ``zmtp`` ZeroMQ's greeting and empty messages, then they close; ``command`` ZeroMQ's greeting and
+the beginning of a long command; ``mixed`` the first five in turns.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
+import signal
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -24,6 +34,7 @@ _READY = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
 
 WORDS = {
     "idle": b"",
+    "slow": GREETING,
     "garbage": os.urandom(100_000),
     "frames": GREETING + struct.pack(">II", 1, MAX_CONFIGURE_BYTES) + bytes(MAX_CONFIGURE_BYTES - 1),
     "endless": GREETING + bytes(1 << 20),
@@ -33,33 +44,68 @@ WORDS = {
 }
 
 
+MIXED = ("closed", "idle", "garbage", "tls", "slow")
+
+
+def _client_hello() -> bytes:
+    """What a TLS client says first."""
+    out = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost").do_handshake()
+    return out.read()
+
+
+class Pace:
+    """How many connections have been made, and how many may be made by now.
+
+    Args:
+        per_second: 0: any number.
+    """
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._began = time.monotonic()
+        self.made = 0
+
+    def allows(self) -> bool:
+        """Whether another one may be made; it is counted then."""
+        if self._per_second and self.made >= (time.monotonic() - self._began) * self._per_second:
+            return False
+        self.made += 1
+        return True
+
+
 class Stranger:
     """One connection, which is made again each time it is closed.
 
     Args:
         port: on loopback.
-        words: what it sends.
-        ends: whether it closes as soon as it has sent that.
+        kind: what it sends.
+        pace: asked before each connection.
     """
 
-    def __init__(self, port: int, words: bytes, *, ends: bool) -> None:
+    def __init__(self, port: int, kind: str, pace: Pace) -> None:
         self._port = port
-        self._words = words
-        self._ends = ends
+        self._words = WORDS.get(kind, b"")
+        self._ends = kind in ("zmtp", "closed")
+        self._piece = 1 if kind == "slow" else 1 << 20
+        self._pace = pace
         self._socket: socket.socket | None = None
         self._left = b""
 
     def step(self) -> None:
         """Go on a little, without waiting."""
         if self._socket is None:
-            self._socket = socket.socket()
-            self._socket.setblocking(False)
-            self._socket.connect_ex(("127.0.0.1", self._port))
-            self._left = self._words
+            if self._pace.allows():
+                self._socket = socket.socket()
+                self._socket.setblocking(False)
+                self._socket.connect_ex(("127.0.0.1", self._port))
+                self._left = self._words
             return
         try:
             if self._left:
-                self._left = self._left[self._socket.send(self._left) :]
+                self._left = self._left[self._socket.send(self._left[: self._piece]) :]
                 return
             if self._ends or not self._socket.recv(1 << 16):
                 self._close()
@@ -74,9 +120,27 @@ class Stranger:
         self._socket = None
 
 
-def main(kind: str, count: str, *ports: str) -> None:
+def main() -> None:
     """Run all strangers in turns."""
-    strangers = [Stranger(int(port), WORDS[kind], ends=kind == "zmtp") for port in ports for _ in range(int(count))]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--per-second", type=int, default=0)
+    parser.add_argument("kind", choices=[*WORDS, "closed", "tls", "slow", "mixed"])
+    parser.add_argument("count", type=int)
+    parser.add_argument("ports", type=int, nargs="+")
+    options = parser.parse_args()
+    WORDS["tls"] = _client_hello()
+    pace = Pace(options.per_second)
+    kinds = MIXED if options.kind == "mixed" else (options.kind,)
+    strangers = [
+        Stranger(port, kinds[number % len(kinds)], pace) for number in range(options.count) for port in options.ports
+    ]
+
+    def end(*_: object) -> None:
+        sys.stdout.write(f"{pace.made}\n")
+        sys.stdout.flush()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     for stranger in strangers:
         stranger.step()
     sys.stdout.write("there\n")
@@ -88,4 +152,4 @@ def main(kind: str, count: str, *ports: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

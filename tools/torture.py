@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Migrations under faults: afterwards exactly one side runs, its memory is right, and nothing is left.
 
-usage: python -m tools.torture [--guests kvm|disk] [--runs 20] [--seed 1] [--only NUMBER] [--minutes 60]
+usage: python -m tools.torture [--guests KIND] [--runs 20] [--seed 1] [--only NUMBER] [--minutes 60]
+       python -m tools.torture --soak 20
 
-Each run moves a guest between two hosts of the network lab. ``kvm``: a QEMU under KVM whose two virtual CPUs write all
-the time. ``disk``: an emulated Linux that reads a slow disk by direct I/O. Both can tell whether all is right. One to
-three faults happen at random times: any process killed or stopped, a link cut, blackholed, slowed or flapping, the
-destination's file system full, its monitor killed, a command interrupted. What neither command could settle is settled
-by ``parmig recover``. The faults and all choices follow from the seed, so ``--seed S --only N`` repeats a run. It needs
-root and QEMU; ``kvm`` needs /dev/kvm, and ``disk`` a Linux kernel with its modules.
+Each run moves a guest between two hosts of the network lab. ``synthetic``: parmig's own guest. ``kvm``: a QEMU under
+KVM whose two virtual CPUs write all the time. ``disk``: an emulated Linux that reads a slow disk by direct I/O. All can
+tell whether they are right. One to three faults happen at random times: any process killed or stopped, a link cut,
+blackholed, slowed or flapping, a byte changed in flight, a file system full (of the destination's memory, or of records
+and temporary files), the destination's monitor killed, a command cancelled. What neither command could settle is
+settled by ``parmig recover``. The faults and all choices follow from the seed, so ``--seed S --only N`` repeats a run.
+
+With ``--soak``, one migration goes on for that many minutes, and no process may grow (:mod:`tools.torture_soak`).
+
+All need root; ``kvm`` needs QEMU and /dev/kvm, and ``disk`` QEMU and a Linux kernel with its modules.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from pathlib import Path
 from tools.torture_commands import WrongError
 from tools.torture_guests import KINDS
 from tools.torture_scene import Outcome, Scene
+from tools.torture_soak import soak
 
 SEED_STEP = 1_000_003
 """The seed of run N is ``seed * SEED_STEP + N``."""
@@ -49,7 +55,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="only this run")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no run after this time")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="one migration of this length in place of runs")
     options = parser.parse_args()
+    if options.soak:
+        with tempfile.TemporaryDirectory(prefix="parmig-torture-") as directory:
+            soak(options.soak, Path(directory))
+        return
     numbers = range(options.runs) if options.only is None else [options.only]
     ends = time.monotonic() + 60 * options.minutes
     outcomes: list[Outcome] = []
@@ -71,6 +82,9 @@ def main() -> None:
             outcomes.append(outcome)
             print(f"run {number}: {outcome}", flush=True)
     print(table(outcomes))
+    answers = sorted(answer for outcome in outcomes for answer in outcome.answers_s)
+    print(f"cancelled commands: {len(answers)}, slowest to end {max(answers, default=0):.2f} s")
+    print(f"slowest run {max((outcome.took_s for outcome in outcomes), default=0):.1f} s")
     print(f"{len(outcomes)} of {len(outcomes) + len(wrong)} right, seed {options.seed}, wrong: {wrong or 'none'}")
     sys.exit(bool(wrong))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.handover.record_store import RecordStore
 from parmig.units import MIB
 from tests.qemu.machines import wait_until
 
@@ -31,10 +34,10 @@ class Side:
 
 
 @contextlib.contextmanager
-def space_for(memory_bytes: int) -> Iterator[Path]:
-    """A tmpfs for the memory of one guest."""
+def space_for(size_bytes: int) -> Iterator[Path]:
+    """A tmpfs for this much, and a little more."""
     path = Path(tempfile.mkdtemp(prefix="parmig-torture-", dir="/dev/shm"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={memory_bytes + MIB}", "tmpfs", path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes + MIB}", "tmpfs", path], check=True)
     try:
         yield path
     finally:
@@ -45,14 +48,11 @@ def space_for(memory_bytes: int) -> Iterator[Path]:
 @contextlib.contextmanager
 def filled(space: Path) -> Iterator[None]:
     """Take all space that is left."""
-    filler = space / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while file.write(bytes(MIB)):
-            pass
-    try:
+    with tempfile.NamedTemporaryFile(dir=space, prefix="filler-", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(MIB)):
+                pass
         yield
-    finally:
-        filler.unlink()
 
 
 def listens_at(receive: Side) -> str:
@@ -76,9 +76,26 @@ def wait_for(side: Side, limit_s: float) -> None:
         raise WrongError(f"a command did not end within {limit_s:g} s:\n{side.log.read_text()[-2000:]}") from None
 
 
-def tail(directory: Path) -> str:
-    """The last lines of a command's output."""
-    return (directory / "output").read_text()[-2000:]
+def record_states(directory: Path) -> list[RecordState]:
+    """What a host has on record."""
+    with RecordStore(str(directory)) as store:
+        return [entry.record.state for entry in store.entries() if entry.record is not None]
+
+
+def recover(source: Path, destination: Path) -> None:
+    """What an operator does: see to both hosts, whose records are in these directories."""
+    words = [sys.executable, "-m", "parmig", "recover", "--json", "--wait", "5s", "--state-dir"]
+    with contextlib.ExitStack() as opened:
+        listen = ["--listen", "tcp://127.0.0.1:0"]
+        there = subprocess.Popen(
+            [*words, str(destination), *listen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        opened.callback(there.wait)
+        opened.callback(there.kill)
+        assert there.stderr is not None
+        uri = next((line.split()[-1] for line in there.stderr if "listening on" in line), "")
+        peer = ["--peer", uri] if uri else []
+        subprocess.run([*words, str(source), *peer], check=False, timeout=60, capture_output=True)
 
 
 def end(side: Side) -> None:

@@ -4,25 +4,30 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
 from parmig.experiments.netlab import Lab, Link
+from tools.torture_commands import filled
+from tools.torture_plan import Fault
 
 _T = TypeVar("_T")
 
 MARK = "PARMIG_TORTURE"
 """The environment variable by which every process of a run is found, whoever its parent is. It names the side."""
 
-LONGEST_S = 6.0
-"""A stopped process goes on, and a broken link comes back, after at most this long."""
+ANSWER_LIMIT_S = 60.0
+"""How long the end of a cancelled command is waited for. Whether it is soon enough is judged by others."""
+
+DATA_PORTS = 20
+"""How many ports above the one of the control channel a receiver may use: one for device state, then the workers."""
 
 
 @dataclass
@@ -32,24 +37,22 @@ class Victims:
     Attributes:
         lab: the links.
         run: name of the run; MARK is this and a side, ``send`` or ``receive``.
-        monitor: the destination's monitor; None: nobody may kill it.
-        fill: takes all space that the destination's memory could need, until the block ends; None: it cannot.
+        port: of the control channel.
+        monitor: the destination's monitor; None: it is one of the command's processes.
+        memory: the file system of the destination's memory; None: it cannot be full.
+        records: the file system of both sides' records and temporary files.
     """
 
     lab: Lab
     run: str
-    monitor: psutil.Process | None = None
-    fill: Callable[[], contextlib.AbstractContextManager[None]] | None = None
+    port: int
+    monitor: psutil.Process | None
+    memory: Path | None
+    records: Path
 
     def family(self) -> list[tuple[str, psutil.Process]]:
         """Every process of both commands that is there, with its side and name, oldest first."""
-        members = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                run, _, side = process.environ().get(MARK, "").partition("/")
-                if run == self.run and process.status() != psutil.STATUS_ZOMBIE:
-                    members.append((process.create_time(), f"{side}'s {process.name()}", process))
-        return [(role, process) for _, role, process in sorted(members, key=lambda member: member[:2])]
+        return family(self.run)
 
     def commands(self) -> list[tuple[str, psutil.Process]]:
         """The first process of each command."""
@@ -59,24 +62,15 @@ class Victims:
         return sorted(first.items())
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something that goes wrong once.
-
-    Attributes:
-        kind: one of KINDS.
-        at_s: when, after the sender began.
-        lasts_s: until it ends, where it can.
-        draw: a number below 1 that chooses its victim among those that there are then.
-    """
-
-    kind: str
-    at_s: float
-    lasts_s: float
-    draw: float
-
-    def __str__(self) -> str:
-        return f"{self.kind} at {self.at_s:.2f} s for {self.lasts_s:.1f} s"
+def family(run: str) -> list[tuple[str, psutil.Process]]:
+    """Every process of *run* that is there, with its side and name, oldest first."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            of_run, _, side = process.environ().get(MARK, "").partition("/")
+            if of_run == run and process.status() != psutil.STATUS_ZOMBIE:
+                members.append((process.create_time(), f"{side}'s {process.name()}", process))
+    return [(role, process) for _, role, process in sorted(members, key=lambda member: member[:2])]
 
 
 @dataclass
@@ -85,11 +79,14 @@ class Faults:
 
     Attributes:
         happened: what happened to whom.
+        answers_s: how long each cancelled command took to end.
+        errors: of the torture itself.
     """
 
     victims: Victims
-    faults: list[Fault]
+    faults: Sequence[Fault]
     happened: list[str] = field(default_factory=list)
+    answers_s: list[float] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
 
     def __enter__(self) -> Faults:
@@ -114,7 +111,7 @@ class Faults:
         if self._over.wait(max(0.0, self._began + fault.at_s - time.monotonic())):
             return
         try:
-            with KINDS[fault.kind](self, fault):
+            with getattr(self, fault.kind)(fault):
                 self._over.wait(fault.lasts_s)
         except psutil.NoSuchProcess:
             pass  # it ended before
@@ -151,7 +148,12 @@ class Faults:
         """Interrupt one of the commands, as Ctrl-C does."""
         side, process = _pick(self.victims.commands(), fault)
         process.send_signal(signal.SIGINT)
+        began = time.monotonic()
         self._note(f"cancelled {side}")
+        with contextlib.suppress(psutil.NoSuchProcess):  # the end that is waited for
+            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() - began < ANSWER_LIMIT_S:
+                time.sleep(0.005)
+        self.answers_s.append(time.monotonic() - began)
         yield
 
     @contextlib.contextmanager
@@ -163,14 +165,33 @@ class Faults:
         yield
 
     @contextlib.contextmanager
-    def fill(self, fault: Fault) -> Iterator[None]:
+    def fill_memory(self, fault: Fault) -> Iterator[None]:
         """Leave no space for the destination's memory."""
-        if self.victims.fill is None:
+        if self.victims.memory is None:
             yield
             return
-        with self.victims.fill():
-            self._note("filled the destination's file system")
+        with filled(self.victims.memory):
+            self._note("filled the file system of the destination's memory")
             yield
+
+    @contextlib.contextmanager
+    def fill_records(self, fault: Fault) -> Iterator[None]:
+        """Leave no space for records and temporary files."""
+        with filled(self.victims.records):
+            self._note("filled the file system of the records")
+            yield
+
+    @contextlib.contextmanager
+    def flip(self, fault: Fault) -> Iterator[None]:
+        """Change a byte of what the control channel, device state or a worker sends next."""
+        kinds = ("the control channel", "device state", "pages", "other pages")
+        chosen = int(fault.draw * len(kinds))
+        links = self.victims.lab.links
+        for link in links:
+            link.flip(self.victims.port + chosen, fault.draw * 997 % 1)
+        yield
+        if [port for link in links for port in link.flipped()]:
+            self._note(f"changed a byte of {kinds[chosen]}")
 
     @contextlib.contextmanager
     def cut(self, fault: Fault) -> Iterator[None]:
@@ -226,37 +247,6 @@ class Faults:
             with self._links:
                 for link in chosen:
                     link.restore()
-
-
-KINDS = {
-    kind.__name__: kind
-    for kind in (
-        Faults.kill,
-        Faults.stop,
-        Faults.cancel,
-        Faults.kill_monitor,
-        Faults.fill,
-        Faults.cut,
-        Faults.blackhole,
-        Faults.slow,
-        Faults.flap,
-    )
-}
-
-
-def draw_faults(chance: random.Random, within_s: float) -> list[Fault]:
-    """One to three faults at any time within *within_s*."""
-    kinds = sorted(KINDS)
-    weights = [3 if kind in ("kill", "stop") else 1 for kind in kinds]
-    return [
-        Fault(
-            chance.choices(kinds, weights)[0],
-            chance.uniform(0, within_s),
-            chance.uniform(0.2, LONGEST_S),
-            chance.random(),
-        )
-        for _ in range(chance.randint(1, 3))
-    ]
 
 
 def _pick(things: Sequence[_T], fault: Fault) -> _T:

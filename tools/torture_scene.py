@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two hosts of the lab with a QEMU each, a migration between them, and what must be true when it is over."""
+"""Two hosts of the lab with a place for the guest each, a migration between them, and what must be true afterwards."""
 
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from parmig.engine.handover.handover_record import RecordState
-from parmig.engine.handover.record_store import RecordStore
 from parmig.experiments.netlab import Lab, Line, open_lab
-from tests.qemu.machines import QemuMachine, wait_until
-from tools.torture_commands import Side, WrongError, end, filled, listens_at, space_for, tail, wait_for
-from tools.torture_faults import MARK, Faults, Victims, draw_faults
-from tools.torture_guests import Guests
+from parmig.experiments.netlab_host import Host
+from parmig.units import NS_PER_MS
+from tests.qemu.machines import wait_until
+from tools.torture_commands import Side, WrongError, end, listens_at, record_states, recover, space_for, wait_for
+from tools.torture_faults import DATA_PORTS, MARK, Faults, Victims, family
+from tools.torture_guests import Guests, Place
+from tools.torture_plan import FAULTS_WITHIN_S, Plan, draw_plan
 
-FAULTS_WITHIN_S = 2.8
 RECONNECT_S, SWITCHOVER_S = 5, 8
+PORT = 4600
+"""Of the control channel; each lab has networks of its own, so that nobody else uses it."""
+
+RECORDS_BYTES = 16 << 20
+"""The file system of both sides' records and temporary files."""
 
 END_LIMIT_S = 60.0
 """For both commands to end, once nothing is broken any more: connecting again, twice the switchover, and a margin."""
@@ -32,6 +34,8 @@ END_LIMIT_S = 60.0
 SETTLE_LIMIT_S = 20.0
 """For the guardian to let the guest run, and for everything to be gone."""
 
+CANCEL_LIMIT_S = 1.0
+"""For a command that is cancelled, and to which nothing else happens, to end."""
 
 USAGE = 2
 OWNERS = {0: "destination", 1: "source", 3: "source", 6: "destination", 130: "source"}
@@ -44,17 +48,19 @@ class Outcome:
 
     Attributes:
         exit_codes: of ``send`` and ``receive``; None: killed.
-        owner: ``source`` or ``destination``; ``nobody``: the destination's monitor was killed after it had the guest.
-        recovered: whether ``parmig recover`` was needed.
         happened: the faults that found a victim.
+        answers_s: how long each cancelled command took to end.
         took_s: until both commands had ended.
+        owner: ``source`` or ``destination``; ``nobody``: the monitor of the owner was killed, as with its host.
+        recovered: whether ``parmig recover`` was needed.
     """
 
     exit_codes: dict[str, int | None]
-    owner: str
-    recovered: bool
     happened: list[str]
+    answers_s: list[float]
     took_s: float
+    owner: str = ""
+    recovered: bool = False
 
     def __str__(self) -> str:
         codes = ", ".join(f"{side} {'killed' if code is None else code}" for side, code in self.exit_codes.items())
@@ -74,7 +80,7 @@ class Scene:
     guests: Guests
     directory: Path
     stack: ExitStack = field(default_factory=ExitStack)
-    source: QemuMachine | None = None
+    source: Place | None = None
 
     def __enter__(self) -> Scene:
         return self
@@ -83,38 +89,34 @@ class Scene:
         self.stack.close()
         self.guests.opened.close()
 
-    # -- one run ----------------------------------------------------------------------------------
-
     def run(self, seed: int) -> Outcome:
         """One migration with faults.
 
         Raises:
             WrongError: a promise was broken.
         """
-        chance = random.Random(seed)
-        source = self._source()
+        plan = draw_plan(seed, self.guests.rates_bytes_per_s)
+        if self.source is None or self.source.state("") != "running":
+            self.start_anew()
+            self.source = self.guests.source(self.stack)
         with ExitStack() as opened:
-            may_fill = chance.random() < 0.5 and self.guests.memory_bytes
-            space = opened.enter_context(space_for(self.guests.memory_bytes)) if may_fill else None
+            own_space = plan.own_space and self.guests.memory_bytes
+            space = opened.enter_context(space_for(self.guests.memory_bytes)) if own_space else None
             incoming = ExitStack()
             opened.callback(incoming.close)
-            destination = incoming.enter_context(self.guests.machine(incoming=True, space=space))
-            lab = opened.enter_context(
-                open_lab([Line(chance.choice(self.guests.rates_bytes_per_s)) for _ in range(chance.randint(1, 3))])
-            )
-            run = f"{os.getpid()}-{seed}"
-            fill = None if space is None else lambda: filled(space)
-            victims = Victims(lab, run, psutil.Process(destination.pid), fill)
-            records = {side: self.directory / run / side for side in ("send", "receive")}
-            outcome = self._migrate(chance, lab, run, records, victims, source, destination)
-            self._check(run, records, outcome, source, destination)
+            places = {"source": self.source, "destination": self.guests.destination(incoming, space)}
+            delay_ns = NS_PER_MS // 10 if plan.flips else 0
+            lab = opened.enter_context(open_lab([Line(rate, delay_ns) for rate in plan.rates_bytes_per_s]))
+            records = opened.enter_context(space_for(RECORDS_BYTES))
+            run = Run(plan, f"{os.getpid()}-{seed}", lab, places, records, self.directory)
+            outcome = run.migrate(Victims(lab, run.name, PORT, places["destination"].monitor, space, records))
+            run.check(outcome)
             if outcome.owner == "destination":
                 kept = incoming.pop_all()
                 if space is not None:
                     kept.push(opened.pop_all())  # the guest's memory lies there
                 self.stack.close()
-                self.stack = kept
-                self.source = destination
+                self.stack, self.source = kept, places["destination"]
         return outcome
 
     def start_anew(self) -> None:
@@ -122,142 +124,139 @@ class Scene:
         self.stack.close()
         self.stack, self.source = ExitStack(), None
 
-    def _source(self) -> QemuMachine:
-        """The guest, freshly started if there is none or its monitor is gone."""
-        if self.source is None or self.source.process.poll() is not None:
-            self.start_anew()
-            self.source = self.stack.enter_context(self.guests.machine(incoming=False))
-            self.guests.start(self.source)
-        return self.source
 
-    def _migrate(
-        self,
-        chance: random.Random,
-        lab: Lab,
-        run: str,
-        records: dict[str, Path],
-        victims: Victims,
-        source: QemuMachine,
-        destination: QemuMachine,
-    ) -> Outcome:
-        here, there = lab.hosts
-        transport = chance.choice(("tcp", "zmq"))
-        paths = [f"{link.address(here)}-{link.address(there)}" for link in lab.links]
-        listen = ["--listen", f"tcp://{lab.links[0].address(there)}:0", "--insecure", "--wait", "20s"]
-        listen += [word for link in lab.links for word in ("--path", link.address(there))]
-        receive = self._start(
-            there.command, run, "receive", records, "receive", *listen, "--guest", f"qemu:{destination.socket}"
-        )
-        began = time.monotonic()
+@dataclass
+class Run:
+    """One migration.
+
+    Args:
+        places: ``source`` and ``destination``.
+        records: the file system of both sides' records and temporary files.
+        directory: for the output of the commands.
+    """
+
+    plan: Plan
+    name: str
+    lab: Lab
+    places: dict[str, Place]
+    records: Path
+    directory: Path
+    sides: dict[str, Side] = field(default_factory=dict)
+
+    # -- the migration ----------------------------------------------------------------------------
+
+    def migrate(self, victims: Victims) -> Outcome:
+        """Run both commands while the faults happen, until both have ended."""
+        (here, there), links, plan = self.lab.hosts, self.lab.links, self.plan
+        listen = ["--listen", f"tcp://{links[0].address(there)}:{PORT}", "--insecure", "--wait", "10s"]
+        listen += ["--data-ports", f"{PORT + 1}-{PORT + DATA_PORTS}"]
+        listen += [word for link in links for word in ("--path", link.address(there))]
+        options = ["--workers", str(plan.workers), "--transport", plan.transport, f"--verify={plan.verify}"]
+        options += ["--reconnect-timeout", f"{RECONNECT_S}s", "--switchover-timeout", f"{SWITCHOVER_S}s"]
+        options += ["--max-downtime", "5s"]
+        options += [word for link in links for word in ("--path", f"{link.address(here)}-{link.address(there)}")]
         with ExitStack() as opened:
-            opened.callback(end, receive)
-            uri = listens_at(receive)
-            limits = ["--reconnect-timeout", f"{RECONNECT_S}s", "--switchover-timeout", f"{SWITCHOVER_S}s"]
-            options = ["--workers", str(max(len(paths), chance.randint(1, 4))), "--transport", transport, *limits]
-            options += ["--max-downtime", "5s", "--verify"]
-            options += [word for path in paths for word in ("--path", path)]
-            send = self._start(
-                here.command, run, "send", records, "send", uri, "--guest", f"qemu:{source.socket}", *options
-            )
-            opened.callback(end, send)
-            with Faults(victims, draw_faults(chance, FAULTS_WITHIN_S)) as faults:
-                wait_for(send, FAULTS_WITHIN_S + 60)
+            receive = self._start(opened, there, "receive", "destination", *listen)
+            send = self._start(opened, here, "send", "source", listens_at(receive), *options)
+            began = time.monotonic()
+            wait_until(lambda: send.process.poll() is not None or send.log.read_text(), 20, "the sender's first line")
+            with Faults(victims, plan.faults) as faults:
+                wait_for(send, FAULTS_WITHIN_S + END_LIMIT_S)
                 faults.end()
             for side in (send, receive):
                 wait_for(side, END_LIMIT_S)
         if faults.errors:
             raise WrongError(f"the torture itself failed: {faults.errors}")
         codes = {"send": send.code(), "receive": receive.code()}
-        return Outcome(codes, "", False, faults.happened, time.monotonic() - began)
+        return Outcome(codes, faults.happened, faults.answers_s, time.monotonic() - began)
 
-    def _start(self, within: Any, run: str, side: str, records: dict[str, Path], *words: str) -> Side:
-        directory = records[side]
-        directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-        log = directory / "output"
-        command = within(sys.executable, "-m", "parmig", *words, "--json", "--state-dir", str(directory / "records"))
-        environment = {**os.environ, MARK: f"{run}/{side}"}
+    def _start(self, opened: ExitStack, host: Host, name: str, at: str, *words: str) -> Side:
+        directory, place = self._records(name), self.places[at]
+        directory.mkdir(mode=0o700)
+        arguments = (*place.program, name, *words, "--guest", place.guest, "--json", "--state-dir", str(directory))
+        log = self.directory / f"{self.name}-{name}"
+        temporary = self.records / "temporary"
+        temporary.mkdir(exist_ok=True)
+        environment = {**os.environ, MARK: f"{self.name}/{name}", "TMPDIR": str(temporary)}
+        environment["XDG_RUNTIME_DIR"] = str(self.directory)
         with log.open("w") as output:
-            return Side(subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment), log)
+            command = host.command(sys.executable, *arguments)
+            side = Side(subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment), log)
+        opened.callback(end, side)
+        self.sides[at] = side
+        return side
+
+    def _records(self, name: str) -> Path:
+        return self.records / name
 
     # -- what must be true afterwards -------------------------------------------------------------
 
-    def _check(
-        self, run: str, records: dict[str, Path], outcome: Outcome, source: QemuMachine, destination: QemuMachine
-    ) -> None:
-        machines = {"source": source, "destination": destination}
-        owner = _owner(machines, SETTLE_LIMIT_S)
+    def check(self, outcome: Outcome) -> None:
+        """Find the owner, and look whether everything is as promised.
+
+        Raises:
+            WrongError: it is not.
+        """
+        owner = self._owner()
         if owner is None:
             outcome.recovered = True
-            self._recover(records)
-            owner = _owner(machines, SETTLE_LIMIT_S)
-        if owner is None and _died_with_its_monitor(destination, records["receive"]):
-            outcome.owner = "nobody"  # as a host that loses power; the source must not run an older guest
-            if _state(source) == "running":
-                raise WrongError("the source runs a guest that the destination had taken")
-            self.start_anew()
-            return
+            recover(self._records("send"), self._records("receive"))
+            owner = self._owner()
         if owner is None:
-            output = "\n".join(tail(directory) for directory in records.values())
-            raise WrongError(f"nobody runs: {_states(machines)}, {outcome}\n{output}")
-        outcome.owner = owner
+            self._check_that_its_monitor_died(outcome)
+        else:
+            self._check_owner(outcome, owner)
+        wait_until(lambda: not family(self.name), SETTLE_LIMIT_S, "the end of all processes")
+        outcome.owner = owner or "nobody"
+        left = [path.name for path in (self.records / "temporary").iterdir()]
+        left += [f"{host.name}'s namespace in process {pid}" for host in self.lab.hosts for pid in host.processes()]
+        for name in ("send", "receive"):
+            files = list(self._records(name).iterdir())
+            left += [path.name for path in files[1:]]
+        if left:
+            raise WrongError(f"left behind: {left}")
+        if self.plan.only_cancelled and max(outcome.answers_s, default=0) > CANCEL_LIMIT_S:
+            raise WrongError(f"a cancelled command took {max(outcome.answers_s):.2f} s to end\n{self._outputs()}")
+
+    def _check_owner(self, outcome: Outcome, owner: str) -> None:
         code = outcome.exit_codes["send"]
         if code == USAGE or (code is not None and code in OWNERS and OWNERS[code] != owner):
-            raise WrongError(f"send ended with {code}, and the guest runs at the {owner}:\n{tail(records['send'])}")
+            raise WrongError(f"send ended with {code}, and the guest runs at the {owner}:\n{self._output('source')}")
         try:
-            self.guests.check(machines[owner])
+            self.places[owner].check(self._output(owner))
         except AssertionError as error:
             raise WrongError(f"the guest is wrong at the {owner}: {error}") from error
-        other = machines["destination" if owner == "source" else "source"]
-        if _state(other) == "running":
-            raise WrongError("both run")
-        left = Victims(lab=None, run=run).family  # type: ignore[arg-type]
-        wait_until(lambda: not left(), SETTLE_LIMIT_S, f"the end of {left()}")
-        if machines[owner].tracked_mappings():
-            raise WrongError("the guest's memory is still tracked")
+        self._owner()  # still only one
+        wait_until(lambda: not self.places[owner].left(), SETTLE_LIMIT_S, f"the end of {self.places[owner].left()}")
 
-    def _recover(self, records: dict[str, Path]) -> None:
-        """What an operator does: see to both hosts."""
-        words = [sys.executable, "-m", "parmig", "recover", "--json", "--wait", "5s", "--state-dir"]
-        with ExitStack() as opened:
-            listen = ["--listen", "tcp://127.0.0.1:0"]
-            there = subprocess.Popen(
-                [*words, str(records["receive"] / "records"), *listen], stderr=subprocess.PIPE, text=True
-            )
-            opened.callback(there.wait)
-            opened.callback(there.kill)
-            assert there.stderr is not None
-            uri = next((line.split()[-1] for line in there.stderr if "listening on" in line), "")
-            peer = ["--peer", uri] if uri else []
-            subprocess.run([*words, str(records["send"] / "records"), *peer], check=False, timeout=60)
+    def _check_that_its_monitor_died(self, outcome: Outcome) -> None:
+        """Nobody runs. That is right if the guest's monitor was killed where the records say that the guest belongs."""
+        owner = "destination" if record_states(self._records("receive")) == [RecordState.TAKEN] else "source"
+        side = {"source": "send", "destination": "receive"}[owner]
+        place = self.places[owner]
+        killed = any(what.startswith((f"killed {side}'s", f"killed the {owner}'s")) for what in outcome.happened)
+        if not killed or self._state(owner) != "gone" or (owner == "source" and place.monitor is not None):
+            states = {name: self._state(name) for name in self.places}
+            raise WrongError(f"nobody runs: {states}, {outcome}\n{self._outputs()}")
 
+    def _output(self, at: str) -> str:
+        return self.sides[at].log.read_text()
 
-def _state(machine: QemuMachine) -> str:
-    if machine.process.poll() is not None:
-        return "gone"
-    return str(machine.ask("query-status")["status"])
+    def _outputs(self) -> str:
+        return "\n".join(f"{name}: {self._output(name)[-2000:]}" for name in self.places)
 
+    def _state(self, at: str) -> str:
+        return self.places[at].state(self._output(at))
 
-def _states(machines: dict[str, QemuMachine]) -> dict[str, str]:
-    return {name: _state(machine) for name, machine in machines.items()}
-
-
-def _died_with_its_monitor(destination: QemuMachine, directory: Path) -> bool:
-    """Whether the destination had the guest for good, and its monitor was killed then."""
-    if destination.process.poll() is None:
-        return False
-    with RecordStore(str(directory / "records")) as store:
-        states = [entry.record.state for entry in store.entries() if entry.record is not None]
-    return states == [RecordState.TAKEN]
-
-
-def _owner(machines: dict[str, QemuMachine], limit_s: float) -> str | None:
-    """Who runs the guest; None: nobody, within the limit."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        running = [name for name, state in _states(machines).items() if state == "running"]
-        if len(running) > 1:
-            raise WrongError("both run")
-        if running:
-            return running[0]
-        time.sleep(0.05)
-    return None
+    def _owner(self) -> str | None:
+        """Who runs the guest; None: nobody, within the limit."""
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        while True:
+            running = [name for name in self.places if self._state(name) == "running"]
+            if len(running) > 1:
+                raise WrongError("both run")
+            if running:
+                return running[0]
+            if time.monotonic() > deadline or all(self._state(name) == "gone" for name in self.places):
+                return None
+            time.sleep(0.05)

@@ -26,7 +26,8 @@ from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.receive import MigrationRamReceive
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.region_digest import RegionDigester
-from parmig.transport.registry import open_transport
+from parmig.transport.registry import needs_curve, open_transport
+from parmig.transport.security.curve_keys import listener_keys
 from parmig.transport.security.session_proof import door_token
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB
@@ -60,6 +61,8 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     memory = attach_memory(setup, area_fd, block_fds)
     confine(setup.memory, listens=True)
     endpoint = parse_uri(setup.uri)
+    secured = setup.security is not None and needs_curve(endpoint.scheme)
+    curve = listener_keys(setup.session, setup.worker) if secured else None
     channel = ReceiveChannel(
         lambda: open_transport(
             endpoint,
@@ -68,8 +71,9 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             first_message_bytes=FIRST_MESSAGE_BYTES,
             max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
             token=door_token(setup.session) if setup.proves else setup.session,
+            security=setup.security,
             challenges=setup.proves,
-            curve=setup.curve,
+            curve=curve,
         ),
         endpoint,
         Caller(setup.session, setup.worker, setup.protocol, setup.proves),

@@ -36,6 +36,8 @@ from parmig.ram.send import MigrationRamSend
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.dial import Dialer
+from parmig.transport.registry import needs_curve
+from parmig.transport.security.curve_keys import caller_keys
 from parmig.transport.security.session_proof import door_token
 from parmig.transport.transport import parse_uri
 from parmig.transport.way_home import WayHome
@@ -70,6 +72,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     memory, target_fds = attach_memory(setup, area_fd, rest[:own]), rest[own:]
     blocks, regions, shared = memory
     name = f"send worker {setup.worker} to {parse_uri(setup.routes[0].uri)}"
+    secured = setup.security is not None and needs_curve(parse_uri(setup.routes[0].uri).scheme)
     token = door_token(setup.session) if setup.proves else setup.session
     dialer = Dialer(
         setup.routes,
@@ -77,8 +80,9 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         max_message_bytes=1 << 16,
         max_ahead_bytes=_ANSWERS_AHEAD_BYTES,
         token=token,
+        security=setup.security,
         challenges=setup.proves,
-        curve=setup.curve,
+        curve=caller_keys(setup.session, setup.worker) if secured else None,
     )
     caller = Caller(setup.session, setup.worker, setup.protocol, setup.proves)
     _logger.info("connects to %s", dialer.route)

@@ -29,6 +29,7 @@ COMMANDS = {
     "cancel": "Cancel a running command; its guest continues where it was.",
     "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
     "bench": "Run the migrations of a sweep, and write what each of them gave.",
+    "keygen": "Make the keys and certificates with which hosts trust each other, and nobody else.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",
 }
 """The commands, each in the module of its name, and the line that the program's help shows for it: the first one of the

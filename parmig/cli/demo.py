@@ -11,8 +11,9 @@ from parmig.cli import options as o
 from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, DemoConfig, SendConfig
+from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine.demo import Demo
+from parmig.engine.demo_config import DemoConfig
 from parmig.engine.report import Report
 
 SENDING = o.Only(("workers", "transport", "compress", "tracker", "auto-converge"))

@@ -19,6 +19,7 @@ from typer.models import OptionInfo
 from parmig.cli.config_file import read_table
 from parmig.errors import UsageError
 from parmig.options import TIMES, Option, option, options_of
+from parmig.values import ADDRESS_PORT
 
 GuestOption = Annotated[
     str,
@@ -54,6 +55,16 @@ class SteeredOutput(Output, frozen=True, kw_only=True):
             metavar="NAME",
             shown="the command and its process, like send-4711",
         ),
+    ] = ""
+    events: Annotated[
+        str, option("Append events to FILE as they happen, one JSON object a line.", metavar="FILE", shown="none")
+    ] = ""
+    metrics: Annotated[
+        tuple[str, int] | None, option("Serve metrics for Prometheus there.", ADDRESS_PORT, shown="nowhere")
+    ] = None
+    metrics_file: Annotated[
+        str,
+        option("Write metrics to FILE, for the textfile collector of node_exporter.", metavar="FILE", shown="none"),
     ] = ""
 
 

@@ -113,6 +113,8 @@ def figures(progress: Progress) -> list[str]:
         parts.append(f"{format_ms(progress.time_left_ms)} left")
     if progress.throttle_percent:
         parts.append(f"throttled by {progress.throttle_percent} %")
+    if progress.insecure:
+        parts.append("INSECURE")
     if progress.interrupted:
         parts.append(f"interrupted: {' '.join(progress.interrupted)}")
     return parts

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from parmig.cli import options as o
+from parmig.cli.attending import attended
 from parmig.cli.progress import CHECKED, print_line, showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
@@ -12,7 +13,6 @@ from parmig.engine.arrival import check_arrived
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import Report
 from parmig.engine.resumed_receiver import ResumedReceiver
-from parmig.engine.steering.steering_server import serving
 from parmig.guests.registry import open_guest
 
 
@@ -40,7 +40,7 @@ def _receive(guest_text: str, config: ReceiveConfig, output: o.SteeredOutput) ->
     ):
         kind = ResumedReceiver if config.resume else MigrationReceiver
         receiver = kind(guest, config, progress=progress, listening=lambda uri: print_line(f"listening on {uri}"))
-        with serving(receiver.desk, "receive", name=output.name, peer=config.listen), cancelling(receiver.cancel):
+        with attended(receiver.desk, "receive", output, config.listen), cancelling(receiver.cancel):
             report = receiver.receive_loop()
             if check_arrived(guest, report):
                 print_line(CHECKED)

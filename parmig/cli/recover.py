@@ -20,7 +20,7 @@ from parmig.engine.messages.error_reports import describe_error
 from parmig.engine.report import ErrorReport
 from parmig.errors import ParmigError, UsageError
 from parmig.options import DURATION, option
-from parmig.values import STATE_DIR
+from parmig.values import KEYS, PEER, STATE_DIR
 from parmig.version import __version__
 
 
@@ -52,6 +52,16 @@ class RecoverOptions(msgspec.Struct, frozen=True, kw_only=True):
         int,
         option("How long to ask, or to wait for the question.", DURATION, shown="10s to ask; no limit to wait", ge=0),
     ] = 0
+    keys: Annotated[str, KEYS] = ""
+    peers: Annotated[
+        tuple[str, ...],
+        option(
+            "The other host's certificate has this name or fingerprint; repeat the option for more.",
+            PEER,
+            name="peer-name",
+            shown="as for send and receive",
+        ),
+    ] = ()
     state_dir: Annotated[str, STATE_DIR] = ""
 
 
@@ -80,6 +90,8 @@ def recover(
                     listen=options.listen,
                     decide=cast("Decision", options.decide),
                     wait_ns=options.wait_ns,
+                    keys=options.keys,
+                    peers=options.peers,
                 )
                 recoverer = Recoverer(file, config, print_line)
                 try:

@@ -9,14 +9,15 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
+from parmig.cli.attending import attended
 from parmig.cli.progress import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
-from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS, SaveConfig
+from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS
 from parmig.engine.report import Report
-from parmig.engine.steering.steering_server import serving
 from parmig.guests.registry import open_guest
 from parmig.snapshot.saver import SnapshotSaver
+from parmig.snapshot.snapshot_config import SaveConfig
 
 
 @o.command(config_file=True)
@@ -49,5 +50,5 @@ def _save(guest_text: str, file: Path, config: SaveConfig, output: o.SteeredOutp
         showing_progress(quiet=output.quiet, plain=output.verbose > 0) as progress,
     ):
         saver = SnapshotSaver(guest, file, config, progress=progress)
-        with serving(saver.desk, "save", name=output.name, peer=str(file)), cancelling(saver.cancel):
+        with attended(saver.desk, "save", output, str(file)), cancelling(saver.cancel):
             return saver.start()

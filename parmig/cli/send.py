@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
+from parmig.cli.after import run_after
+from parmig.cli.attending import attended
 from parmig.cli.progress import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
@@ -15,7 +17,6 @@ from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
 from parmig.engine.checker import MigrationChecker
 from parmig.engine.report import Report
 from parmig.engine.sender import MigrationSender
-from parmig.engine.steering.steering_server import serving
 from parmig.guests.registry import open_guest
 
 
@@ -51,5 +52,8 @@ def _send(guest_text: str, uri: str, config: SendConfig, output: o.SteeredOutput
             with cancelling(checker.cancel):
                 return checker.start()
         sender = MigrationSender(guest, uri, config, progress=progress)
-        with serving(sender.desk, "send", name=output.name, peer=uri), cancelling(sender.cancel):
-            return sender.start()
+        with attended(sender.desk, "send", output, uri), cancelling(sender.cancel):
+            report = sender.start()
+    if config.after_end:
+        run_after(config.after_end, report)
+    return report

@@ -7,22 +7,23 @@ does not fit is refused with the reason. The port keeps listening.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parmig.engine.agreement import agreed_version
+from parmig.config import ReceiveConfig
+from parmig.engine.agreement import SESSION_PROOF, agreed_version
 from parmig.engine.control import ControlChannel
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.peer_messages import Configure
 from parmig.engine.mismatch import Mismatch, joined
+from parmig.engine.securing import can_encrypt, is_exposed, is_insecure, prepare
 from parmig.errors import ProtocolError, UsageError
 from parmig.ram.blocks import BlockMemory
-from parmig.transport.registry import open_control
+from parmig.transport.registry import data_transports, open_control
+from parmig.transport.security.security import Security
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import UNIX_SCHEME, Endpoint
 from parmig.units import NS_PER_S, format_size
@@ -39,6 +40,7 @@ class Admission:
     Args:
         endpoint: where to listen; port 0 takes a free one.
         show: shows a line to the user.
+        security: of the port.
 
     Attributes:
         endpoint: where it listens, with the actual port.
@@ -46,14 +48,40 @@ class Admission:
         refused: why the last refused source was refused; empty: none was.
     """
 
-    def __init__(self, endpoint: Endpoint, show: Callable[[str], None]) -> None:
+    def __init__(self, endpoint: Endpoint, show: Callable[[str], None], security: Security | None = None) -> None:
         self.endpoint = endpoint
         self.refused = ""
         self.files: list[int] = []
         self._show = show
+        self._security = security
         self._shown_ns = 0
         self._transport: TcpTransport | None = None
         self._version = peer_messages.PROTOCOL_VERSION
+
+    @property
+    def secured(self) -> bool:
+        """Whether nothing unencrypted is accepted."""
+        return self._security is not None
+
+    def check(self, config: ReceiveConfig, hosts: Sequence[str]) -> bool:
+        """See whether *config* allows to listen here and, for pages, at *hosts*. Show certificates that end soon.
+
+        Returns:
+            Whether guests come from other hosts, and nothing encrypts them.
+
+        Raises:
+            UsageError: it does not.
+            HostRefusedError: the keys cannot be used.
+        """
+        if self.endpoint.scheme == UNIX_SCHEME:
+            if config.paths:
+                raise UsageError(f"--path needs addresses, and {self.endpoint} has none; leave it out")
+        elif not (self.secured or config.insecure):
+            for host in (self.endpoint.host, *hosts):
+                check_exposure(host)
+        for line in prepare(self._security, "server"):
+            self._show(line)
+        return is_insecure(self._security, self.endpoint, hosts)
 
     def listen(self) -> None:
         """Listen, again if need be, at the same port.
@@ -67,6 +95,7 @@ class Admission:
             heartbeat=True,
             max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
             first_message_bytes=peer_messages.MAX_CONFIGURE_BYTES,
+            security=self._security,
         )
         self.endpoint = self._transport.bind(self.endpoint)
         _logger.info("listens for a source at %s", self.endpoint)
@@ -80,6 +109,9 @@ class Admission:
         assert self._transport is not None
         self.drop_files()
         frames = self._transport.read()
+        if distrust := self._transport.take_distrust():
+            self.refused = distrust
+            self.show(f"did not let in a sender: {distrust}")
         self.files = self._transport.take_descriptors()
         version = peer_messages.peer_version(frames[0]) if frames is not None and len(frames) == 1 else None
         if frames is None or version is None:
@@ -132,7 +164,9 @@ class Admission:
         transport, self._transport = self._transport, None
         transport.accept()
         _logger.info("a source was let in, protocol version %d; the port is closed", self._version)
-        return ControlChannel(transport, self._version)
+        control = ControlChannel(transport, self._version, self._security)
+        control.pin()
+        return control
 
     def close(self) -> None:
         """Stop listening. A message that was sent last still leaves."""
@@ -154,25 +188,35 @@ def announced_host(host: str) -> str:
     return "" if host in ("*", "0.0.0.0", "[::]") or host.startswith("/") else host
 
 
-def check_exposure(host: str, *, insecure: bool) -> None:
-    """Refuse to listen beyond this host without keys, unless *insecure*."""
-    bare = host.strip("[]")
-    if insecure:
-        return
+def check_exposure(host: str) -> None:
+    """Refuse to listen beyond this host without keys.
+
+    Raises:
+        UsageError: *host* is not on loopback, or cannot be resolved.
+    """
     try:
-        addresses = {entry[4][0] for entry in socket.getaddrinfo(bare, None)} if bare not in ("*", "") else {"0.0.0.0"}
+        exposed = is_exposed(host)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"cannot resolve {host!r} to listen on: {error}") from error
-    if not all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses):
+    if exposed:
         raise UsageError(
             f"{host} is not a loopback address: anyone who reaches it could send a guest, unencrypted; "
-            "use a trusted network and say --insecure, or listen on 127.0.0.1 behind a tunnel"
+            "give --keys DIR, as `parmig keygen` makes it, or use a trusted network and say --insecure"
         )
 
 
-def wrong_transport(wish: Configure, endpoint: Endpoint) -> list[Mismatch]:
-    """The mismatch if the transport of pages does not fit to a source that came to *endpoint*; else none."""
+def wrong_transport(wish: Configure, endpoint: Endpoint, *, secured: bool) -> list[Mismatch]:
+    """The mismatch if the channels that the source wishes do not fit to *endpoint*, where it came; else none.
+
+    Args:
+        secured: whether nothing unencrypted is accepted, and no channel that does not prove its session.
+    """
     here = endpoint.scheme == UNIX_SCHEME
+    if secured and wish.transport in data_transports() and not can_encrypt(wish.transport):
+        found = repr(wish.transport)
+        return [Mismatch("transport", found, "a ZeroMQ without CURVE", "give --transport tcp to the sender")]
+    if secured and SESSION_PROOF not in wish.capabilities:
+        return [Mismatch(f"capability {SESSION_PROOF!r}", "", "present", "install the same parmig on both hosts")]
     if (wish.transport == UNIX_SCHEME) == here:
         return []
     return [Mismatch("transport", repr(wish.transport), "only unix" if here else "not unix", "leave out --transport")]

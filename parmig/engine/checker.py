@@ -94,10 +94,12 @@ class MigrationChecker:
         report.compression = config.compress
         report.guest = describe_guest(info, memory)
         mismatches = [*self._option_mismatches(info.kind)]
-        if self._progress is not None:
-            self._progress(Progress(status="setup", message=f"checking with {self._uri}"))
         introduction = Introduction(parse_uri(self._uri), config, opened, self._check_cancelled)
+        for line in (*introduction.prepare(report), f"checking with {self._uri}"):
+            if self._progress is not None:
+                self._progress(Progress(status="setup", message=line, insecure=report.insecure))
         _, answer = introduction.ask(introduction.make_wish(self._guest, self._thread, info, memory, check=True))
+        report.encryption = introduction.encryption
         if not isinstance(answer, Checked):
             raise ProtocolError(f"the receiver at {self._uri} answered {type(answer).__name__} to a check")
         _logger.info("the receiver found %s to mend", _count(answer.mismatches))

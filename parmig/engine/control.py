@@ -11,6 +11,8 @@ from parmig.engine.messages import peer_messages
 from parmig.engine.messages.peer_messages import ControlMessage
 from parmig.errors import LimitExceededError, ProtocolError
 from parmig.transport.lasting import LastingTransport
+from parmig.transport.security.encryption import Encryption
+from parmig.transport.security.security import Security
 from parmig.transport.transport import MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S
 
@@ -25,13 +27,31 @@ class ControlChannel:
         version: protocol version of the messages that are written. A source begins with the oldest, and goes on with
             the version of the destination's answer.
 
+        security: of *transport*.
+
     Attributes:
         version: see above.
+        security: of further channels to the same peer.
     """
 
-    def __init__(self, transport: MigrationTransport, version: int = peer_messages.VERSIONS[0]) -> None:
+    def __init__(
+        self,
+        transport: MigrationTransport,
+        version: int = peer_messages.VERSIONS[0],
+        security: Security | None = None,
+    ) -> None:
         self.transport = transport
         self.version = version
+        self.security = security
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """Of the channel's last connection."""
+        return self.transport.encryption
+
+    def pin(self) -> None:
+        """Trust only the peer that is connected now, also on the further channels."""
+        self.security = self.security and self.security.pin(self.encryption)
 
     def end_with_connection(self) -> None:
         """From now on a lost connection is an error."""

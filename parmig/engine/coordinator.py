@@ -27,7 +27,7 @@ from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, ScanRegions
 from parmig.engine.record import Record
-from parmig.engine.source_limits import SourceLimits
+from parmig.engine.source_pause import SourcePause
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
 from parmig.engine.work.policy import Limits, Verdict, decide, next_throttle_percent
 from parmig.engine.work.round_work import RoundKind, RoundWork
@@ -41,7 +41,7 @@ PEER_EVENTS = (events.PeerDigested, events.PeerDigests, events.PeerLoaded, event
 """What the destination causes: at the wrong time it breaks the protocol."""
 
 
-class Coordinator(SourceLimits):
+class Coordinator(SourcePause):
     """Decides everything on the source. Feed it events; carry out what it returns, in order.
 
     Args:
@@ -222,13 +222,10 @@ class Coordinator(SourceLimits):
             case Verdict.CONTINUE:
                 throttled = self._throttle(next_throttle_percent(self.record.facts, self.limits))
                 return throttled + self._begin_round(Step.SENDING, now_ns)
-            case Verdict.PAUSE if self.record.outages.interrupted:  # in the pause, a lost connection is an error
-                self.step = Step.RECONNECTING
-                return []
+            case Verdict.HOLD:
+                return self._hold(now_ns)
             case Verdict.PAUSE:
-                self.step = Step.PAUSING
-                self.record.mark("pausing", now_ns)
-                return [Do.PAUSE]
+                return self._begin_pause(now_ns)
             case Verdict.STALLED:
                 return self._fail(does_not_converge(self.record, self.limits))
             case Verdict.TIMEOUT:

@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 import psutil
 from msgspec.structs import replace
 
-from parmig.config import DemoConfig, ReceiveConfig, SendConfig
+from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.arrival import check_arrived
+from parmig.engine.demo_config import DemoConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import ErrorReport, Progress, Report
 from parmig.engine.sender import MigrationSender

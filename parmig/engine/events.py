@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.hooks import RunHook
 from parmig.engine.messages import worker_messages
 from parmig.engine.steering.change import Change, SetRate
 from parmig.engine.work.homes import Homes
@@ -290,4 +291,4 @@ class AskDigests(msgspec.Struct, frozen=True):
     first: int
 
 
-Instruction = Do | Instruct | Replace | Throttle | SetRate | AskDigests | WriteRecord
+Instruction = Do | Instruct | Replace | Throttle | SetRate | RunHook | AskDigests | WriteRecord

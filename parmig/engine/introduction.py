@@ -11,14 +11,17 @@ import msgspec
 
 from parmig import logs
 from parmig.config import SendConfig
-from parmig.engine.agreement import check_accept, offer, wished_codec
+from parmig.engine.agreement import SESSION_PROOF, check_accept, offer, wished_codec
 from parmig.engine.control import ControlChannel
+from parmig.engine.encryption_report import EncryptionReport, encryption_report
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.peer_messages import Accept, Checked, Configure
 from parmig.engine.mismatch import joined
 from parmig.engine.one_host.in_place import OfferedFile
 from parmig.engine.one_host.memory_files import close_files, offer_files
+from parmig.engine.report import Report
+from parmig.engine.securing import check_encrypted, is_insecure, prepare, security_of
 from parmig.engine.source_steps import cannot_throttle
 from parmig.engine.traits import describe
 from parmig.errors import PeerFailedError, PeerRefusedError, ProtocolError
@@ -53,6 +56,7 @@ class Introduction:
     Attributes:
         control: the channel to the destination, or None before the connection was made.
         files: descriptors that came with its answer; *opened* closes them.
+        encryption: of the control channel.
     """
 
     def __init__(
@@ -63,9 +67,26 @@ class Introduction:
         self._config = config
         self._opened = opened
         self._interrupt = interrupt
+        self._security = security_of(config, endpoint)
+        self.encryption: EncryptionReport | None = None
         self._fds: list[int] = []
         self.files: list[int] = []
         opened.callback(close_files, self.files)
+
+    def prepare(self, report: Report) -> list[str]:
+        """Read the keys, and note in *report* whether there are none although the destination is another host.
+
+        Returns:
+            A line for each certificate of this side that ends soon.
+
+        Raises:
+            UsageError: the pages would not be encrypted.
+            HostRefusedError: the keys cannot be used.
+        """
+        report.insecure = is_insecure(self._security, self._endpoint)
+        if self._security is not None:
+            check_encrypted(self._config.transport)
+        return prepare(self._security, "client")
 
     def make_wish(
         self, guest: Guest, thread: GuestThread, info: GuestInfo, memory: Sequence[BlockMemory], *, check: bool = False
@@ -139,6 +160,7 @@ class Introduction:
             answer = self._answer(wish)
         match answer:
             case Accept() | Checked():
+                self._check_proof(answer)
                 return wish, answer
             case peer_messages.Refuse(reason=reason):
                 raise PeerRefusedError(f"the destination refused: {reason}")
@@ -146,15 +168,29 @@ class Introduction:
                 raise PeerFailedError(f"the destination failed: {report.message}")
         raise ProtocolError(f"the destination answered {type(answer).__name__} to the configuration")
 
+    def _check_proof(self, answer: Accept | Checked) -> None:
+        """Raise PeerRefusedError if there are keys, and the destination would have a channel send its secret."""
+        if self._security is not None and isinstance(answer, Accept) and SESSION_PROOF not in answer.capabilities:
+            raise PeerRefusedError(
+                f"the receiver at {self._endpoint} has keys, but its channels do not prove their session; "
+                "install the same parmig on both hosts"
+            )
+
     def _answer(self, wish: Configure) -> peer_messages.ControlMessage:
         transport = open_control(
-            self._endpoint, "control channel", heartbeat=True, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
+            self._endpoint,
+            "control channel",
+            heartbeat=True,
+            max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
+            security=self._security,
         )
-        self.control = ControlChannel(transport)
+        self.control = ControlChannel(transport, security=self._security)
         self._opened.callback(self.control.close, linger_ms=LINGER_MS)
         _logger.info("connects to %s", self._endpoint)
         transport.connect(self._endpoint, timeout_ns=self._config.connect_timeout_ns)
         _logger.info("connected to %s", self._endpoint)
+        self.control.pin()
+        self.encryption = encryption_report(self.control.encryption, wish.transport)
         self.control.write(wish, self._fds)
         what = "the destination's answer to the configuration"
         try:

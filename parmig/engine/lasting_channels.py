@@ -13,6 +13,7 @@ from parmig.engine.outages import CONTROL, STATE, Outages, lost_line, resumed_li
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.lasting_ends import RESUME_BYTES, LastingCaller, LastingListener
 from parmig.transport.registry import control_scheme, open_control
+from parmig.transport.security.security import Security
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.values import Path
@@ -45,16 +46,25 @@ class LastingChannels:
         limit_ns: how long an outage may last; 0: channels end with their connections.
         notes: gets what happens to them. A channel adds to it in the thread that uses the channel.
         proves: whether new connections prove the session; else they send it.
+        security: of every connection to the peer.
         resumable: (source) a receiver that has ended may be started again, so it is waited for all the time.
 
     Attributes:
-        session: the secret of this migration.
+        session, security: as given.
     """
 
     def __init__(
-        self, session: bytes, limit_ns: int, notes: deque[ChannelNote], *, proves: bool, resumable: bool = False
+        self,
+        session: bytes,
+        limit_ns: int,
+        notes: deque[ChannelNote],
+        *,
+        proves: bool,
+        resumable: bool = False,
+        security: Security | None = None,
     ) -> None:
         self.session = session
+        self.security = security
         self._proves = proves
         self._limit_ns = limit_ns
         self._notes = notes
@@ -78,7 +88,7 @@ class LastingChannels:
         scheme = control_scheme(endpoint)
         routes = [Route(str(Endpoint(scheme, endpoint.host, endpoint.port)))]
         routes += [Route(str(Endpoint(scheme, path.remote, endpoint.port)), path.local) for path in paths]
-        dialer = Dialer(routes, f"{name} channel", challenges=self._proves, **_OPTIONS[name])
+        dialer = Dialer(routes, f"{name} channel", challenges=self._proves, security=self.security, **_OPTIONS[name])
         how = self._how(name) | {"waits": self._resumable}
         if self._resumable and name == CONTROL:
             how["restarted"] = lambda: self._notes.append(ChannelNote(name, restarted=True))
@@ -103,6 +113,7 @@ class LastingChannels:
                 f"{name} channel",
                 first_message_bytes=RESUME_BYTES,
                 challenges=self._proves,
+                security=self.security,
                 **_OPTIONS[name],
             )
 

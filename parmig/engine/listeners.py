@@ -43,6 +43,7 @@ from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import NOBODY_YET, SharedArea
 from parmig.transport.registry import control_scheme, data_scheme, open_control, transport_imports
+from parmig.transport.security.security import Security
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, MigrationTransport, parse_uri
 from parmig.version import __version__
 
@@ -63,6 +64,7 @@ class Listeners:
         notes: what happens to the channels of control and state.
         point: lets another receiver go on if this one is killed; None: none can. If another one had it before, all
             listen where that has listened. Not owned.
+        security: of all channels.
 
     Attributes:
         wish: for the blocks that are copied.
@@ -83,6 +85,7 @@ class Listeners:
         early: Callable[[bytes], None],
         notes: deque[ChannelNote],
         point: ResumePoint | None = None,
+        security: Security | None = None,
     ) -> None:
         self._point = point
         self._before = point.state if point is not None else None
@@ -115,7 +118,7 @@ class Listeners:
             page_digests=self._keeps_digests,
         )
         limit_ns = reconnect_ns_of(wish.capabilities)
-        self.lasting = LastingChannels(self.token, limit_ns, notes, proves=self._proves)
+        self.lasting = LastingChannels(self.token, limit_ns, notes, proves=self._proves, security=security)
         self.state_transport = self._open_state_channel()
         self.state = StateReceiver(
             self.state_transport,
@@ -144,6 +147,7 @@ class Listeners:
             max_message_bytes=MAX_STATE_CHUNK_FRAME_BYTES,
             first_message_bytes=HELLO_BYTES,
             challenges=self._proves,
+            security=self.lasting.security,
         )
 
     def _start(self) -> None:
@@ -169,6 +173,7 @@ class Listeners:
                 memory=memory,
                 uri=str(Endpoint(self._scheme, ",".join(self._hosts), self._ports[worker])),
                 session=self.token,
+                security=self.lasting.security,
                 proves=self._proves,
                 codecs=agreed_codecs(wish),
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,

@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from parmig import logs
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
-from parmig.engine.admission import Admission, check_exposure, lack_of_ports, lack_of_space, wrong_transport
+from parmig.engine.admission import Admission, lack_of_ports, lack_of_space, wrong_transport
 from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
@@ -25,6 +27,7 @@ from parmig.engine.paths.path_search import listening_hosts
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
 from parmig.engine.resuming import Resuming, make_resumable
+from parmig.engine.securing import security_of
 from parmig.engine.session import LINGER_MS, ReceiveSession
 from parmig.engine.steering.desk import Desk
 from parmig.errors import (
@@ -34,14 +37,13 @@ from parmig.errors import (
     ParmigError,
     PeerLostError,
     PeerRefusedError,
-    UsageError,
 )
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.processes import warm_up
 from parmig.ram.blocks import BlockMemory
 from parmig.status import MigrationStatus
 from parmig.transport.polling import Poller
-from parmig.transport.transport import UNIX_SCHEME, parse_uri
+from parmig.transport.transport import parse_uri
 from parmig.units import NS_PER_MS, NS_PER_S
 from parmig.version import __version__
 
@@ -77,16 +79,14 @@ class MigrationReceiver:
         self._config = config
         self._progress = progress
         self._listening = listening
-        self._admission = Admission(
-            parse_uri(config.listen), lambda line: self._show(Progress(status=WAITING, message=line))
-        )
+        endpoint = parse_uri(config.listen)
+        self._admission = Admission(endpoint, self._show_line, security_of(config, endpoint))
         self._thread = GuestThread()
         self._adoption = Adoption(guest, self._thread)
         self._session: ReceiveSession | None = None
         self._store: RecordStore | None = None
         self._cancelled = False
-        self._prepared = False
-        self._hinted = False
+        self._prepared = self._hinted = False
         self._began_ns = 0
         self._report = Report(parmig=__version__, side="destination")
         self.desk = Desk(self.cancel)
@@ -123,11 +123,7 @@ class MigrationReceiver:
     # -- until a source is in -------------------------------------------------------------------
 
     def _open_port(self) -> None:
-        if self._admission.endpoint.scheme != UNIX_SCHEME:
-            for host in (self._admission.endpoint.host, *listening_hosts(self._config)):
-                check_exposure(host, insecure=self._config.insecure)
-        elif self._config.paths:
-            raise UsageError(f"--path needs addresses, and {self._admission.endpoint} has none; leave it out")
+        self._report.insecure = self._admission.check(self._config, listening_hosts(self._config))
         self._store = RecordStore(self._config.state_dir)
         warm_up(WORKER_PROGRAMS[1])
         info = self._thread.call(self._guest.info)
@@ -177,7 +173,7 @@ class MigrationReceiver:
             raise LimitExceededError(f"gave up after {self._config.wait_ns / NS_PER_S:g} s: {self._admission.hint()}")
         if waited_ns >= NOBODY_CAME_NS and not self._hinted:
             self._hinted = True
-            self._show(Progress(status=WAITING, message=self._admission.hint()))
+            self._show_line(self._admission.hint())
 
     def apply_config(self, wish: Configure) -> ReceiveSession:
         """Check the source's wishes, let it in, and make everything ready for it.
@@ -237,7 +233,7 @@ class MigrationReceiver:
             staying = self._adoption.decide(wish, fds, memory)
             rest = without_staying(wish, staying.numbers, fds)
             mismatches = [*staying.mismatches, *lack_of_space(kept_blocks(memory, staying.numbers), rest)]
-        mismatches += wrong_transport(wish, self._admission.endpoint)
+        mismatches += wrong_transport(wish, self._admission.endpoint, secured=self._admission.secured)
         return mismatches + lack_of_ports(self._config.data_ports, wish.workers), staying
 
     # -- with a source --------------------------------------------------------------------------
@@ -285,10 +281,13 @@ class MigrationReceiver:
         if self._store is not None:
             self._store.close()
 
+    def _show_line(self, line: str) -> None:
+        self._show(Progress(status=WAITING, message=line))
+
     def _show(self, progress: Progress) -> None:
         self.desk.post_progress(progress)
         if self._progress is not None:
-            self._progress(progress)
+            self._progress(replace(progress, insecure=self._report.insecure))
 
     def _final_report(self, error: ParmigError | None) -> Report:
         """The report of the session, or of an *error* without one."""
@@ -297,4 +296,5 @@ class MigrationReceiver:
         if error is not None:
             report.status = "cancelled" if isinstance(error, CancelledError) else "failed"
             report.error = error_reports.describe_error(error, error.phase or WAITING)
+        self.desk.finish(report)
         return report

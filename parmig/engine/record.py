@@ -153,10 +153,11 @@ class Record:
         The device state is saved beside the final round, and only what outlasts that round is a phase of its own.
         """
         at = [
-            self.marks[name]
-            for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded", "resumed")
+            *(self.marks[name] for name in ("stopped", "paused", "final", "saved", "rescanned", "verified", "loaded")),
+            self.ready_ns(),
+            self.marks["resumed"],
         ]
-        pause, final, save, rescan, verify, load, resume = (
+        pause, final, save, rescan, verify, load, hook, resume = (
             (after - before) / NS_PER_MS for before, after in itertools.pairwise(at)
         )
         scan = min(final, next(r.scan_ms for r in self.rounds if r.paused))
@@ -170,8 +171,13 @@ class Record:
             verify=verify,
             state_transfer=load - loading,
             state_load=loading,
+            hook=hook,
             resume=resume,
         )
+
+    def ready_ns(self) -> int:
+        """When nothing was left to do before the hand-over."""
+        return self.marks.get("hooked", self.marks["loaded"])
 
     def downtime_ms(self) -> float | None:
         """From the instant the guest stopped to the news that it runs again; None if that never came."""

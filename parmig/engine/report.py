@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from parmig.engine.encryption_report import EncryptionReport
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.steering.change import ChangeReport
 from parmig.errors import ParmigError, by_name
@@ -41,7 +42,8 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
     """Where the downtime went, in milliseconds; the phases add up to it.
 
     The device state is saved beside ``final_scan`` and ``final_pages``; ``state_save`` is only the time by which saving
-    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 but for a comparison in the pause.
+    outlasted both. ``post_save_scan`` is the dirty scan after that; ``verify`` is 0 but for a comparison in the pause,
+    and ``hook`` but for a program of ``--before-hand-over``.
     """
 
     pause: float = 0.0
@@ -52,6 +54,7 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
     verify: float = 0.0
     state_transfer: float = 0.0
     state_load: float = 0.0
+    hook: float = 0.0
     resume: float = 0.0
 
 
@@ -200,6 +203,7 @@ class SnapshotReport(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """The whole report; ``side`` says who wrote it (``source`` or ``destination``).
 
+    ``insecure``: the guest travelled between hosts without encryption.
     ``source_guest`` is what became of the guest there: ``running``, ``paused``, ``moved`` or ``unknown``.
     """
 
@@ -210,6 +214,8 @@ class Report(msgspec.Struct, kw_only=True):
     source_guest: str | None = None
     guest: GuestReport = msgspec.field(default_factory=GuestReport)
     transport: str = ""
+    encryption: EncryptionReport | None = None
+    insecure: bool = False
     workers: int = 0
     paths: list[str] = []
     tracker: str = ""
@@ -267,6 +273,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         time_left_ms: until the pause, estimated; None when unknown.
         throttle_percent: how far the guest is slowed down.
         interrupted: channels that have no connection now, and connect again.
+        insecure: as in the report.
         message: a line for a log; empty when only the numbers changed.
     """
 
@@ -281,4 +288,5 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     time_left_ms: float | None = None
     throttle_percent: int = 0
     interrupted: tuple[str, ...] = ()
+    insecure: bool = False
     message: str = ""

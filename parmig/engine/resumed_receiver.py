@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
 from parmig.engine.agreement import check_configure
 from parmig.engine.handover.handover_record import NAME_CHARACTERS, RecordState, session_id
 from parmig.engine.handover.record_file import RecordFile
@@ -15,8 +17,10 @@ from parmig.engine.one_host.memory_files import in_order_of
 from parmig.engine.receiver import WAITING, MigrationReceiver
 from parmig.engine.report import Progress
 from parmig.engine.resuming import Resuming
+from parmig.engine.securing import security_of
 from parmig.engine.session import ReceiveSession
 from parmig.errors import GuestRefusedError, HostRefusedError, RecordError, UsageError
+from parmig.transport.security.security import Security
 from parmig.transport.transport import Endpoint, parse_uri
 
 
@@ -55,6 +59,7 @@ class ResumedReceiver(MigrationReceiver):
         if record.record.session != session_id(state.token):
             raise RecordError(f"the files of session {self._config.resume} do not belong together; one was replaced")
         endpoint = self._endpoint(state)
+        security = self._security(state, endpoint)
         wish = state.wish
         info, memory = self._look_at_guest()
         traits = self._thread.call(self._guest.traits)
@@ -72,7 +77,7 @@ class ResumedReceiver(MigrationReceiver):
             endpoint,
             in_place=(),
             store=store,
-            resuming=Resuming(point, record),
+            resuming=Resuming(point, record, security),
             guest=self._guest,
             thread=self._thread,
             progress=self._show,
@@ -88,6 +93,17 @@ class ResumedReceiver(MigrationReceiver):
         if (here.scheme, here.host) != (there.scheme, there.host) or here.port not in (0, there.port):
             raise UsageError(f"the source of this session looks for it at {there}, not at {here}; --listen {there}")
         return there
+
+    def _security(self, state: ResumeState, endpoint: Endpoint) -> Security | None:
+        """What secures the channels of the session.
+
+        Raises:
+            UsageError: it began with keys and is to go on without, or the other way round.
+        """
+        security = security_of(self._config, endpoint)
+        if (security is not None) != bool(state.pinned):
+            raise UsageError(f"this session began with{'' if state.pinned else 'out'} --keys, and must go on so")
+        return security and replace(security, pinned=state.pinned)
 
 
 def _open_record(store: RecordStore, session: str) -> RecordFile:

@@ -19,6 +19,7 @@ from parmig.engine.outages import CONTROL
 from parmig.engine.report import Progress
 from parmig.status import MigrationStatus
 from parmig.transport.lasting_ends import LastingListener
+from parmig.transport.security.security import Security
 from parmig.transport.transport import Endpoint, MigrationTransport
 
 _logger = logging.getLogger(__name__)
@@ -31,10 +32,12 @@ class Resuming:
     Args:
         point: what is kept on disk; None: nothing. Owned.
         record: of the receiver in whose place this one goes on; None: the source is new. Not owned.
+        security: of the channels of such a source.
     """
 
     point: ResumePoint | None = None
     record: RecordFile | None = None
+    security: Security | None = None
 
     def control(self, listeners: Listeners, version: int, endpoint: Endpoint) -> ControlChannel:
         """The control channel of a source that had another receiver before. It listens from :meth:`let_in` on."""
@@ -55,6 +58,7 @@ class Resuming:
         """
         if self.point is not None:
             state_port, data_ports = listeners.ports
+            security = listeners.lasting.security
             self.point.write(
                 ResumeState(
                     token=self.point.token,
@@ -62,6 +66,7 @@ class Resuming:
                     endpoint=str(endpoint),
                     state_port=state_port,
                     data_ports=data_ports,
+                    pinned=security.pinned if security is not None else "",
                 )
             )
 

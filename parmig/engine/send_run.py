@@ -17,13 +17,14 @@ from parmig.engine.handover.questions import ask_for_guest
 from parmig.engine.handover.record_keeper import RecordKeeper
 from parmig.engine.held_events import PeerRestarted
 from parmig.engine.lasting_channels import ChannelNote
+from parmig.engine.means import Means
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.messages.handover_messages import Refused
 from parmig.engine.outages import lost_line, of_worker, resumed_line
 from parmig.engine.report import Progress
 from parmig.engine.source_end import refused_by
-from parmig.engine.source_run import Means, SourceRun
+from parmig.engine.source_run import SourceRun
 from parmig.engine.source_steps import Step
 from parmig.engine.state_channel import StateSender
 from parmig.errors import ParmigError, PeerFailedError, PeerLostError, ProtocolError
@@ -145,7 +146,7 @@ class SendRun(SourceRun):
     def _ask(self) -> None:
         """Ask the destination, which was lost after the hand-over, once."""
         try:
-            answer = ask_for_guest(self._endpoint, self._keeper.record.session)
+            answer = ask_for_guest(self._endpoint, self._keeper.record.session, security=self._control.security)
         except ParmigError as error:
             _logger.info("the destination did not answer who has the guest: %s", error)
             if isinstance(error.__cause__, ConnectionRefusedError):

@@ -27,6 +27,7 @@ from parmig.engine.coordinator import Coordinator
 from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
 from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.hooks import programs
 from parmig.engine.introduction import Introduction, agreed, check_throttle
 from parmig.engine.lasting_channels import ChannelNote, LastingChannels
 from parmig.engine.messages import error_reports, peer_messages
@@ -94,6 +95,7 @@ class MigrationSender(SourceSide):
             tracker=config.tracker,
             switchover_ns=config.switchover_timeout_ns,
             progress=progress,
+            hooks=programs(config),
         )
         self._uri = uri
         self._config = config
@@ -115,12 +117,14 @@ class MigrationSender(SourceSide):
         if self._config.auto_converge:
             check_throttle(self._guest, self._thread, info.kind)
         self._report.compression = self._config.compress
-        self._tell_progress(Progress(status="setup", message=f"connecting to {self._uri}"))
         introduction = self._introduction = Introduction(endpoint, self._config, self._opened, self._check_cancelled)
+        for line in (*introduction.prepare(self._report), f"connecting to {self._uri}"):
+            self._tell_progress(Progress(status="setup", message=line))
         wish = introduction.make_wish(self._guest, self._thread, info, memory)
         wish, answer = introduction.ask(wish)
         accept = agreed(answer, wish, info)
         self._report.transport = wish.transport
+        self._report.encryption = introduction.encryption
         keeper = self._keep_record(store, accept, endpoint)
         self._in_place = tuple(wish.blocks[number] for number in accept.in_place)
         memory = kept_blocks(memory, accept.in_place)
@@ -131,7 +135,10 @@ class MigrationSender(SourceSide):
         reconnect_ns = reconnect_ns_of(wish.capabilities) if RECONNECT in accept.capabilities else 0
         notes: deque[ChannelNote] = deque()
         proves, resumable = SESSION_PROOF in accept.capabilities, RESUME in accept.capabilities
-        lasting = LastingChannels(accept.session, reconnect_ns, notes, proves=proves, resumable=resumable)
+        security = control.security
+        lasting = LastingChannels(
+            accept.session, reconnect_ns, notes, proves=proves, resumable=resumable, security=security
+        )
         chosen, line = choose_paths(self._config, accept, anywhere=PATHS in accept.capabilities)
         if line:
             self._tell_progress(Progress(status="setup", message=line))
@@ -165,6 +172,7 @@ class MigrationSender(SourceSide):
                 path=chosen.of_worker[worker] if chosen.paths else 0,
                 probe_port=accept.state.port,
                 session=accept.session,
+                security=security,
                 proves=proves,
                 protocol=control.version,
                 compress=self._config.compress,

@@ -14,6 +14,7 @@ from parmig.engine.control import ControlChannel
 from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act, Event, Instruct, Instruction, Replace, SendMessage, Show
 from parmig.engine.driver import Driver
+from parmig.engine.encryption_report import encryption_report
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.promise import Promise
 from parmig.engine.handover.record_store import RecordStore
@@ -76,22 +77,22 @@ class ReceiveSession(Driver[Instruction]):
         self.wish = wish
         self._info = info
         self._in_place = in_place
-        self._control_lost = False
         self._endpoint = endpoint
         self._announce = config.announce
         self._notes: deque[ChannelNote] = deque()
         self._resuming = resuming
-        self._listeners = Listeners(wish, memory, self._in_place, config, self._take_early, self._notes, resuming.point)
+        point, security = resuming.point, control.security if control is not None else resuming.security
+        self._listeners = Listeners(wish, memory, in_place, config, self._take_early, self._notes, point, security)
         try:
-            self.promise = Promise(store, guest, thread, self._listeners.token, endpoint, resuming.record)
-            version = agreed_version(wish.capabilities)
-            self._control = control or resuming.control(self._listeners, version, endpoint)
+            token = self._listeners.token
+            self.promise = Promise(store, guest, thread, token, endpoint, resuming.record, security)
+            self._control = control or resuming.control(self._listeners, agreed_version(wish.capabilities), endpoint)
         except BaseException:
             self._listeners.close()
             raise
         self._state = self._listeners.state
         self._state_connected = self._state.connected
-        self._state_bytes = 0
+        self._state_bytes, self._control_lost = 0, False
         self._outages = ShownOutages(self._listeners.wish.workers, self._show_outage, self._needs_source)
         self._began_ns = time.monotonic_ns()
         self.plan = DestinationPlan(
@@ -279,6 +280,7 @@ class ReceiveSession(Driver[Instruction]):
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
+        report.encryption = encryption_report(self._control.encryption, wish.transport)
         report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
         report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
         report.guest.page_size_bytes = page_size_of_memory(wish.blocks)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -17,10 +17,12 @@ from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.driver import as_our_error
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.hooks import Hooks
+from parmig.engine.means import Means
 from parmig.engine.messages import error_reports
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import GuestReport, Progress, Report
-from parmig.engine.source_run import Means, SourceRun
+from parmig.engine.source_run import SourceRun
 from parmig.engine.steering.desk import Desk
 from parmig.errors import CancelledError, NotVerifiedError, ParmigError
 from parmig.guests.guest import Guest, GuestInfo
@@ -52,6 +54,7 @@ class SourceSide(ABC):
         tracker: kind of dirty log to ask the guest for.
         switchover_ns: the limit of a pause, and of resuming the guest after a failure.
         progress: called now and then, in the thread that called :meth:`start`.
+        hooks: programs of the user, by moment.
 
     Attributes:
         desk: where others ask how far it is, and steer it; see ``steering``.
@@ -66,6 +69,7 @@ class SourceSide(ABC):
         tracker: str,
         switchover_ns: int,
         progress: Callable[[Progress], None] | None,
+        hooks: Mapping[str, str] | None = None,
     ) -> None:
         self._guest = guest
         self._pool = pool
@@ -73,6 +77,7 @@ class SourceSide(ABC):
         self._progress = progress
         self._thread = GuestThread()
         self.desk = Desk(self.cancel)
+        self._hooks = Hooks(hooks or {}, self._thread.wake)
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
         self._paths: list[str] = []
         self._worker_cpus: list[tuple[int, ...]] = []
@@ -85,6 +90,7 @@ class SourceSide(ABC):
             report=report,
             show=self._tell_progress,
             desk=self.desk,
+            hooks=self._hooks,
             paths=self._paths,
             cpus=self._worker_cpus,
         )
@@ -98,7 +104,7 @@ class SourceSide(ABC):
     def start(self) -> Report:
         """Move or save the guest. Returns the report, whatever the outcome; after a failure the guest runs on here."""
         logs.begin_side("source")
-        began = time.monotonic_ns()
+        began = self.desk.began_ns = time.monotonic_ns()
         error: ParmigError | None = None
         try:
             run = self._run = self._prepare()
@@ -112,8 +118,11 @@ class SourceSide(ABC):
         finally:
             ended = time.monotonic_ns()
             self.desk.close()
+            self._hooks.close()
             error = self._tear_down(error)
-        return self._final_report(error, began, ended)
+        report = self._final_report(error, began, ended)
+        self.desk.finish(report)
+        return report
 
     def migrate_iterate(self) -> bool:
         """One turn: wait for anything to happen, decide, do it. Returns whether all has ended."""
@@ -213,7 +222,7 @@ class SourceSide(ABC):
         if self._run is None:
             self.desk.post_progress(progress)
         if self._progress is not None:
-            self._progress(progress)
+            self._progress(msgspec.structs.replace(progress, insecure=self._report.insecure))
 
     def _final_report(self, error: ParmigError | None, began_ns: int, ended_ns: int) -> Report:
         report, plan = self._report, self._plan

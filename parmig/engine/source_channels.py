@@ -27,6 +27,8 @@ _REPLACING = {
     Step.SYNCING_COUNT,
     Step.COUNTING,
     Step.RECONNECTING,
+    Step.HOLDING,
+    Step.BEFORE_PAUSE_PROGRAM,
     Step.REJOINING,
     Step.CHECKING_HELD,
 }

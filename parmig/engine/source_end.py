@@ -71,8 +71,7 @@ class SourceEnd(Plan[Instruction]):
             case Step.LOADING, events.PeerLoaded(load_ns=load_ns):
                 self.record.load_ns = load_ns
                 self.record.mark("loaded", now_ns)
-                self.step, self._written = Step.RECORDING, True
-                return [WriteRecord(RecordState.HANDED_OVER)]
+                return self._loaded(now_ns)
             case Step.RECORDING, Recorded() if self.suspected is not None:
                 return self._fail(self.suspected)
             case Step.RECORDING, Recorded():
@@ -81,7 +80,7 @@ class SourceEnd(Plan[Instruction]):
                 return [Do.HAND_OVER]
             case Step.RECORDING, RecordFailed(error=error):
                 return self._fail(error)
-            case ((Step.LOADING | Step.RECORDING), events.PeerRefused(error=error)):
+            case ((Step.LOADING | Step.BEFORE_HAND_OVER_PROGRAM | Step.RECORDING), events.PeerRefused(error=error)):
                 return self._fail(error)
             case Step.RESUMING, events.HandOverNotSent(error=error):
                 return self._end(StatusEvent.NOT_SENT, error)
@@ -97,9 +96,18 @@ class SourceEnd(Plan[Instruction]):
                 return []  # of the connection that was lost
         return None
 
+    def _loaded(self, now_ns: int) -> list[Instruction]:
+        """The destination is ready."""
+        return self._record_hand_over(now_ns)
+
+    def _record_hand_over(self, now_ns: int) -> list[Instruction]:
+        """Nothing is left to do before the hand-over."""
+        self.step, self._written = Step.RECORDING, True
+        return [WriteRecord(RecordState.HANDED_OVER)]
+
     def _resumed(self, since_ns: int, now_ns: int) -> list[Instruction]:
         # Never before hand-over, whatever the peer reports.
-        ran_ns = max(now_ns - since_ns, self.record.marks["loaded"])
+        ran_ns = max(now_ns - since_ns, self.record.ready_ns())
         self.record.mark("resumed", ran_ns)
         self.record.mark("finished", ran_ns)
         self.machine.move(StatusEvent.RESUMED)

@@ -25,7 +25,7 @@ from parmig.ram.shared import WorkerCounters
 from parmig.status import MigrationStatus
 
 _ROUND = {Step.SCANNING, Step.SETTLING, Step.SENDING}
-_BETWEEN = {Step.SYNCING_COUNT, Step.COUNTING, Step.RECONNECTING}
+_BETWEEN = {Step.SYNCING_COUNT, Step.COUNTING, Step.RECONNECTING, Step.HOLDING, Step.BEFORE_PAUSE_PROGRAM}
 _CHECK = {Step.REJOINING, Step.CHECKING_HELD}
 
 _ANSWERS: dict[Step, type[Event]] = {Step.SETTLING: events.GuestSettled, Step.SYNCING_COUNT: events.LogSynced}

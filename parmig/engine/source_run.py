@@ -10,33 +10,30 @@ import os
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
 from parmig.engine import events
 from parmig.engine.coordinator import Coordinator
-from parmig.engine.custody import Custody
 from parmig.engine.driver import Driver
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
-from parmig.engine.guest_thread import GuestThread
 from parmig.engine.held_events import WorkerCheckedHeld
+from parmig.engine.hook_events import HookEnded
+from parmig.engine.hooks import RunHook
+from parmig.engine.means import CountingSink, Means
 from parmig.engine.messages import worker_messages
 from parmig.engine.outages import lost_line, of_worker, resumed_line
-from parmig.engine.pool import WorkerPool
 from parmig.engine.progress import ProgressMeter
-from parmig.engine.report import Progress, Report
+from parmig.engine.report import Progress
 from parmig.engine.source_steps import Step
 from parmig.engine.steering.change import ON, Change, SetRate
-from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.source_steering import SourceSteering
 from parmig.engine.work.homes import Homes, find_homes
 from parmig.errors import GuestRefusedError, ProtocolError
-from parmig.guests.guest import DirtyLog, Guest, StateSink
+from parmig.guests.guest import DirtyLog
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.dirty_log import SETTLED_BY_STOP
 from parmig.ram.shared import SharedArea
@@ -46,44 +43,6 @@ from parmig.units import NS_PER_S
 
 LONG_NS = NS_PER_S
 """A wait for the guest's disks that takes longer than this is reported. It usually takes milliseconds."""
-
-
-class CountingSink(StateSink, Protocol):
-    """Where device state goes, and what went there so far."""
-
-    size_bytes: int
-
-    @property
-    def digest(self) -> str:
-        """xxh3-128 of everything written so far."""
-
-    def abort(self) -> None:
-        """Make a waiting write fail."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """What a source has from the beginning, before it knows what its guest is.
-
-    Attributes:
-        tracker: kind of dirty log to ask the guest for.
-        report: to be filled in.
-        show: shows progress; it may raise.
-        desk: where others ask how far it is, and leave their wishes.
-        paths: the path of each worker; empty where there are none.
-        cpus: the processors that each worker is kept to; filled when the workers are started.
-    """
-
-    guest: Guest
-    thread: GuestThread
-    custody: Custody
-    pool: WorkerPool
-    tracker: str
-    report: Report
-    show: Callable[[Progress], None]
-    desk: Desk
-    paths: Sequence[str] = ()
-    cpus: Sequence[Sequence[int]] = ()
 
 
 class SourceRun(Driver[Instruction]):
@@ -119,6 +78,9 @@ class SourceRun(Driver[Instruction]):
         self._memory = memory
         self._state = state
         self._shared = shared
+        self._hooks = means.hooks
+        self._desk = means.desk
+        plan.hooks = frozenset(means.hooks.programs)
         self._steering = SourceSteering(means.desk, plan, shared, means.paths, len(means.pool))
         self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
         self._ready = 0
@@ -161,6 +123,9 @@ class SourceRun(Driver[Instruction]):
         over = super().turn()
         while (wish := self._steering.next_wish()) is not None:
             self._consider(*wish)
+        for when, problem in self._hooks.ended():
+            self._feed(HookEnded(when, problem))
+        self._steering.look(time.monotonic_ns())
         if self.plan.step is Step.SETTLING and time.monotonic_ns() >= self._long_ns:
             self._long_ns = sys.maxsize  # once is enough
             message = f"{self.plan.step.value}; a disk, or the server behind it, answers slowly"
@@ -227,6 +192,8 @@ class SourceRun(Driver[Instruction]):
         match instruction:
             case Instruct(worker=worker, instruction=worker_instruction):
                 self._pool.instruct(worker, worker_instruction)
+            case RunHook(when=when):
+                self._hooks.start(when, msgspec.json.encode(self._desk.status))
             case SetRate(bytes_per_s=bytes_per_s):
                 self._shared.set_rate(bytes_per_s)
             case Throttle(percent=percent):

@@ -30,6 +30,8 @@ class Step(enum.Enum):
     RECONNECTING = "waiting for a lost connection"
     REJOINING = "connecting to the destination, whose receiver was started again"
     CHECKING_HELD = "comparing what the restarted destination holds"
+    HOLDING = "waiting for parmig set --switchover now"
+    BEFORE_PAUSE_PROGRAM = "waiting for the program of --before-pause"
     PAUSING = "pausing the guest"
     SYNCING_FINAL = "syncing the dirty log of the paused guest"
     FINAL = "sending the last pages"  # and saving device state
@@ -38,6 +40,7 @@ class Step(enum.Enum):
     RESCANNING = "scanning once more after saving"
     DIGESTING = "comparing digests"
     LOADING = "loading device state at the destination"
+    BEFORE_HAND_OVER_PROGRAM = "waiting for the program of --before-hand-over"
     RECORDING = "writing the hand-over to the record"
     RESUMING = "resuming at the destination"
     ASKING = "asking the destination whether it has the guest"
@@ -55,12 +58,13 @@ def overdue(record: Record, status: MigrationStatus, step: Step, limits: Limits,
     marks = record.marks
     if "pausing" in marks:
         handed_over = status is MigrationStatus.HAND_OVER
-        began_ns = marks["loaded" if handed_over else "pausing"]
+        began_ns = record.ready_ns() if handed_over else marks["pausing"]
         limited = limits.switchover_ns and status is not MigrationStatus.FINISHING  # the guest runs already
         if limited and now_ns - began_ns >= limits.switchover_ns:
             return pause_took_too_long(step, limits, handed_over=handed_over)
         return None
     limited = status is MigrationStatus.ACTIVE and limits.timeout_ns and "active" in marks
+    limited = limited and not limits.pauses_at_timeout
     return took_too_long(record, limits) if limited and now_ns - marks["active"] >= limits.timeout_ns else None
 
 

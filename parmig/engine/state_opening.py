@@ -57,6 +57,7 @@ def connect_state(
         heartbeat=lasting.outlive,
         max_message_bytes=1 << 16,
         challenges=proof is not None,
+        security=lasting.security,
     )
     opened.callback(transport.shutdown)
     transport.connect(endpoint, timeout_ns=STATE_CONNECT_LIMIT_NS)

@@ -12,7 +12,7 @@ from parmig.engine.messages.message import Message
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.codecs.codec import CodecSettings
 from parmig.transport.dial import Route
-from parmig.transport.security.curve_keys import CurveKeys
+from parmig.transport.security.security import Security
 
 
 class MemorySetup(Message, frozen=True, kw_only=True):
@@ -25,6 +25,7 @@ class MemorySetup(Message, frozen=True, kw_only=True):
         cpus: the processors that it may use; empty: all.
         log_level: the lowest level of log lines to send.
         page_digests: keep a digest of each page that is placed.
+        security: of the worker's channel.
     """
 
     worker: int
@@ -35,6 +36,7 @@ class MemorySetup(Message, frozen=True, kw_only=True):
     cpus: tuple[int, ...] = ()
     log_level: int = msgspec.field(default_factory=logs.level)
     page_digests: bool = False
+    security: Security | None = None
 
 
 def memory_for_workers(memory: Iterable[BlockMemory]) -> tuple[tuple[BlockMemory, ...], list[int]]:
@@ -56,7 +58,6 @@ class SendSetup(MemorySetup, frozen=True):
     Attributes:
         session: the secret of the migration.
         proves: whether the channel proves that it knows the session; else it sends it.
-        curve: keys that encrypt its channel if the transport is ZeroMQ; None: nothing does.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -86,7 +87,6 @@ class SendSetup(MemorySetup, frozen=True):
     path: int = 0
     probe_port: int = 0
     proves: bool = False
-    curve: CurveKeys | None = None
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
@@ -95,7 +95,6 @@ class ReceiveSetup(MemorySetup, frozen=True):
     Attributes:
         session: the secret of the migration.
         proves: whether the send worker proves that it knows the session; else it sends it.
-        curve: as in SendSetup.
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
         replaces: whether a worker of this number was there before, and has ended.
@@ -110,4 +109,3 @@ class ReceiveSetup(MemorySetup, frozen=True):
     outlives_losses: bool = False
     replaces: bool = False
     proves: bool = False
-    curve: CurveKeys | None = None

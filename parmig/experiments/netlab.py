@@ -7,7 +7,8 @@ on (:mod:`.netlab_relay`), since not every kernel has netem. While traffic flows
 - cut: the cards lose their carrier, as if the cable were pulled; their addresses stay,
 - blackholed: the cards have a carrier, and nothing that they send arrives,
 - slowed, or given another rate,
-- restored: carrier and delivery are back; the rate stays as it is.
+- restored: carrier and delivery are back; the rate stays as it is,
+- made to damage a byte (:meth:`Link.flip`), if it has a delay.
 
 From Python::
 
@@ -29,12 +30,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pyroute2 import IPRoute
-
+from parmig.experiments.netlab_host import Host, index_of, set_card
 from parmig.linux import namespaces
-from parmig.units import KIB, NS_PER_MS, NS_PER_S, parse_duration_ns, parse_rate
+from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 MTU_BYTES, DELAYED_MTU_BYTES = 1500, 9000
 """A link with a delay has the larger one: a program handles each frame, and reaches some 2 Gbit/s."""
@@ -60,46 +59,6 @@ class Line:
 
     rate_bytes_per_s: int = 0
     delay_ns: int = 0
-
-
-class Host:
-    """A network namespace of its own, with a loopback device.
-
-    Attributes:
-        name: a letter.
-        fd: of the namespace; it exists as long as this is open, or a process is in it.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.fd = namespaces.new_network()
-        with self.netlink() as ip:
-            ip.link("set", index=1, state="up")
-
-    @property
-    def path(self) -> str:
-        """The namespace as a file, for ``nsenter --net=PATH``. It is valid while the lab is open."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
-
-    def command(self, *argv: str) -> list[str]:
-        """The command *argv*, to be run in this host by any process of root."""
-        return ["nsenter", f"--net={self.path}", "--", *argv]
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Put this thread into the host: sockets that it opens and processes that it starts then belong to the host."""
-        with namespaces.entered(self.fd):
-            yield
-
-    @contextlib.contextmanager
-    def netlink(self) -> Iterator[IPRoute]:
-        """Netlink of the host, in this thread."""
-        with self.entered(), IPRoute() as ip:
-            yield ip
-
-    def close(self) -> None:
-        """Let the namespace go."""
-        os.close(self.fd)
 
 
 class Link:
@@ -136,7 +95,7 @@ class Link:
                 ip.link("add", ifname=bridge, kind="bridge", mtu=mtu)
                 ip.link("set", ifname=bridge, state="up")
             for tap, bridge in zip(taps, self._bridges, strict=False):
-                _set(ip, tap, master=_index(ip, bridge), mtu=mtu, state="up")
+                set_card(ip, tap, master=index_of(ip, bridge), mtu=mtu, state="up")
         self._configure_cards()
         self._join()
         self.slow(line.rate_bytes_per_s)
@@ -150,14 +109,16 @@ class Link:
         cards = []
         for host in self._hosts:
             with host.netlink() as ip:
-                _set(ip, self.card, state="up")
-                ip.addr("add", index=_index(ip, self.card), address=self.address(host), prefixlen=24)
+                set_card(ip, self.card, state="up")
+                ip.addr("add", index=index_of(ip, self.card), address=self.address(host), prefixlen=24)
                 cards.append(ip.link("get", ifname=self.card)[0].get_attr("IFLA_ADDRESS"))
         for host in self._hosts:
             with host.netlink() as ip:
                 for other, card in zip(self._hosts, cards, strict=True):
                     if other is not host:
-                        ip.neigh("add", dst=self.address(other), lladdr=card, ifindex=_index(ip, self.card), state=0x80)
+                        ip.neigh(
+                            "add", dst=self.address(other), lladdr=card, ifindex=index_of(ip, self.card), state=0x80
+                        )
 
     def _start_relay(self, delay_ns: int) -> list[str]:
         """Start the program that passes frames on; returns its devices in the switch, one a host."""
@@ -168,7 +129,8 @@ class Link:
                 taps.append(namespaces.open_tap(name))
                 opened.callback(os.close, taps[-1])
             argv = [sys.executable, "-m", "parmig.experiments.netlab_relay", str(delay_ns), *map(str, taps)]
-            self._relay = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=taps)
+            pipe = subprocess.PIPE
+            self._relay = subprocess.Popen(argv, stdin=pipe, stdout=pipe, pass_fds=taps, bufsize=0)
         return names
 
     # -- while traffic flows --------------------------------------------------------------------
@@ -177,13 +139,13 @@ class Link:
         """Take the carrier away from all cards of this link."""
         with self._switch.netlink() as ip:
             for port in self._ports:
-                _set(ip, port, state="down")
+                set_card(ip, port, state="down")
 
     def blackhole(self) -> None:
         """Accept all frames and deliver none."""
         with self._switch.netlink() as ip:
             for port in self._ports:
-                _set(ip, port, state="up", master=0)
+                set_card(ip, port, state="up", master=0)
 
     def restore(self) -> None:
         """Undo :meth:`cut` and :meth:`blackhole`; returns when the link delivers again."""
@@ -193,7 +155,7 @@ class Link:
     def _join(self) -> None:
         with self._switch.netlink() as ip:
             for port, bridge in zip(self._ports, self._bridges, strict=True):
-                _set(ip, port, state="up", master=_index(ip, bridge))
+                set_card(ip, port, state="up", master=index_of(ip, bridge))
 
     def wait_until_up(self) -> None:
         """Wait until the kernel has noticed the carrier everywhere, which may take it a second (net/core/link_watch.c).
@@ -215,7 +177,7 @@ class Link:
         self.line = Line(rate_bytes_per_s, self.line.delay_ns)
         for host in self._hosts:
             with host.netlink() as ip:
-                card = _index(ip, self.card)
+                card = index_of(ip, self.card)
                 if rate_bytes_per_s:
                     queue_bytes = BURST_BYTES + rate_bytes_per_s * QUEUE_NS // NS_PER_S
                     shape = {"rate": rate_bytes_per_s, "burst": BURST_BYTES, "limit": queue_bytes}
@@ -224,11 +186,30 @@ class Link:
                     with contextlib.suppress(Exception):  # netlink's own kind: there was no limit
                         ip.tc("del", index=card, root=True)
 
+    def flip(self, port: int, draw: float) -> None:
+        """Change one byte of what is sent next from or to TCP *port*. The link must have a delay.
+
+        Args:
+            draw: a number below 1 that chooses the byte.
+        """
+        assert self._relay is not None, "nobody passes the frames on"
+        assert self._relay.stdin is not None
+        self._relay.stdin.write(f"flip {port} {draw}\n".encode())
+        self._relay.stdin.flush()
+
+    def flipped(self) -> list[int]:
+        """The ports whose bytes were changed since the last call."""
+        assert self._relay is not None, "nobody passes the frames on"
+        assert self._relay.stdout is not None
+        os.set_blocking(self._relay.stdout.fileno(), False)
+        return [int(port) for port in (self._relay.stdout.read() or b"").split()]
+
     def close(self) -> None:
         """End the relay."""
         if self._relay is not None:
-            assert self._relay.stdin is not None
-            self._relay.stdin.close()
+            for pipe in (self._relay.stdin, self._relay.stdout):
+                assert pipe is not None
+                pipe.close()
             self._relay.wait()
 
 
@@ -259,21 +240,3 @@ def open_lab(lines: Sequence[Line], *, hosts: int = 2) -> Iterator[Lab]:
     """
     with contextlib.ExitStack() as opened:
         yield Lab(opened, lines, hosts)
-
-
-def parse_line(text: str) -> Line:
-    """``RATE[,DELAY]``, like ``1Gbit`` or ``500Mbit,20ms``; a rate of 0 means no limit.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    rate, _, delay = text.partition(",")
-    return Line(parse_rate(rate), parse_duration_ns(delay) if delay else 0)
-
-
-def _index(ip: IPRoute, name: str) -> int:
-    return int(ip.link_lookup(ifname=name)[0])
-
-
-def _set(ip: IPRoute, name: str, **what: Any) -> None:
-    ip.link("set", index=_index(ip, name), **what)

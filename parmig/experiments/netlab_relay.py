@@ -3,7 +3,8 @@
 
 usage: python -m parmig.experiments.netlab_relay DELAY_NS FD FD [FD ...]
 
-:mod:`.netlab` starts it with descriptors of the devices. It ends when its standard input is closed.
+:mod:`.netlab` starts it with descriptors of the devices. A line ``flip PORT DRAW`` on its standard input lets it change
+a byte (:mod:`.netlab_flip`); when it has, it prints the port. It ends when that input is closed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from parmig.experiments.netlab_flip import Flipper
 from parmig.units import MIB, NS_PER_MS
 
 MAX_QUEUED_BYTES = 64 * MIB
@@ -25,16 +27,18 @@ FRAMES_A_TURN = 64
 _MAX_FRAME_BYTES = 65_536
 
 
-def relay(delay_ns: int, taps: Sequence[int], closed_fd: int) -> None:
-    """Pass frames on until *closed_fd* is closed at its other end.
+def relay(delay_ns: int, taps: Sequence[int], orders_fd: int) -> None:
+    """Pass frames on until *orders_fd* is closed at its other end.
 
     Args:
         taps: descriptors of the devices, not blocking.
+        orders_fd: brings the orders to change a byte.
     """
+    flipper = Flipper()
     queue: deque[tuple[int, int, bytes]] = deque()  # when it is due, from which device, the frame
     queued_bytes = 0
     poller = select.epoll()
-    for fd in (*taps, closed_fd):
+    for fd in (*taps, orders_fd):
         poller.register(fd, select.EPOLLIN)
     with poller:
         while True:
@@ -42,8 +46,13 @@ def relay(delay_ns: int, taps: Sequence[int], closed_fd: int) -> None:
             ready = poller.poll(left_ns / NS_PER_MS / 1000 if queue else None)
             now = time.monotonic_ns()
             for fd, _ in ready:
-                if fd == closed_fd:
-                    return
+                if fd == orders_fd:
+                    orders = os.read(fd, _MAX_FRAME_BYTES).decode()
+                    if not orders:
+                        return
+                    for order in orders.splitlines():
+                        flipper.ask(int(order.split()[1]), float(order.split()[2]))
+                    continue
                 with contextlib.suppress(BlockingIOError):
                     for _ in range(FRAMES_A_TURN):
                         frame = os.read(fd, _MAX_FRAME_BYTES)
@@ -53,6 +62,10 @@ def relay(delay_ns: int, taps: Sequence[int], closed_fd: int) -> None:
             while queue and queue[0][0] <= now:
                 _, source, frame = queue.popleft()
                 queued_bytes -= len(frame)
+                frame, port = flipper.pass_on(frame)
+                if port:
+                    sys.stdout.write(f"{port}\n")
+                    sys.stdout.flush()
                 for fd in taps:
                     if fd != source:
                         with contextlib.suppress(OSError):  # a queue of the kernel is full, or the device is down

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from parmig import logs
-from parmig.config import SNAPSHOT_PROGRAMS, RestoreConfig
+from parmig.config import SNAPSHOT_PROGRAMS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.messages import error_reports
 from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
@@ -23,6 +23,7 @@ from parmig.snapshot.images import BlockImages
 from parmig.snapshot.opened import OpenSnapshot
 from parmig.snapshot.readers import Readers
 from parmig.snapshot.replay import give_state
+from parmig.snapshot.snapshot_config import RestoreConfig
 from parmig.units import MIB, NS_PER_MS
 from parmig.version import __version__
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from parmig.engine.events import Do, Event
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.means import Means
 from parmig.engine.report import SnapshotReport
-from parmig.engine.source_run import Means, SourceRun
+from parmig.engine.source_run import SourceRun
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.snapshot.compose import SnapshotWriter

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from parmig.config import DEFAULT_BATCH_BYTES, GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS, SaveConfig
+from parmig.config import DEFAULT_BATCH_BYTES, GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
 from parmig.engine.report import Progress, Report, SnapshotReport
 from parmig.engine.source import SourceSide
-from parmig.engine.work.policy import Limits
+from parmig.engine.work.policy import limits_of
 from parmig.engine.worker_setups import memory_for_workers
 from parmig.guests.guest import Guest
 from parmig.processes import warm_up
@@ -21,6 +21,7 @@ from parmig.snapshot.compose import SnapshotWriter
 from parmig.snapshot.pending_file import PendingFile
 from parmig.snapshot.plan import SnapshotPlan
 from parmig.snapshot.save_run import SaveRun, trailer
+from parmig.snapshot.snapshot_config import SaveConfig
 from parmig.snapshot.state import StateFile
 from parmig.snapshot.worker_setup import SaveSetup
 from parmig.version import __version__
@@ -98,13 +99,7 @@ class SnapshotSaver(SourceSide):
                 pages_offsets_bytes=tuple(writer.pages_offsets_bytes),
             )
             self._pool.start(setup, [shared.fd, file.fd, *descriptors])
-        limits = Limits(
-            config.downtime_limit_ns,
-            config.max_downtime_ns,
-            config.timeout_ns,
-            switchover_ns=config.switchover_timeout_ns,
-        )
-        plan = SnapshotPlan(regions, config.workers, limits)
+        plan = SnapshotPlan(regions, config.workers, limits_of(config))
         disk = GuestThread()
         self._opened.callback(self._close_disk, disk)
         return SaveRun(self._means, plan, memory, shared, state, disk, file, writer, self._snapshot_report)

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from parmig.errors import PeerLostError, ProtocolError
+from parmig.transport.security.encryption import Encryption
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 from parmig.units import NS_PER_MS, NS_PER_S, format_ms
@@ -81,6 +82,7 @@ class LastingTransport(MigrationTransport):
         self._note_lost, self._note_resumed, self._note_restarted = lost, resumed, restarted
         self._waits = waits
         self._inner: MigrationTransport | None = None
+        self._encryption: Encryption | None = None
         self._unacked: deque[list[Buffer]] = deque()
         self._sent = self._received = self._told = 0
         self._epoch = 0
@@ -179,8 +181,13 @@ class LastingTransport(MigrationTransport):
 
     # -- outages --------------------------------------------------------------------------------
 
+    @property
+    def encryption(self) -> Encryption | None:
+        """Of the last connection."""
+        return self._encryption
+
     def _take(self, inner: MigrationTransport) -> None:
-        self._inner = inner
+        self._inner, self._encryption = inner, inner.encryption
         for fd in inner.pollables():
             self._epoll.register(fd, select.EPOLLIN)
 

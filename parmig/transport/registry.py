@@ -104,6 +104,11 @@ def data_scheme(choice: str) -> str:
     raise UsageError(f"unknown transport {choice!r}; expected one of {', '.join(transport_choices())}")
 
 
+def needs_curve(scheme: str) -> bool:
+    """Whether keys encrypt a transport of *scheme* by ZeroMQ's CURVE. The others between hosts have TLS."""
+    return scheme == "zmq+tcp"
+
+
 def open_transport(endpoint: Endpoint, name: str, **options: Any) -> MigrationTransport:
     """A new, unconnected channel of the endpoint's scheme.
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from parmig.errors import PeerLostError
+from parmig.transport.security.encryption import Encryption
 from parmig.transport.security.session_proof import CHALLENGE_BYTES
-from parmig.transport.tcp_connect import connect_and_greet, dial
+from parmig.transport.tcp_connect import connect_and_greet, dial, open_connection
 from parmig.transport.tcp_connection import Connection
 from parmig.transport.tcp_door import TcpDoor
-from parmig.transport.tcp_framing import GREETING, MAX_FRAMES, Inbox, encode, vectors
+from parmig.transport.tcp_framing import MAX_FRAMES, Inbox, encode, vectors
 from parmig.transport.tcp_listen import Listener, listen_at
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
 
@@ -58,13 +59,12 @@ class TcpTransport(MigrationTransport):
         return listen_at(endpoint)
 
     def connect(self, endpoint: Endpoint, *, local: str = "", timeout_ns: int) -> None:
-        challenge_bytes = CHALLENGE_BYTES if self._challenges else 0
-        sock, challenge = connect_and_greet(
-            self._name, endpoint, local, timeout_ns, self._dial, challenge_bytes=challenge_bytes
-        )
-        self._peer = self._open_connection(sock, MAX_FRAMES * self._max_message_bytes)
-        self._peer.challenge = challenge
-        self._peer.inbox.feed(GREETING)  # connect_and_greet() has read it
+        host, challenge_bytes = endpoint.host.strip("[]"), CHALLENGE_BYTES if self._challenges else 0
+
+        def opened(sock: socket.socket) -> Connection:
+            return self._open_connection(sock, MAX_FRAMES * self._max_message_bytes, host)
+
+        self._peer = connect_and_greet(self._name, endpoint, local, timeout_ns, opened, self._dial, challenge_bytes)
         self._peer.settle(beats=self._heartbeat)
         self._epoll = select.epoll()
         self._epoll.register(self._peer, select.EPOLLIN)
@@ -75,8 +75,9 @@ class TcpTransport(MigrationTransport):
         """Whether whoever connected may speak at all."""
         return True
 
-    def _open_connection(self, sock: socket.socket, max_message_bytes: int) -> Connection:
-        return Connection(sock, Inbox(self._max_message_bytes, max_message_bytes))
+    def _open_connection(self, sock: socket.socket, max_message_bytes: int, host: str = "") -> Connection:
+        """Args: host: what this side has connected to; empty: it has listened."""
+        return open_connection(sock, Inbox(self._max_message_bytes, max_message_bytes), self._security, host)
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -143,8 +144,19 @@ class TcpTransport(MigrationTransport):
 
     @property
     def closed_by_peer(self) -> bool:
-        """Whether the peer, or something between, has closed the connection, so that its host is there."""
         return self._peer is not None and self._peer.closed
+
+    @property
+    def encryption(self) -> Encryption | None:
+        connection = self._speaker
+        return connection.encryption if connection is not None else None
+
+    def take_distrust(self) -> str:
+        """(listening side) Why somebody who has connected since the last call was not trusted; empty: all were."""
+        if self._door is None:
+            return ""
+        distrust, self._door.distrust = self._door.distrust, ""
+        return distrust
 
     def _lost(self, peer: Connection) -> PeerLostError:
         return PeerLostError(f"{self._name}: the connection to the peer was lost: {peer.ended}")

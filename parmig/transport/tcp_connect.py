@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import errno
+import select
 import socket
 import time
 from collections.abc import Callable
 
-from parmig.errors import PeerUnreachableError
-from parmig.transport.tcp_framing import GREETING
+from parmig.errors import PeerLostError, PeerNotTrustedError, PeerUnreachableError
+from parmig.transport.security.security import Security
+from parmig.transport.tcp_connection import Connection
+from parmig.transport.tcp_framing import Inbox
 from parmig.transport.transport import Endpoint, unreachable
 from parmig.units import NS_PER_S
 
@@ -26,68 +28,82 @@ def dial(endpoint: Endpoint, local: str, timeout_s: float) -> socket.socket:
     )
 
 
+def open_connection(sock: socket.socket, inbox: Inbox, security: Security | None, host: str) -> Connection:
+    """What speaks on *sock*, which it owns, by *security*.
+
+    Args:
+        host: what this side has connected to; empty: it has listened.
+
+    Raises:
+        HostRefusedError: the files of *security* cannot be used.
+    """
+    if security is None:
+        return Connection(sock, inbox)
+    from parmig.transport.tls_connection import TlsConnection  # OpenSSL takes 40 ms to import; only keys need it
+
+    return TlsConnection(sock, inbox, security, host)
+
+
 def connect_and_greet(
     name: str,
     endpoint: Endpoint,
     local: str,
     timeout_ns: int,
+    open_connection: Callable[[socket.socket], Connection],
     dial: Callable[[Endpoint, str, float], socket.socket] = dial,
-    *,
     challenge_bytes: int = 0,
-) -> tuple[socket.socket, bytes]:
+) -> Connection:
     """A connection to a peer that speaks parmig's framing; see ``MigrationTransport.connect``.
 
-    Returns:
-        The connection, and the challenge of *challenge_bytes* bytes that came with the greeting.
+    Args:
+        name: what errors call the channel.
+        open_connection: takes a connected socket, which it owns from then on.
+        dial: makes a connected socket.
+        challenge_bytes: size of the challenge that comes with the peer's greeting.
 
     Raises:
         PeerUnreachableError: no peer answered in time, or it does not speak this framing.
+        PeerNotTrustedError: one side does not trust the keys of the other, or has none.
     """
     deadline = time.monotonic() + timeout_ns / NS_PER_S
     while True:
         left_s = max(0.1, deadline - time.monotonic())
-        answered = False
+        answered, why = False, None
         try:
-            sock = dial(endpoint, local, left_s)
+            connection = open_connection(dial(endpoint, local, left_s))
             answered = True
-            challenge = _hear_greeting(sock, deadline, challenge_bytes)
-            if challenge is not None:
-                return sock, challenge
-            why = None
+            if _hear_greeting(connection, deadline, challenge_bytes):
+                return connection
+            connection.close()
+            if connection.distrust:
+                raise PeerNotTrustedError(f"{name}: {endpoint}: {connection.distrust}")
+            # Closed without a greeting: it had too many strangers at once.
+            again = connection.closed
         except (OSError, UnicodeError) as error:
-            why = error
-        # Refused: the receiver may be starting. Closed without a greeting: it had too many strangers at once.
-        again = isinstance(why, _MAY_START) or (answered and why is None)
+            why, again = error, isinstance(error, _MAY_START)  # refused: the receiver may be starting
         if not again or time.monotonic() + _RETRY_S > deadline:
             if answered:
                 raise PeerUnreachableError(
-                    f"{name}: {endpoint} answers, but does not speak parmig's protocol; "
+                    f"{name}: {endpoint} answers, but does not speak parmig's protocol: {connection.ended}; "
                     "check that it is a parmig receiver of the same version"
-                ) from why
+                )
             raise unreachable(name, endpoint, local, why) from why
         time.sleep(_RETRY_S)
 
 
-def _hear_greeting(sock: socket.socket, deadline: float, challenge_bytes: int) -> bytes | None:
-    """Send the greeting and wait for the peer's; return the challenge. None: the peer closed the connection before.
-
-    Raises:
-        OSError: no greeting came in time, or it is not parmig's; *sock* is closed.
-    """
-    heard = b""
+def _hear_greeting(connection: Connection, deadline: float, challenge_bytes: int) -> bool:
+    """Greet, and wait for the peer's greeting. False: it did not come; the connection says why."""
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
     try:
-        sock.sendall(GREETING)
-        while len(heard) < len(GREETING) + challenge_bytes and GREETING.startswith(heard[: len(GREETING)]):
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            data = sock.recv(len(GREETING) + challenge_bytes - len(heard))
-            if not data:
-                sock.close()
-                return None
-            heard += data
-    except OSError:
-        sock.close()
-        raise
-    if not heard.startswith(GREETING):
-        sock.close()
-        raise OSError(errno.EPROTO, "the greeting is not parmig's")
-    return heard[len(GREETING) :]
+        connection.greet()
+    except PeerLostError:
+        pass  # reading shows it
+    while not connection.hear_greeting(challenge_bytes):
+        left_s = deadline - time.monotonic()
+        if not connection.ended and left_s <= 0:
+            connection.ended = "it sent no greeting in time"
+        if connection.ended:
+            return False
+        readable.poll(left_s * 1000)
+    return True

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from parmig.errors import PeerLostError, ProtocolError
+from parmig.errors import PeerLostError, PeerNotTrustedError, ProtocolError
 from parmig.linux import sockets
-from parmig.transport.tcp_framing import KEEP_ALIVE, Inbox
+from parmig.transport.security.encryption import Encryption
+from parmig.transport.tcp_framing import GREETING, Inbox
 from parmig.transport.tcp_message import HEAD_CHUNK_BYTES, StreamedMessage
+from parmig.transport.tcp_output import Output
 from parmig.transport.tcp_silence import SilenceWatch, limit_silence
-from parmig.transport.transport import Buffer
 from parmig.transport.vectors import MAX_VECTORS, advance
 from parmig.units import KIB, MIB, NS_PER_MS, NS_PER_S
-
-BEAT_S = 0.2
-"""A keep-alive is sent when nothing else was sent for this long."""
 
 SILENCE_LIMIT_NS = 3 * NS_PER_S
 """A peer that sends keep-alives and then nothing for this long is lost: its process is stopped. TCP itself notices a
@@ -35,8 +32,6 @@ VANISHED_MS, PATIENT_MS = 800, 10_000
 """TCP gives up on data that was not acknowledged for this long. The first is for those who send little: channels with
 keep-alives, where something small is always under way, and whoever has listened. The second is for the others, whose
 receiver may be too busy to make room; ``tcp_silence`` watches those."""
-MAX_QUEUED_BYTES = 32 * MIB
-"""A peer that does not read is lost once more than this is queued for it. The credit of a data channel is less."""
 
 TURN_BYTES = 4 * MIB
 """One call reads at most this much. A whole message of device state is smaller."""
@@ -49,7 +44,7 @@ PAYLOAD_SILENCE_S = 10.0
 T = TypeVar("T")
 
 
-class Connection:
+class Connection(Output):
     """One connection. It owns its socket.
 
     Args:
@@ -59,30 +54,24 @@ class Connection:
     Attributes:
         ended: why nothing more will arrive; empty while more may.
         closed: whether the peer, or something between, has closed the connection. Else it went silent.
-        challenge: what was sent, or has come, with the greeting.
+        distrust: why one side does not trust the other; empty: that is not why the connection ended.
+        encryption: what encrypts the connection and who is at the other end, once both sides have agreed on it; None:
+            nothing does.
     """
 
+    distrust = ""
+    encryption: Encryption | None = None
+
     def __init__(self, sock: socket.socket, inbox: Inbox) -> None:
+        super().__init__(sock)
         sock.setblocking(False)
         self._crosses_hosts = sock.family != socket.AF_UNIX
         if self._crosses_hosts:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sock = sock
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
         self.inbox = inbox
         self.ended = ""
-        self.closed = False
-        self.challenge = b""
-        self._lock = threading.Lock()
-        self._out: list[memoryview] = []
-        self._queued_bytes = 0
-        self._broken: OSError | None = None
-        self._wake = threading.Event()
-        self._closing = False
-        self._thread: threading.Thread | None = None
-        self._beats = False
-        self._sent_s = 0.0
         self._heard_ns = 0
         self._watch: SilenceWatch | None = None
         self._message: StreamedMessage | None = None
@@ -109,6 +98,12 @@ class Connection:
 
     # -- what arrives ---------------------------------------------------------------------------
 
+    def hear_greeting(self, challenge_bytes: int = 0) -> bool:
+        """Whether the peer's greeting has arrived, with a challenge of this size. False: not yet, or ``ended``."""
+        challenge = self._take(lambda: self.inbox.take_greeting(challenge_bytes), len(GREETING) + challenge_bytes)
+        self.challenge = challenge or b""
+        return challenge is not None
+
     def read(self) -> list[memoryview] | None:
         """The next message. None: not all of it has arrived, or ``ended``. Reads at most TURN_BYTES."""
         return self._take(self.inbox.take, _CHUNK_BYTES)
@@ -132,7 +127,7 @@ class Connection:
         taken = 0
         try:
             limit = min(TURN_BYTES, self.inbox.max_message_bytes + KIB)
-            while (item := take()) is None and not self.ended and taken < limit:
+            while (item := take()) is None and not self.ended and (taken < limit or self._holds_more()):
                 data = self._receive(chunk_bytes)
                 if not data:
                     return None
@@ -141,6 +136,9 @@ class Connection:
                 self.inbox.feed(data)
         except ProtocolError as error:
             self.ended = str(error)
+            return None
+        except PeerNotTrustedError as error:
+            self.ended = self.distrust = str(error)
             return None
         return item
 
@@ -155,7 +153,7 @@ class Connection:
             advance(left, moved)
         while left:
             try:
-                count = self._sock.recvmsg_into(left[:MAX_VECTORS])[0]
+                count = self._take_into(left[:MAX_VECTORS])
                 if not count:
                     self.ended = "it was closed in the middle of a message"
             except BlockingIOError:
@@ -197,70 +195,19 @@ class Connection:
         """At most *most_bytes* of what is there; empty: the peer has closed. Raises BlockingIOError or OSError."""
         return self._sock.recv(most_bytes)
 
+    def _take_into(self, targets: list[memoryview]) -> int:
+        """Put what is there into *targets*; returns how much, 0: the peer has closed. Raises as :meth:`_take_bytes`."""
+        return self._sock.recvmsg_into(targets)[0]
+
+    def _holds_more(self) -> bool:
+        """Whether bytes that have left the socket wait to be taken."""
+        return False
+
     def drop_input(self) -> None:
         """Read and drop what has arrived, at most TURN_BYTES. Sets ``ended`` if the peer has closed."""
         taken = 0
         while not self.ended and taken < TURN_BYTES and (data := self._receive()):
             taken += len(data)
-
-    # -- what leaves ----------------------------------------------------------------------------
-
-    def write(self, *pieces: Buffer) -> None:
-        """Send *pieces*, none of them empty. What the kernel does not take now is kept by reference and sent later.
-
-        Raises:
-            PeerLostError: the connection is gone, or the peer no longer reads.
-        """
-        with self._lock:
-            if self._broken is not None:
-                raise PeerLostError(self._broken.strerror or str(self._broken))
-            if self._queued_bytes > MAX_QUEUED_BYTES:
-                raise PeerLostError(f"the peer reads nothing, and {self._queued_bytes} bytes are queued for it")
-            self._out += map(memoryview, pieces)
-            self._queued_bytes += sum(map(len, pieces))
-            self._flush()
-            if self._broken is not None:
-                raise PeerLostError(self._broken.strerror or str(self._broken))
-            if self._out:
-                self._start_thread()
-        self._wake.set()
-
-    def _flush(self) -> None:
-        """Send what the kernel takes now. The caller holds the lock."""
-        try:
-            while self._out:
-                sent = self._sock.sendmsg(self._out[:MAX_VECTORS])
-                self._queued_bytes -= sent
-                advance(self._out, sent)
-                self._sent_s = time.monotonic()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._broken = error
-            self.closed = isinstance(error, ConnectionError)
-            self._out.clear()
-            self._queued_bytes = 0
-
-    def _start_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._push, name="parmig-connection", daemon=True)
-            self._thread.start()
-
-    def _push(self) -> None:
-        """Run in the thread: send what is queued, and keep-alives."""
-        room = select.poll()
-        room.register(self._sock, select.POLLOUT)
-        while not self._closing and self._broken is None:
-            if self._out:
-                room.poll(BEAT_S * 1000)
-            else:
-                self._wake.wait(BEAT_S)
-                self._wake.clear()
-            with self._lock:
-                if self._beats and not self._out and time.monotonic() - self._sent_s >= BEAT_S:
-                    self._out.append(memoryview(KEEP_ALIVE))
-                    self._queued_bytes += len(KEEP_ALIVE)
-                self._flush()
 
     # -- the end --------------------------------------------------------------------------------
 

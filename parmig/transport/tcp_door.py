@@ -22,7 +22,7 @@ from parmig.linux.timers import Alarm
 from parmig.transport.security.session_proof import CHALLENGE_BYTES
 from parmig.transport.security.strangers import Strangers, address_of
 from parmig.transport.tcp_connection import Connection
-from parmig.transport.tcp_framing import GREETING, encode
+from parmig.transport.tcp_framing import encode
 from parmig.transport.tcp_listen import Listener
 from parmig.transport.transport import Buffer
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -58,6 +58,7 @@ class TcpDoor:
 
     Attributes:
         last: the connection whose message was read last; None: it was answered or dropped.
+        distrust: why the last connection that was not trusted was not; empty: all were.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TcpDoor:
         challenges: bool,
     ) -> None:
         self.last: Connection | None = None
+        self.distrust = ""
         self._listener = listener
         self._epoll = epoll
         self._open_connection = open_connection
@@ -114,8 +116,7 @@ class TcpDoor:
             if message is not None:
                 self.last = connection
                 return message
-            if connection.ended:
-                self._drop(connection)
+            self._drop_if_ended(connection)
         # Every stranger that has sent something was read. Only now may new ones push them out.
         if self._listener.fileno() in ready:
             self._let_in()
@@ -157,10 +158,16 @@ class TcpDoor:
     def _greet(self, connection: Connection) -> None:
         self._connections[connection.fileno()] = connection
         self._epoll.register(connection, select.EPOLLIN)
-        connection.challenge = os.urandom(CHALLENGE_BYTES) if self._challenges else b""
         try:
-            connection.write(GREETING + connection.challenge)
+            connection.greet(os.urandom(CHALLENGE_BYTES) if self._challenges else b"")
         except PeerLostError:
+            self._drop(connection)
+        else:
+            self._drop_if_ended(connection)
+
+    def _drop_if_ended(self, connection: Connection) -> None:
+        if connection.ended:
+            self.distrust = connection.distrust or self.distrust
             self._drop(connection)
 
     def _leave_in_kernel(self, pause_ns: int) -> None:

@@ -13,11 +13,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from parmig.errors import ProtocolError
+from parmig.errors import PeerNotTrustedError, ProtocolError
 from parmig.transport.transport import Buffer
 
 GREETING = b"parmig2\n"
 """Names this framing. The messages name the version of the protocol themselves."""
+
+TLS_ALERT = b"\x15\x03"
+"""How the answer of a side with keys begins for a peer that has none (RFC 8446, 5.1)."""
 
 MAX_FRAMES = 8
 
@@ -43,23 +46,35 @@ class Inbox:
     Args:
         max_frame_bytes: limit of one frame.
         max_message_bytes: limit of all frames of a message together; may be changed between messages.
+
+    Attributes:
+        greeted: whether the peer's greeting has arrived.
     """
 
     def __init__(self, max_frame_bytes: int, max_message_bytes: int) -> None:
         self._max_frame_bytes = max_frame_bytes
         self.max_message_bytes = max_message_bytes
         self._data = bytearray()
-        self._greeted = False
+        self.greeted = False
 
     def feed(self, data: bytes) -> None:
         """Add what has arrived."""
         self._data += data
+
+    def take_greeting(self, challenge_bytes: int) -> bytes | None:
+        """The challenge of this size that follows the greeting; None until it has arrived. Raises as :meth:`take`."""
+        if not (self.greeted or self._greet()) or len(self._data) < challenge_bytes:
+            return None
+        challenge = bytes(self._data[:challenge_bytes])
+        del self._data[:challenge_bytes]
+        return challenge
 
     def take(self) -> list[memoryview] | None:
         """The next message; None until all of it has arrived. The caller owns its frames.
 
         Raises:
             ProtocolError: the bytes are no message within the limits. The connection cannot be read any further.
+            PeerNotTrustedError: the peer wants TLS.
         """
         lengths = self._lengths()
         if lengths is None:
@@ -92,7 +107,7 @@ class Inbox:
 
     def _lengths(self) -> list[int] | None:
         """The lengths of the frames of the next message; None until they have arrived. Skips keep-alives."""
-        if not self._greeted and not self._greet():
+        if not self.greeted and not self._greet():
             return None
         if self._data.startswith(KEEP_ALIVE):  # there may be thousands: drop them all at once
             zeros = len(self._data) - len(self._data.lstrip(b"\0"))
@@ -125,12 +140,14 @@ class Inbox:
 
     def _greet(self) -> bool:
         """Remove the greeting; False until all of it has arrived."""
+        if self._data.startswith(TLS_ALERT):
+            raise PeerNotTrustedError("the peer wants keys, and this side has none; give --keys, as on the other host")
         if not GREETING.startswith(self._data[: len(GREETING)]):
             raise ProtocolError("the first bytes are not those of parmig")
         if len(self._data) < len(GREETING):
             return False
         del self._data[: len(GREETING)]
-        self._greeted = True
+        self.greeted = True
         return True
 
 

@@ -11,6 +11,8 @@ import msgspec
 
 from parmig.errors import PeerUnreachableError, UsageError
 from parmig.transport.security.curve_keys import CurveKeys
+from parmig.transport.security.encryption import Encryption
+from parmig.transport.security.security import Security
 from parmig.units import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -147,6 +149,7 @@ class MigrationTransport(ABC):
         token: what the connecting side must send to be let in; empty: anybody may connect. A transport that reads
             anybody's first message leaves the check to the caller, who gets that message.
         curve: (zmq) encrypts the channel; None: nothing does.
+        security: what encrypts the channel, and whom to trust; None: nothing does, and anybody may connect.
         challenges: the listening side sends random bytes on each connection, and the connecting side waits for them.
 
     Attributes:
@@ -167,6 +170,7 @@ class MigrationTransport(ABC):
         max_ahead_bytes: int = 0,
         heartbeat: bool = False,
         token: bytes = b"",
+        security: Security | None = None,
         challenges: bool = False,
         curve: CurveKeys | None = None,
     ) -> None:
@@ -176,6 +180,7 @@ class MigrationTransport(ABC):
         self._max_ahead_bytes = max_ahead_bytes
         self._heartbeat = heartbeat
         self._token = token
+        self._security = security
         self._challenges = challenges
         self._curve = curve
 
@@ -243,6 +248,11 @@ class MigrationTransport(ABC):
     def closed_by_peer(self) -> bool:
         """Whether a lost connection was closed by the peer, or something between: then its host is there."""
         return False
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """What encrypts the connection to the peer, or to the sender of the message read last; None: nothing does."""
+        return None
 
     @abstractmethod
     def pollables(self) -> list[int]:

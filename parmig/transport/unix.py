@@ -95,7 +95,7 @@ class UnixTransport(TcpTransport):
     def _lets_in(self, sock: socket.socket) -> bool:
         return _is_trusted(sock)
 
-    def _open_connection(self, sock: socket.socket, max_message_bytes: int) -> Connection:
+    def _open_connection(self, sock: socket.socket, max_message_bytes: int, host: str = "") -> Connection:
         return UnixConnection(sock, Inbox(self._max_message_bytes, max_message_bytes))
 
     # -- descriptors ----------------------------------------------------------------------------

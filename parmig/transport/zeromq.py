@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError
+from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError, ProtocolError, UsageError
 from parmig.transport.polling import Poller
 from parmig.transport.security.session_proof import CHALLENGE_BYTES
 from parmig.transport.tcp_listen import common_port
@@ -43,8 +43,11 @@ SCHEME = "zmq+tcp"
 class ZmqTransport(MigrationTransport):
     """One channel over ZeroMQ, with a context (and so an I/O thread) of its own. Nothing of it survives a fork.
 
-    The connecting side sends its token in the handshake. ``heartbeat`` and ``first_message_bytes`` have no meaning
-    here.
+    The connecting side sends its token in the handshake, or shows its key. ``heartbeat`` has no meaning here. With
+    ``security`` the channel needs keys of CURVE, because ZeroMQ has no TLS.
+
+    Raises:
+        UsageError: it has no such keys.
     """
 
     def __init__(self, name: str, *, max_message_bytes: int, **options: Any) -> None:
@@ -61,6 +64,8 @@ class ZmqTransport(MigrationTransport):
         self._look_ns = 0
         self._lost = False
         self._listening = False
+        if self._security is not None and self._curve is None:
+            raise UsageError(f"{name}: it has keys for TLS, which ZeroMQ has not; use --transport tcp")
         self._added_bytes = CURVE_ADDS_BYTES if self._curve is not None else 0
 
     # -- opening --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from parmig.engine.steering.desk import Desk
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
 from parmig.options import TEXT, Option, options_of
-from parmig.values import CPUS, PATH_PAIR, PORTS
+from parmig.values import CPUS, PATH_PAIR, PEER, PORTS
 
 RECEIVE = ["receive", "--listen", "zmq+tcp://127.0.0.1:0", "--guest", "fake:yes"]
 SEND = ["send", "zmq+tcp://127.0.0.1:1", "--guest", "fake:yes"]
@@ -214,6 +214,7 @@ def sample(one: Option) -> str:
     samples = {
         PATH_PAIR: "10.0.0.1-10.0.0.2",
         PORTS: "4700-4731",
+        PEER: "Host.test",
         CPUS: str(min(os.sched_getaffinity(0))),
         TEXT: "zmq+tcp://127.0.0.1:7",
     }
@@ -231,10 +232,12 @@ def test_every_option_arrives_in_the_configuration(
     one = options_of(kind)[name]
     text = sample(one) if not one.is_flag else ""
     needed = ["--listen", ReceiveConfig().listen] if kind is ReceiveConfig and name != "listen" else []
+    others = {"keys": "/keys"} if name == "peer" else {}
+    needed += [word for other, value in others.items() for word in (f"--{other}", value)]
     result = invoke(*command, *needed, f"--{name}", *([text] if text else []))
     assert result.exit_code == 0, result.stderr
     value = one.read(text) if text else True
-    assert engine.configs == [kind(**{one.field: (value,) if one.is_repeated else value})]
+    assert engine.configs == [kind(**others, **{one.field: (value,) if one.is_repeated else value})]
     assert engine.configs != [kind()]
 
 

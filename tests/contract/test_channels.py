@@ -6,27 +6,27 @@ from __future__ import annotations
 import os
 import random
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 import pytest
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
-from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening, read_opening
+from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.registry import TRANSPORTS, open_transport
-from parmig.transport.security.curve_keys import CurveKeys
 from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, Incoming, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
+from tests.keys import security
 from tests.support import curve_keys, wait_until
 
 CALLER = Caller(bytes(range(16)), 3, 7, proves=True)
@@ -36,8 +36,15 @@ BATCH = 3
 
 WITH_KEYS = " with keys"
 CURVE = curve_keys()
-SCHEMES = [*(scheme for scheme in TRANSPORTS if scheme != UNIX_SCHEME), f"zmq+tcp{WITH_KEYS}"]
+SCHEMES = [scheme + keys for scheme in TRANSPORTS if scheme != UNIX_SCHEME for keys in ("", WITH_KEYS)]
 every_transport = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+def keys_of(scheme: str, end: int | None) -> dict[str, Any]:
+    """The options for the receiving (0) or sending (1) end of a channel with keys; of one without if that is None."""
+    if end is None:
+        return {}
+    return {"curve": CURVE[end]} if scheme == "zmq+tcp" else {"security": security()}
 
 
 class Destination:
@@ -57,7 +64,7 @@ class Destination:
         self.error: BaseException | None = None
         self.transport: MigrationTransport | None = None
         self._scheme, with_keys, _ = scheme.partition(WITH_KEYS)
-        self._curve = CURVE[0] if with_keys else None
+        self.with_keys = bool(with_keys)
         self._caller = caller
         self._spoils = spoils
         self._wake = os.eventfd(0)
@@ -86,7 +93,7 @@ class Destination:
             max_ahead_bytes=credit_bytes(BATCH_BYTES) + MIB,
             token=CALLER.session,
             challenges=self._caller.proves,
-            curve=self._curve,
+            **keys_of(self._scheme, 0 if self.with_keys else None),
         )
         return self.transport
 
@@ -138,13 +145,13 @@ class Source:
         routes: list[Route],
         limit_ns: int = 20 * NS_PER_S,
         caller: Caller = CALLER,
-        curve: CurveKeys | None = None,
+        **keys: Any,
     ) -> None:
         self.lost: list[str] = []
         self.resumed: list[tuple[int, int]] = []
         self._fd = os.eventfd(0)
         self.dialer = Dialer(
-            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves, curve=curve
+            routes, "sender", max_message_bytes=1 << 16, token=CALLER.session, challenges=caller.proves, **keys
         )
         self.reconnect = Reconnect(
             "sender",
@@ -184,9 +191,8 @@ def channel(
     """An open channel; at the end the receiving end must have failed in no way."""
     destination = Destination(scheme, spoils, caller)
     try:
-        source = Source(
-            [Route(str(destination.endpoint))], caller=caller, curve=CURVE[1] if destination._curve else None, **how
-        )
+        keys = keys_of(destination.endpoint.scheme, 1 if destination.with_keys else None)
+        source = Source([Route(str(destination.endpoint))], caller=caller, **keys, **how)
         try:
             source.channel.open(caller, limit_ns=10 * NS_PER_S)
             yield source, destination
@@ -310,25 +316,6 @@ def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str, caller: Ca
         cut(destination)
         wait_until(lambda: len(destination.losses) == 2, "the next loss")
         is_ignored(source, opens(messages.RESUME, 6, caller))  # an old connection
-
-
-@pytest.mark.parametrize("kind", [messages.HELLO, messages.RESUME, messages.RESTART])
-def test_a_proven_opening_says_all_but_the_secret(kind: int) -> None:
-    epoch = 0 if kind == messages.HELLO else 9
-    challenge = bytes(range(32))
-    opening = Opening(CALLER, kind, epoch, challenge)
-    assert opening.message[:12] == struct.pack(">BxHII", kind, 3, 7, epoch)
-    assert len(opening.message) == 60 == FIRST_MESSAGE_BYTES
-    assert CALLER.session not in opening.message
-    opened = read_opening(Incoming([memoryview(opening.message)]), CALLER, challenge)
-    assert opened is not None
-    assert (opened.kind, opened.epoch) == (kind, epoch)
-    answer = opened.answer(messages.welcome(4096))
-    assert answer.startswith(messages.welcome(4096))
-    assert CALLER.session not in answer
-    assert opening.decode_answer([memoryview(answer)]) == (messages.WELCOME, 4096, 0)
-    with pytest.raises(ProtocolError, match="does not prove"):
-        opening.decode_answer([memoryview(messages.welcome(4096))])
 
 
 @every_transport

@@ -27,7 +27,8 @@ from parmig.errors import HostRefusedError, PeerLostError, PeerUnreachableError,
 from parmig.transport import tcp_door
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
-from parmig.transport.security.curve_keys import CurveKeys, make_key_pair
+from parmig.transport.security.curve_keys import CurveKeys, caller_keys
+from parmig.transport.security.security import Security
 from parmig.transport.tcp_connection import SILENCE_LIMIT_NS
 from parmig.transport.tcp_framing import GREETING, encode
 from parmig.transport.transport import Endpoint, Incoming, MigrationTransport, parse_uri
@@ -35,9 +36,10 @@ from parmig.transport.zeromq import ZmqTransport
 from parmig.transport.zeromq_door import arrived_bytes
 from parmig.units import MIB, NS_PER_S
 from tests.contract import wrapped
+from tests.keys import keys
 from tests.support import curve_keys, next_message, wait_until, while_pumping
 
-SCHEMES = ["zmq+tcp with a token", "zmq+tcp with a key", *TRANSPORTS, wrapped.KIND.scheme]
+SCHEMES = ["zmq+tcp with a token", "zmq+tcp with a key", *TRANSPORTS, "tcp with a certificate", wrapped.KIND.scheme]
 MAX_BYTES = 4 * MIB
 LIMIT_NS = 10 * NS_PER_S
 
@@ -55,6 +57,7 @@ class Loop:
         self.scheme, _, shown = scheme.partition(" with a ")
         self.token = TOKEN if shown == "token" else b""
         self.curve = CURVE if shown == "key" else (None, None)
+        self.keys = str(keys()) if shown == "certificate" else ""
         self.listeners: list[MigrationTransport] = []
         self.names_hosts = self.scheme != "unix"
         self._stack = stack
@@ -93,6 +96,7 @@ class Loop:
             heartbeat=heartbeat,
             max_message_bytes=max_bytes,
             token=self.token if token is None else token,
+            security=Security(self.keys) if self.keys else None,
             challenges=challenges,
             curve=self.curve[0] if curve is None else curve,
         )
@@ -175,12 +179,16 @@ from parmig.transport.transport import parse_uri
 from parmig.transport import tcp
 from parmig.transport.polling import Poller
 from parmig.transport.registry import TRANSPORTS, open_transport
+from parmig.transport.security.security import Security
 from tests.contract import wrapped
 TRANSPORTS[wrapped.KIND.scheme] = wrapped.KIND
 role, uri, heartbeat = sys.argv[1], parse_uri(sys.argv[2]), sys.argv[3] == "True"
 token = bytes.fromhex(sys.argv[4])
 curve = msgspec.json.decode(sys.argv[5], type=CurveKeys | None)
-transport = open_transport(uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token, curve=curve)
+security = Security(sys.argv[6]) if sys.argv[6] else None
+transport = open_transport(
+    uri, "peer", heartbeat=heartbeat, max_message_bytes=1 << 22, token=token, curve=curve, security=security
+)
 if role == "listen":
     print(transport.bind(uri).port, flush=True)
     while transport.read(1000) is None:
@@ -206,7 +214,10 @@ def peer(
     token = loop.token if loop is not None else b""
     curve = loop.curve[role != "listen"] if loop is not None else None
     with subprocess.Popen(
-        [sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat), token.hex(), msgspec.json.encode(curve)],
+        [
+            *(sys.executable, "-c", PEER, role, str(endpoint), str(heartbeat)),
+            *(token.hex(), msgspec.json.encode(curve), loop.keys if loop is not None else ""),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -548,7 +559,7 @@ def test_who_has_another_key_is_not_let_in(shown: str) -> None:
     with ExitStack() as stack:
         loop = Loop("zmq+tcp with a key", stack)
         listener, endpoint = loop.listen()
-        keys = CurveKeys(*make_key_pair(), peer=CURVE[1].peer) if shown == "another key" else None
+        keys = caller_keys(bytes(16), 1)._replace(peer=CURVE[1].peer) if shown == "another key" else None
         stranger = ZmqTransport(
             "stranger", max_message_bytes=MAX_BYTES, curve=keys, token=TOKEN if shown == "a token" else b""
         )
@@ -723,17 +734,21 @@ def test_a_listener_that_is_read_only_when_it_says_so_lets_its_peer_in(monkeypat
         poller = Poller(listener)
         for _ in range(2 * tcp_door.SHARE):
             stack.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=10))
-        connector = loop.open()
         messages: list[list[memoryview]] = []
 
         def wake() -> None:
-            if poller.poll(10_000) and (message := listener.read()) is not None:
+            if poller.poll(100) and (message := listener.read()) is not None:
                 messages.append(message)
 
-        while_pumping(lambda: connector.connect(endpoint, timeout_ns=LIMIT_NS), wake)
-        connector.write([b"hello"])
-        while not messages:
-            wake()
+        def call() -> None:
+            while not messages:  # on a busy host its own time may be up before it has spoken
+                connector = loop.open()
+                connector.connect(endpoint, timeout_ns=LIMIT_NS)
+                connector.write([b"hello"])
+                while not messages and not lost(connector):
+                    pass
+
+        while_pumping(call, wake)
         assert messages == [[b"hello"]]
 
 

@@ -103,6 +103,7 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
         "DigestReport": "digest",
         "SnapshotReport": "snapshot",
         "Mismatch": "mismatches",
+        "EncryptionReport": "encryption",
     }
     section = sections[0] if struct is report.Report else by_title[titles[struct.__name__]]
     documented = re.findall(r"^\| `(\w+)` \|", section, re.M)

@@ -38,13 +38,13 @@ class Impostor(SessionProof):
 class Ends:
     """A destination that listens, and as many connections to it as are asked for."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, proof: SessionProof | None = None) -> None:
         self._stack = stack
-        self.proof: SessionProof | None = None
+        self.proof = proof
         self.listener = self._transport("state channel")
         self.endpoint = self.listener.bind(Endpoint("tcp", "127.0.0.1", 0))
         self.early: list[bytes] = []
-        self.receiver = StateReceiver(self.listener, SESSION, self.early.append, max_bytes=64 * MIB)
+        self.receiver = StateReceiver(self.listener, SESSION, self.early.append, max_bytes=64 * MIB, proof=proof)
         stack.callback(self.receiver.close)
 
     def _transport(self, name: str) -> TcpTransport:
@@ -66,11 +66,6 @@ class Ends:
         )
         return transport
 
-    def prove(self) -> None:
-        """From now on both ends prove the session."""
-        self.proof = self.receiver._proof = PROOF
-        self.listener._challenges = True
-
     def sender(self) -> StateSender:
         transport = self.connect()
         while_pumping(lambda: say_hello(transport, SESSION, self.proof), lambda: self.receiver.receive())
@@ -88,6 +83,13 @@ class Ends:
 def ends() -> Iterator[Ends]:
     with ExitStack() as stack:
         yield Ends(stack)
+
+
+@pytest.fixture
+def proving() -> Iterator[Ends]:
+    """Ends that prove the session to each other."""
+    with ExitStack() as stack:
+        yield Ends(stack, PROOF)
 
 
 def test_state_arrives_whole_and_in_order(ends: Ends) -> None:
@@ -176,25 +178,23 @@ def test_strangers_are_ignored(ends: Ends) -> None:
     assert ends.early == [b"early", b"more"]
 
 
-def test_nobody_opens_the_channel_without_the_proof(ends: Ends) -> None:
-    ends.prove()
-    recorded = ends.connect()
+def test_nobody_opens_the_channel_without_the_proof(proving: Ends) -> None:
+    recorded = proving.connect()
     claim = PROOF.claim(recorded.challenge, NONCE, b"H")
     for hello in (b"H" + SESSION, claim):
-        ends.connect().write([hello])
+        proving.connect().write([hello])
     for proof, said in ((PROOF._replace(secret=bytes(16)), b"H"), (PROOF._replace(role="pages"), b"H"), (PROOF, b"D")):
-        stranger = ends.connect()
+        stranger = proving.connect()
         stranger.write([proof.claim(stranger.challenge, NONCE, said)])
-    ends.sender().write(b"early")
-    ends.receive(5)
-    assert ends.early == [b"early"]
+    proving.sender().write(b"early")
+    proving.receive(5)
+    assert proving.early == [b"early"]
 
 
-def test_nobody_but_the_destination_gets_device_state(ends: Ends) -> None:
-    ends.prove()
-    ends.receiver._proof = Impostor(*PROOF)
+def test_nobody_but_the_destination_gets_device_state(proving: Ends) -> None:
+    proving.receiver._proof = Impostor(*PROOF)
     with pytest.raises(ProtocolError, match="does not prove that it is this migration's destination"):
-        ends.sender()
+        proving.sender()
 
 
 @pytest.mark.parametrize(

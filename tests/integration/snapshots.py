@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from parmig.config import RestoreConfig, SaveConfig
 from parmig.engine.report import Progress, Report
 from parmig.guests.guest import Guest
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.snapshot.restorer import SnapshotRestorer
 from parmig.snapshot.saver import SnapshotSaver
+from parmig.snapshot.snapshot_config import RestoreConfig, SaveConfig
 from tests.integration.sides import LIMIT_S, Discard, HeldGuest, allocated_bytes, until
 
 FORMATS = ("mapped-ram", "stream")

@@ -19,6 +19,7 @@ from parmig.engine.handover.record_store import RecordStore
 from parmig.engine.resumed_receiver import ResumedReceiver
 from parmig.units import MIB, NS_PER_MS
 from tests.integration.sides import LISTEN, HeldGuest, Migration, OtherSide, until
+from tests.keys import keys
 
 SHAPE = "memory=64MiB,seed=7"
 SLOW = {"workers": 2, "verify": True, "max_bandwidth_bytes_per_s": 40 * MIB}
@@ -38,21 +39,29 @@ def session(home: Path) -> str:
     return until(lambda: [path.name[:8] for path in (home / "records").glob("*.resume")], "a session")[0]
 
 
-@pytest.mark.parametrize(("transport", "number"), [("tcp", 1), ("zmq", 2)])
+def holds(pid: int, name: str) -> bool:
+    """Whether process *pid* has a file with this name open."""
+    return any(os.readlink(entry).endswith(name) for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@pytest.mark.parametrize(("transport", "number", "secured"), [("tcp", 1, True), ("zmq", 2, False)])
 def test_a_receiver_that_is_killed_is_resumed_and_nothing_that_it_holds_is_sent_again(
-    tmp_path: Path, transport: str, number: int
+    tmp_path: Path, transport: str, number: int, secured: bool
 ) -> None:
     guest = f"{SHAPE},rate={0 if number == 1 else 30}MiB/s"
-    config = SendConfig(transport=transport, downtime_limit_ns=30 * NS_PER_MS, **SLOW)
+    with_keys = {"keys": str(keys())} if secured else {}
+    config = SendConfig(transport=transport, downtime_limit_ns=30 * NS_PER_MS, **SLOW, **with_keys)
     with (
-        receiver(tmp_path, resumable=True) as first,
+        receiver(tmp_path, resumable=True, **with_keys) as first,
         HeldGuest(guest) as source,
         Migration(source, None, config, uri=first.wait_for("uri")) as at,
     ):
         at.at_round(number)
         name = session(tmp_path)
+        holders = [one for one in first.remember_family() if holds(one.pid, f"{name}-destination.resume")]
+        assert len(holders) == 2, "not every worker holds the lock"
         first.kill()
-        with receiver(tmp_path, resume=name) as second:
+        with receiver(tmp_path, resume=name, **with_keys) as second:
             if number > 1:
                 until(lambda: at.seen[-1].round > number, "the next round")
                 source.throttle(90)

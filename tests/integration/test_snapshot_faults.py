@@ -15,11 +15,11 @@ import msgspec
 import psutil
 import pytest
 
-from parmig.config import RestoreConfig
 from parmig.engine.report import Report
 from parmig.guests.registry import open_guest
 from parmig.snapshot.opened import OpenSnapshot
 from parmig.snapshot.restorer import SnapshotRestorer
+from parmig.snapshot.snapshot_config import RestoreConfig
 from parmig.units import MIB
 from tests.integration.sides import Command, HeldGuest, is_alive, kill, never_ran, runs_on, until
 from tests.integration.snapshots import FORMATS, Saving, goes_on, refused, restore, save, untouched

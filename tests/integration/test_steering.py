@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,60 @@ def test_a_receiver_that_waits_is_cancelled() -> None:
         assert status(name)["status"] == "setup"
         ask("cancel", name)
         assert there.end()[0] == 130
+
+
+def test_events_and_metrics_tell_a_migration_from_begin_to_end(tmp_path: Path) -> None:
+    events, metrics = tmp_path / "events", tmp_path / "metrics.prom"
+    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=16MiB", "--json") as there:
+        more = ("--json", "--events", str(events), "--metrics-file", str(metrics))
+        with Command("send", there.uri(), "--guest", "synthetic:memory=16MiB", *more) as here:
+            code, report = here.end()
+            assert code == 0, here.errors
+        assert there.end()[0] == 0, there.errors
+    notes = [json.loads(line) for line in events.read_text().splitlines()]
+    statuses = [note["status"] for note in notes if note["event"] == "status"]
+    assert statuses == ["active", "pre-switchover", "device", "hand-over", "completed"]
+    assert [note["round"] for note in notes if note["event"] == "round"] == report["rounds"]
+    assert (notes[0]["event"], notes[-1]["event"], notes[-1]["report"]) == ("begin", "end", report)
+    assert sum(note.get("took_ms", 0) for note in notes) == pytest.approx(report["downtime_ms"])
+    assert 'parmig_status{status="completed"} 1.0' in metrics.read_text()
+
+
+def hook(tmp_path: Path, name: str, text: str) -> str:
+    path = tmp_path / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_held_migration_runs_its_programs_and_pauses_on_the_users_word(tmp_path: Path) -> None:
+    programs = [
+        (f"--{when}", hook(tmp_path, when, f"cat > {tmp_path}/{when}.json"))
+        for when in ("before-pause", "before-hand-over", "after-end")
+    ]
+    more = ("--json", "--name", "held", "--switchover", "manual", *(word for pair in programs for word in pair))
+    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=16MiB", "--json") as there:
+        with Command("send", there.uri(), "--guest", "synthetic:memory=16MiB,rate=1MiB/s", *more) as here:
+            here.wait_for("active, round 1")
+            until(lambda: status("held")["step"].startswith("waiting for parmig set"), "the migration to be held")
+            ask("set", "held", "--switchover", "now")
+            code, report = here.end()
+            assert (code, report["status"]) == (0, "completed"), here.errors
+        assert there.end()[0] == 0, there.errors
+    facts = {when: json.loads((tmp_path / f"{when}.json").read_text()) for when in ("before-pause", "before-hand-over")}
+    assert [one["name"] for one in facts.values()] == ["held", "held"]
+    assert json.loads((tmp_path / "after-end.json").read_text()) == report
+    assert report["downtime_phases_ms"]["hook"] > 0
+    assert sum(report["downtime_phases_ms"].values()) == pytest.approx(report["downtime_ms"])
+
+
+@pytest.mark.parametrize("when", ["before-pause", "before-hand-over"])
+def test_a_program_that_fails_leaves_the_guest_on_the_source(tmp_path: Path, when: str) -> None:
+    with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=16MiB", "--json") as there:
+        fails = (f"--{when}", hook(tmp_path, when, "echo the reason; exit 7"))
+        with Command("send", there.uri(), "--guest", "synthetic:memory=16MiB", "--json", *fails) as here:
+            code, report = here.end()
+            assert (code, report["status"], report["source_guest"]) == (1, "failed", "running"), here.errors
+            assert (report["error"]["type"], "ended with code 7" in report["error"]["message"]) == ("HookError", True)
+            assert "the reason" in here.errors
+        assert there.end()[0] == 1, there.errors

@@ -11,7 +11,7 @@ import pytest
 from parmig.config import SendConfig
 from parmig.engine.plan import MAX_DEATHS
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.integration.sides import Discard, Migration, guests, kill, until
+from tests.integration.sides import Discard, Migration, guests, kill, never_ran, runs_on, until
 from tests.integration.test_outages import all_arrived, outages
 
 SLOW = {"max_bandwidth_bytes_per_s": 40 * MIB}
@@ -93,6 +93,21 @@ def test_a_receive_worker_is_replaced_in_the_pause(step: str) -> None:
         until(lambda: at.receive_workers()[0] != victim, "another worker")
         source.open_gates()
         all_arrived(at.sent(), at.received())
+
+
+@pytest.mark.parametrize("step", ["pause", "save_state"])
+def test_a_send_worker_that_dies_in_the_pause_is_not_replaced_and_the_guest_runs_on(step: str) -> None:
+    config = SendConfig(workers=2)
+    with guests(GUEST, hold_source=[step]) as (source, destination), Migration(source, destination, config) as at:
+        source.gates[step].wait()
+        kill(at.send_workers()[0])
+        source.open_gates()
+        report = at.sent()
+        assert (report.status, report.error and report.error.type) == ("failed", "WorkerError")
+        assert report.source_guest == "running"
+        runs_on(source)
+        assert at.received().status == "failed"
+        never_ran(destination)
 
 
 def test_too_many_deaths_end_the_migration_and_the_guest_runs_on() -> None:

@@ -7,6 +7,7 @@ happens on the two hosts, come in any order.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -21,11 +22,13 @@ from parmig.engine.destination import DestinationPlan
 from parmig.engine.destination_events import Act
 from parmig.engine.events import Do, Instruct
 from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.held_events import PeerRestarted, WorkerCheckedHeld
 from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.messages.error_reports import describe_error
 from parmig.engine.messages.handover_messages import Refused
 from parmig.engine.messages.worker_messages import (
+    CheckHeld,
     CountDirty,
     DigestPages,
     DigestRegions,
@@ -50,13 +53,15 @@ STATE = [(10, "ten"), (20, "twenty")]
 """Size and digest of the device state after each of its messages."""
 
 KINDS = (
-    *("cut", "hang", "drop", "repeat"),
+    *("cut", "hang", "drop", "repeat", "outage", "restart destination"),
     *("kill source", "kill destination", "cancel source", "cancel destination", "fail source", "fail destination"),
 )
 """What may go wrong: the connections are cut; they carry nothing any more, and nobody is told; the next message is
-lost, or arrives twice; a side is killed or cancelled; a worker of a side fails."""
+lost, or arrives twice; the control channel has no connection for a while; the receiver is killed and started again; a
+side is killed or cancelled; a worker of a side fails."""
 
 TO_DESTINATION, TO_SOURCE, STATE_CHANNEL = "control to destination", "control to source", "state"
+CONTROL = (TO_DESTINATION, TO_SOURCE)
 NETWORK = (TO_DESTINATION, TO_SOURCE, STATE_CHANNEL)
 
 
@@ -101,7 +106,8 @@ class World:
         self.source = Coordinator(
             REGIONS, workers, limits, verify=verify == "before", comparison=comparison, may_ask=may_ask
         )
-        self.destination = DestinationPlan(
+        self._plan_there = functools.partial(
+            DestinationPlan,
             REGIONS,
             workers,
             verify=bool(verify),
@@ -109,8 +115,11 @@ class World:
             may_ask=may_ask,
             switchover_ns=limits.switchover_ns,
             max_state_bytes=1000,
-            now_ns=self.now_ns,
         )
+        self.destination = self._plan_there(now_ns=self.now_ns)
+        self.waiting: dict[str, deque[Callable[[], None]]] = {}  # in an outage: what arrives after it
+        self.restarts = 0
+        self.dark = False  # what is sent is lost with the receiver that was killed
         # What happens next, by where it happens. A call returns nothing.
         self.queues: dict[str, deque[Callable[[], None]]] = {}
         self.alive = {"source": True, "destination": True}
@@ -178,6 +187,10 @@ class World:
                 self.lose_next = True
             case ["repeat"]:
                 self.repeat_next = True
+            case ["outage"]:
+                self.interrupt()
+            case ["restart", _]:
+                self.restart_destination()
             case ["kill", _]:
                 self.kill(side)
             case ["cancel", _]:
@@ -215,20 +228,73 @@ class World:
     # -- the network -----------------------------------------------------------------------------
 
     def send(self, channel: str, arrive: Callable[[], None]) -> None:
-        if self.cut or self.hangs:
+        if self.cut or self.hangs or (self.dark and channel in CONTROL):
             return
         if self.lose_next:
             self.lose_next = False
             return
+        queues = self.waiting if channel in self.waiting else self.queues
         for _ in range(2 if self.repeat_next else 1):
-            self.put(channel, arrive)
+            queues.setdefault(channel, deque()).append(arrive)
         self.repeat_next = False
+
+    def goes_on(self) -> bool:
+        """Whether a loss of the control channel is survived now: it is no more once the pause begins."""
+        both = all(self.alive.values()) and self.destination.established
+        return both and self.source.status is MigrationStatus.ACTIVE and self.source.step is not Step.PAUSING
+
+    def interrupt(self) -> None:
+        """The control channel loses its connection, and gets another one after a while, with all that was under way."""
+        if self.cut or self.waiting or not self.goes_on():
+            self.cut_network()
+            return
+        self.waiting = {channel: self.queues.pop(channel, deque()) for channel in CONTROL}
+        self.destination.interrupted = True
+        self.put("network", self.notice_outage)
+
+    def notice_outage(self) -> None:
+        """The source notices it, and the outage lasts longer than a source may be silent."""
+        if not self.goes_on():
+            self.cut_network()
+            return
+        self.feed("source", s.ChannelLost("control", "cut"))
+        for _ in range(20):
+            self.now_ns += 10 * NS_PER_S
+            self.tick()
+        self.put("network", self.go_on)
+
+    def go_on(self) -> None:
+        waiting, self.waiting = self.waiting, {}
+        if self.cut:
+            return
+        self.queues |= waiting
+        self.destination.interrupted = False
+        self.put_event("source", "source network", s.ChannelResumed("control"))
+
+    def restart_destination(self) -> None:
+        """The receiver is killed, and another one takes its place, which knows of no message."""
+        if self.cut or self.waiting or not self.goes_on():
+            self.kill("destination")
+            return
+        self.restarts += 1
+        self.dark = True
+        for name in [name for name in self.queues if name.startswith("destination") or name in CONTROL]:
+            del self.queues[name]
+        self.destination = self._plan_there(now_ns=self.now_ns, resumed=True)
+        for worker in range(self.workers):
+            self.put_event("destination", f"destination worker {worker}", d.WorkerListens(worker))
+
+    def source_meets_another(self) -> None:
+        """The source's control channel is connected to the receiver that was started again."""
+        self.dark = False
+        self.feed("source", PeerRestarted(tuple(WorkerCounters() for _ in range(self.workers))))
 
     def cut_network(self) -> None:
         """What is under way is lost, and each side learns of it at some time."""
         if self.cut:
             return
         self.cut = True
+        self.waiting = {}
         for channel in NETWORK:
             self.queues.pop(channel, None)
         self.put_event("source", "source network", s.Suspected(PeerLostError("cut")))
@@ -283,6 +349,9 @@ class World:
         match instruction:
             case Instruct(worker=worker, instruction=told):
                 self.put_event("source", f"source worker {worker}", answer(worker, told, {}))
+            case s.Replace(worker=worker):
+                self.queues.pop(f"source worker {worker}", None)
+                self.put_event("source", f"source worker {worker}", s.ChannelResumed(f"worker {worker}"))
             case Do.START_LOG:
                 self.guarded = True
                 self.put_event("source", "source guest", s.LogStarted(needs_sync=True, settles=True))
@@ -318,6 +387,7 @@ class World:
                 self.tell_destination(m.Failure(describe_error(self.source.error)))
 
     def pause(self) -> None:
+        assert not self.source.record.outages.interrupted, "paused without a connection"
         if self.source.over:  # whoever gave the guest back did not wait for this
             return
         self.source_runs = False
@@ -378,7 +448,7 @@ class World:
             case Instruct(worker=worker, instruction=told):
                 self.put_event("destination", f"destination worker {worker}", answer(worker, told, self.damaged))
             case Act.ACCEPT:
-                self.put(TO_SOURCE, self.connect)
+                self.put(TO_SOURCE, self.source_meets_another if self.restarts else self.connect)
             case Act.LOAD:
                 self.put_event("destination", "destination guest", d.StateLoaded())
             case d.WriteRecord(state=state):
@@ -435,6 +505,8 @@ def answer(worker: int, told: Instruction, damaged: dict[int, int]) -> s.Event:
             return s.WorkerFenced(worker, WorkerCounters())
         case CountDirty():
             return s.WorkerCounted(worker, 0)
+        case CheckHeld(region=region):
+            return WorkerCheckedHeld(worker, region, 0, 512, unarmed=False)
         case DigestRegions(regions=regions):
             return s.WorkerDigested(worker, {number: 7 * number + (number in damaged) for number in regions})
         case DigestPages(region=region, first=first, pages=pages):

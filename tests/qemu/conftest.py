@@ -76,7 +76,8 @@ class LentGuest:
         machine = self._machine
         assert machine is not None
         status = machine.ask("query-status")["status"]
-        return status, machine.settings(), machine.fds(), machine.tracked_mappings()
+        files = sorted(file.partition("[")[0] for file in machine.fds().values())  # each connection is another one
+        return status, machine.settings(), files, machine.tracked_mappings()
 
     def end(self) -> None:
         """End it."""

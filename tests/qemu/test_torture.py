@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +13,15 @@ from tests.integration.sides import ROOT
 from tests.kvm.machines import needs_kvm
 from tests.labs import needs_lab
 
-RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "6"))
+RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "3"))
 
 pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(60 + 40 * RUNS)]
 
 
 @needs_lab
-def test_exactly_one_side_runs_the_right_guest_whatever_fails(qemu: None, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.torture", "--runs", str(RUNS), "--seed", "7"]
+@pytest.mark.parametrize("guests", ["kvm", "synthetic"])
+def test_exactly_one_side_runs_the_right_guest_whatever_fails(qemu: None, guests: str) -> None:
+    command = [sys.executable, "-m", "tools.torture", "--guests", guests, "--runs", str(RUNS), "--seed", "7"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{RUNS} of {RUNS} right" in done.stdout

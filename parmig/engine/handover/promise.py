@@ -19,6 +19,7 @@ from parmig.engine.handover.record_store import RecordStore
 from parmig.errors import ParmigError
 from parmig.guests.guest import Guest
 from parmig.status import MigrationStatus
+from parmig.transport.security.security import Security
 from parmig.transport.transport import Endpoint
 
 
@@ -31,6 +32,7 @@ class Promise:
         thread: see above.
         token: of the session.
         endpoint: where the source found this side, and asks if it was lost.
+        security: of that port.
         file: the record of a receiver in whose place this one goes on; None: there is none yet.
 
     Attributes:
@@ -51,12 +53,14 @@ class Promise:
         token: bytes,
         endpoint: Endpoint,
         file: RecordFile | None = None,
+        security: Security | None = None,
     ) -> None:
         record = replace(thread.call(first_record, guest, token, "destination"), here=str(endpoint))
         if file is not None:
             file.write(process=record.process, guest=record.guest, finder=record.finder, boot=record.boot)
         self._keeper = RecordKeeper(file or store.create(record))
         self._endpoint = endpoint
+        self._security = security
         self._port: AnswerPort | None = None
         self.outlives = record.finder is not None
         self.ran_ns = 0
@@ -79,7 +83,7 @@ class Promise:
         if self._port is not None:
             return
         try:
-            self._port = AnswerPort(self._endpoint, self._keeper.record.session)
+            self._port = AnswerPort(self._endpoint, self._keeper.record.session, self._security)
         except ParmigError as error:
             show(f"the source that was lost cannot ask here: {error}")
         else:

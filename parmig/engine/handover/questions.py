@@ -11,6 +11,7 @@ from parmig.engine.messages import peer_messages
 from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer
 from parmig.errors import PeerFailedError, ProtocolError
 from parmig.transport.registry import open_control
+from parmig.transport.security.security import Security
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint
 from parmig.units import NS_PER_S
@@ -21,7 +22,9 @@ ASK_LIMIT_NS = NS_PER_S // 2
 """How long one attempt may take to connect, and then to get an answer. The user waits as long for a cancel."""
 
 
-def ask_for_guest(endpoint: Endpoint, session: bytes, limit_ns: int = ASK_LIMIT_NS) -> GuestAnswer:
+def ask_for_guest(
+    endpoint: Endpoint, session: bytes, limit_ns: int = ASK_LIMIT_NS, security: Security | None = None
+) -> GuestAnswer:
     """Ask the destination at *endpoint* who has the guest of *session*. One that is ready refuses it from now on.
 
     Raises:
@@ -31,7 +34,11 @@ def ask_for_guest(endpoint: Endpoint, session: bytes, limit_ns: int = ASK_LIMIT_
         ProtocolError: it answered something else.
     """
     transport = open_control(
-        endpoint, "question for the guest", heartbeat=False, max_message_bytes=peer_messages.MAX_CONTROL_BYTES
+        endpoint,
+        "question for the guest",
+        heartbeat=False,
+        max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
+        security=security,
     )
     control = ControlChannel(transport, peer_messages.PROTOCOL_VERSION)
     try:
@@ -55,6 +62,7 @@ class AnswerPort:
     Args:
         endpoint: where to listen.
         session: what identifies it in the records of both hosts.
+        security: of the port.
 
     Attributes:
         endpoint: where it listens, with the actual port.
@@ -63,7 +71,7 @@ class AnswerPort:
         HostRefusedError: the address cannot be listened on.
     """
 
-    def __init__(self, endpoint: Endpoint, session: bytes) -> None:
+    def __init__(self, endpoint: Endpoint, session: bytes, security: Security | None = None) -> None:
         self._session = session
         self._waiting = False
         self._version = peer_messages.PROTOCOL_VERSION
@@ -73,6 +81,7 @@ class AnswerPort:
             heartbeat=False,
             max_message_bytes=peer_messages.MAX_CONTROL_BYTES,
             first_message_bytes=peer_messages.MAX_CONFIGURE_BYTES,
+            security=security,
         )
         self.endpoint = self._transport.bind(endpoint)
         _logger.info("listens at %s for a source that asks who has the guest", self.endpoint)

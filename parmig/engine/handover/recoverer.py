@@ -16,6 +16,7 @@ from parmig.engine.handover.questions import AnswerPort, ask_for_guest
 from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.handover.record_keeper import boot_id
 from parmig.engine.handover.recovery import Act, Answer, Decision, Facts, Look, next_step
+from parmig.engine.securing import security_of
 from parmig.errors import CancelledError, LimitExceededError, OutcomeUnknownError, ParmigError, PeerUnreachableError
 from parmig.guests.guest import FoundGuest
 from parmig.transport.polling import Poller
@@ -38,12 +39,15 @@ class RecoveryConfig(msgspec.Struct, frozen=True, kw_only=True):
         listen: URI at which the source asks; empty: that of the record.
         decide: what the user decided; empty: nothing.
         wait_ns: how long to ask, or to wait for the question; 0: ASK_NS, or without a limit.
+        keys, peers: what secures the question, as in ``SendConfig``.
     """
 
     peer: str = ""
     listen: str = ""
     decide: Decision = ""
     wait_ns: int = 0
+    keys: str = ""
+    peers: tuple[str, ...] = ()
 
 
 class Recoverer:
@@ -171,7 +175,7 @@ class Recoverer:
         deadline_ns = time.monotonic_ns() + (self._config.wait_ns or ASK_NS)
         while True:
             try:
-                answer = ask_for_guest(endpoint, self.record.session)
+                answer = ask_for_guest(endpoint, self.record.session, security=security_of(self._config, endpoint))
                 if answer.owner != "undecided":
                     return answer.owner
             except (PeerUnreachableError, ParmigError) as error:
@@ -186,7 +190,8 @@ class Recoverer:
     def _serve(self) -> None:
         """Wait until the source asks."""
         if self._port is None:
-            self._port = AnswerPort(parse_uri(self._config.listen or self.record.here), self.record.session)
+            endpoint = parse_uri(self._config.listen or self.record.here)
+            self._port = AnswerPort(endpoint, self.record.session, security_of(self._config, endpoint))
         self._show(f"listening on {self._port.endpoint} until the source asks; run parmig recover there")
         limit_ns = self._config.wait_ns
         began_ns = time.monotonic_ns()

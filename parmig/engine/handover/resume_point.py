@@ -62,6 +62,7 @@ class ResumeState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         wish: of the source, which was met.
         endpoint: where the source finds the control channel.
         state_port, data_ports: where it finds the other channels; one for each worker.
+        pinned: the fingerprint of the source's certificate; empty: the session has no keys.
         parmig: version that wrote it.
     """
 
@@ -70,6 +71,7 @@ class ResumeState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     endpoint: str
     state_port: _Port
     data_ports: Annotated[tuple[_Port, ...], Meta(min_length=1, max_length=MAX_WORKERS)]
+    pinned: str = ""
     parmig: str = __version__
 
 

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from parmig.engine.report import Progress
+from parmig.engine.observing.notes import Note, StatusNote, notes_at_end
+from parmig.engine.report import Progress, Report
 from parmig.engine.steering.change import Change
 from parmig.engine.steering.engine_status import EngineStatus, with_progress
 from parmig.errors import StatusError
+from parmig.units import NS_PER_MS
 from parmig.version import __version__
 
 Wish = tuple[Change, "Future[None]"]
@@ -25,10 +28,18 @@ class Desk:
 
     Args:
         cancel: makes the engine give up.
+
+    Attributes:
+        began_ns: when the command began, on the clock of ``time.monotonic_ns()``.
+        report: how it ended; None: it runs.
+        listeners: called with events, in the thread in which they happened.
     """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self.cancel = cancel
+        self.began_ns = time.monotonic_ns()
+        self.report: Report | None = None
+        self.listeners: list[Callable[[Sequence[Note]], None]] = []
         self._status = EngineStatus(parmig=__version__)
         self._lock = threading.Lock()
         self._wishes: deque[Wish] = deque()
@@ -42,8 +53,23 @@ class Desk:
         self._status = status
 
     def post_progress(self, progress: Progress) -> None:
-        """Replace the figures of the status that *progress* has."""
+        """Replace the figures of the status that *progress* has; a status that is new is an event."""
+        before = self._status.status
         self._status = with_progress(self._status, progress)
+        if progress.status != before:
+            at_ms = (time.monotonic_ns() - self.began_ns) / NS_PER_MS
+            self.note([StatusNote(at_ms=at_ms, status=progress.status)])
+
+    def note(self, notes: Sequence[Note]) -> None:
+        """Pass on what has happened."""
+        if notes:
+            for listener in self.listeners:
+                listener(notes)
+
+    def finish(self, report: Report) -> None:
+        """The command has ended with *report*."""
+        self.report = report
+        self.note(notes_at_end(report))
 
     def open(self, wake: Callable[[], None]) -> None:
         """From now on the engine takes wishes; *wake* makes it look for them."""

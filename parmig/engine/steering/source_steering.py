@@ -10,6 +10,7 @@ import msgspec
 
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import LimitsChanged
+from parmig.engine.observing.notebook import Notebook
 from parmig.engine.report import Progress
 from parmig.engine.source_steps import cannot_throttle
 from parmig.engine.steering.change import Change, changed
@@ -36,6 +37,7 @@ class SourceSteering:
     def __init__(self, desk: Desk, plan: Coordinator, shared: SharedArea, paths: Sequence[str], workers: int) -> None:
         self._desk = desk
         self._plan = plan
+        self._notebook = Notebook(plan.record)
         self._shared = shared
         self._paths = paths
         self._workers = workers
@@ -65,6 +67,10 @@ class SourceSteering:
             return None
         answer.set_result(None)
         return LimitsChanged(change)
+
+    def look(self, now_ns: int) -> None:
+        """Pass on what has happened until *now_ns*."""
+        self._desk.note(self._notebook.look(self._plan.status.value, now_ns))
 
     def post(self, progress: Progress, now_ns: int) -> None:
         """Post the status at *now_ns*, with the figures of *progress*."""

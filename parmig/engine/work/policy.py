@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from parmig.config import SendConfig
+from parmig.config import LiveConfig, SendConfig
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
+from parmig.values import MANUAL, PAUSE
 
 SHRINK_WORTHWHILE = 0.75
 """Once the downtime limit is met, another round is worth it while each round leaves under 3/4 of the pages that the
@@ -72,6 +73,8 @@ class Limits(msgspec.Struct, frozen=True):
     Attributes:
         throttle: how the guest is slowed down, if ``throttles``; None: not at all.
         pause_now: pause after this round, whatever remains.
+        manual: pause only if ``pause_now``, or at the time limit.
+        pauses_at_timeout: at the time limit the guest is paused; otherwise the command fails.
     """
 
     downtime_ns: int
@@ -81,6 +84,8 @@ class Limits(msgspec.Struct, frozen=True):
     switchover_ns: int = 0
     throttles: bool = True
     pause_now: bool = False
+    manual: bool = False
+    pauses_at_timeout: bool = False
 
 
 class Verdict(enum.Enum):
@@ -88,6 +93,7 @@ class Verdict(enum.Enum):
 
     CONTINUE = "continue"
     PAUSE = "pause"
+    HOLD = "hold"
     STALLED = "stalled"
     TIMEOUT = "timeout"
 
@@ -118,12 +124,19 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, elapsed_ns: int) -> Ver
         rounds: at least one.
         elapsed_ns: since the first round began.
     """
-    remaining = rounds[-1].remaining_pages
-    if limits.pause_now:
+    timed_out = bool(limits.timeout_ns) and elapsed_ns >= limits.timeout_ns
+    if limits.pause_now or (timed_out and limits.pauses_at_timeout):
         return Verdict.PAUSE
+    verdict = _decide_alone(rounds, limits, timed_out=timed_out)
+    return Verdict.HOLD if limits.manual and verdict in (Verdict.PAUSE, Verdict.STALLED) else verdict
+
+
+def _decide_alone(rounds: Sequence[RoundFacts], limits: Limits, *, timed_out: bool) -> Verdict:
+    """What to do if nobody else decides."""
+    remaining = rounds[-1].remaining_pages
     if expected_downtime_ns(rounds) <= limits.downtime_ns:
         return Verdict.PAUSE if not _still_shrinking(rounds, limits) else Verdict.CONTINUE
-    if limits.timeout_ns and elapsed_ns >= limits.timeout_ns:
+    if timed_out:
         return Verdict.TIMEOUT
     if not is_stalled(rounds) or next_throttle_percent(rounds, limits) > rounds[-1].throttle_percent:
         return Verdict.CONTINUE
@@ -178,16 +191,19 @@ def is_stalled(rounds: Sequence[RoundFacts]) -> bool:
     return lately >= before * STALL_IMPROVEMENT
 
 
-def limits_of(config: SendConfig) -> Limits:
-    """The limits that the user of ``parmig send`` has set."""
-    steps = ThrottleSteps(
-        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
-    )
-    return Limits(
+def limits_of(config: LiveConfig) -> Limits:
+    """The limits that the user has set. A guest that is saved is never slowed down."""
+    limits = Limits(
         config.downtime_limit_ns,
         config.max_downtime_ns,
         config.timeout_ns,
-        steps,
-        config.switchover_timeout_ns,
-        config.auto_converge,
+        switchover_ns=config.switchover_timeout_ns,
+        manual=config.switchover == MANUAL,
+        pauses_at_timeout=config.on_timeout == PAUSE,
     )
+    if not isinstance(config, SendConfig):
+        return limits
+    steps = ThrottleSteps(
+        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
+    )
+    return msgspec.structs.replace(limits, throttle=steps, throttles=config.auto_converge)
