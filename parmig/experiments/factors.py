@@ -6,6 +6,7 @@ This module decides only. It knows no host and starts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -114,15 +115,35 @@ _DO_NOT_MATTER: dict[str, set[str]] = {
 """Guest to the factors that it has not."""
 
 
+def matters(factors: Factors, field: str) -> bool:
+    """Whether the factor *field* makes a difference to the peer and the guest."""
+    if field == "guest" and factors.peer != "parmig":
+        return False
+    return field in _MATTER[factors.peer] - _DO_NOT_MATTER[factors.guest]
+
+
+def varied(combinations: Iterable[Factors]) -> tuple[str, ...]:
+    """The fields in which *combinations* differ, where they make a difference."""
+    given = list(combinations)
+    return tuple(
+        field
+        for field in Factors.__struct_fields__
+        if len({getattr(factors, field) for factors in given if matters(factors, field)}) > 1
+    )
+
+
 def normalised(factors: Factors) -> Factors:
     """*factors* with all that makes no difference to the peer and the guest at its default.
 
     QEMU moves QEMU guests only. A grid over peers thus has each of their runs once.
     """
-    if factors.peer.startswith("qemu"):
-        factors = msgspec.structs.replace(factors, guest="qemu")
-    matter = _MATTER[factors.peer] - _DO_NOT_MATTER[factors.guest]
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Factors) if field.name not in matter}
+    guests = {"parmig": factors.guest, "qemu-precopy": "qemu", "qemu-multifd": "qemu"}
+    factors = msgspec.structs.replace(factors, guest=guests.get(factors.peer, GUESTS[0]))
+    defaults = {
+        field.name: field.default
+        for field in msgspec.structs.fields(Factors)
+        if field.name != "guest" and not matters(factors, field.name)
+    }
     return msgspec.structs.replace(factors, **defaults)
 
 

@@ -9,6 +9,7 @@ from statistics import median
 import msgspec
 import numpy as np
 
+from parmig.experiments import factors
 from parmig.experiments.factors import Factors, written
 from parmig.experiments.results import Row, measured
 
@@ -59,8 +60,8 @@ def factors_of(row: Row) -> Factors:
 
 
 def varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The fields of :class:`.Factors` in which *rows* differ."""
-    return tuple(name for name in Factors.__struct_fields__ if len({row.get(name) for row in rows}) > 1)
+    """The fields of :class:`.Factors` in which *rows* differ, where they make a difference."""
+    return factors.varied(map(factors_of, rows))
 
 
 def cells(rows: Sequence[Row], shown: tuple[str, ...]) -> list[Cell]:
@@ -73,11 +74,10 @@ def cells(rows: Sequence[Row], shown: tuple[str, ...]) -> list[Cell]:
     for row in rows:
         if not row["warm_up"]:
             groups.setdefault(factors_of(row), []).append(row)
-    ordered = sorted(groups, key=lambda factors: msgspec.structs.astuple(factors))
-    return [_cell(factors, groups[factors], shown) for factors in ordered]
+    return [_cell(same, groups[same], shown) for same in sorted(groups, key=msgspec.structs.astuple)]
 
 
-def _cell(factors: Factors, rows: Sequence[Row], shown: tuple[str, ...]) -> Cell:
+def _cell(same: Factors, rows: Sequence[Row], shown: tuple[str, ...]) -> Cell:
     good = measured(rows)
     figures = {
         name: interval(values)
@@ -85,7 +85,7 @@ def _cell(factors: Factors, rows: Sequence[Row], shown: tuple[str, ...]) -> Cell
         if (values := [row[name] for row in good if row.get(name) is not None])
     }
     reasons = tuple(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
-    return Cell(factors, written(factors, shown), len(good), len(rows) - len(good), figures, reasons)
+    return Cell(same, written(same, shown), len(good), len(rows) - len(good), figures, reasons)
 
 
 def interval(values: Sequence[float]) -> Figure:
