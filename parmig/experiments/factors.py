@@ -27,6 +27,8 @@ QEMU_MIN_BYTES = 64 * MIB
 
 MAX_PATHS = 16
 
+NO_DIFFERENCE = "–"
+
 
 class Factors(msgspec.Struct, frozen=True, kw_only=True):
     """What one run is like. Each field is a factor."""
@@ -161,9 +163,9 @@ def impossible(factors: Factors) -> str:
 
 
 def written(factors: Factors, fields: tuple[str, ...]) -> dict[str, str]:
-    """The factors *fields* as a user writes them: name to text."""
+    """The factors *fields* as a user writes them: name to text. A dash is what makes no difference."""
     return {
-        name: _text(declared, getattr(factors, declared.field))
+        name: _text(declared, getattr(factors, declared.field)) if matters(factors, declared.field) else NO_DIFFERENCE
         for name, declared in options_of(Factors).items()
         if declared.field in fields
     }

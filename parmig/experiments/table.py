@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from parmig.experiments import factors
-from parmig.experiments.factors import Factors, written
+from parmig.experiments.factors import NO_DIFFERENCE, Factors, written
 from parmig.experiments.results import Row, measured
 
 RESAMPLES = 2000
@@ -52,6 +52,12 @@ class Cell(msgspec.Struct, frozen=True):
     failed: int
     figures: dict[str, Figure]
     reasons: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The factors in one line, without those that make no difference."""
+        told = {name: text for name, text in self.shown.items() if text != NO_DIFFERENCE}
+        return ", ".join(text if name == "peer" else f"{name} {text}" for name, text in told.items())
 
 
 def factors_of(row: Row) -> Factors:

@@ -97,7 +97,7 @@ def _peers(table: Sequence[Cell]) -> str:
     top = max(map(_rate, best.values()), default=0)
     lines = []
     for peer, cell in sorted(best.items(), key=lambda item: -_rate(item[1])):
-        told = ", ".join(f"{name} {text}" for name, text in cell.shown.items() if name != "peer")
+        told = cell.label.removeprefix(peer).removeprefix(", ")
         lines.append(
             [f"<td>{escape(peer)}</td><td>{escape(told)}</td>", *_cells(cell.figures, {"rate_mib_per_s": top})]
         )

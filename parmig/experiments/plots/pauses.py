@@ -9,10 +9,12 @@ from typing import Any
 
 from parmig.engine.report import DowntimePhases
 from parmig.experiments.factors import Factors, written
-from parmig.experiments.plots.series import panels
-from parmig.experiments.plots.style import INK, colours, panel_figure, plain_log_y, save
+from parmig.experiments.plots.series import panels, pooled
+from parmig.experiments.plots.style import INK, colours, legend, panel_figure, plain_log_y, save
 from parmig.experiments.results import Row
 from parmig.experiments.table import factors_of, varied
+from parmig.ram.blocks import PAGE_BYTES
+from parmig.units import MIB
 
 PHASES = {
     "pause": "#8d99ae",
@@ -27,48 +29,62 @@ PHASES = {
 }
 """The phases of the pause, in their order."""
 
+_FELT_IN_THE_PAUSE = ("dirty_rate_bytes_per_s", "pattern", "downtime_limit_ns", "link_rate_bytes_per_s", "memory_bytes",
+                      "workers", "paths")  # fmt: skip
+"""Factors that tell distributions apart, the one with the most effect first."""
+
 
 def draw_downtimes(rows: Sequence[Row], directory: Path) -> Path:
-    """The share of runs whose downtime was at most so long."""
-    drawn = panels([row for row in rows if row.get("downtime_ms")], None)
+    """The share of runs whose downtime was at most so long. Runs with other factors than those told are pooled."""
+    paused = [row for row in rows if row.get("downtime_ms")]
+    drawn = panels(paused, None, pooled(paused, _FELT_IN_THE_PAUSE))
+    given = colours(drawn)
     with panel_figure(len(drawn), "Distribution of downtimes") as (figure, axes):
         for panel, axis in zip(drawn, axes, strict=True):
-            for line, colour in zip(panel.lines, colours(panel.lines), strict=True):
+            for line in panel.lines:
                 values = sorted(row["downtime_ms"] for same in line.points.values() for row in same)
                 shares = [number / len(values) for number in range(1, len(values) + 1)]
-                axis.step([values[0], *values], [0, *shares], where="post", color=colour, label=line.label)
+                colour, label = given[line.label], f"{line.label} ({len(values)} runs)"
+                axis.step([values[0], *values], [0, *shares], where="post", color=colour, label=label)
                 axis.plot(values, shares, ".", color=colour, markersize=4)
             axis.set_title(panel.title)
             axis.set_xlabel("downtime, ms")
             axis.set_xlim(left=0)
             axis.set_ylim(0, 1.03)
-            axis.legend(loc="lower right")
         axes[0].set_ylabel("share of runs")
+        legend(figure, axes)
         return save(figure, directory, "downtime-distribution")
 
 
 def draw_convergence(rows: Sequence[Row], directory: Path) -> Path:
     """What each round had to send, for guests that write at different rates: the run with the median time of each."""
-    with_rounds = [row for row in rows if row.get("report.rounds")]
-    drawn = panels(with_rounds, None)
+    drawn = panels(rows, None)
+    given = colours(drawn)
     with panel_figure(len(drawn), "Convergence: what is left to send in each round") as (figure, axes):
         for panel, axis in zip(drawn, axes, strict=True):
-            for line, colour in zip(panel.lines, colours(panel.lines), strict=True):
+            for line in panel.lines:
                 run = median_run([row for same in line.points.values() for row in same])
-                rounds = [one for one in run["report.rounds"] if one["dirty_pages"]]
-                numbers = [one["round"] for one in rounds]
-                left = [one["dirty_pages"] * 4096 / (1 << 20) for one in rounds]
-                axis.plot(numbers, left, "o-", color=colour, label=line.label)
-                paused = [place for place, one in enumerate(rounds) if one["paused"]]
-                axis.plot([numbers[place] for place in paused], [left[place] for place in paused], "o", color=colour,
-                          markerfacecolor="white", zorder=5)  # fmt: skip
+                numbers, left = _rounds(run)
+                axis.plot(numbers, left, "o-", color=given[line.label], label=line.label)
+                axis.plot(numbers[-1:], left[-1:], "o", color=given[line.label], markerfacecolor="white", zorder=5)
             plain_log_y(axis)
             axis.set_title(panel.title)
             axis.set_xlabel("round (hollow: the guest is paused)")
             axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.legend()
         axes[0].set_ylabel("MiB to send")
+        legend(figure, axes)
         return save(figure, directory, "convergence")
+
+
+def _rounds(run: Row) -> tuple[list[int], list[float]]:
+    """The numbers of the rounds up to the first one in the pause, and the MiB that each had to send."""
+    numbers, left = [], []
+    for one in run["report.rounds"]:
+        numbers.append(one["round"])
+        left.append(max(one["dirty_pages"], 1) * PAGE_BYTES / MIB)
+        if one["paused"]:
+            break
+    return numbers, left
 
 
 def draw_waterfall(rows: Sequence[Row], directory: Path) -> Path:

@@ -34,7 +34,7 @@ def draw_all(rows: Sequence[Row], directory: Path) -> list[Picture]:
     told = varied(good)
     pictures = []
     for factor in ("workers", "paths"):
-        if factor in told:
+        if len({row[factor] for row in good if row["peer"] == "parmig"}) > 1:
             words = f"Dots are single runs, lines their medians, bars intervals of 95 %. With {factor} that scale, the "
             words += "time follows the dashed line."
             pictures.append(Picture(f"Time against {factor}", words, draw_scaling(good, directory, factor)))

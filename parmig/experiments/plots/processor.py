@@ -23,16 +23,14 @@ def draw_processor(rows: Sequence[Row], directory: Path) -> Path:
         figure.set_size_inches(9, 1.4 + 0.28 * len(table))
         for place, cell in enumerate(table):
             figures = cell.figures
-            colour = OTHERS.get(cell.factors.peer, PARMIG[0])
+            colour = OTHERS.get(cell.factors.peer, PARMIG)[0]
             whole = figures["processor_s_per_gib"].median
             same = [row for row in rows if row.get("processor_s") and cell.factors.memory_bytes == row["memory_bytes"]]
             source = _source_share(same, cell.factors.peer) * whole
             axis.barh(place, source, color=colour, height=0.7)
             axis.barh(place, whole - source, left=source, color=colour, height=0.7, alpha=0.5)
             axis.annotate(f"{whole:.3g}", (whole, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set_yticks(
-            range(len(table)), [", ".join(f"{name} {text}" for name, text in cell.shown.items()) for cell in table]
-        )
+        axis.set_yticks(range(len(table)), [cell.label for cell in table])
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.08)

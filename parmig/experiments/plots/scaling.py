@@ -7,45 +7,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parmig.experiments.plots.series import Line, panels
-from parmig.experiments.plots.style import IDEAL, colours, counted_axis, panel_figure, save
+from parmig.experiments.plots.series import Line, Panel, panels
+from parmig.experiments.plots.style import IDEAL, colours, counted_axis, legend, panel_figure, save
 from parmig.experiments.results import Row
 from parmig.units import MIB
 
 
 def draw_scaling(rows: Sequence[Row], directory: Path, factor: str) -> Path:
     """Seconds of the whole move against *factor*, which is ``workers`` or ``paths``, with the ideal of each line."""
-    drawn = panels(rows, factor)
+    drawn = [
+        Panel(panel.title, lines)
+        for panel in panels(rows, factor)
+        if (lines := [line for line in panel.lines if len(line.points) > 1])
+    ]
+    given = colours(drawn)
     with panel_figure(len(drawn), f"Time of the whole move against {factor}") as (figure, axes):
         for panel, axis in zip(drawn, axes, strict=True):
-            lines = [line for line in panel.lines if len(line.points) > 1] or panel.lines
-            for line, colour in zip(lines, colours(lines), strict=True):
-                _draw(axis, line, colour, "total_time_ms", 1 / 1000)
+            for line in panel.lines:
+                _draw(axis, line, given[line.label], "total_time_ms", 1 / 1000)
                 _draw_ideal(axis, line)
-            counts = sorted({x for line in lines for x in line.points})
+            counts = sorted({x for line in panel.lines for x in line.points})
             counted_axis(axis, counts, factor)
             axis.set_title(panel.title)
             axis.set_ylim(bottom=0)
             axis.plot([], [], color=IDEAL, linestyle="--", linewidth=1.2, label="ideal")
-            axis.legend()
         axes[0].set_ylabel("seconds")
+        legend(figure, axes)
         return save(figure, directory, f"time-{factor}")
 
 
 def draw_sizes(rows: Sequence[Row], directory: Path) -> Path:
     """MiB/s of the whole move against the memory of the guest."""
     drawn = panels(rows, "memory_bytes")
+    given = colours(drawn)
     with panel_figure(len(drawn), "Rate of the whole move against the size of the guest") as (figure, axes):
         for panel, axis in zip(drawn, axes, strict=True):
-            for line, colour in zip(panel.lines, colours(panel.lines), strict=True):
-                _draw(axis, line, colour, "rate_mib_per_s", 1, x_unit=MIB)
+            for line in panel.lines:
+                _draw(axis, line, given[line.label], "rate_mib_per_s", 1, x_unit=MIB)
             counted_axis(
                 axis, sorted({x / MIB for line in panel.lines for x in line.points}), "memory of the guest, MiB"
             )
             axis.set_title(panel.title)
             axis.set_ylim(bottom=0)
-            axis.legend()
         axes[0].set_ylabel("MiB/s")
+        legend(figure, axes)
         return save(figure, directory, "rate-memory")
 
 

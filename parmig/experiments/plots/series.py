@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from parmig.experiments.table import Figure, factors_of, interval, varied
 
 MAX_LINES, MAX_PANELS = 7, 6
 """More lines cannot be told apart; more panels cannot be seen at once."""
+
+MIN_POOL = 5
+"""Runs of a distribution; fewer are steps, not a curve."""
 
 _PANEL_FACTORS = (
     "link_rate_bytes_per_s",
@@ -65,29 +69,42 @@ class Panel(msgspec.Struct, frozen=True):
     lines: list[Line]
 
 
-def panels(rows: Sequence[Row], axis: str | None) -> list[Panel]:
+def panels(rows: Sequence[Row], axis: str | None, told: Sequence[str] | None = None) -> list[Panel]:
     """The lines of *rows* along the factor *axis*, or of all runs with the same factors (None).
 
     Args:
         rows: of all runs; failed ones and warm-ups do not count.
         axis: field of :class:`.Factors`.
+        told: the fields that tell lines apart; None: all that vary.
     """
     good = measured(rows)
-    told = [name for name in varied(good) if name != axis]
+    told = [name for name in (varied(good) if told is None else told) if name != axis]
     of_panels: list[str] = []
     for name in _PANEL_FACTORS:
         if name in told and _most_lines(good, told, of_panels) > MAX_LINES:
             of_panels.append(name)
     of_lines = [name for name in told if name not in of_panels]
     grouped: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]] = {}
-    for row in good:
+    for row in sorted(good, key=lambda row: [row[name] for name in (*of_panels, *of_lines)]):
         panel = grouped.setdefault(_texts(row, of_panels), {})
         panel.setdefault(_texts(row, of_lines), []).append(row)
-    result = []
+    made = []
     for title, lines in grouped.items():
-        kept = [_line(label, same, axis) for label, same in sorted(lines.items())[:MAX_LINES]]
-        result.append(Panel(", ".join(title), kept))
-    return sorted(result, key=lambda panel: panel.title)[:MAX_PANELS]
+        kept = [_line(label, same, axis) for label, same in list(lines.items())[:MAX_LINES]]
+        made.append(Panel(", ".join(title), kept))
+    return made[:MAX_PANELS]
+
+
+def pooled(rows: Sequence[Row], preferred: Sequence[str]) -> list[str]:
+    """The peer and those of the *preferred* fields, if they vary and leave each line :data:`MIN_POOL` runs or more."""
+    good = measured(rows)
+    told = ["peer"] if "peer" in varied(good) else []
+    for name in preferred:
+        if name in varied(good):
+            sizes = Counter(_texts(row, [*told, name]) for row in good)
+            if min(sizes.values()) >= MIN_POOL and len(sizes) <= MAX_LINES:
+                told.append(name)
+    return told
 
 
 def _most_lines(rows: Sequence[Row], told: Sequence[str], of_panels: Sequence[str]) -> int:
@@ -106,10 +123,10 @@ def _texts(row: Row, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _short(name: str, text: str) -> str:
-    """``2 paths``, ``10 MiB/s dirty-rate``, and names of programs alone."""
-    if name in ("peer", "pattern", "transport", "guest", "fill"):
-        return text
-    return f"{text} {name[:-1] if text == '1' and name.endswith('s') else name}"
+    """``2 paths``, ``dirty-rate 10MiB/s``, and names of programs and patterns alone."""
+    if name in ("workers", "paths"):
+        return f"{text} {name[:-1] if text == '1' else name}"
+    return text if name in ("peer", "pattern", "transport", "guest") else f"{name} {text}"
 
 
 def _line(label: tuple[str, ...], rows: Sequence[Row], axis: str | None) -> Line:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,15 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from parmig.experiments.plots.series import Panel
+
 PARMIG = ("#1f5fa8", "#2a9d8f", "#7a4fa3", "#4fa3d1", "#58a55c", "#b0568f", "#5c6bc0")
-OTHERS = {"qemu-multifd": "#e07b1a", "qemu-precopy": "#c0392b", "iperf3": "#9c8463", "bare": "#7f7f7f"}
+OTHERS = {
+    "qemu-multifd": ("#e07b1a", "#f2b066", "#a85a10"),
+    "qemu-precopy": ("#c0392b", "#e08a80", "#86231a"),
+    "iperf3": ("#9c8463", "#c9b89f", "#6e5c42"),
+    "bare": ("#7f7f7f", "#b0b0b0", "#555555"),
+}
 """parmig is in cold colours, QEMU in warm ones, and limits are grey and brown."""
 
 IDEAL = "#b8b8b8"
@@ -55,7 +63,7 @@ def panel_figure(count: int, title: str, *, sharey: bool = True) -> Iterator[tup
     rows = math.ceil(count / columns)
     width, height = PANEL_INCHES
     with mpl.rc_context(_STYLE):
-        size = (max(width * columns, 6.4), height * rows + 0.5)
+        size = (max(width * columns, 6.4), height * rows + 0.8)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=sharey, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         flat = list(axes.flat)
@@ -75,16 +83,29 @@ def save(figure: Figure, directory: Path, name: str) -> Path:
     return path
 
 
-def colours(lines: Sequence[Any]) -> list[str]:
-    """A colour for each of *lines*, which have a ``peer``."""
-    given: list[str] = []
-    for line in lines:
-        if line.peer in OTHERS and OTHERS[line.peer] not in given:
-            given.append(OTHERS[line.peer])
-        else:
-            free = [colour for colour in PARMIG if colour not in given] or list(PARMIG)
-            given.append(free[0])
+def colours(panels: Sequence[Panel]) -> dict[str, str]:
+    """A colour for each label, the same in all *panels*."""
+    given: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for line in (line for panel in panels for line in panel.lines):
+        if line.label not in given:
+            palette = OTHERS.get(line.peer, PARMIG)
+            given[line.label] = palette[used[line.peer] % len(palette)]
+            used[line.peer] += 1
     return given
+
+
+def legend(figure: Figure, axes: Sequence[Any]) -> None:
+    """One legend below all panels, with each label once."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if len(handles) > 1:
+        widest_inches = 0.066 * max(map(len, handles)) + 0.45
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / widest_inches)))
+        place: Any = "outside lower left"
+        figure.legend(list(handles.values()), list(handles), loc=place, ncols=columns)
 
 
 def counted_axis(axis: Any, values: Sequence[float], label: str) -> None:
