@@ -17,7 +17,7 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import bench, cancel, demo, keygen, qemu_args, receive, recover, restore, save, send, watch
+from parmig.cli import bench, cancel, demo, keygen, plot, qemu_args, receive, recover, restore, save, send, watch
 from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
@@ -45,6 +45,7 @@ COMMANDS = (
     cancel.cancel,
     qemu_args.qemu_args,
     bench.bench,
+    plot.plot,
     keygen.keygen,
 )
 

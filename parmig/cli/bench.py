@@ -118,5 +118,5 @@ def _finish(results: Results, *, as_json: bool) -> int:
     for reason in dict.fromkeys(reason for cell in table for reason in cell.reasons):
         print_line(f"failed: {reason}")
     results.write_parquet()
-    print_line(f"{len(results.rows)} runs are in {results.directory}")
+    print_line(f"{len(results.rows)} runs are in {results.directory}; draw them by: parmig plot {results.directory}")
     return 0 if any(cell.runs for cell in table) else ParmigError.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from parmig.experiments.factors import written
+from parmig.experiments.factors import NO_DIFFERENCE, written
 from parmig.experiments.results import Row
 from parmig.experiments.running import Step
 from parmig.experiments.table import number_text
@@ -36,7 +36,8 @@ class StepLines:
 
 def step_line(step: Step, shown: tuple[str, ...]) -> str:
     """``run 3 of 12, 2 min left: workers 2, paths 1: 512 MiB/s, downtime 12.3 ms``."""
-    factors = ", ".join(f"{name} {text}" for name, text in written(step.run.factors, shown).items())
+    told = {name: text for name, text in written(step.run.factors, shown).items() if text != NO_DIFFERENCE}
+    factors = ", ".join(text if name == "peer" else f"{name} {text}" for name, text in told.items())
     parts = [f"run {step.number} of {step.total}{_left(step.left_s)}"]
     parts += [factors] if factors else []
     parts += [_outcome(step.row)] if step.row is not None else []

@@ -6,6 +6,7 @@ This module decides only. It knows no host and starts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -25,6 +26,8 @@ QEMU_MIN_BYTES = 64 * MIB
 """The firmware of a QEMU guest has the first 16 MiB and the last 32 MiB, and the rest is filled."""
 
 MAX_PATHS = 16
+
+NO_DIFFERENCE = "–"
 
 
 class Factors(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,15 +117,35 @@ _DO_NOT_MATTER: dict[str, set[str]] = {
 """Guest to the factors that it has not."""
 
 
+def matters(factors: Factors, field: str) -> bool:
+    """Whether the factor *field* makes a difference to the peer and the guest."""
+    if field == "guest" and factors.peer != "parmig":
+        return False
+    return field in _MATTER[factors.peer] - _DO_NOT_MATTER[factors.guest]
+
+
+def varied(combinations: Iterable[Factors]) -> tuple[str, ...]:
+    """The fields in which *combinations* differ, where they make a difference."""
+    given = list(combinations)
+    return tuple(
+        field
+        for field in Factors.__struct_fields__
+        if len({getattr(factors, field) for factors in given if matters(factors, field)}) > 1
+    )
+
+
 def normalised(factors: Factors) -> Factors:
     """*factors* with all that makes no difference to the peer and the guest at its default.
 
     QEMU moves QEMU guests only. A grid over peers thus has each of their runs once.
     """
-    if factors.peer.startswith("qemu"):
-        factors = msgspec.structs.replace(factors, guest="qemu")
-    matter = _MATTER[factors.peer] - _DO_NOT_MATTER[factors.guest]
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Factors) if field.name not in matter}
+    guests = {"parmig": factors.guest, "qemu-precopy": "qemu", "qemu-multifd": "qemu"}
+    factors = msgspec.structs.replace(factors, guest=guests.get(factors.peer, GUESTS[0]))
+    defaults = {
+        field.name: field.default
+        for field in msgspec.structs.fields(Factors)
+        if field.name != "guest" and not matters(factors, field.name)
+    }
     return msgspec.structs.replace(factors, **defaults)
 
 
@@ -140,9 +163,9 @@ def impossible(factors: Factors) -> str:
 
 
 def written(factors: Factors, fields: tuple[str, ...]) -> dict[str, str]:
-    """The factors *fields* as a user writes them: name to text."""
+    """The factors *fields* as a user writes them: name to text. A dash is what makes no difference."""
     return {
-        name: _text(declared, getattr(factors, declared.field))
+        name: _text(declared, getattr(factors, declared.field)) if matters(factors, declared.field) else NO_DIFFERENCE
         for name, declared in options_of(Factors).items()
         if declared.field in fields
     }

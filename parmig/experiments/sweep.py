@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import msgspec
 
 from parmig.errors import UsageError
-from parmig.experiments.factors import Factors, impossible, normalised
+from parmig.experiments.factors import Factors, impossible, normalised, varied
 from parmig.options import COUNT, DURATION, Option, nearest, option, options_of
 from parmig.units import NS_PER_S
 
@@ -204,9 +204,6 @@ def plan_of(sweep: Sweep) -> Plan:
     if 0 < sweep.sample < len(combinations):
         drawn = random.Random(f"{sweep.seed} sample").sample(range(len(combinations)), sweep.sample)
         combinations = [combinations[place] for place in sorted(drawn)]
-    varied = tuple(
-        field for field in Factors.__struct_fields__ if len({getattr(one, field) for one in combinations}) > 1
-    )
     first = _shuffled(combinations, sweep.seed, 1)
     runs = [
         Run(0, number, factors)
@@ -217,7 +214,7 @@ def plan_of(sweep: Sweep) -> Plan:
             Run(repeat, number, factors)
             for number, factors in enumerate(_shuffled(combinations, sweep.seed, repeat), 1)
         ]
-    return Plan(tuple(runs), tuple(combinations), varied, left_out)
+    return Plan(tuple(runs), tuple(combinations), varied(combinations), left_out)
 
 
 def _shuffled(combinations: list[Factors], seed: int, repeat: int) -> list[Factors]:

@@ -9,7 +9,8 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from parmig.experiments.factors import Factors, written
+from parmig.experiments import factors
+from parmig.experiments.factors import NO_DIFFERENCE, Factors, written
 from parmig.experiments.results import Row, measured
 
 RESAMPLES = 2000
@@ -52,6 +53,12 @@ class Cell(msgspec.Struct, frozen=True):
     figures: dict[str, Figure]
     reasons: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """The factors in one line, without those that make no difference."""
+        told = {name: text for name, text in self.shown.items() if text != NO_DIFFERENCE}
+        return ", ".join(text if name == "peer" else f"{name} {text}" for name, text in told.items())
+
 
 def factors_of(row: Row) -> Factors:
     """The factors of a run."""
@@ -59,8 +66,8 @@ def factors_of(row: Row) -> Factors:
 
 
 def varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The fields of :class:`.Factors` in which *rows* differ."""
-    return tuple(name for name in Factors.__struct_fields__ if len({row.get(name) for row in rows}) > 1)
+    """The fields of :class:`.Factors` in which *rows* differ, where they make a difference."""
+    return factors.varied(map(factors_of, rows))
 
 
 def cells(rows: Sequence[Row], shown: tuple[str, ...]) -> list[Cell]:
@@ -73,11 +80,10 @@ def cells(rows: Sequence[Row], shown: tuple[str, ...]) -> list[Cell]:
     for row in rows:
         if not row["warm_up"]:
             groups.setdefault(factors_of(row), []).append(row)
-    ordered = sorted(groups, key=lambda factors: msgspec.structs.astuple(factors))
-    return [_cell(factors, groups[factors], shown) for factors in ordered]
+    return [_cell(same, groups[same], shown) for same in sorted(groups, key=msgspec.structs.astuple)]
 
 
-def _cell(factors: Factors, rows: Sequence[Row], shown: tuple[str, ...]) -> Cell:
+def _cell(same: Factors, rows: Sequence[Row], shown: tuple[str, ...]) -> Cell:
     good = measured(rows)
     figures = {
         name: interval(values)
@@ -85,7 +91,7 @@ def _cell(factors: Factors, rows: Sequence[Row], shown: tuple[str, ...]) -> Cell
         if (values := [row[name] for row in good if row.get(name) is not None])
     }
     reasons = tuple(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
-    return Cell(factors, written(factors, shown), len(good), len(rows) - len(good), figures, reasons)
+    return Cell(same, written(same, shown), len(good), len(rows) - len(good), figures, reasons)
 
 
 def interval(values: Sequence[float]) -> Figure:

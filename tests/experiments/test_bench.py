@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,3 +138,28 @@ def test_an_interval_contains_its_median() -> None:
     assert figure.high is not None
     assert 1.0 <= figure.low <= figure.median == 3.0 <= figure.high <= 9.0
     assert interval([5.0]).low is None
+
+
+def test_the_results_are_drawn(swept: Path) -> None:
+    pytest.importorskip("matplotlib")
+    argv = [sys.executable, "-m", "parmig", "plot", str(swept)]  # matplotlib keeps the files of its fonts open
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=110)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().strip() == str(swept / "index.html")
+    pictures = {path.name for path in swept.glob("*.png")}
+    assert pictures == {
+        "time-workers.png",
+        "downtime-distribution.png",
+        "convergence.png",
+        "waterfall.png",
+        "processor.png",
+    }
+    assert {path.stem for path in swept.glob("*.svg")} == {name.removesuffix(".png") for name in pictures}
+    page = (swept / "index.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == len(pictures)
+    assert "A small one." in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "it needs no other file"
+
+
+def test_nothing_is_drawn_without_results(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["plot", str(tmp_path)]).exit_code == 2
