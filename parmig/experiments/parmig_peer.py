@@ -94,7 +94,10 @@ def _migrate(
             report = msgspec.json.decode(output, type=Report)
         if report.error is not None:
             end(receiver)  # it would wait for the next sender
-        arrived = msgspec.json.decode(_output(receiver, deadline), type=Report)
+        answer = _output(receiver, deadline)
+        if not answer:
+            raise ParmigError(f"parmig receive ended with exit code {receiver.returncode} and without a report")
+        arrived = msgspec.json.decode(answer, type=Report)
     if report.error is None and arrived.error is not None:
         report.error = arrived.error
     return report

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from parmig.errors import ParmigError, UsageError
+from parmig.errors import ParmigError
 from parmig.experiments.factors import Factors
 from parmig.experiments.fingerprint import describe_host
 from parmig.experiments.hosts import open_hosts
@@ -89,9 +89,7 @@ def run_once(sweep: Sweep, run: Run, interruption: Interruption) -> Row:
         with open_hosts(sweep.hosts, run.factors, interruption) as hosts:
             outcome = PEERS[run.factors.peer](hosts, run.factors, sweep.run_limit_ns / NS_PER_S)
         row |= _figures(outcome)
-    except UsageError:
-        raise
-    except (ParmigError, OSError) as error:
+    except (ParmigError, OSError, ValueError) as error:  # a ValueError: a peer's answer that cannot be read
         interruption.check()  # it may be the reason
         row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return row | {"took_s": round(time.monotonic() - began, 3)} | host

@@ -102,7 +102,7 @@ def _peers(table: Sequence[Cell]) -> str:
             [f"<td>{escape(peer)}</td><td>{escape(told)}</td>", *_cells(cell.figures, {"rate_mib_per_s": top})]
         )
     words = "<p>The combination of each peer with the highest rate. "
-    words += "iperf3 and bare pairs move no guest: they are limits.</p>"
+    words += "iperf3 and bare pairs move no guest: they are limits. 48 MiB of a QEMU guest are zero pages.</p>"
     return words + _table(["peer", "at"], lines)
 
 
