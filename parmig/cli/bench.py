@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -68,8 +70,7 @@ def _bench(path: Path, options: BenchOptions) -> int:
         return 0
     require("pyarrow")
     directory = Path(options.out or path.stem)
-    interruption = _interruptible()
-    with open_results(directory, sweep, text) as results:
+    with _interruptible() as interruption, open_results(directory, sweep, text) as results:
         show = StepLines(plan.varied, is_terminal=sys.stderr.isatty())
         try:
             run_sweep(sweep, plan, results, lambda step: None if options.quiet else show(step), interruption)
@@ -80,8 +81,9 @@ def _bench(path: Path, options: BenchOptions) -> int:
         return _finish(results, as_json=options.json)
 
 
-def _interruptible() -> Interruption:
-    """What the first SIGINT or SIGTERM asks to end in order; the second one ends at once."""
+@contextmanager
+def _interruptible() -> Iterator[Interruption]:
+    """What the first SIGINT or SIGTERM asks to end in order, in the context; the second one ends at once."""
     interruption = Interruption()
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -90,9 +92,12 @@ def _interruptible() -> Interruption:
         say_in_signal_handler("parmig: cancelling")
         interruption.ask()
 
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
-    return interruption
+    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _list(plan: Plan, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from parmig.errors import ParmigError
+from parmig.errors import HostRefusedError, ParmigError
 from parmig.experiments.factors import Factors
 from parmig.experiments.fingerprint import describe_host
 from parmig.experiments.hosts import open_hosts
@@ -53,8 +53,10 @@ def run_sweep(
         interruption: ends the run, and with it the sweep.
 
     Raises:
+        HostRefusedError: a program that the sweep needs is not installed, or there can be no lab here.
         KeyboardInterrupt: it was interrupted. What the run had started has ended. The run is not in the results.
     """
+    _check_programs(plan)
     ended = {row["key"] for row in results.rows}
     took = [float(row["took_s"]) for row in results.rows]
     for number, run in enumerate(plan.runs, 1):
@@ -73,11 +75,20 @@ def run_sweep(
         on_step(Step(number, len(plan.runs), run, left_s(number), row))
 
 
+def _check_programs(plan: Plan) -> None:
+    """Raise :class:`HostRefusedError` if a program is missing: else each of its runs would fail."""
+    needed = {QEMU for one in plan.combinations if one.guest == "qemu"}
+    needed |= {"iperf3" for one in plan.combinations if one.peer == "iperf3"}
+    for program in sorted(needed):
+        if shutil.which(program) is None:
+            raise HostRefusedError(f"{program} is not installed; install it, or leave out what needs it")
+
+
 def run_once(sweep: Sweep, run: Run, interruption: Interruption) -> Row:
     """One run, as a row. A failure is part of it.
 
     Raises:
-        KeyboardInterrupt: as :func:`run_sweep`.
+        HostRefusedError, KeyboardInterrupt: as :func:`run_sweep`.
     """
     interruption.check()
     began = time.monotonic()
@@ -85,13 +96,12 @@ def run_once(sweep: Sweep, run: Run, interruption: Interruption) -> Row:
     row |= {name: getattr(run.factors, name) for name in Factors.__struct_fields__}
     row |= {"began": time.strftime("%FT%TZ", time.gmtime()), "status": "completed", "reason": None}
     host = flattened(_fingerprint() | {"load_average": list(describe_host()["load_average"])}, "host.")
-    try:
-        with open_hosts(sweep.hosts, run.factors, interruption) as hosts:
-            outcome = PEERS[run.factors.peer](hosts, run.factors, sweep.run_limit_ns / NS_PER_S)
-        row |= _figures(outcome)
-    except (ParmigError, OSError, ValueError) as error:  # a ValueError: a peer's answer that cannot be read
-        interruption.check()  # it may be the reason
-        row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    with open_hosts(sweep.hosts, run.factors, interruption) as hosts:
+        try:
+            row |= _figures(PEERS[run.factors.peer](hosts, run.factors, sweep.run_limit_ns / NS_PER_S))
+        except (ParmigError, OSError, ValueError) as error:  # a ValueError: a peer's answer that cannot be read
+            interruption.check()  # it may be the reason
+            row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return row | {"took_s": round(time.monotonic() - began, 3)} | host
 
 

@@ -163,3 +163,13 @@ def test_the_results_are_drawn(swept: Path) -> None:
 
 def test_nothing_is_drawn_without_results(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["plot", str(tmp_path)]).exit_code == 2
+
+
+def test_a_missing_program_ends_the_sweep_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "network.toml"
+    path.write_text('hosts = "loopback"\n[factors]\npeer = "iperf3"\n')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(app, ["bench", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 3
+    assert "iperf3 is not installed" in result.stderr
+    assert not (tmp_path / "out" / "results.jsonl").exists()
