@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+END_LIMIT_S = 4.0
+"""How long the processes of a side may take to end, half of it by themselves. The guardian of a command that was
+cancelled ends within milliseconds of it."""
 
 
 class _Home(NamedTuple):
@@ -46,7 +52,7 @@ class Side:
 
     def __init__(self, home: _Home | None, name: str, core: int | None) -> None:
         self._home = home
-        self._group = home.path / f"parmig-bench-{os.getpid()}-{name}" if home else None
+        self._group = home.path / f"parmig-{os.getpid()}-{name}" if home else None
         self._core = core
         if self._group:
             self._group.mkdir()
@@ -74,9 +80,26 @@ class Side:
         return int(statistics["usage_usec"]) / 1e6
 
     def close(self) -> None:
-        """Remove the cgroup; all its processes have ended."""
-        if self._group:
-            self._group.rmdir()
+        """Remove the cgroup. Processes that do not end by themselves are killed first.
+
+        Raises:
+            OSError: one cannot be killed.
+        """
+        began = time.monotonic()
+        while self._group is not None:
+            try:
+                self._group.rmdir()
+                return
+            except OSError:
+                if (waited_s := time.monotonic() - began) > END_LIMIT_S:
+                    raise
+            for pid in map(int, (self._group / "cgroup.procs").read_text().split()):
+                if pid == os.getpid():
+                    self._move_into(self._home.path if self._home else None)
+                elif waited_s > END_LIMIT_S / 2:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     @staticmethod
     def _move_into(group: Path | None) -> None:
