@@ -44,7 +44,7 @@ the first."""
 
 KEPT_MESSAGES = 32
 BURSTS = (0, 5, 50, 500)
-EXIT_CODES = (0, 1, 3, 4, 5)
+EXIT_CODES = (0, 1, 3, 4, 5, 6)
 """Those of docs/cli.md but usage errors and signals."""
 
 ROLES = ("send", "receive")

@@ -33,7 +33,8 @@ class CheckedGuest(SyntheticGuest):
         try:
             super().check()
         except GuestError as error:
-            print(f"{WRONG}: {error}", file=sys.stderr, flush=True)
+            if self._process is not None and self._process.is_alive():  # it was not killed meanwhile
+                print(f"{WRONG}: {error}", file=sys.stderr, flush=True)
             raise
         print(RIGHT, file=sys.stderr, flush=True)
 

@@ -29,7 +29,7 @@ from tools.torture_faults import MARK, family
 from tools.torture_side import ENDLESS, RIGHT
 
 GUEST = "checked:memory=64MiB,touched=4MiB,rate=100MiB/s"
-OPTIONS = ["--workers", "2", "--max-bandwidth", "40MiB/s", "--downtime-limit", "10ms", "--reconnect-timeout", "20s"]
+OPTIONS = ["--workers", "2", "--max-bandwidth", "40MiB/s", "--downtime-limit", "1us", "--reconnect-timeout", "20s"]
 FLAP_EVERY_S, FLAP_FOR_S = 60.0, 2.0
 
 SAMPLES = 20
@@ -69,7 +69,6 @@ def soak(minutes: float, directory: Path) -> None:
         for side in (send, receive):
             wait_for(side, 60)
         output = send.log.read_text()
-        print(table(samples, minutes))
         rounds = max(map(int, re.findall(r"round (\d+)", output)), default=0)
         print(f"{rounds} rounds, {output.count('connected again')} connections made again")
         if RIGHT not in output:
@@ -100,6 +99,7 @@ def _watch(seconds: float, run: str, send: Side, links: list[Link]) -> list[Samp
             raise WrongError(f"the sender ended:\n{send.log.read_text()[-2000:]}")
         if passed >= len(samples) * seconds / SAMPLES:
             samples.append(sample(run))
+            show(passed / 60, samples[-1], samples[-2] if len(samples) > 1 else {})
         if passed >= (flaps + 1) * FLAP_EVERY_S:
             link = links[flaps % len(links)]
             link.cut()
@@ -107,7 +107,9 @@ def _watch(seconds: float, run: str, send: Side, links: list[Link]) -> list[Samp
             link.restore()
             flaps += 1
         time.sleep(0.5)
-    return [*samples, sample(run)]
+    samples.append(sample(run))
+    show(seconds / 60, samples[-1], samples[-2])
+    return samples
 
 
 def sample(run: str) -> Sample:
@@ -117,7 +119,7 @@ def sample(run: str) -> Sample:
         with contextlib.suppress(psutil.NoSuchProcess):
             memory = process.memory_info()
             now[role] = (memory.rss - memory.shared, process.num_fds())
-    return now
+    return dict(sorted(now.items()))
 
 
 def growth(samples: list[Sample], rounds: int) -> list[str]:
@@ -134,13 +136,10 @@ def growth(samples: list[Sample], rounds: int) -> list[str]:
     return more
 
 
-def table(samples: list[Sample], minutes: float) -> str:
-    """Memory and descriptors of each process over the time."""
-    roles = sorted(samples[-1])
-    lines = ["MiB and descriptors of " + ", ".join(f"{number}: {role}" for number, role in enumerate(roles, 1))]
-    lines.append("minute " + "".join(f"{number:>12}" for number, _ in enumerate(roles, 1)))
-    for number, now in enumerate(samples):
-        cells = (f"{now[role][0] / MIB:.1f}, {now[role][1]}" if role in now else "-" for role in roles)
-        minute = minutes * number / (len(samples) - 1)
-        lines.append(f"{minute:6.1f} " + "".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines)
+def show(minute: float, now: Sample, before: Sample) -> None:
+    """Print a line of the table, and who its columns are if they are others than *before*."""
+    if now.keys() != before.keys():
+        roles = (f"{number}: {role}" for number, role in enumerate(now, 1))
+        print("MiB and descriptors of", ", ".join(roles))
+    cells = (f"{memory_bytes / MIB:.1f}, {descriptors}" for memory_bytes, descriptors in now.values())
+    print(f"{minute:6.1f} min" + "".join(f"{cell:>12}" for cell in cells), flush=True)

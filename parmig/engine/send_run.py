@@ -100,6 +100,13 @@ class SendRun(SourceRun):
         self._attend_state()
         self._take_notes()
 
+    def _feed(self, event: Event) -> None:
+        checks = self.plan.step is Step.CHECKING_HELD
+        super()._feed(event)
+        if checks and self.plan.step is Step.SENDING:
+            _, restart = self.plan.record.restarts[-1]
+            self._show_line(f"the destination holds {restart.proven_pages} pages; {restart.again_pages} differ")
+
     def _attend_state(self) -> None:
         """Notice the loss of the state channel while nobody writes to it."""
         if "active" in self.plan.record.marks and "pausing" not in self.plan.record.marks:

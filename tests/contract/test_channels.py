@@ -21,6 +21,7 @@ from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
+from parmig.ram.shared import NOBODY_YET
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.registry import TRANSPORTS, open_transport
 from parmig.transport.security.session_proof import SessionProof
@@ -316,6 +317,21 @@ def test_nobody_but_the_send_worker_takes_up_the_channel(scheme: str, caller: Ca
         cut(destination)
         wait_until(lambda: len(destination.losses) == 2, "the next loss")
         is_ignored(source, opens(messages.RESUME, 6, caller))  # an old connection
+
+
+@every_transport
+def test_after_the_receiver_was_started_again_only_a_send_worker_that_begins_anew_is_let_in(scheme: str) -> None:
+    with channel(scheme) as (source, destination):
+        source.send(1000)
+        source.channel.fence(1)
+        end(source.channel._transport)
+        wait_until(lambda: bool(destination.losses), "the loss")
+        destination.sequence = NOBODY_YET
+        is_ignored(source, opens(messages.RESUME, 9, CALLER))
+        successor = source.dialer.dial(10 * NS_PER_S)
+        successor.write([opens(messages.RESTART, 9, CALLER)(successor.challenge)])
+        wait_until(lambda: destination.sequence == 0, "the successor")
+        successor.shutdown()
 
 
 @every_transport

@@ -56,6 +56,9 @@ class Sides:
         for side in sides or (self.here, self.there):
             os.pwrite(side.fd, bytes(content(tag)), page * PAGE_BYTES)
 
+    def here_pages(self, pages: int) -> np.ndarray:
+        return np.frombuffer(os.pread(self.here.fd, pages * PAGE_BYTES, 0), dtype=np.uint8).reshape(-1, PAGE_BYTES)
+
     def run(self) -> tuple[int, int, set[int]]:
         """Proven pages, pages to be sent again, and regions that are unarmed."""
         held = HeldDigests(self.far, [self.there])
@@ -124,14 +127,15 @@ def test_a_tracker_that_compares_content_begins_with_what_was_compared() -> None
     """The page was sent and lost, and is as the destination has it when it is compared. Then it is as it was sent."""
     with ExitStack() as stack:
         sides = Sides(stack, "digest")
-        sides.put(0, 1)
-        sides.put(0, 2, sides.here)
-        sides.tracker.sent(0, np.array([0]), content(2))
+        for page in range(64):  # a whole group, of which the tracker keeps one digest
+            sides.put(page, page + 1)
+        sides.put(0, 99, sides.here)
+        sides.tracker.sent(0, np.arange(64), sides.here_pages(64))
         whole = sides.regions[0]
-        sides.tracker.scan(whole)
+        assert sides.tracker.scan(whole, holes=False) is not None  # the rest of the region is holes
         sides.put(0, 1, sides.here)
-        assert sides.run()[:2] == (1, 0)
-        sides.put(0, 2, sides.here)
+        assert sides.run()[:2] == (64, 0)
+        sides.put(0, 99, sides.here)
         scan = sides.tracker.scan(whole)
         assert scan is not None
         assert np.flatnonzero(scan.dirty).tolist() == [0]
