@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+
+END_LIMIT_S = 5.0
+"""A fork server ends a moment after the command that it served."""
 
 
 class _Home(NamedTuple):
@@ -74,8 +79,11 @@ class Side:
         return int(statistics["usage_usec"]) / 1e6
 
     def close(self) -> None:
-        """Remove the cgroup; all its processes have ended."""
+        """Remove the cgroup; all its processes have ended, or do so within END_LIMIT_S."""
         if self._group:
+            until_s = time.monotonic() + END_LIMIT_S
+            while (self._group / "cgroup.procs").read_text() and time.monotonic() < until_s:
+                time.sleep(0.01)
             self._group.rmdir()
 
     @staticmethod
