@@ -102,6 +102,7 @@ def main() -> None:
         for scene, results in figures.items():
             report, count, took_s = migrate(scene, options, port, round(options.connections / took_s))
             results.append((report["throughput_mib_per_s"], report["downtime_ms"]))
+            print(f"  {scene:20} {results[-1][0]:7.0f} MiB/s, {count} connections in {took_s:.1f} s", flush=True)
             if scene in made:
                 made[scene] += count
             port += 4
