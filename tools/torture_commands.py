@@ -16,6 +16,10 @@ from parmig.engine.handover.record_store import RecordStore
 from parmig.units import MIB
 from tests.qemu.machines import wait_until
 
+START_LIMIT_S = 180.0
+"""For a command to show its first line, and a guest to boot. It takes a second, and many times that on a busy
+machine."""
+
 
 class WrongError(Exception):
     """A promise was broken; the message says which."""
@@ -64,8 +68,13 @@ def listens_at(receive: Side) -> str:
         line = receive.log.read_text().partition("listening on ")[2]
         return line.split("\n")[0].strip() if "\n" in line else ""
 
-    wait_until(uri, 20, "the receiver")
+    wait_until(uri, START_LIMIT_S, "the receiver")
     return uri()
+
+
+def wait_for_first_line(side: Side) -> None:
+    """Wait until a command has shown something, or has ended."""
+    wait_until(lambda: side.process.poll() is not None or side.log.read_text(), START_LIMIT_S, "a command's first line")
 
 
 def wait_for(side: Side, limit_s: float) -> None:

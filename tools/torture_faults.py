@@ -190,6 +190,7 @@ class Faults:
         for link in links:
             link.flip(self.victims.port + chosen, fault.draw * 997 % 1)
         yield
+        self._over.wait()  # the channel may be silent for long
         if [port for link in links for port in link.flipped()]:
             self._note(f"changed a byte of {kinds[chosen]}")
 

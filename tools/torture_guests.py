@@ -19,6 +19,7 @@ from tests.qemu.boot_disk import boot_disk
 from tests.qemu.disks import ReadingMachine
 from tests.qemu.flat_machine import CPUS, PAGES, PAGES_PER_S, FlatMachine
 from tests.qemu.machines import QemuMachine
+from tools.torture_commands import START_LIMIT_S
 from tools.torture_side import RIGHT, WRONG
 
 Rates: TypeAlias = tuple[int, ...]
@@ -186,7 +187,7 @@ class FlatGuests(QemuGuests):
     def begin(self, machine: QemuMachine) -> None:
         assert isinstance(machine, FlatMachine)
         machine.ask("cont")
-        machine.wait_for_lines(3)
+        machine.wait_for_lines(3, START_LIMIT_S)
 
 
 class DiskGuests(QemuGuests):

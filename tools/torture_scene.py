@@ -15,7 +15,17 @@ from parmig.engine.handover.handover_record import RecordState
 from parmig.units import NS_PER_MS
 from tests.qemu.machines import wait_until
 from tools.netlab import Host, Lab, Line, open_lab
-from tools.torture_commands import Side, WrongError, end, listens_at, record_states, recover, space_for, wait_for
+from tools.torture_commands import (
+    Side,
+    WrongError,
+    end,
+    listens_at,
+    record_states,
+    recover,
+    space_for,
+    wait_for,
+    wait_for_first_line,
+)
 from tools.torture_faults import DATA_PORTS, MARK, Faults, Victims, family
 from tools.torture_guests import Guests, Place
 from tools.torture_plan import FAULTS_WITHIN_S, Plan, draw_plan
@@ -158,7 +168,7 @@ class Run:
             receive = self._start(opened, there, "receive", "destination", *listen)
             send = self._start(opened, here, "send", "source", listens_at(receive), *options)
             began = time.monotonic()
-            wait_until(lambda: send.process.poll() is not None or send.log.read_text(), 20, "the sender's first line")
+            wait_for_first_line(send)
             with Faults(victims, plan.faults) as faults:
                 wait_for(send, FAULTS_WITHIN_S + END_LIMIT_S)
                 faults.end()

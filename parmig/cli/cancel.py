@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
-from parmig.engine.report import ErrorReport
+from parmig.cli.output import print_json, showing_errors
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one
-from parmig.errors import ParmigError
 
 
 @o.command()
@@ -25,12 +23,8 @@ def cancel(
 
     It does what Ctrl-C does there. After the hand-over it comes too late and changes nothing.
     """
-    try:
-        with SteeringClient(the_only_one(name)) as client:
-            status = client.status()
-            client.cancel()
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
+    with showing_errors(), SteeringClient(the_only_one(name)) as client:
+        status = client.status()
+        client.cancel()
     if output.json:
         print_json(status)

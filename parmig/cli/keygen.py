@@ -10,9 +10,8 @@ import msgspec
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
-from parmig.engine.report import ErrorReport
-from parmig.errors import ParmigError, UsageError
+from parmig.cli.output import print_json, showing_errors
+from parmig.errors import UsageError
 from parmig.options import COUNT, option
 from parmig.values import HOST
 
@@ -42,15 +41,12 @@ def keygen(
 
     DIR gets an authority, unless it has one, and a directory for each host. Nothing is overwritten.
     """
-    try:
+    with showing_errors():
         if not options.hosts:
             raise UsageError("whose keys? Give --host NAME,ADDRESS for each host, like --host a.example.net,192.0.2.1")
         from parmig.transport.security.fleet import add_hosts  # takes 50 ms to import
 
         made = add_hosts(directory, options.hosts, options.days)
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
     if output.json:
         hosts = [{"names": names, "directory": path} for names, path in zip(options.hosts, made, strict=True)]
         print_json({"directory": directory, "hosts": hosts})

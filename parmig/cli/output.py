@@ -7,7 +7,9 @@ before anything is touched.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import msgspec
@@ -22,6 +24,16 @@ def echo_error(error: ErrorReport) -> None:
     """Print the error for a person, on standard error."""
     phase = f" (phase: {error.phase})" if error.phase else ""
     typer.echo(f"parmig: {printable(error.message)}{phase}", err=True)
+
+
+@contextlib.contextmanager
+def showing_errors() -> Iterator[None]:
+    """Print an error that is raised in the context, and end the command with its exit code."""
+    try:
+        yield
+    except ParmigError as error:
+        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
+        raise typer.Exit(error.exit_code) from None
 
 
 def print_json(value: object) -> None:

@@ -10,10 +10,9 @@ import msgspec
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
+from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import printable
-from parmig.engine.report import ErrorReport
-from parmig.errors import ParmigError, UsageError
+from parmig.errors import UsageError
 from parmig.guests.qemu.destination_args import destination_line
 from parmig.options import Unit, option
 
@@ -66,11 +65,8 @@ def qemu_args(guest: o.GuestOption, options: QemuArgsOptions, output: o.JsonOutp
 
     It is the source's own, with its machine type by version, ready to take the guest over. Nothing is started.
     """
-    try:
+    with showing_errors():
         line = destination_line(guest, [(path.source, path.destination) for path in options.maps], options.memory)
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
     if output.json:
         print_json({"arguments": line.arguments, "notes": line.notes})
     else:

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
-from parmig.engine.report import ErrorReport
+from parmig.cli.output import print_json, showing_errors
 from parmig.engine.steering.change import Change
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one
-from parmig.errors import ParmigError, UsageError
+from parmig.errors import UsageError
 
 
 @o.command()
@@ -27,14 +26,11 @@ def set(  # noqa: A001 - it has the name of the command
 
     They are in force when this ends, and the report of the command names them. A pause that has begun stays as it is.
     """
-    try:
+    with showing_errors():
         if change == Change():
             raise UsageError("say what to change, like parmig set --max-bandwidth 500MiB/s")
         with SteeringClient(the_only_one(name)) as client:
             client.change(change)
             status = client.status()
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
     if output.json:
         print_json(status)

@@ -14,16 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
+from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import printable
 from parmig.cli.running_commands import print_details, print_running
 from parmig.cli.summary import PIPE_COLUMNS
 from parmig.engine.handover.handover_record import HandOverRecord, RecordState
 from parmig.engine.handover.record_store import Entry, RecordStore
 from parmig.engine.handover.resume_point import resumable_sessions
-from parmig.engine.report import ErrorReport
 from parmig.engine.steering.steering_client import SteeringClient, running
-from parmig.errors import ParmigError
 from parmig.options import option
 from parmig.units import NS_PER_S
 from parmig.values import STATE_DIR
@@ -71,7 +69,7 @@ def status(
 
     A line of --host with owner undecided needs parmig recover, unless a process still works on it.
     """
-    try:
+    with showing_errors():
         if options.host:
             _show_host(options, output)
         elif name:
@@ -79,9 +77,6 @@ def status(
                 _show(client.status(), output, print_details)
         else:
             _show(running(), output, print_running)
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
 
 
 def _show(shown: T, output: o.JsonOutput, show: Callable[[T], None]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -10,12 +11,12 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
+from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import showing_progress
-from parmig.engine.report import ErrorReport, Progress
+from parmig.engine.report import Progress
 from parmig.engine.steering.engine_status import EngineStatus, progress_of
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one
-from parmig.errors import ParmigError, PeerLostError
+from parmig.errors import PeerLostError
 
 LOOK_EVERY_S = 0.2
 """As often as a command looks at its own counters."""
@@ -33,16 +34,15 @@ def watch(
     Ctrl-C ends the watching only. With --json it prints what was seen last.
     """
     last: EngineStatus | None = None
-    try:
-        with SteeringClient(the_only_one(name)) as client, showing_progress(quiet=False) as show:
-            while True:
-                last = _look(client, last, show)
-                time.sleep(LOOK_EVERY_S)
-    except (PeerLostError, KeyboardInterrupt):
-        pass  # the command has ended, or whoever watches has seen enough
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
+    with (
+        showing_errors(),
+        SteeringClient(the_only_one(name)) as client,
+        showing_progress(quiet=False) as show,
+        contextlib.suppress(PeerLostError, KeyboardInterrupt),  # it has ended, or whoever watches has seen enough
+    ):
+        while True:
+            last = _look(client, last, show)
+            time.sleep(LOOK_EVERY_S)
     if output.json:
         print_json(last)
 

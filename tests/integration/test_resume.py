@@ -44,7 +44,7 @@ def holds(pid: int, name: str) -> bool:
     return any(os.readlink(entry).endswith(name) for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
-@pytest.mark.parametrize(("transport", "number", "secured"), [("tcp", 1, True), ("zmq", 2, False)])
+@pytest.mark.parametrize(("transport", "number", "secured"), [("tcp", 1, True), ("zmq", 2, True)])
 def test_a_receiver_that_is_killed_is_resumed_and_nothing_that_it_holds_is_sent_again(
     tmp_path: Path, transport: str, number: int, secured: bool
 ) -> None:

@@ -36,10 +36,10 @@ class FlatMachine(QemuMachine):
             accelerator="kvm",
         )
 
-    def wait_for_lines(self, more: int) -> None:
+    def wait_for_lines(self, more: int, limit_s: float = 60.0) -> None:
         """Wait until the guest wrote *more* lines from now on."""
         wanted = self.serial().count("\n") + more
-        wait_until(lambda: self._alive() and self.serial().count("\n") >= wanted, 60, f"{more} more lines")
+        wait_until(lambda: self._alive() and self.serial().count("\n") >= wanted, limit_s, f"{more} more lines")
 
     def check(self) -> None:
         """Compare the memory of the paused guest with the registers of its CPUs, and with what was there first.
