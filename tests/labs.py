@@ -15,7 +15,7 @@ def why_no_lab() -> str:
         return "network namespaces need root"
     if importlib.util.find_spec("pyroute2") is None:
         return "pyroute2 is not installed; install the extra test"
-    from tools.netlab import Line, open_lab
+    from parmig.experiments.netlab import Line, open_lab
 
     try:
         with open_lab([Line(1 << 20)]):

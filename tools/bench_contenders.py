@@ -18,25 +18,22 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from parmig.config import SendConfig
+from parmig.experiments.bare_pair import started_pairs
+from parmig.experiments.free_memory import MORE_BYTES, cold_memory
+from parmig.experiments.sides import Sides
 from parmig.transport.registry import data_transports
-from tools.bare_pair import started_pairs
-from tools.bench_cold import cold_memory
 from tools.bench_lab import (
     LIMIT_S,
-    MIB,
     QemuMachine,
     fill_random,
     migrate_by_commands,
     qemu_migrate,
     touch_memory,
 )
-from tools.bench_sides import Sides
 
 CONDITIONS = ("cold", "warm")
 FILLS = ("outside", "guest")
 PLACEMENTS = ("free", "pinned")
-MORE_TOUCHED_BYTES = 512 * MIB
-"""What is touched beyond the guest's size, for socket buffers, page tables and processes."""
 
 
 class Setting(NamedTuple):
@@ -45,7 +42,7 @@ class Setting(NamedTuple):
     Attributes:
         memory_bytes: of the guest, all of it random.
         condition: of free memory. ``warm``: touched right before the start. ``cold``: the host below this virtual
-            machine has taken it back (:mod:`tools.bench_cold`).
+            machine has taken it back (:mod:`parmig.experiments.free_memory`).
         fill: who filled the source: ``guest`` through QEMU's mapping, or ``outside`` through the memory file.
         placement: each side ``free`` or ``pinned`` to a core of its own.
     """
@@ -58,7 +55,7 @@ class Setting(NamedTuple):
     @property
     def touch_bytes(self) -> int:
         """How much to touch right before the start."""
-        return self.memory_bytes + MORE_TOUCHED_BYTES if self.condition == "warm" else 0
+        return self.memory_bytes + MORE_BYTES if self.condition == "warm" else 0
 
     @contextlib.contextmanager
     def free_memory(self) -> Iterator[None]:
@@ -66,7 +63,7 @@ class Setting(NamedTuple):
         if self.condition == "warm":
             yield
         else:
-            with cold_memory(self.memory_bytes + MORE_TOUCHED_BYTES):
+            with cold_memory(self.memory_bytes + MORE_BYTES):
                 yield
 
 
@@ -97,10 +94,16 @@ def run_floor(setting: Setting, sides: Sides, pairs: int, *, placement: str) -> 
         destination = source.directory / "bare"
         with destination.open("wb") as file:
             file.truncate(setting.memory_bytes)
-        enter = {"enter_source": sides.source.entered, "enter_destination": sides.destination.entered}
         with (
             setting.free_memory(),
-            started_pairs(source.directory / "ram", destination, pairs, placement, **enter) as carry,
+            started_pairs(
+                source.directory / "ram",
+                destination,
+                pairs,
+                placement,
+                enter_source=sides.source.entered,
+                enter_destination=sides.destination.entered,
+            ) as carry,
         ):
             touch_memory(setting.touch_bytes)
             before = sides.processor_s()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import queue
 import statistics
 import subprocess
@@ -20,15 +19,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.receiver import MigrationReceiver
 from parmig.engine.report import DowntimePhases, Report
 from parmig.engine.sender import MigrationSender
+from parmig.experiments.fingerprint import describe_host
+from parmig.experiments.free_memory import touch_memory
+from parmig.experiments.qemu_migration import qemu_migrate
 from parmig.guests.guest import Guest
-from parmig.guests.qemu.qmp_events import Listener
-from parmig.units import NS_PER_MS
 from tests.qemu.machines import QemuMachine, build_initrd  # the same machines as the tests use
 
 MIB = 1 << 20
@@ -38,7 +37,7 @@ os.environ.setdefault("PARMIG_STATE_DIR", _records.name)  # a bench leaves no re
 LIMIT_S = 120.0
 
 EnterSide = Callable[[], contextlib.AbstractContextManager[None]]
-"""Makes a context; what is started inside it belongs to one side of a move (:mod:`tools.bench_sides`)."""
+"""Makes a context; what is started inside it belongs to one side of a move (:mod:`parmig.experiments.sides`)."""
 
 __all__ = [
     "MIB",
@@ -65,20 +64,6 @@ def initrd() -> Iterator[Path]:
         yield build_initrd(Path(directory))
 
 
-def touch_memory(size_bytes: int) -> None:
-    """Take *size_bytes* of memory and give it back.
-
-    In a virtual machine the first touch of memory that the host has taken back costs four times as much as the guest
-    kernel's own part, and the first run would pay for all of it. The host takes free memory back within seconds, so
-    this belongs right before the start: with a second in between, single runs were 25 % slower than others.
-    """
-    fd = os.memfd_create("bench-touch")
-    chunk = bytes(4 * MIB)
-    for at in range(0, size_bytes, len(chunk)):
-        os.pwrite(fd, chunk, at)
-    os.close(fd)
-
-
 def fill_random(machine: Any, memory_bytes: int, *, first_byte: int = 0, outside: bool = False) -> None:
     """Fill *memory_bytes* of the guest's memory from *first_byte* on with random data, different in every page.
 
@@ -103,26 +88,6 @@ def phases_median(phases: Sequence[DowntimePhases]) -> dict[str, float]:
     """The median of each phase, in milliseconds."""
     return {
         name: round(median([getattr(pause, name) for pause in phases]), 2) for name in DowntimePhases.__struct_fields__
-    }
-
-
-def describe_host() -> dict[str, Any]:
-    """What the figures were measured on, with its load now."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
 
@@ -205,41 +170,6 @@ def migrate_by_commands(
         receiver.communicate(timeout=LIMIT_S)
     report.raise_for_status()
     return report
-
-
-def qemu_migrate(source: Any, destination: Any, channels: int, *, touch_bytes: int = 0) -> dict[str, Any]:
-    """One migration between two QEMUs by QEMU itself over loopback TCP: multifd with *channels*, or without (0).
-
-    See :func:`touch_memory` for *touch_bytes*. It waits for events: to ask in a loop would take QEMU processor time.
-
-    Returns:
-        the source's ``query-migrate``, with ``wall_ms`` from the command until the destination has loaded everything:
-        the source reports "completed" while megabytes are still in its sockets.
-    """
-    capabilities = [{"capability": "multifd", "state": channels > 0}, {"capability": "events", "state": True}]
-    parameters: dict[str, Any] = {"max-bandwidth": 1 << 40, "downtime-limit": 300}
-    if channels:
-        parameters["multifd-channels"] = channels
-    for machine in (destination, source):
-        machine.ask("migrate-set-capabilities", capabilities=capabilities)
-        machine.ask("migrate-set-parameters", **parameters)
-    destination.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
-    port = destination.ask("query-migrate")["socket-address"][0]["port"]
-    touch_memory(touch_bytes)
-    with source.listen("MIGRATION") as sent, destination.listen("MIGRATION") as loaded:
-        began_ns = time.monotonic_ns()
-        source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
-        _await_completed(sent)
-        ended_ns = _await_completed(loaded)
-    return {**source.ask("query-migrate"), "wall_ms": (ended_ns - began_ns) / NS_PER_MS}
-
-
-def _await_completed(events: Listener) -> int:
-    """When QEMU's migration had completed, on the clock of ``time.monotonic_ns()``."""
-    while (event := events.get(LIMIT_S)).status != "completed":
-        if event.status == "failed":
-            raise RuntimeError(f"QEMU's own migration failed: {event.data}")
-    return event.at_ns
 
 
 def await_migration(machine: Any) -> dict[str, Any]:

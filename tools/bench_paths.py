@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well several paths are filled, in the network lab (:mod:`tools.netlab`).
+"""How well several paths are filled, in the network lab (:mod:`parmig.experiments.netlab`).
 
 usage: python -m tools.bench_paths [--links 1Gbit,500Mbit,250Mbit,250Mbit] [--transport tcp] [--runs 3] [--json]
 
@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 
 from parmig.engine.report import Report
+from parmig.experiments.netlab import Lab, Line, Link, open_lab
 from parmig.units import MIB, format_bit_rate
 from tools.bench_lab import LIMIT_S, describe_host, median, to_json
-from tools.netlab import Lab, Line, Link, open_lab, parse_line
+from tools.netlab import parse_line
 
 ALONE_S = 3
 """How long the guest takes that moves over a single link."""

@@ -36,11 +36,11 @@ from typing import Any
 import msgspec
 
 import parmig
+from parmig.experiments.sides import two_sides
 from parmig.units import GIB
 from tests.qemu.machines import QEMU
 from tools.bench_contenders import CONDITIONS, CONTENDERS, FILLS, PLACEMENTS, Setting, missing
 from tools.bench_lab import MIB, describe_host, to_json
-from tools.bench_sides import two_sides
 from tools.bench_table import Row, medians, slopes, write_table
 
 FILL_BLOCK_MIB = 16
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--append", action="store_true", help="add to the file of --json")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="needs matplotlib, of the extra lab")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="needs matplotlib, of the extra experiments")
     options = parser.parse_args()
     if any(size % FILL_BLOCK_MIB for size in options.memory_mib):
         parser.error(f"--memory-mib: each size is filled in blocks of {FILL_BLOCK_MIB} MiB; give multiples of it")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plot of :mod:`tools.bench_peers`: for each setting, rates on the left and processor time on the right.
 
-Bars are medians, dots are single runs. It needs matplotlib, of the extra ``lab``.
+Bars are medians, dots are single runs. It needs matplotlib, of the extra ``experiments``.
 """
 
 from __future__ import annotations

@@ -17,10 +17,12 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import cancel, demo, keygen, qemu_args, receive, recover, restore, save, send, watch
+from parmig.cli import bench, cancel, demo, keygen, plot, qemu_args, receive, recover, restore, save, send, watch
 from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
+from parmig.experiments.factors import Factors
+from parmig.experiments.sweep import Sweep
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
 from parmig.guests.synthetic.options import SyntheticOptions
@@ -42,6 +44,8 @@ COMMANDS = (
     set_command.set,
     cancel.cancel,
     qemu_args.qemu_args,
+    bench.bench,
+    plot.plot,
     keygen.keygen,
 )
 
@@ -119,6 +123,15 @@ def guest_table(struct: type[msgspec.Struct]) -> str:
     return "\n".join(lines)
 
 
+def keys_table(struct: type[msgspec.Struct]) -> str:
+    """The keys of a TOML table with their values, defaults and meanings."""
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
+    for name, option in options_of(struct).items():
+        values = "true|false" if option.is_flag else option.metavar
+        lines.append(_row(f"`{name}`", f"`{values}`", option.shown, option.help))
+    return "\n".join(lines)
+
+
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -135,6 +148,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "exit-codes": exit_code_table,
         "errors": error_table,
     },
+    "docs/experiments.md": {"sweep": partial(keys_table, Sweep), "factors": partial(keys_table, Factors)},
     "docs/architecture.md": {"status": status_diagram, "rooms": room_diagram.mermaid},
 }
 """File to the tables in it, by name."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import psutil
 
-from tools.netlab import Lab, Link
+from parmig.experiments.netlab import Lab, Link
 from tools.torture_commands import filled
 from tools.torture_plan import Fault
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parmig.engine.handover.handover_record import RecordState
+from parmig.experiments.netlab import Lab, Line, open_lab
+from parmig.experiments.netlab_host import Host
 from parmig.units import NS_PER_MS
 from tests.qemu.machines import wait_until
-from tools.netlab import Host, Lab, Line, open_lab
 from tools.torture_commands import (
     Side,
     WrongError,

@@ -22,8 +22,9 @@ from typing import TypeAlias
 
 import psutil
 
+from parmig.experiments.netlab import Line, Link, open_lab
+from parmig.experiments.netlab_host import Host
 from parmig.units import KIB, MIB
-from tools.netlab import Host, Line, Link, open_lab
 from tools.torture_commands import Side, WrongError, end, listens_at, wait_for
 from tools.torture_faults import MARK, family
 from tools.torture_side import ENDLESS, RIGHT

@@ -28,6 +28,8 @@ COMMANDS = {
     "set": "Change limits of a running command.",
     "cancel": "Cancel a running command; its guest continues where it was.",
     "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
+    "bench": "Run the migrations of a sweep, and write what each of them gave.",
+    "plot": "Draw the results of a sweep, and write a page with pictures and tables.",
     "keygen": "Make the keys and certificates with which hosts trust each other, and nobody else.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",
 }

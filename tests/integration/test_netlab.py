@@ -23,8 +23,10 @@ from tests.labs import needs_lab
 pytestmark = needs_lab
 
 if not pytestmark.args[0]:
-    from tools import netlab
-    from tools.netlab import Lab, Line, Link, open_lab
+    from parmig.experiments import netlab
+    from parmig.experiments.netlab import Lab, Line, Link, open_lab
+    from parmig.experiments.netlab_host import index_of
+    from tools.netlab import describe, obey, parse_line
 
 
 @contextlib.contextmanager
@@ -108,7 +110,7 @@ def test_the_rate_of_a_link_changes_while_traffic_flows() -> None:
             arrives(pair)
             for host in lab.hosts:
                 with host.netlink() as ip:
-                    kinds = [qdisc.get_attr("TCA_KIND") for qdisc in ip.get_qdiscs(netlab._index(ip, link.card))]
+                    kinds = [qdisc.get_attr("TCA_KIND") for qdisc in ip.get_qdiscs(index_of(ip, link.card))]
                 assert ("tbf" in kinds) is bool(rate)
             assert link.line.rate_bytes_per_s == rate
 
@@ -154,15 +156,15 @@ def test_a_command_runs_in_its_host() -> None:
 
 
 def test_lines_and_commands_that_are_none_are_refused() -> None:
-    assert netlab.parse_line("1Gbit") == Line(125_000_000)
-    assert netlab.parse_line("0,20ms") == Line(0, 20 * NS_PER_MS)
+    assert parse_line("1Gbit") == Line(125_000_000)
+    assert parse_line("0,20ms") == Line(0, 20 * NS_PER_MS)
     with open_lab([Line()]) as lab:
         for text in ("", "cut", "cut x", "cut 1", "slow 0", "slow 0 fast", "cut 0 1Mbit", "break 0"):
             with pytest.raises(UsageError):
-                netlab.obey(lab, text)
+                obey(lab, text)
         for text in ("cut 0", "blackhole 0", "restore 0", "slow 0 10Mbit"):
-            netlab.obey(lab, text)
-        assert "10 Mbit/s: a 10.99.0.1, b 10.99.0.2" in netlab.describe(lab)
+            obey(lab, text)
+        assert "10 Mbit/s: a 10.99.0.1, b 10.99.0.2" in describe(lab)
 
 
 @pytest.mark.parametrize("end", ["input", "kill", "interrupt"])

@@ -17,7 +17,7 @@ from tests.labs import needs_lab
 pytestmark = needs_lab
 
 if not pytestmark.args[0]:
-    from tools.netlab import Lab, Line, open_lab
+    from parmig.experiments.netlab import Lab, Line, open_lab
 
 NOTICED_LIMIT_S = 3.0
 """An outage is promised to be known within one second; three times that on a busy machine."""

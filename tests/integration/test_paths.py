@@ -21,7 +21,7 @@ from tests.labs import needs_lab
 pytestmark = needs_lab
 
 if not pytestmark.args[0]:
-    from tools.netlab import Lab, Line, open_lab
+    from parmig.experiments.netlab import Lab, Line, open_lab
 
 GUEST = "synthetic:memory=48MiB,rate=0,fill=random"
 Answer = tuple[int, dict[str, Any], str]

@@ -8,7 +8,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.netlab_flip import Flipper, find_payload
+from parmig.experiments.netlab_flip import Flipper, find_payload
 
 
 def checksum(frame: bytes) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The relay of a link with a delay: passes each frame of a TAP device on to the others, later.
 
-usage: python -m tools.netlab_relay DELAY_NS FD FD [FD ...]
+usage: python -m parmig.experiments.netlab_relay DELAY_NS FD FD [FD ...]
 
-:mod:`tools.netlab` starts it with descriptors of the devices. A line ``flip PORT DRAW`` on its standard input lets it
-change a byte (:mod:`tools.netlab_flip`); when it has, it prints the port. It ends when that input is closed.
+:mod:`.netlab` starts it with descriptors of the devices. A line ``flip PORT DRAW`` on its standard input lets it change
+a byte (:mod:`.netlab_flip`); when it has, it prints the port. It ends when that input is closed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from parmig.experiments.netlab_flip import Flipper
 from parmig.units import MIB, NS_PER_MS
-from tools.netlab_flip import Flipper
 
 MAX_QUEUED_BYTES = 64 * MIB
 """Frames beyond this are dropped, as by a router whose queue is full: 2.5 Gbit/s for 200 ms."""
@@ -64,7 +64,8 @@ def relay(delay_ns: int, taps: Sequence[int], orders_fd: int) -> None:
                 queued_bytes -= len(frame)
                 frame, port = flipper.pass_on(frame)
                 if port:
-                    print(port, flush=True)
+                    sys.stdout.write(f"{port}\n")
+                    sys.stdout.flush()
                 for fd in taps:
                     if fd != source:
                         with contextlib.suppress(OSError):  # a queue of the kernel is full, or the device is down

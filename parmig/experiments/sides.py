@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+<<<<<<< HEAD:tools/bench_sides.py
+=======
+import signal
+>>>>>>> main:parmig/experiments/sides.py
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+END_LIMIT_S = 4.0
+"""How long the processes of a side may take to end, half of it by themselves. The guardian of a command that was
+cancelled ends within milliseconds of it."""
 
 
 END_LIMIT_S = 5.0
@@ -51,7 +59,7 @@ class Side:
 
     def __init__(self, home: _Home | None, name: str, core: int | None) -> None:
         self._home = home
-        self._group = home.path / f"parmig-bench-{os.getpid()}-{name}" if home else None
+        self._group = home.path / f"parmig-{os.getpid()}-{name}" if home else None
         self._core = core
         if self._group:
             self._group.mkdir()
@@ -79,12 +87,35 @@ class Side:
         return int(statistics["usage_usec"]) / 1e6
 
     def close(self) -> None:
+<<<<<<< HEAD:tools/bench_sides.py
         """Remove the cgroup; all its processes have ended, or do so within END_LIMIT_S."""
         if self._group:
             until_s = time.monotonic() + END_LIMIT_S
             while (self._group / "cgroup.procs").read_text() and time.monotonic() < until_s:
                 time.sleep(0.01)
             self._group.rmdir()
+=======
+        """Remove the cgroup. Processes that do not end by themselves are killed first.
+
+        Raises:
+            OSError: one cannot be killed.
+        """
+        began = time.monotonic()
+        while self._group is not None:
+            try:
+                self._group.rmdir()
+                return
+            except OSError:
+                if (waited_s := time.monotonic() - began) > END_LIMIT_S:
+                    raise
+            for pid in map(int, (self._group / "cgroup.procs").read_text().split()):
+                if pid == os.getpid():
+                    self._move_into(self._home.path if self._home else None)
+                elif waited_s > END_LIMIT_S / 2:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+>>>>>>> main:parmig/experiments/sides.py
 
     @staticmethod
     def _move_into(group: Path | None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cold free memory on a virtual machine: the host below has taken it back, so the first touch faults there too.
+"""Free memory, warm and cold. Cold: the host below this virtual machine has taken it back, so a touch faults there.
 
 A host takes free memory back late, and never all of it: on the development machine (22 GiB free, touched 1 GiB after
 the other), 9 GiB were warm right after they had been freed, and 3 GiB still after 15 and after 30 seconds. Warm
@@ -16,7 +16,9 @@ from collections.abc import Iterator
 
 import psutil
 
-MIB = 1 << 20
+from parmig.errors import HostRefusedError
+from parmig.units import MIB
+
 _CHUNK = bytes(32 * MIB)
 _SLOW_CHUNKS = 8
 """So many slow chunks in a row are cold memory: a single one also comes from another program."""
@@ -25,6 +27,42 @@ _COLD_PART = 0.5
 _SPARE_BYTES = 2048 * MIB
 """What the ballast leaves free beyond what the caller needs."""
 _LIMIT_S = 90.0
+
+MORE_BYTES = 512 * MIB
+"""What is prepared beyond the guest's size, for socket buffers, page tables and processes."""
+
+
+def touch_memory(size_bytes: int) -> None:
+    """Take *size_bytes* of memory and give it back.
+
+    In a virtual machine the first touch of memory that the host has taken back costs four times as much as the guest
+    kernel's own part, and the first run would pay for all of it. The host takes free memory back within seconds, so
+    this belongs right before the start: with a second in between, single runs were 25 % slower than others.
+    """
+    fd = os.memfd_create("parmig-touch")
+    chunk = bytes(4 * MIB)
+    for at in range(0, size_bytes, len(chunk)):
+        os.pwrite(fd, chunk, at)
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def prepared(condition: str, needed_bytes: int) -> Iterator[None]:
+    """Free memory is in *condition* at the start of the context; enter it when all else has been filled.
+
+    Args:
+        condition: one of :data:`.factors.FREE_MEMORY`.
+        needed_bytes: the size of what is going to be moved.
+
+    Raises:
+        HostRefusedError: as :func:`cold_memory`.
+    """
+    with contextlib.ExitStack() as stack:
+        if condition == "warm":
+            touch_memory(needed_bytes + MORE_BYTES)
+        elif condition == "cold":
+            stack.enter_context(cold_memory(needed_bytes + MORE_BYTES))
+        yield
 
 
 @contextlib.contextmanager
@@ -38,11 +76,11 @@ def cold_memory(needed_bytes: int) -> Iterator[int]:
         the rate at which free memory was touched last, in MiB/s.
 
     Raises:
-        RuntimeError: there is no cold memory: the host takes none back, or too little is free.
+        HostRefusedError: there is no cold memory: the host takes none back, or too little is free.
     """
     deadline = time.monotonic() + _LIMIT_S
     while True:
-        fd = os.memfd_create("bench-ballast")
+        fd = os.memfd_create("parmig-ballast")
         try:
             if rate := _take_warm(fd, psutil.virtual_memory().available - needed_bytes - _SPARE_BYTES):
                 yield round(rate)
@@ -50,7 +88,7 @@ def cold_memory(needed_bytes: int) -> Iterator[int]:
         finally:
             os.close(fd)
         if time.monotonic() > deadline:
-            raise RuntimeError(
+            raise HostRefusedError(
                 f"all free memory is warm since {_LIMIT_S:g} s: this host takes none back; leave out the condition cold"
             )
         time.sleep(5)  # the host needs time to take back what was just freed
