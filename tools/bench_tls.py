@@ -23,9 +23,9 @@ from typing import Any
 import msgspec
 
 from parmig.engine.report import Report
+from parmig.experiments.sides import two_sides
 from parmig.transport.security.fleet import add_hosts
 from tools.bench_lab import median, run_benches
-from tools.bench_sides import two_sides
 
 SMALL_MIB = 64
 """A guest of this size shows what everything but moving memory costs."""

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-<<<<<<< HEAD:tools/bench_sides.py
-=======
 import signal
->>>>>>> main:parmig/experiments/sides.py
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +18,6 @@ from typing import NamedTuple
 END_LIMIT_S = 4.0
 """How long the processes of a side may take to end, half of it by themselves. The guardian of a command that was
 cancelled ends within milliseconds of it."""
-
-
-END_LIMIT_S = 5.0
-"""A fork server ends a moment after the command that it served."""
 
 
 class _Home(NamedTuple):
@@ -87,14 +80,6 @@ class Side:
         return int(statistics["usage_usec"]) / 1e6
 
     def close(self) -> None:
-<<<<<<< HEAD:tools/bench_sides.py
-        """Remove the cgroup; all its processes have ended, or do so within END_LIMIT_S."""
-        if self._group:
-            until_s = time.monotonic() + END_LIMIT_S
-            while (self._group / "cgroup.procs").read_text() and time.monotonic() < until_s:
-                time.sleep(0.01)
-            self._group.rmdir()
-=======
         """Remove the cgroup. Processes that do not end by themselves are killed first.
 
         Raises:
@@ -115,7 +100,6 @@ class Side:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
->>>>>>> main:parmig/experiments/sides.py
 
     @staticmethod
     def _move_into(group: Path | None) -> None:
