@@ -19,6 +19,7 @@ All need root; ``kvm`` needs QEMU and /dev/kvm, and ``disk`` QEMU and a Linux ke
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no run after this time")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="one migration of this length in place of runs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left then, either
     if options.soak:
         with tempfile.TemporaryDirectory(prefix="parmig-torture-") as directory:
             soak(options.soak, Path(directory))

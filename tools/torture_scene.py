@@ -216,17 +216,19 @@ class Run:
             self._check_that_its_monitor_died(outcome)
         else:
             self._check_owner(outcome, owner)
-        wait_until(lambda: not family(self.name), SETTLE_LIMIT_S, "the end of all processes")
         outcome.owner = owner or "nobody"
-        left = [path.name for path in (self.records / "temporary").iterdir()]
-        left += [f"{host.name}'s namespace in process {pid}" for host in self.lab.hosts for pid in host.processes()]
-        for name in ("send", "receive"):
-            files = list(self._records(name).iterdir())
-            left += [path.name for path in files[1:]]
-        if left:
-            raise WrongError(f"left behind: {left}")
+        wait_until(lambda: not self._left(), SETTLE_LIMIT_S, f"the end of {self._left()}")
         if self.plan.only_cancelled and max(outcome.answers_s, default=0) > CANCEL_LIMIT_S:
             raise WrongError(f"a cancelled command took {max(outcome.answers_s):.2f} s to end\n{self._outputs()}")
+
+    def _left(self) -> list[str]:
+        """What the commands left behind on both hosts."""
+        left = [role for role, _ in family(self.name)]
+        left += [f"process {pid} in host {host.name}" for host in self.lab.hosts for pid in host.processes()]
+        left += [path.name for path in (self.records / "temporary").iterdir()]
+        for name in ("send", "receive"):
+            left += [path.name for path in list(self._records(name).iterdir())[1:]]  # one record may be there
+        return left
 
     def _check_owner(self, outcome: Outcome, owner: str) -> None:
         code = outcome.exit_codes["send"]

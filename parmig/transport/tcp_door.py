@@ -98,12 +98,14 @@ class TcpDoor:
             self._drop(self.last)  # it was not accepted
             self.last = None
         now = time.monotonic_ns()
-        for fd in self._strangers.expired(now - FIRST_MESSAGE_NS):
-            self._drop(self._connections[fd])
         if self._shut_until_ns and now >= self._shut_until_ns:
             self._shut_until_ns = 0
             self._epoll.register(self._listener, select.EPOLLIN)
         ready = [fd for fd, _ in self._epoll.poll(0, _EVENTS)]
+        # Who has spoken is heard once more: this process may not have had a turn for long.
+        expired = set(self._strangers.expired(now - FIRST_MESSAGE_NS))
+        for fd in expired.difference(ready):
+            self._drop(self._connections[fd])
         for fd in ready:
             if fd not in self._connections:
                 continue
@@ -116,7 +118,10 @@ class TcpDoor:
             if message is not None:
                 self.last = connection
                 return message
-            self._drop_if_ended(connection)
+            if fd in expired:
+                self._drop(connection)
+            else:
+                self._drop_if_ended(connection)
         # Every stranger that has sent something was read. Only now may new ones push them out.
         if self._listener.fileno() in ready:
             self._let_in()

@@ -712,6 +712,20 @@ def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.
         assert next_message(listener) == [b"hello"]
 
 
+def test_who_spoke_while_the_listener_did_not_look_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener on a busy host may get no turn for longer than a stranger has to speak."""
+    monkeypatch.setattr(tcp_door, "FIRST_MESSAGE_NS", NS_PER_S // 50)
+    with ExitStack() as stack:
+        listener, endpoint = Loop("tcp", stack).listen()
+        right = stack.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=10))
+        right.sendall(GREETING)
+        assert listener.read() is None
+        assert right.recv(len(GREETING)) == GREETING
+        right.sendall(encode([b"hello"]))
+        time.sleep(2 * tcp_door.FIRST_MESSAGE_NS / NS_PER_S)
+        assert next_message(listener) == [b"hello"]
+
+
 def test_one_address_leaves_room_for_another_one() -> None:
     """Its connections are new, so they need not make room for each other."""
     with ExitStack() as stack:
