@@ -10,22 +10,31 @@ from collections.abc import Iterable
 
 from parmig.linux import privileges
 from parmig.ram.blocks import BlockMemory
+from parmig.transport.transport import UNIX_SCHEME, Endpoint
 
 
 def begin_confined() -> None:
     """Keep only what any worker needs to attach to memory. The threads of ZeroMQ, which begin later, have no more."""
-    privileges.keep_only((privileges.CAP_DAC_READ_SEARCH, privileges.CAP_NET_ADMIN, privileges.CAP_SYS_PTRACE))
+    privileges.keep_only(
+        (
+            privileges.CAP_DAC_OVERRIDE,
+            privileges.CAP_DAC_READ_SEARCH,
+            privileges.CAP_NET_ADMIN,
+            privileges.CAP_SYS_PTRACE,
+        )
+    )
 
 
-def confine(memory: Iterable[BlockMemory], *, listens: bool = False) -> None:
+def confine(memory: Iterable[BlockMemory], *, listens_at: Endpoint | None = None) -> None:
     """Keep only the capabilities that this worker still needs, and keep its memory out of core dumps.
 
     Args:
         memory: that it reads or writes. Memory of another process stays reachable.
-        listens: whether it listens for its peer, and so limits what strangers may send.
+        listens_at: where it listens for its peer, if it does. It limits what strangers may send, and makes its socket
+            in the folder of any user.
     """
     kept = [privileges.CAP_SYS_PTRACE] if any(item.pid for item in memory) else []
-    if listens:
-        kept.append(privileges.CAP_NET_ADMIN)
+    if listens_at is not None:
+        kept.append(privileges.CAP_DAC_OVERRIDE if listens_at.scheme == UNIX_SCHEME else privileges.CAP_NET_ADMIN)
     privileges.keep_only(kept)
     privileges.hide_memory()

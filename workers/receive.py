@@ -59,8 +59,8 @@ def main(connection: Connection, setup: bytes, fds: Sequence[int]) -> None:
 def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     area_fd, *block_fds = fds
     memory = attach_memory(setup, area_fd, block_fds)
-    confine(setup.memory, listens=True)
     endpoint = parse_uri(setup.uri)
+    confine(setup.memory, listens_at=endpoint)
     secured = setup.security is not None and needs_curve(endpoint.scheme)
     curve = listener_keys(setup.session, setup.worker) if secured else None
     channel = ReceiveChannel(

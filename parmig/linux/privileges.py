@@ -13,6 +13,7 @@ from pathlib import Path
 
 from parmig.linux.syscalls import check, libc
 
+CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19

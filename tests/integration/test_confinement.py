@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
+from parmig.config import ReceiveConfig, SendConfig
 from parmig.linux import privileges
 from tests.integration.sides import Migration, guests
 
-TO_ATTACH = 1 << privileges.CAP_DAC_READ_SEARCH | 1 << privileges.CAP_SYS_PTRACE
+TO_ATTACH = 1 << privileges.CAP_DAC_OVERRIDE | 1 << privileges.CAP_DAC_READ_SEARCH | 1 << privileges.CAP_SYS_PTRACE
 TO_LISTEN = 1 << privileges.CAP_NET_ADMIN
 
 
@@ -32,4 +36,18 @@ def test_workers_keep_only_what_they_need() -> None:
                     assert rights["CapEff"] == rights["CapPrm"]
                     assert (rights["CapInh"], rights["CapAmb"], rights["NoNewPrivs"]) == (0, 0, 1)
         source.open_gates()
+        assert migration.sent().status == "completed"
+
+
+def test_workers_of_root_listen_in_the_folder_of_another_user(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root may do this")
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    receive = ReceiveConfig(listen=f"unix://{folder}/socket")
+    with (
+        guests("memory=8MiB,rate=0") as (source, destination),
+        Migration(source, destination, SendConfig(workers=1, transport="unix"), receive=receive) as migration,
+    ):
         assert migration.sent().status == "completed"
