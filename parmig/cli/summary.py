@@ -46,6 +46,11 @@ def headline(report: Report) -> list[tuple[str, str]]:
         lines.append(("guest", f"{report.guest.kind}, {format_size(report.guest.memory_bytes)} of memory"))
     if report.tracker not in ("", "none"):
         lines.append(("dirty log", f"{report.tracker} ({report.tracker_reason or 'as requested'})"))
+    if report.encryption is not None:
+        encryption = report.encryption
+        lines.append(("encrypted", f"{encryption.version}, {encryption.cipher}, with {' '.join(encryption.peer)}"))
+    if report.insecure:
+        lines.append(("INSECURE", "the guest travelled between hosts unencrypted; see --keys"))
     if report.total_time_ms:
         lines.append(("total time", format_ms(report.total_time_ms)))
     if report.downtime_ms is not None:

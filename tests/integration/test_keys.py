@@ -9,15 +9,20 @@ from contextlib import closing
 import pytest
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.units import MIB
+from parmig.engine.handover.questions import AnswerPort, ask_for_guest
+from parmig.errors import PeerNotTrustedError
+from parmig.transport.transport import Endpoint
+from parmig.units import MIB, NS_PER_S
 from parmig.values import Path
 from tests.integration.sides import HeldGuest, Migration, guests
 from tests.integration.test_outages import control_port, cut, cut_port, state_port
 from tests.integration.test_refusals import _free_ports
-from tests.keys import keys
+from tests.keys import keys, security
 from tests.recording_relay import RecordingRelay
+from tests.support import while_pumping
 
 RELAY = "127.0.0.2"
+TOKEN = bytes(range(16))
 
 
 def marks(guest: HeldGuest) -> list[bytes]:
@@ -69,6 +74,23 @@ def test_channels_with_keys_go_on_after_they_were_cut() -> None:
         sent, received = at.sent(), at.received()
     assert (sent.status, sent.verified, received.status) == ("completed", True, "completed")
     assert {"worker 0", "worker 1", "control", "state"} <= {outage.channel for outage in sent.outages}
+
+
+def test_a_source_asks_for_its_guest_with_keys_only() -> None:
+    """The question after a crash crosses the network too."""
+    here = Endpoint("tcp", "127.0.0.1", 0)
+    with closing(AnswerPort(here, TOKEN, security())) as port:
+
+        def answer() -> None:
+            if port.heard():
+                port.answer("there", 5)
+
+        def ask() -> None:
+            assert ask_for_guest(port.endpoint, TOKEN, 5 * NS_PER_S, security()).owner == "there"
+            with pytest.raises(PeerNotTrustedError):
+                ask_for_guest(port.endpoint, TOKEN, 5 * NS_PER_S)
+
+        while_pumping(ask, answer)
 
 
 def test_beyond_loopback_without_keys_every_line_and_the_report_say_so() -> None:
