@@ -204,6 +204,8 @@ class Side:
         self.process.kill()
         self.process.wait()
         self._reader.join()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 @contextlib.contextmanager
