@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,13 @@ def wait_for(side: Side, limit_s: float) -> None:
         side.process.wait(limit_s)
     except subprocess.TimeoutExpired:
         raise WrongError(f"a command did not end within {limit_s:g} s:\n{side.log.read_text()[-2000:]}") from None
+
+
+def error_of(side: Side) -> str:
+    """The error that a command has reported; empty: none, or no report."""
+    reports = [line for line in side.log.read_text().splitlines() if line.startswith('{"parmig"')]
+    error = json.loads(reports[-1])["error"] if reports else None
+    return f"{error['phase']}: {error['message']}" if error else ""
 
 
 def record_states(directory: Path) -> list[RecordState]:

@@ -20,6 +20,7 @@ from tools.torture_commands import (
     Side,
     WrongError,
     end,
+    error_of,
     listens_at,
     record_states,
     recover,
@@ -63,19 +64,23 @@ class Outcome:
         took_s: until both commands had ended.
         owner: ``source`` or ``destination``; ``nobody``: the monitor of the owner was killed, as with its host.
         recovered: whether ``parmig recover`` was needed.
+        error: that ``send`` reported; empty: none.
     """
 
     exit_codes: dict[str, int | None]
     happened: list[str]
     answers_s: list[float]
     took_s: float
+    error: str = ""
     owner: str = ""
     recovered: bool = False
 
     def __str__(self) -> str:
         codes = ", ".join(f"{side} {'killed' if code is None else code}" for side, code in self.exit_codes.items())
         recovered = ", recovered" if self.recovered else ""
-        return f"{'; '.join(self.happened) or 'no fault'}: {codes}, {self.owner} runs{recovered}, {self.took_s:.1f} s"
+        what = "; ".join(self.happened) or "no fault"
+        error = f" ({self.error})" if self.error else ""
+        return f"{what}: {codes}, {self.owner} runs{recovered}, {self.took_s:.1f} s{error}"
 
 
 @dataclass
@@ -178,7 +183,8 @@ class Run:
         if faults.errors:
             raise WrongError(f"the torture itself failed: {faults.errors}")
         codes = {"send": send.code(), "receive": receive.code()}
-        return Outcome(codes, faults.happened, faults.answers_s, time.monotonic() - began)
+        took_s = time.monotonic() - began
+        return Outcome(codes, faults.happened, faults.answers_s, took_s, error_of(send))
 
     def _start(self, opened: ExitStack, host: Host, name: str, at: str, *words: str) -> Side:
         directory, place = self._records(name), self.places[at]

@@ -19,6 +19,7 @@ def begin_confined() -> None:
         (
             privileges.CAP_DAC_OVERRIDE,
             privileges.CAP_DAC_READ_SEARCH,
+            privileges.CAP_FOWNER,
             privileges.CAP_NET_ADMIN,
             privileges.CAP_SYS_PTRACE,
         )
@@ -33,7 +34,9 @@ def confine(memory: Iterable[BlockMemory], *, listens_at: Endpoint | None = None
         listens_at: where it listens for its peer, if it does. It limits what strangers may send, and makes its socket
             in the folder of any user.
     """
-    kept = [privileges.CAP_SYS_PTRACE] if any(item.pid for item in memory) else []
+    kept = [privileges.CAP_FOWNER]  # mincore(2) tells which pages of a file exist only to who may write it, or owns it
+    if any(item.pid for item in memory):
+        kept.append(privileges.CAP_SYS_PTRACE)
     if listens_at is not None:
         kept.append(privileges.CAP_DAC_OVERRIDE if listens_at.scheme == UNIX_SCHEME else privileges.CAP_NET_ADMIN)
     privileges.keep_only(kept)

@@ -15,6 +15,7 @@ from parmig.linux.syscalls import check, libc
 
 CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
+CAP_FOWNER = 3
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 
@@ -38,6 +39,11 @@ def keep_only(capabilities: Iterable[int]) -> None:
     check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl")
     sets = ctypes.create_string_buffer(_SETS.pack(low, low, 0, high, high, 0))
     check(libc.capset(ctypes.create_string_buffer(_HEAD), sets), "capset")
+
+
+def has(capability: int) -> bool:
+    """Whether this thread may use *capability*."""
+    return bool(_permitted() >> capability & 1)
 
 
 def hide_memory() -> None:

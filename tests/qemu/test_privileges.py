@@ -47,7 +47,7 @@ def bare_guest_of_another_user(qemu: None) -> Iterator[QemuMachine]:
         yield machine
 
 
-ATTACH = ("sys_ptrace", "dac_read_search")
+ATTACH = ("sys_ptrace", "dac_read_search", "fowner")
 """For a QEMU of another user."""
 
 
@@ -79,4 +79,4 @@ def test_a_missing_right_is_named(bare_guest_of_another_user: QemuMachine, missi
     with Command(*send, "--state-dir", str(shared_folder / "state"), wrapper=rights) as command:
         code, report = command.end()
     assert (code, report["error"]["type"]) == (3, "GuestRefusedError")
-    assert "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in report["error"]["message"]
+    assert "CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_FOWNER" in report["error"]["message"]

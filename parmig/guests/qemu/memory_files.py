@@ -239,8 +239,8 @@ def _proc_errors(pid: int, name: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise GuestRefusedError(
-            f"/proc/{pid}/{name} may not be read; run parmig as root, as QEMU's own user, or with CAP_SYS_PTRACE and "
-            "CAP_DAC_READ_SEARCH"
+            f"/proc/{pid}/{name} may not be read; run parmig as root, as QEMU's own user, or with CAP_SYS_PTRACE, "
+            "CAP_DAC_READ_SEARCH and CAP_FOWNER"
         ) from error
     except OSError as error:
         raise GuestError(f"QEMU (process {pid}) is gone: {error.strerror}") from error

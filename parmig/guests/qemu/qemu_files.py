@@ -8,14 +8,14 @@ import os
 
 from parmig.errors import GuestRefusedError
 from parmig.guests.qemu.maps import Extent
-from parmig.linux import ptrace, trusted_files
+from parmig.linux import privileges, ptrace, trusted_files
 
 
 def open_mapped(pid: int, extent: Extent, address: int, name: str, *, writable: bool) -> int:
     """A descriptor of the file of a RAM block, for reading or for both. The caller closes it.
 
-    A file that belongs to another user need not be readable for this one: with CAP_SYS_PTRACE the descriptor of QEMU
-    is copied instead.
+    A file that belongs to another user need not be open to this one: with CAP_SYS_PTRACE and CAP_FOWNER the descriptor
+    of QEMU is copied instead.
 
     Args:
         pid: QEMU's process.
@@ -53,8 +53,8 @@ def open_mapped(pid: int, extent: Extent, address: int, name: str, *, writable: 
     wanted = "reading and writing" if writable else "reading"
     raise GuestRefusedError(
         f"the file of RAM block {name!r} (inode {extent.inode}) cannot be opened for {wanted}: {refusal}; "
-        "run parmig as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH; QEMU's own user may only open files that "
-        "QEMU keeps open"
+        "run parmig as root, or with CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_FOWNER; QEMU's own user may only open "
+        "files that QEMU keeps open"
     )
 
 
@@ -64,9 +64,12 @@ def _is_of(fd: int, extent: Extent) -> bool:
 
 
 def _copy(pid: int, path: str, extent: Extent, access: int) -> int:
-    """A copy of the descriptor of QEMU that *path* names; -1: it is not allowed, or not what is needed."""
+    """A copy of the descriptor of QEMU that *path* names; -1: it is not allowed, or not what is needed.
+
+    Without CAP_FOWNER mincore(2) would report every page of a file that this user may not write as one that exists.
+    """
     folder, number = os.path.split(path)
-    if not folder.endswith("fd"):
+    if not folder.endswith("fd") or not privileges.has(privileges.CAP_FOWNER):
         return -1
     try:
         pidfd = os.pidfd_open(pid)
