@@ -8,7 +8,7 @@ from pathlib import Path
 
 from parmig.experiments.plots.style import OTHERS, PARMIG, panel_figure, save
 from parmig.experiments.results import Row
-from parmig.experiments.table import cells, varied
+from parmig.experiments.table import cells, factors_of, varied
 
 MAX_BARS = 24
 """More bars would not be read."""
@@ -25,8 +25,7 @@ def draw_processor(rows: Sequence[Row], directory: Path) -> Path:
             figures = cell.figures
             colour = OTHERS.get(cell.factors.peer, PARMIG)[0]
             whole = figures["processor_s_per_gib"].median
-            same = [row for row in rows if row.get("processor_s") and cell.factors.memory_bytes == row["memory_bytes"]]
-            source = _source_share(same, cell.factors.peer) * whole
+            source = _source_share([row for row in rows if factors_of(row) == cell.factors]) * whole
             axis.barh(place, source, color=colour, height=0.7)
             axis.barh(place, whole - source, left=source, color=colour, height=0.7, alpha=0.5)
             axis.annotate(f"{whole:.3g}", (whole, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
@@ -38,8 +37,8 @@ def draw_processor(rows: Sequence[Row], directory: Path) -> Path:
         return save(figure, directory, "processor")
 
 
-def _source_share(rows: Sequence[Row], peer: str) -> float:
-    """The source's part of the processor time of *peer*; all of it where sides are not told apart."""
-    known = [row for row in rows if row["peer"] == peer and row.get("source_processor_s") is not None]
+def _source_share(rows: Sequence[Row]) -> float:
+    """The source's part of the processor time of *rows*; all of it where sides are not told apart."""
+    known = [row for row in rows if row.get("source_processor_s") is not None]
     whole = sum(float(row["processor_s"]) for row in known)
     return sum(float(row["source_processor_s"]) for row in known) / whole if whole else 1.0
