@@ -66,17 +66,18 @@ class PlanLog:
         """Write the counts of each round of *record* that has ended since the last call."""
         if not _logger.isEnabledFor(logging.INFO):
             return
-        for number in range(self._rounds, len(record.facts)):
-            facts = record.facts[number]
+        for back in range(min(record.fact_count - self._rounds, len(record.facts)), 0, -1):
+            known = record.facts[: len(record.facts) - back + 1]
+            facts = known[-1]
             _logger.info(
                 "round %d ended: %s sent in %s, %s dirty now; a pause would take %s",
-                number + 1,
+                record.fact_count - back + 1,
                 format_size(facts.sent_bytes),
                 format_ms(facts.duration_ns / NS_PER_MS),
                 format_size(facts.remaining_pages * PAGE_BYTES),
-                format_ms(expected_downtime_ns(record.facts[: number + 1]) / NS_PER_MS),
+                format_ms(expected_downtime_ns(known) / NS_PER_MS),
             )
-        self._rounds = len(record.facts)
+        self._rounds = record.fact_count
 
     @staticmethod
     def _log_error(error: ParmigError) -> None:

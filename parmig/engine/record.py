@@ -17,13 +17,22 @@ from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.shared import WorkerCounters
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 
+FIRST_ROUNDS, LAST_ROUNDS = 100, 900
+"""So many rounds are in the report. The others are in its sums only, since a guest may be held for days, with a round
+each second."""
+
+MAX_FACTS = 256
+"""So many rounds the policy looks at, and at the first one."""
+
 
 class Record:
     """Instants, rounds and counters of one migration, all on ``time.monotonic_ns()`` of the source.
 
     Attributes:
-        rounds: finished rounds.
-        facts: the same rounds, as the policy sees them.
+        rounds: finished rounds: the first and the last ones.
+        round_count: how many rounds have finished.
+        facts: finished rounds as the policy sees them: the first and the last ones.
+        fact_count: how many there were.
         marks: instants by name; see :meth:`phases` for those of the pause.
         state_save_ns: how long the guest took to save its device state, beside the final round.
         throttle_percent: how far the guest is slowed down now.
@@ -37,6 +46,8 @@ class Record:
     def __init__(self, workers: int, total_pages: int) -> None:
         self.rounds: list[RoundReport] = []
         self.facts: list[RoundFacts] = []
+        self.round_count = self.fact_count = 0
+        self._left_out = RoundReport(round=0)
         self.marks: dict[str, int] = {}
         self.throttle_percent = self.max_throttle_percent = 0
         self.load_ns = self.state_save_ns = 0
@@ -78,15 +89,15 @@ class Record:
 
     def end_round(self, now_ns: int, *, paused: bool, stolen: Sequence[int], given_up: bool = False) -> RoundReport:
         """Note that all workers passed the fence, or that the round was *given_up*; return its report."""
-        self._first_given_up |= given_up and not self.rounds
+        self._first_given_up |= given_up and not self.round_count
         self._stood_ns = self.outages.standstill_ns(self._round_began_ns, now_ns)
         moved = [now.minus(before) for now, before in zip(self._now, self._before, strict=True)]
         self.stolen = [a + b for a, b in zip(self.stolen, stolen, strict=True)]
         sent, zero = sum(m.sent_pages for m in moved), sum(m.zero_pages for m in moved)
         skipped = sum(m.skipped_pages for m in moved)
         report = RoundReport(
-            round=len(self.rounds) + 1,
-            dirty_pages=sent + zero + (skipped if not self.rounds else 0),
+            round=self.round_count + 1,
+            dirty_pages=sent + zero + (skipped if not self.round_count else 0),
             sent_pages=sent,
             zero_pages=zero,
             skipped_pages=skipped,
@@ -98,7 +109,15 @@ class Record:
             throttle_percent=self.throttle_percent,
         )
         self.rounds.append(report)
+        self.round_count += 1
+        if len(self.rounds) > FIRST_ROUNDS + LAST_ROUNDS:
+            self._leave_out(self.rounds.pop(FIRST_ROUNDS))
         return report
+
+    def _leave_out(self, report: RoundReport) -> None:
+        """Keep only the figures of a round that the sums need."""
+        for name in ("sent_pages", "zero_pages", "skipped_pages", "wire_bytes", "duration_ms"):
+            setattr(self._left_out, name, getattr(self._left_out, name) + getattr(report, name))
 
     @property
     def dirty_pages(self) -> int:
@@ -108,6 +127,8 @@ class Record:
     def remaining(self, pages: int) -> None:
         """Note how many pages were dirty after the last round."""
         last = self.rounds[-1]
+        self.fact_count += 1
+        del self.facts[1 : 2 - MAX_FACTS]
         self.facts.append(
             RoundFacts(
                 sent_bytes=last.sent_pages * PAGE_BYTES,
@@ -123,7 +144,7 @@ class Record:
         """Note that the destination's receiver was started again. What remains to be sent, nobody knows for now."""
         lost_ns = self.outages.since_ns(CONTROL, now_ns)
         self.restarts.append((lost_ns, RestartReport(lasted_ms=(now_ns - lost_ns) / NS_PER_MS)))
-        if len(self.facts) < len(self.rounds):
+        if self.fact_count < self.round_count:
             self.remaining(self._total_pages)
 
     def begin_check(self, now_ns: int) -> None:
@@ -204,17 +225,18 @@ class Record:
 
     def ram(self) -> RamReport:
         """All rounds together."""
+        rounds = [self._left_out, *self.rounds]
         return RamReport(
             total_bytes=self._total_pages * PAGE_BYTES,
-            wire_bytes=sum(r.wire_bytes for r in self.rounds),
-            sent_pages=sum(r.sent_pages for r in self.rounds),
-            zero_pages=sum(r.zero_pages for r in self.rounds),
-            skipped_pages=sum(r.skipped_pages for r in self.rounds),
+            wire_bytes=sum(r.wire_bytes for r in rounds),
+            sent_pages=sum(r.sent_pages for r in rounds),
+            zero_pages=sum(r.zero_pages for r in rounds),
+            skipped_pages=sum(r.skipped_pages for r in rounds),
         )
 
     def per_path(self, paths: Sequence[str]) -> list[PathReport]:
         """What the workers of each path did, with *paths* by worker."""
-        seconds = sum(r.duration_ms for r in self.rounds) * NS_PER_MS / NS_PER_S
+        seconds = sum(r.duration_ms for r in [self._left_out, *self.rounds]) * NS_PER_MS / NS_PER_S
         reports = {path: PathReport(path=path) for path in paths}
         for path, counters in zip(paths, self._now, strict=False):
             reports[path].workers += 1

@@ -81,7 +81,7 @@ def took_too_long(record: Record, limits: Limits) -> LimitExceededError:
     """The error of a migration that is not ready to pause at its time limit."""
     limit = format_ms(limits.timeout_ns / NS_PER_MS)
     return LimitExceededError(
-        f"not ready to pause after {limit} and {len(record.facts)} rounds; {_outlook(record)}"
+        f"not ready to pause after {limit} and {record.fact_count} rounds; {_outlook(record)}"
         "raise --timeout or --downtime-limit"
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from parmig.engine.record import Record
+from parmig.engine.record import FIRST_ROUNDS, LAST_ROUNDS, MAX_FACTS, Record
 from parmig.engine.report import DowntimePhases, PathReport, RamReport, RoundReport, WorkerReport
 from parmig.engine.work.policy import RoundFacts
 from parmig.ram.shared import WorkerCounters
@@ -202,3 +202,22 @@ def test_what_each_path_carried_is_the_sum_of_its_workers() -> None:
     assert (first.wire_bytes, second.wire_bytes, first.workers) == (5000, 9000, 1)
     assert record.per_path([]) == []
     assert Record(1, 1).per_path(["a"]) == [PathReport(path="a", workers=1)]
+
+
+def test_a_migration_of_days_has_the_first_and_the_last_rounds_and_all_sums() -> None:
+    record = Record(1, 1024)
+    rounds = FIRST_ROUNDS + LAST_ROUNDS + 500
+    for number in range(1, rounds + 1):
+        record.begin_round(number * 10 * MS)
+        record.fenced(0, WorkerCounters(sent_pages=3 * number, wire_bytes=7 * number))
+        record.end_round((number * 10 + 5) * MS, paused=False, stolen=[0])
+        record.remaining(number)
+    assert [one.round for one in record.rounds] == [
+        *range(1, FIRST_ROUNDS + 1),
+        *range(rounds - LAST_ROUNDS + 1, rounds + 1),
+    ]
+    assert (record.ram().sent_pages, record.ram().wire_bytes) == (3 * rounds, 7 * rounds)
+    (path,) = record.per_path(["a"])
+    assert path.rate_mib_per_s == pytest.approx(7 * rounds / MIB / (rounds * 0.005))
+    assert [one.remaining_pages for one in record.facts] == [1, *range(rounds - MAX_FACTS + 2, rounds + 1)]
+    assert (record.round_count, record.fact_count) == (rounds, rounds)

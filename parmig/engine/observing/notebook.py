@@ -29,9 +29,9 @@ class Notebook:
         record = self._record
         at_ms = (now_ns - record.began_ns) / NS_PER_MS
         notes: list[Note] = []
-        if len(record.rounds) > self._rounds:
-            notes += [RoundNote(at_ms=at_ms, round=one) for one in record.rounds[self._rounds :]]
-            self._rounds = len(record.rounds)
+        if record.round_count > self._rounds:
+            notes += [RoundNote(at_ms=at_ms, round=one) for one in record.rounds[self._rounds - record.round_count :]]
+            self._rounds = record.round_count
         if len(record.changes) > self._changes:
             new = record.change_reports()[self._changes :]
             notes += [ChangeNote(at_ms=one.at_ms, change=one.change) for one in new]
