@@ -23,7 +23,8 @@ from tests.labs import needs_lab
 pytestmark = needs_lab
 
 if not pytestmark.args[0]:
-    from tools.netlab import Host, Line, open_lab
+    from parmig.experiments.netlab import Line, open_lab
+    from parmig.experiments.netlab_host import Host
 
 GUEST = "synthetic:memory=8MiB"
 ALL_PROTOCOLS = 3  # ETH_P_ALL of linux/if_ether.h
