@@ -15,10 +15,9 @@ import msgspec
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
+from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import print_line, say_in_signal_handler
 from parmig.cli.signals import SIGNALS
-from parmig.engine.report import ErrorReport
 from parmig.errors import CancelledError, ParmigError
 from parmig.experiments.bench_lines import StepLines
 from parmig.experiments.factors import written
@@ -54,11 +53,8 @@ def bench(
 
     Ctrl-C ends it. The same command goes on where it was.
     """
-    try:
+    with showing_errors():
         code = _bench(sweep, options)
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        code = error.exit_code
     raise typer.Exit(code)
 
 

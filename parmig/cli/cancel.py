@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one
@@ -15,9 +11,7 @@ from parmig.engine.steering.steering_client import SteeringClient, the_only_one
 @o.command()
 def cancel(
     output: o.JsonOutput,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
-    ] = "",
+    name: o.RunningCommand = "",
 ) -> None:
     """Cancel a running command; its guest continues where it was.
 

@@ -29,6 +29,12 @@ GuestOption = Annotated[
 ]
 
 
+RunningCommand = Annotated[
+    str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
+]
+"""A command that runs; empty: see ``steering_client.the_only_one``."""
+
+
 class JsonOutput(msgspec.Struct, frozen=True, kw_only=True):
     """The options for the output that every command has."""
 

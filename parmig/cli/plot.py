@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.output import echo_error, print_json
-from parmig.engine.report import ErrorReport
-from parmig.errors import ParmigError
+from parmig.cli.output import print_json, showing_errors
 from parmig.experiments.results import require
 
 
@@ -24,14 +22,11 @@ def plot(
 
     The pictures are PNG and SVG files in DIR. The page is DIR/index.html and needs no other file.
     """
-    try:
+    with showing_errors():
         require("matplotlib")
         from parmig.experiments.plots import plotting  # matplotlib takes half a second to import
 
         page = plotting.plot(directory)
-    except ParmigError as error:
-        echo_error(ErrorReport(type=type(error).__name__, message=str(error)))
-        raise typer.Exit(error.exit_code) from None
     if output.json:
         print_json({"page": str(page), "pictures": sorted(str(path) for path in directory.glob("*.png"))})
     else:

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.engine.steering.change import Change
@@ -18,9 +14,7 @@ from parmig.errors import UsageError
 def set(  # noqa: A001 - it has the name of the command
     change: Change,
     output: o.JsonOutput,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
-    ] = "",
+    name: o.RunningCommand = "",
 ) -> None:
     """Change limits of a running command.
 

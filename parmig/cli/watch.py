@@ -6,9 +6,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Annotated
-
-import typer
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
@@ -25,9 +22,7 @@ LOOK_EVERY_S = 0.2
 @o.command()
 def watch(
     output: o.JsonOutput,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="From parmig status.", show_default="the only one that runs")
-    ] = "",
+    name: o.RunningCommand = "",
 ) -> None:
     """Show the progress of a running command until it ends.
 

@@ -121,7 +121,7 @@ class SourceRun(Driver[Instruction]):
     def turn(self) -> bool:
         """One turn of the loop, then progress."""
         over = super().turn()
-        while (wish := self._steering.next_wish()) is not None:
+        while (wish := self._desk.take()) is not None:
             self._consider(*wish)
         for when, problem in self._hooks.ended():
             self._feed(HookEnded(when, problem))

@@ -24,6 +24,11 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+def has_trusted_peer(connection: socket.socket) -> bool:
+    """Whether root or the user of this process is at the other end of this Unix socket; see :func:`peer_of`."""
+    return peer_of(connection)[1] in (0, os.geteuid())
+
+
 _DESCRIPTOR = struct.Struct("=i")
 
 

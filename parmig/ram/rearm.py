@@ -48,8 +48,8 @@ class RearmClient:
         self._socket.settimeout(_LIMIT_S)
         try:
             self._socket.connect(f"\0{name}")
-            if (user := sockets.peer_of(self._socket)[1]) not in (0, os.geteuid()):
-                raise PermissionError(f"user {user} answers in its place")
+            if not sockets.has_trusted_peer(self._socket):
+                raise PermissionError(f"user {sockets.peer_of(self._socket)[1]} answers in its place")
         except OSError as error:
             self._socket.close()
             raise GuestError(f"the guest's monitor cannot be asked to re-arm its dirty log: {error}") from error
@@ -111,7 +111,7 @@ class RearmServer:
 
     def _accept(self) -> None:
         worker, _ = self._listener.accept()
-        if sockets.peer_of(worker)[1] in (0, os.geteuid()):
+        if sockets.has_trusted_peer(worker):
             self._selector.register(worker, selectors.EVENT_READ)
         else:
             worker.close()

@@ -85,7 +85,7 @@ class UnixTransport(TcpTransport):
                 sock.connect(trusted_files.name_of(entry.fd))
             finally:
                 os.close(entry.fd)
-            if not _is_trusted(sock):
+            if not sockets.has_trusted_peer(sock):
                 raise OSError(errno.EPERM, f"user {sockets.peer_of(sock)[1]} listens there, expected root or this user")
         except BaseException:
             sock.close()
@@ -93,7 +93,7 @@ class UnixTransport(TcpTransport):
         return sock
 
     def _lets_in(self, sock: socket.socket) -> bool:
-        return _is_trusted(sock)
+        return sockets.has_trusted_peer(sock)
 
     def _open_connection(self, sock: socket.socket, max_message_bytes: int, host: str = "") -> Connection:
         return UnixConnection(sock, Inbox(self._max_message_bytes, max_message_bytes))
@@ -123,11 +123,6 @@ class UnixTransport(TcpTransport):
                 status = os.lstat(path)
                 if [status.st_dev, status.st_ino] == own:  # another process may listen there by now
                     os.unlink(path)
-
-
-def _is_trusted(sock: socket.socket) -> bool:
-    """Whether root or the user of this process is at the other end."""
-    return sockets.peer_of(sock)[1] in (0, os.geteuid())
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class HandOverRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """Names the session to people."""
-        return self.session.hex()[:NAME_CHARACTERS]
+        return name_of_session(self.session)
 
     @property
     def owner(self) -> Literal["here", "there", "undecided"]:
@@ -126,6 +126,11 @@ class HandOverRecord(msgspec.Struct, frozen=True, kw_only=True):
             case "destination", RecordState.OPEN | RecordState.REFUSED:
                 return "there"
         return "undecided"
+
+
+def name_of_session(session: bytes) -> str:
+    """What people call the session with this id."""
+    return session.hex()[:NAME_CHARACTERS]
 
 
 def session_id(token: bytes) -> bytes:

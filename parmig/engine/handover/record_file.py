@@ -8,7 +8,6 @@ import errno
 import os
 import threading
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from msgspec.structs import replace
@@ -81,9 +80,7 @@ class RecordFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -16,13 +16,12 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from parmig.engine.handover.handover_record import FILE_BYTES, HandOverRecord, RecordState, decode_file, encode_slot
 from parmig.engine.handover.record_file import RecordFile
+from parmig.engine.private_folder import open_private_folder
 from parmig.errors import HostRefusedError, RecordError
-from parmig.linux import trusted_files
 from parmig.units import NS_PER_S
 
 MAX_FILES = 256
@@ -75,27 +74,12 @@ class RecordStore:
 
     def __init__(self, directory: str = "") -> None:
         self.directory = os.path.abspath(directory or default_directory())
-        try:
-            self._fd = trusted_files.make_folder(self.directory)
-        except OSError as error:
-            raise HostRefusedError(
-                f"the directory for records of hand-overs, {self.directory}, cannot be used: {error.strerror}; "
-                "make it, or name another with --state-dir"
-            ) from error
-        entry = os.fstat(self._fd)
-        if entry.st_uid != os.geteuid() or entry.st_mode & 0o077:
-            os.close(self._fd)
-            raise HostRefusedError(
-                f"{self.directory} has mode {stat.S_IMODE(entry.st_mode):04o} and belongs to user {entry.st_uid}, "
-                f"expected mode 0700 and user {os.geteuid()}; run chmod 700, or name another with --state-dir"
-            )
+        self._fd = open_private_folder(self.directory, "records of hand-overs", "--state-dir")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

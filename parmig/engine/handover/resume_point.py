@@ -28,7 +28,13 @@ import msgspec
 from msgspec import Meta
 
 from parmig.config import MAX_WORKERS
-from parmig.engine.handover.handover_record import NAME_CHARACTERS, SESSION_BYTES, RecordState, session_id
+from parmig.engine.handover.handover_record import (
+    NAME_CHARACTERS,
+    SESSION_BYTES,
+    RecordState,
+    name_of_session,
+    session_id,
+)
 from parmig.engine.handover.record_store import RecordStore, try_lock
 from parmig.engine.messages.peer_messages import MAX_CONFIGURE_BYTES, Configure
 from parmig.errors import HostRefusedError, RecordError
@@ -212,7 +218,7 @@ class ResumePoint:
 
 def session_name(token: bytes) -> str:
     """What people call the session with *token*."""
-    return session_id(token).hex()[:NAME_CHARACTERS]
+    return name_of_session(session_id(token))
 
 
 def resumable_sessions(store: RecordStore) -> list[str]:

@@ -7,10 +7,10 @@ import contextlib
 import os
 import re
 import socket
-import stat
 from collections.abc import Iterator
 
-from parmig.errors import HostRefusedError, UsageError
+from parmig.engine.private_folder import open_private_folder
+from parmig.errors import UsageError
 from parmig.linux import trusted_files
 
 ENVIRONMENT = "PARMIG_RUN_DIR"
@@ -45,21 +45,8 @@ def opened_directory() -> Iterator[int]:
     Raises:
         HostRefusedError: it cannot be made, or others may use it.
     """
-    path = default_directory()
+    fd = open_private_folder(default_directory(), "control sockets", f"${ENVIRONMENT}")
     try:
-        fd = trusted_files.make_folder(path)
-    except OSError as error:
-        raise HostRefusedError(
-            f"the directory for control sockets, {path}, cannot be used: {error.strerror}; "
-            f"make it, or name another with ${ENVIRONMENT}"
-        ) from error
-    try:
-        entry = os.fstat(fd)
-        if entry.st_uid != os.geteuid() or entry.st_mode & 0o077:
-            raise HostRefusedError(
-                f"{path} has mode {stat.S_IMODE(entry.st_mode):04o} and belongs to user {entry.st_uid}, expected mode "
-                f"0700 and user {os.geteuid()}; run chmod 700, or name another with ${ENVIRONMENT}"
-            )
         yield fd
     finally:
         os.close(fd)

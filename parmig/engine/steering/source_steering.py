@@ -14,7 +14,7 @@ from parmig.engine.observing.notebook import Notebook
 from parmig.engine.report import Progress
 from parmig.engine.source_steps import cannot_throttle
 from parmig.engine.steering.change import Change, changed
-from parmig.engine.steering.desk import TOO_LATE, Desk, Wish
+from parmig.engine.steering.desk import TOO_LATE, Desk
 from parmig.engine.steering.engine_status import EngineStatus, LimitsStatus, RamStatus, WorkerStatus, with_progress
 from parmig.engine.work.policy import Limits, expected_downtime_ns
 from parmig.errors import ParmigError, StatusError, UsageError
@@ -41,10 +41,6 @@ class SourceSteering:
         self._shared = shared
         self._paths = paths
         self._workers = workers
-
-    def next_wish(self) -> Wish | None:
-        """The next wish, if there is one; give it to :meth:`decide`."""
-        return self._desk.take()
 
     def decide(self, change: Change, answer: Future[None], can_throttle: bool) -> LimitsChanged | None:
         """Whether *change* is made: the event for the plan if it is, or None. Sets *answer* in any case.

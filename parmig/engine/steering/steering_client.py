@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import time
-from types import TracebackType
 from typing import Self
 
 from parmig.engine.steering import run_directory
@@ -111,9 +110,7 @@ class SteeringClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -106,8 +106,7 @@ class SteeringServer:
             client, _ = self._listener.accept()
         except OSError:
             return
-        _, user = sockets.peer_of(client)
-        if len(self._clients) >= MAX_CLIENTS or user not in (0, os.geteuid()):
+        if len(self._clients) >= MAX_CLIENTS or not sockets.has_trusted_peer(client):
             client.close()
             return
         client.settimeout(SEND_LIMIT_S)

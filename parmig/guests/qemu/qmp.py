@@ -263,8 +263,8 @@ def _connect(path: str) -> socket.socket:
             sock.connect(trusted_files.name_of(entry.fd))
         finally:
             os.close(entry.fd)
-        _, user = sockets.peer_of(sock)
-        if entry.shared_folder and user not in (0, os.geteuid()):
+        if entry.shared_folder and not sockets.has_trusted_peer(sock):
+            _, user = sockets.peer_of(sock)
             raise PermissionError(
                 errno.EPERM,
                 f"user {user} listens there, and everyone may write to {entry.shared_folder}, expected root or user "
