@@ -40,7 +40,7 @@ CODECS: Mapping[str, CodecCosts] = {
     "zstd": CodecCosts(0.31, 0.31, GIB / (440 * MIB), 1.2),
     "delta": CodecCosts(0.31, 0.10, GIB / (440 * MIB), 1.2),
 }
-"""Rates of encoding and ratios are those of ``docs/performance.md``: the mean of sources and programs. The ratios are of
+"""Rates of encoding and ratios are those of ``docs/performance.md``: the mean of sources and programs. Ratios are of
 such a guest only; ``parmig predict`` measures those of the guest that it observes."""
 
 

@@ -47,5 +47,5 @@ def test_a_wrong_file_is_refused_by_its_key(text: bytes, words: str) -> None:
 
 
 def test_an_unknown_codec_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="'brotli'.*lz4"):
+    with pytest.raises(UsageError, match=r"'brotli'.*lz4"):
         Costs().codec("brotli")
