@@ -113,7 +113,8 @@ def parse_sweep(text: str, name: str) -> Sweep:
         raise UsageError(f"{FACTORS!r} in {name} is a value; expected a table, which begins with [{FACTORS}]")
     known = options_of(Sweep)
     values = {
-        known[key].field: value_of(known[key], value, f"{key!r} in {name}") for key, value in _checked(table, known, name)
+        known[key].field: value_of(known[key], value, f"{key!r} in {name}")
+        for key, value in _checked(table, known, name)
     }
     known = options_of(Factors)
     lists = {}

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from parmig.experiments.simulation.scenario import SCATTERED, Guests
 from parmig.guests.synthetic.options import SyntheticOptions
 from parmig.ram.blocks import PAGE_BYTES
 
@@ -26,30 +27,35 @@ HOT_PART, HOT_WRITES = 10, 0.9
 
 
 class Writes(msgspec.Struct, frozen=True):
-    """Writes to a range of pages, all of which are as likely, or come in order.
+    """Writes to a number of pages, all of which are as likely, or come in order.
 
     Attributes:
         writes_per_s: pages that are written in a second; a page counts each time.
+        in_order: each page once, then from the first one again.
+        first_page: where they begin, if they are neighbours; -1: they are scattered over the whole memory.
     """
 
-    first_page: int
     pages: int
     writes_per_s: float
     in_order: bool = False
+    first_page: int = -1
 
 
-def writes_of(memory_bytes: int, rate_bytes_per_s: int, pattern: str, touched: str) -> tuple[Writes, ...]:
-    """What a synthetic guest with these options writes."""
-    pages = min(
-        SyntheticOptions(memory_bytes=memory_bytes, touched=touched).touched_pages, memory_bytes // PAGE_BYTES
-    )
+def writes_of(guests: Guests, memory_bytes: int, rate_bytes_per_s: int) -> tuple[Writes, ...]:
+    """What one of *guests*, of this size, writes at this rate. It writes as a synthetic guest does."""
+    options = SyntheticOptions(memory_bytes=memory_bytes, touched=guests.touched)
+    pages = min(options.touched_pages, memory_bytes // PAGE_BYTES)
     rate = rate_bytes_per_s / PAGE_BYTES
     if not rate or not pages:
         return ()
+    scattered = guests.layout == SCATTERED
     hot = max(1, pages // HOT_PART)
-    if pattern != "hot" or hot == pages:
-        return (Writes(0, pages, rate, in_order=pattern == "sequential"),)
-    return (Writes(0, hot, rate * HOT_WRITES), Writes(hot, pages - hot, rate * (1 - HOT_WRITES)))
+    if guests.pattern != "hot" or hot == pages:
+        return (Writes(pages, rate, guests.pattern == "sequential", -1 if scattered else 0),)
+    return (
+        Writes(hot, rate * HOT_WRITES, first_page=-1 if scattered else 0),
+        Writes(pages - hot, rate * (1 - HOT_WRITES), first_page=-1 if scattered else hot),
+    )
 
 
 class DirtyPages(ABC):
@@ -68,7 +74,7 @@ class ExpectedDirtyPages(DirtyPages):
     """The mean of what writes at random leave dirty.
 
     Args:
-        writes: to ranges of pages that do not overlap.
+        writes: to pages of which none is the same.
         firsts: the first page of each region, and the end of the last one.
         bursts: the guest writes in bursts.
     """
@@ -76,12 +82,7 @@ class ExpectedDirtyPages(DirtyPages):
     def __init__(self, writes: Sequence[Writes], firsts: Numbers, *, bursts: bool = False) -> None:
         self._writes = writes
         self._bursts = bursts
-        self._pages = [
-            np.clip(
-                np.minimum(firsts[1:], each.first_page + each.pages) - np.maximum(firsts[:-1], each.first_page), 0, None
-            )
-            for each in writes
-        ]
+        self._pages = [_pages_of(each, firsts) for each in writes]
         self._scanned_s = np.zeros(len(firsts) - 1)
 
     def scan(self, numbers: Sequence[int], at_s: float) -> float:
@@ -121,7 +122,9 @@ class TracedDirtyPages(DirtyPages):
         seed: of the order.
     """
 
-    def __init__(self, written: Sequence[npt.NDArray[np.integer]], interval_s: float, firsts: Numbers, seed: int) -> None:
+    def __init__(
+        self, written: Sequence[npt.NDArray[np.integer]], interval_s: float, firsts: Numbers, seed: int
+    ) -> None:
         end, order = int(firsts[-1]), np.random.default_rng(seed)
         self._written = [order.permutation(pages[pages < end]) for pages in written]
         self._interval_s = interval_s
@@ -158,6 +161,14 @@ class TracedDirtyPages(DirtyPages):
         each = np.sort(np.asarray(numbers, dtype=np.int64))
         parts = np.split(each, np.flatnonzero(np.diff(each) != 1) + 1)
         return [slice(int(self._firsts[part[0]]), int(self._firsts[part[-1] + 1])) for part in parts if len(part)]
+
+
+def _pages_of(writes: Writes, firsts: Numbers) -> npt.NDArray[np.float64]:
+    """How many of the pages of *writes* each region has."""
+    if writes.first_page < 0:
+        return np.diff(firsts) * (writes.pages / int(firsts[-1]))
+    ends = np.minimum(firsts[1:], writes.first_page + writes.pages)
+    return np.clip(ends - np.maximum(firsts[:-1], writes.first_page), 0, None).astype(np.float64)
 
 
 def _chosen(numbers: Sequence[int]) -> slice | Numbers:

@@ -107,7 +107,9 @@ def limited_parts(guests: Iterable[GuestResult]) -> dict[str, float]:
     return {limit: total[limit] / everything for limit in sorted(total, key=lambda name: (-total[name], name))}
 
 
-def uses(resources: Sequence[Resource], samples: Sequence[Sample], used_s: Sequence[float], total_s: float) -> list[Use]:
+def uses(
+    resources: Sequence[Resource], samples: Sequence[Sample], used_s: Sequence[float], total_s: float
+) -> list[Use]:
     """The use of all *resources* that were used."""
     most = [max((sample.used[number] for sample in samples), default=0.0) for number in range(len(resources))]
     return [

@@ -45,6 +45,7 @@ from parmig.units import GIB, MIB
 MAX_GUESTS = 10_000
 MAX_NICS = 64
 ORDERS = ("listed", "largest-first", "smallest-first")
+SCATTERED, TOGETHER = LAYOUTS = ("scattered", "together")
 MEMORY_KINDS = ("warm", "cold")
 
 SEND_KEYS = (
@@ -139,10 +140,17 @@ class Guests(msgspec.Struct, frozen=True, kw_only=True):
     dirty_rate_bytes_per_s: Annotated[
         Range, option("How fast each writes, by the pages that it touches. A range as for memory.", RATES)
     ] = (0, 0)
-    pattern: Annotated[
-        str, option("Which pages it writes, as a [synthetic guest](cli.md) does.", choices=PATTERNS)
-    ] = "random"
+    pattern: Annotated[str, option("Which pages it writes, as a [synthetic guest](cli.md) does.", choices=PATTERNS)] = (
+        "random"
+    )
     touched: Annotated[str, option("How much of the memory it writes.", SHARE)] = "100%"
+    layout: Annotated[
+        str,
+        option(
+            "Where these pages are: all over the memory, or together at its start, as in a synthetic guest.",
+            choices=LAYOUTS,
+        ),
+    ] = SCATTERED
     trace: Annotated[
         str,
         option("A file of parmig trace that says what it writes, instead. Its path begins at the scenario.", shown="-"),
@@ -267,9 +275,7 @@ def load_costs(path: Path) -> Costs:
     return read_costs(read_text(path).encode(), str(path))
 
 
-def _list(
-    tables: dict[str, Any], key: str, name: str, read: Callable[[dict[str, Any], str], Any]
-) -> tuple[Any, ...]:
+def _list(tables: dict[str, Any], key: str, name: str, read: Callable[[dict[str, Any], str], Any]) -> tuple[Any, ...]:
     """The tables ``[[key]]``, at least one."""
     given = tables.pop(key, [])
     if not isinstance(given, list) or not given or not all(isinstance(table, dict) for table in given):

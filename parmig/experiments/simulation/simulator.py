@@ -22,6 +22,12 @@ from parmig.ram.regions import Regions, cut, region_pages_for
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 
 
+MOST_REGIONS = 64
+"""A worker owns at most so many regions. A real one has them for up to 4 GiB, and more for more memory, of which each
+costs the plan a third of a millisecond: 12 TiB would take a minute for each round. The last bundle of a round lasts at
+most this part of it."""
+
+
 class Guest(msgspec.Struct, frozen=True):
     """One guest: what was drawn for it.
 
@@ -125,7 +131,8 @@ def _move(
         for path in sorted(set(paths))
     }
     block = RamBlock("ram", guest.memory_bytes)
-    regions = cut([block], region_pages_for([block], len(paths)))
+    pages = max(region_pages_for([block], len(paths)), block.pages // (MOST_REGIONS * len(paths)) // 64 * 64)
+    regions = cut([block], pages)
     means = Means(
         env,
         flows,
@@ -144,9 +151,8 @@ def _dirty_pages(scenario: Scenario, guest: Guest, regions: Regions) -> DirtyPag
 
         trace = read_trace(Path(scenario.directory, guest.guests.trace))
         return TracedDirtyPages(trace.written, trace.interval_ns / NS_PER_S, firsts, guest.seed)
-    pattern, touched = guest.guests.pattern, guest.guests.touched
-    writes = writes_of(guest.memory_bytes, guest.dirty_rate_bytes_per_s, pattern, touched)
-    return ExpectedDirtyPages(writes, firsts, bursts=pattern == "burst")
+    writes = writes_of(guest.guests, guest.memory_bytes, guest.dirty_rate_bytes_per_s)
+    return ExpectedDirtyPages(writes, firsts, bursts=guest.guests.pattern == "burst")
 
 
 def _result(guest: Guest, move: Move, way: tuple[str, str], limited_s: dict[str, float]) -> GuestResult:
@@ -170,4 +176,3 @@ def _result(guest: Guest, move: Move, way: tuple[str, str], limited_s: dict[str,
         error=None if move.error is None else str(move.error),
         limited_s={**limited_s, REST: max(0.0, total_s - sum(limited_s.values()))},
     )
-
