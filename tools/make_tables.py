@@ -21,6 +21,7 @@ from parmig.cli import bench, cancel, demo, keygen, plot, qemu_args, receive, re
 from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
+from parmig.cli import trace as trace_command
 from parmig.experiments.factors import Factors
 from parmig.experiments.sweep import Sweep
 from parmig.guests.kvm.options import KvmOptions
@@ -46,6 +47,8 @@ COMMANDS = (
     qemu_args.qemu_args,
     bench.bench,
     plot.plot,
+    trace_command.record,
+    trace_command.show,
     keygen.keygen,
 )
 
