@@ -67,8 +67,10 @@ EXIT_CODES = {
 
 
 def command_name(command: Callable[..., None]) -> str:
-    """What a user types to run *command*."""
-    return command.__name__.replace("_", "-")
+    """What a user types to run *command*: its module is a group if that has another name."""
+    group = command.__module__.rpartition(".")[2]
+    words = [command.__name__] if group == command.__name__ else [group, command.__name__]
+    return " ".join(words).replace("_", "-")
 
 
 def error_classes() -> list[type[errors.ParmigError]]:
@@ -146,7 +148,7 @@ def status_diagram() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {
-        **{f"options-{command_name(command)}": partial(option_table, command) for command in COMMANDS},
+        **{f"options-{command_name(command).replace(' ', '-')}": partial(option_table, command) for command in COMMANDS},
         **{f"guest-{name}": partial(guest_table, struct) for name, struct in GUESTS.items()},
         "exit-codes": exit_code_table,
         "errors": error_table,
