@@ -148,7 +148,7 @@ def status_diagram() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {
-        **{f"options-{command_name(command).replace(' ', '-')}": partial(option_table, command) for command in COMMANDS},
+        **{f"options-{command_name(one).replace(' ', '-')}": partial(option_table, one) for one in COMMANDS},
         **{f"guest-{name}": partial(guest_table, struct) for name, struct in GUESTS.items()},
         "exit-codes": exit_code_table,
         "errors": error_table,
