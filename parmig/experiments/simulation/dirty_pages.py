@@ -168,7 +168,8 @@ def _pages_of(writes: Writes, firsts: Numbers) -> npt.NDArray[np.float64]:
     if writes.first_page < 0:
         return np.diff(firsts) * (writes.pages / int(firsts[-1]))
     ends = np.minimum(firsts[1:], writes.first_page + writes.pages)
-    return np.clip(ends - np.maximum(firsts[:-1], writes.first_page), 0, None).astype(np.float64)
+    pages: npt.NDArray[np.float64] = np.maximum(0.0, ends - np.maximum(firsts[:-1], writes.first_page))
+    return pages
 
 
 def _chosen(numbers: Sequence[int]) -> slice | Numbers:

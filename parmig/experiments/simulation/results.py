@@ -26,6 +26,7 @@ class GuestResult(msgspec.Struct, frozen=True, kw_only=True):
         began_s: when its turn came.
         ended_s: when its command had ended.
         setup_s: until its first round.
+        paused_s: when the guest was paused; null: never.
         downtime_s: how long the guest stood still; null: it was never paused.
         error: why it failed; null: it did not.
         limited_s: how long each limit held it back; the sum is the total time.
@@ -38,6 +39,7 @@ class GuestResult(msgspec.Struct, frozen=True, kw_only=True):
     began_s: float
     ended_s: float
     setup_s: float
+    paused_s: float | None
     downtime_s: float | None
     sent_bytes: int
     wire_bytes: int

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -18,6 +20,7 @@ from parmig.experiments.simulation.network import Network
 from parmig.experiments.simulation.results import REST, GuestResult, Result, Timeline, advice, limited_parts, uses
 from parmig.experiments.simulation.scenario import Guests, Range, Scenario
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
+from parmig.ram.traces.trace_file import read_trace
 from parmig.ram.regions import Regions, cut, region_pages_for
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 
@@ -68,7 +71,7 @@ def simulate(scenario: Scenario) -> tuple[Result, Timeline]:
     """What happens in *scenario*. It takes no real time but that of the computation.
 
     Raises:
-        UsageError: a trace cannot be read.
+        TraceError: a trace cannot be read.
     """
     env = simpy.Environment()
     network = Network(scenario)
@@ -78,13 +81,19 @@ def simulate(scenario: Scenario) -> tuple[Result, Timeline]:
     turns = {
         host.name: simpy.Resource(env, scenario.evacuation.at_once or max(1, len(guests))) for host in scenario.hosts
     }
-    moves = {}
-    for guest, (limited, lock) in zip(guests, own, strict=True):
-        moves[guest.name] = env.process(_leave(env, scenario, network, flows, guest, (limited, lock), turns))
-    env.run(env.all_of(moves.values()))
-    used_s = flows.used_s()
-    results = tuple(process.value for process in moves.values())
+    results = [
+        env.process(_leave(env, scenario, network, flows, guest, owned, turns))
+        for guest, owned in zip(guests, own, strict=True)
+    ]
+    env.run(env.all_of(results))
+    return _summary(scenario, network, flows, [cast(GuestResult, process.value) for process in results])
+
+
+def _summary(
+    scenario: Scenario, network: Network, flows: Flows, results: Sequence[GuestResult]
+) -> tuple[Result, Timeline]:
     total_s = max(result.ended_s for result in results)
+    used_s = flows.used_s()
     limited_part = limited_parts(results)
     bottleneck = next(iter(limited_part))
     result = Result(
@@ -96,7 +105,7 @@ def simulate(scenario: Scenario) -> tuple[Result, Timeline]:
         bottleneck_part=limited_part[bottleneck],
         advice=advice(bottleneck),
         limited=limited_part,
-        guests=results,
+        guests=tuple(results),
         use=tuple(uses(network.resources, flows.samples, used_s, total_s)),
     )
     return result, Timeline(tuple(network.resources), tuple(flows.samples))
@@ -147,8 +156,6 @@ def _move(
 def _dirty_pages(scenario: Scenario, guest: Guest, regions: Regions) -> DirtyPages:
     firsts = np.array([*(region.first_page for region in regions), guest.memory_bytes // PAGE_BYTES])
     if guest.guests.trace:
-        from parmig.experiments.traces import read_trace
-
         trace = read_trace(Path(scenario.directory, guest.guests.trace))
         return TracedDirtyPages(trace.written, trace.interval_ns / NS_PER_S, firsts, guest.seed)
     writes = writes_of(guest.guests, guest.memory_bytes, guest.dirty_rate_bytes_per_s)
@@ -167,6 +174,7 @@ def _result(guest: Guest, move: Move, way: tuple[str, str], limited_s: dict[str,
         memory_bytes=guest.memory_bytes,
         began_s=move.began_s,
         ended_s=move.ended_s,
+        paused_s=record.marks["stopped"] / NS_PER_S if "stopped" in record.marks else None,
         setup_s=active_s - move.began_s,
         downtime_s=None if downtime_ms is None else downtime_ms * NS_PER_MS / NS_PER_S,
         sent_bytes=sum(each.sent_pages for each in record.rounds) * PAGE_BYTES,
