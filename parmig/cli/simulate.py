@@ -21,11 +21,11 @@ class SimulateOptions(o.JsonOutput, frozen=True, kw_only=True):
 
     picture: Annotated[
         str,
-        option("Draw when each guest moves, and what is in use, into FILE: a PNG or SVG.", metavar="FILE", shown="none"),
+        option(
+            "Draw when each guest moves, and what is in use, into FILE: a PNG or SVG.", metavar="FILE", shown="none"
+        ),
     ] = ""
-    seed: Annotated[
-        int | None, option("Of what is drawn at random.", COUNT, shown="that of the scenario", ge=0)
-    ] = None
+    seed: Annotated[int | None, option("Of what is drawn at random.", COUNT, shown="that of the scenario", ge=0)] = None
     costs: Annotated[
         str, option("Use the costs in FILE, which --calibrate wrote.", metavar="FILE", shown="those of the scenario")
     ] = ""

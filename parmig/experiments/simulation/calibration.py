@@ -2,15 +2,14 @@
 """Costs that fit measured runs, by least squares, and how far the runs are from them.
 
 Each cost is fitted to the part of a run in which it appears alone: set-up, rounds of the running guest, the pause, what
-is left at the end, and the processor time of each side. A run on a busy machine is an outlier: it gets less weight the
+is left, and the rounds of one worker that no link holds back. A run on a busy machine is an outlier: it gets less weight the
 farther it is off (Huber's weights), so that a few of them do not change the costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -31,6 +30,8 @@ TURNS, HUBER = 30, 1.345
 
 MS = 1000
 Floats = npt.NDArray[np.float64]
+Factor = Callable[[Row], float]
+"""How often a run has a cost."""
 
 
 class Fit(msgspec.Struct, frozen=True):
@@ -78,17 +79,20 @@ def calibrate(directory: Path) -> Calibration:
 
 def fit_costs(rows: Sequence[Row]) -> Calibration:
     """The costs that fit *rows*, all of which completed."""
-    default = Costs()
     fits = [
-        _by_workers("set-up", rows, _setup_s, "setup", default),
+        _fixed("set-up", rows, [_setup_s(row) for row in rows], {"setup_s": _once, "setup_worker_s": _workers}),
         _rounds(rows),
         _pauses(rows),
-        _by_workers("the end", rows, _end_s, "end", default),
-        _processor(rows, "source", default),
-        _processor(rows, "destination", default),
+        _fixed(
+            "the rest",
+            rows,
+            [_rest_s(row) for row in rows],
+            {"end_s": _once, "end_worker_s": _workers, "count_s": lambda row: len(_running(row))},
+        ),
+        _one_worker(rows),
     ]
     values = {name: value for fit in fits for name, value in fit.values.items()}
-    return Calibration(msgspec.structs.replace(default, **values), tuple(fits))
+    return Calibration(msgspec.structs.replace(Costs(), **values), tuple(fits))
 
 
 def calibration_text(calibration: Calibration) -> str:
@@ -110,23 +114,47 @@ def _setup_s(row: Row) -> float:
     return float(row["setup_time_ms"]) / MS
 
 
-def _end_s(row: Row) -> float:
+def _rest_s(row: Row) -> float:
     """What belongs to no round and not to the pause."""
-    running_ms = sum(each["duration_ms"] for each in row["report.rounds"] if not each["paused"])
+    running_ms = sum(each["duration_ms"] for each in _running(row))
     return float(row["total_time_ms"] - row["setup_time_ms"] - running_ms - row["downtime_ms"]) / MS
 
 
-def _by_workers(what: str, rows: Sequence[Row], part_s: Callable[[Row], float], name: str, default: Costs) -> Fit:
-    """A time with a part for each worker."""
-    workers = np.array([float(row["workers"]) for row in rows])
-    times_s = np.array([part_s(row) for row in rows])
-    fixed, each = f"{name}_s", f"{name}_worker_s"
-    if len(set(workers)) > 1:
-        return _fit(what, np.stack([np.ones(len(rows)), workers], axis=1), times_s, (fixed, each))
-    of_worker = min(getattr(default, each), median(times_s) / workers[0])
-    kept = f"{each} stays {of_worker:.4g}: all runs have as many workers"
-    fit = _fit(what, np.ones((len(rows), 1)), times_s - of_worker * workers, (fixed,))
-    return msgspec.structs.replace(fit, values={**fit.values, each: of_worker}, kept=kept)
+def _running(row: Row) -> list[dict[str, Any]]:
+    """The rounds before the pause."""
+    return [each for each in row["report.rounds"] if not each["paused"]]
+
+
+def _once(_: Row) -> float:
+    return 1.0
+
+
+def _workers(row: Row) -> float:
+    return float(row["workers"])
+
+
+def _fixed(what: str, rows: Sequence[Row], parts_s: Sequence[float], costs: Mapping[str, Factor]) -> Fit:
+    """Times that are made of fixed costs.
+
+    Args:
+        parts_s: how long this part of each run took.
+        costs: each with how often a run has it. The first one is always fitted; the others where that differs.
+    """
+    times_s = np.array(parts_s)
+    fitted: list[str] = []
+    columns: list[Floats] = []
+    kept: list[str] = []
+    for name, factor in costs.items():
+        column = np.array([float(factor(row)) for row in rows])
+        if columns and np.ptp(column) == 0:
+            default = getattr(Costs(), name)
+            times_s = times_s - default * column
+            kept.append(f"{name} stays {default:.4g}, because it is in all runs as often")
+        else:
+            fitted.append(name)
+            columns.append(column)
+    fit = _fit(what, np.stack(columns, axis=1), times_s, fitted)
+    return msgspec.structs.replace(fit, kept="; ".join(kept))
 
 
 def _rounds(rows: Sequence[Row]) -> Fit:
@@ -135,14 +163,15 @@ def _rounds(rows: Sequence[Row]) -> Fit:
     samples = [
         (alike.index(_alike(row)), each["wire_bytes"], each["duration_ms"] / MS)
         for row in rows
-        for each in row["report.rounds"]
-        if not each["paused"]
+        for each in _running(row)
     ]
+    if all(len(_running(row)) == 1 for row in rows):
+        return Fit("rounds", {}, 0, 0.0, 0.0, f"round_s stays {Costs().round_s}: it needs guests that write")
     columns = np.zeros((len(samples), len(alike) + 1))
     columns[:, 0] = 1
     for place, (group, wire_bytes, _) in enumerate(samples):
         columns[place, 1 + group] = wire_bytes / GIB
-    return _fit("rounds", columns, np.array([time_s for *_, time_s in samples]), ("round_s",))
+    return _fit("rounds", columns, np.array([time_s for *_, time_s in samples]), ["round_s"])
 
 
 def _pauses(rows: Sequence[Row]) -> Fit:
@@ -150,26 +179,26 @@ def _pauses(rows: Sequence[Row]) -> Fit:
     times_s = []
     for row in rows:
         rounds = row["report.rounds"]
-        largest = max((each for each in rounds if not each["paused"]), key=lambda each: each["wire_bytes"])
+        largest = max(_running(row), key=lambda each: float(each["wire_bytes"]))
         rate = largest["wire_bytes"] / (largest["duration_ms"] / MS)
         pages_s = sum(each["wire_bytes"] for each in rounds if each["paused"]) / rate
         times_s.append(row["downtime_ms"] / MS - pages_s)
-    return _fit("pauses", np.ones((len(rows), 1)), np.array(times_s), ("pause_s",))
+    return _fit("pauses", np.ones((len(rows), 1)), np.array(times_s), ["pause_s"])
 
 
-def _processor(rows: Sequence[Row], side: str, default: Costs) -> Fit:
-    """Processor time of a side for a GiB. Programs that start take some, too, so guests must differ in size."""
-    what, cost = f"processor time of the {side}", f"{side}_s_per_gib"
-    rows = [row for row in rows if row.get(f"{side}_processor_s") is not None and row["compress"] == "none"]
-    sent = np.array([row["report.ram.sent_pages"] * PAGE_BYTES / GIB for row in rows])
-    if len(rows) < MIN_RUNS or sent.max() < 2 * sent.min():
-        value = getattr(default, cost)
-        reason = "it needs runs with compress = none, of guests of which one has twice the memory of another"
-        return Fit(what, {}, 0, 0.0, 0.0, f"{cost} stays {value:.4g}: {reason}")
-    workers = np.array([float(row["workers"]) for row in rows])
-    columns = np.stack([sent, np.ones(len(rows)), workers], axis=1)
-    times_s = np.array([float(row[f"{side}_processor_s"]) for row in rows])
-    return _fit(what, columns if len(set(workers)) > 1 else columns[:, :2], times_s, (cost,))
+def _one_worker(rows: Sequence[Row]) -> Fit:
+    """What one worker carries if no link holds it back. Its receive worker is the slower one of the pair."""
+    samples = [
+        (each["sent_pages"] * PAGE_BYTES / GIB, each["duration_ms"] / MS)
+        for row in rows
+        if row["workers"] == 1 and not row["link_rate_bytes_per_s"] and row["compress"] == "none"
+        for each in _running(row)
+    ]
+    if len(samples) < MIN_RUNS:
+        kept = f"destination_s_per_gib stays {Costs().destination_s_per_gib}: it needs runs of one worker without link-rate"
+        return Fit("a worker", {}, 0, 0.0, 0.0, kept)
+    sent_gib, times_s = np.array(samples).T
+    return _fit("a worker", np.stack([sent_gib, np.ones(len(samples))], axis=1), times_s, ["destination_s_per_gib"])
 
 
 def _alike(row: Row) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ The time of a guest stands still while the guest is paused, and goes slower whil
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -43,8 +44,7 @@ class Writes(msgspec.Struct, frozen=True):
 
 def writes_of(guests: Guests, memory_bytes: int, rate_bytes_per_s: int) -> tuple[Writes, ...]:
     """What one of *guests*, of this size, writes at this rate. It writes as a synthetic guest does."""
-    options = SyntheticOptions(memory_bytes=memory_bytes, touched=guests.touched)
-    pages = min(options.touched_pages, memory_bytes // PAGE_BYTES)
+    pages = share_pages(guests.touched, memory_bytes)
     rate = rate_bytes_per_s / PAGE_BYTES
     if not rate or not pages:
         return ()
@@ -56,6 +56,12 @@ def writes_of(guests: Guests, memory_bytes: int, rate_bytes_per_s: int) -> tuple
         Writes(hot, rate * HOT_WRITES, first_page=-1 if scattered else 0),
         Writes(pages - hot, rate * (1 - HOT_WRITES), first_page=-1 if scattered else hot),
     )
+
+
+def share_pages(share: str, memory_bytes: int) -> int:
+    """The pages that *share* of the memory means: ``50%``, or a size, of which no more than there is."""
+    options = SyntheticOptions(memory_bytes=memory_bytes, touched=share)
+    return min(options.touched_pages, memory_bytes // PAGE_BYTES)
 
 
 class DirtyPages(ABC):
@@ -70,17 +76,27 @@ class DirtyPages(ABC):
         """The same, without a change."""
 
 
-class ExpectedDirtyPages(DirtyPages):
-    """The mean of what writes at random leave dirty.
+class RandomDirtyPages(DirtyPages):
+    """What writes at random leave dirty: the mean, or as many as chance has it.
 
     Args:
         writes: to pages of which none is the same.
         firsts: the first page of each region, and the end of the last one.
         bursts: the guest writes in bursts.
+        chance: draws how far a number is from its mean; None: all are means. Rounds of a guest that is as fast as its
+            link differ by little else, and so does the round in which they stop getting smaller.
     """
 
-    def __init__(self, writes: Sequence[Writes], firsts: Numbers, *, bursts: bool = False) -> None:
+    def __init__(
+        self,
+        writes: Sequence[Writes],
+        firsts: Numbers,
+        *,
+        bursts: bool = False,
+        chance: np.random.Generator | None = None,
+    ) -> None:
         self._writes = writes
+        self._chance = chance
         self._bursts = bursts
         self._pages = [_pages_of(each, firsts) for each in writes]
         self._scanned_s = np.zeros(len(firsts) - 1)
@@ -96,11 +112,16 @@ class ExpectedDirtyPages(DirtyPages):
 
     def _dirty(self, chosen: slice | Numbers, at_s: float) -> float:
         since_s = self._written_s(at_s) - self._scanned_s[chosen]
-        total = 0.0
+        total = most = variance = 0.0
         for each, pages in zip(self._writes, self._pages, strict=True):
             times = since_s * (each.writes_per_s / each.pages)
-            total += float(pages[chosen] @ (np.minimum(times, 1) if each.in_order else -np.expm1(-times)))
-        return total
+            part = np.minimum(times, 1) if each.in_order else -np.expm1(-times)
+            total += float(pages[chosen] @ part)
+            most += float(pages[chosen].sum())
+            variance += 0.0 if each.in_order else float(pages[chosen] @ (part * (1 - part)))
+        if self._chance is None:
+            return total
+        return min(most, max(0.0, total + math.sqrt(variance) * float(self._chance.standard_normal())))
 
     def _written_s(self, at_s: float) -> float:
         """For how long the guest has written at its rate."""

@@ -85,6 +85,8 @@ class Move:
     Attributes:
         began_s: when the command began.
         ended_s: when it had ended.
+        setup_s: from its begin to the first round.
+        end_s: from the hand-over to its end.
         wire_bytes: of pages.
     """
 
@@ -102,7 +104,10 @@ class Move:
         self._done = self._env.event()
         self._counted = 0.0
         self.began_s = self.ended_s = self._env.now
+        self.setup_s = self._costs.setup_s + self._costs.setup_worker_s * self._workers
+        self.end_s = self._costs.end_s + self._costs.end_worker_s * self._workers
         self.wire_bytes = 0.0
+        self._scans_s = [0.0] * self._workers
 
     @property
     def record(self) -> Record:
@@ -114,17 +119,22 @@ class Move:
         """Why it failed; None: it did not."""
         return self._plan.error
 
+    @property
+    def scans_s(self) -> float:
+        """How long the workers have looked at the dirty log: the mean."""
+        return sum(self._scans_s) / self._workers
+
     def run(self) -> simpy.events.ProcessGenerator:
         """The migration from its command to the end of that."""
         self.began_s = self._env.now
-        yield self._env.timeout(self._costs.setup_s + self._costs.setup_worker_s * self._workers)
+        yield self._env.timeout(self.setup_s)
         for worker in range(self._workers):
             self._env.process(self._work(worker))
         if self._limits.timeout_ns:
             self._later(self._limits.timeout_ns / NS_PER_S, events.Tick())
         self._feed(events.WorkersReady())
         yield self._done
-        yield self._env.timeout(self._costs.end_s + self._costs.end_worker_s * self._workers)
+        yield self._env.timeout(self.end_s)
         self.ended_s = self._env.now
 
     # -- the plan -------------------------------------------------------------------------------
@@ -174,7 +184,8 @@ class Move:
                     yield self._env.timeout(self._fence_s)
                     self._feed(events.WorkerFenced(worker, sent.counters))
                 case CountDirty(regions=numbers):
-                    yield self._env.timeout(self._scan_s(self._pages(numbers)))
+                    scan_s = self._scan_s(worker, numbers)
+                    yield self._env.timeout(self._costs.count_s + scan_s)
                     self._counted += self._dirty.count(numbers, self._guest.ran_s)
                     whole = int(self._counted)
                     self._counted -= whole  # a part of a page is not lost
@@ -183,7 +194,7 @@ class Move:
     def _send(self, worker: int, message: SendRegions, sent: _Sent) -> simpy.events.ProcessGenerator:
         """Scan regions and send what is dirty."""
         pages = self._pages(message.regions)
-        scan_s = self._scan_s(pages)
+        scan_s = self._scan_s(worker, message.regions)
         yield self._env.timeout(scan_s)
         data_pages = self._dirty.scan(message.regions, self._guest.ran_s)
         if message.first_pass:
@@ -212,8 +223,11 @@ class Move:
     def _pages(self, numbers: Sequence[int]) -> int:
         return int(np.sum(self._region_pages[np.asarray(numbers, dtype=np.int64)]))
 
-    def _scan_s(self, pages: int) -> float:
-        return pages * PAGE_BYTES / GIB * self._costs.scan_s_per_gib
+    def _scan_s(self, worker: int, numbers: Sequence[int]) -> float:
+        """How long *worker* looks at the dirty log of regions."""
+        scan_s = self._pages(numbers) * PAGE_BYTES / GIB * self._costs.scan_s_per_gib
+        self._scans_s[worker] += scan_s
+        return scan_s
 
     @property
     def _fence_s(self) -> float:

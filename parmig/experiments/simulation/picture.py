@@ -37,11 +37,11 @@ def draw(result: Result, timeline: Timeline, path: Path) -> None:
         _draw_guests(axes[0], result.guests)
         _draw_use(axes[1], result, timeline)
         for axis in axes:
-            axis.set_xlim(0, result.total_s)
+            axis.set_xlim(0, 1.01 * result.total_s)
             axis.set_xlabel("s")
         legend(figure, axes)
         try:
-            figure.savefig(path, dpi=130, **({"metadata": {"Date": None}} if path.suffix == ".svg" else {}))
+            figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}; give another file") from error
 
@@ -59,7 +59,9 @@ def _draw_guests(axis: Any, guests: Sequence[GuestResult]) -> None:
         for number, each in enumerate(guest.rounds):
             length = each.duration_ms / 1000
             if not each.paused:
-                axis.barh(place, length, left=at, color=ROUNDS[number % 2], height=0.8, label="rounds" if not number else "")
+                axis.barh(
+                    place, length, left=at, color=ROUNDS[number % 2], height=0.8, label="rounds" if not number else ""
+                )
             at += length
         if guest.paused_s is not None:
             axis.barh(place, guest.downtime_s or 0.0, left=guest.paused_s, color=PAUSE, height=0.8, label="pause")
@@ -79,9 +81,7 @@ def _draw_use(axis: Any, result: Result, timeline: Timeline) -> None:
     members: dict[str, list[int]] = defaultdict(list)
     for number, resource in enumerate(timeline.resources):
         members[resource.group].append(number)
-    means = {
-        group: max((use.mean for use in result.use if use.group == group), default=0.0) for group in members
-    }
+    means = {group: max((use.mean for use in result.use if use.group == group), default=0.0) for group in members}
     shown = sorted((group for group in members if means[group]), key=lambda group: -means[group])[:MOST_LINES]
     grid = np.linspace(0, result.total_s, PIXELS)
     for number, group in enumerate(shown):

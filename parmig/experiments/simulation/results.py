@@ -12,8 +12,8 @@ from parmig.engine.report import RoundReport
 from parmig.experiments.simulation.flows import Sample
 from parmig.experiments.simulation.sharing import Resource
 
-REST = "set-up, scans, fences and hand-over"
-"""The limit of the time in which no page is under way."""
+SETUP, SCANS, FENCES = "set-up and end", "the dirty log", "fences and hand-over"
+"""The limits of the time in which no page is under way."""
 
 IN_USE = 0.005
 """Resources that are used less are left out of the table."""
@@ -137,6 +137,8 @@ _ADVICE = {
     "memory lock": "guests with several RAM blocks, or more guests at once",
     "credit": "more workers, or a shorter delay",
     "max-bandwidth": "a higher max-bandwidth",
-    REST: "fewer workers, or more guests at once: no page is under way in this time",
+    SETUP: "fewer workers, or more guests at once",
+    SCANS: "more workers, or memory in huge pages: each scan looks at all of the memory",
+    FENCES: "a longer downtime-limit, so that there are fewer rounds, or more guests at once",
 }
 """The begin of a limit's name, and what helps."""

@@ -39,7 +39,7 @@ from parmig.engine.prediction.costs import Costs, read_costs
 from parmig.errors import UsageError
 from parmig.experiments.toml_tables import parse_toml, read_table, read_text, value_of
 from parmig.guests.synthetic.options import SHARE
-from parmig.options import COUNT, DURATION, PERCENT, RATE, SIZE, TEXT, Option, Unit, nearest, option, options_of
+from parmig.options import COUNT, DURATION, RATE, SIZE, TEXT, Option, Unit, nearest, option, options_of
 from parmig.units import GIB, MIB
 
 MAX_GUESTS = 10_000
@@ -134,9 +134,7 @@ class Guests(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: Annotated[
         Range, option("Memory of each. In a range, each guest has its own, small ones as often as large ones.", SIZES)
     ] = (4 * GIB, 4 * GIB)
-    zero_percent: Annotated[
-        int, option("How much of it is zero, or was never touched.", PERCENT, ge=0, le=100, name="zero")
-    ] = 0
+    zero: Annotated[str, option("How much of it is zero, or was never touched.", SHARE)] = "0%"
     dirty_rate_bytes_per_s: Annotated[
         Range, option("How fast each writes, by the pages that it touches. A range as for memory.", RATES)
     ] = (0, 0)

@@ -13,17 +13,26 @@ import msgspec
 import numpy as np
 import simpy
 
-from parmig.experiments.simulation.dirty_pages import DirtyPages, ExpectedDirtyPages, TracedDirtyPages, writes_of
+from parmig.experiments.simulation.dirty_pages import DirtyPages, RandomDirtyPages, TracedDirtyPages, share_pages, writes_of
 from parmig.experiments.simulation.flows import Flows
 from parmig.experiments.simulation.move import Means, Move
 from parmig.experiments.simulation.network import Network
-from parmig.experiments.simulation.results import REST, GuestResult, Result, Timeline, advice, limited_parts, uses
+from parmig.experiments.simulation.results import (
+    FENCES,
+    SCANS,
+    SETUP,
+    GuestResult,
+    Result,
+    Timeline,
+    advice,
+    limited_parts,
+    uses,
+)
 from parmig.experiments.simulation.scenario import Guests, Range, Scenario
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.traces.trace_file import read_trace
 from parmig.ram.regions import Regions, cut, region_pages_for
+from parmig.ram.traces.trace_file import read_trace
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-
 
 MOST_REGIONS = 64
 """A worker owns at most so many regions. A real one has them for up to 4 GiB, and more for more memory, of which each
@@ -150,7 +159,8 @@ def _move(
         scenario.loaded_costs,
     )
     dirty = _dirty_pages(scenario, guest, regions)
-    return Move(means, scenario.send, regions, guest.guests.zero_percent / 100, dirty)
+    zero_part = share_pages(guest.guests.zero, guest.memory_bytes) / block.pages
+    return Move(means, scenario.send, regions, zero_part, dirty)
 
 
 def _dirty_pages(scenario: Scenario, guest: Guest, regions: Regions) -> DirtyPages:
@@ -159,14 +169,15 @@ def _dirty_pages(scenario: Scenario, guest: Guest, regions: Regions) -> DirtyPag
         trace = read_trace(Path(scenario.directory, guest.guests.trace))
         return TracedDirtyPages(trace.written, trace.interval_ns / NS_PER_S, firsts, guest.seed)
     writes = writes_of(guest.guests, guest.memory_bytes, guest.dirty_rate_bytes_per_s)
-    return ExpectedDirtyPages(writes, firsts, bursts=guest.guests.pattern == "burst")
+    chance = np.random.default_rng(guest.seed)
+    return RandomDirtyPages(writes, firsts, bursts=guest.guests.pattern == "burst", chance=chance)
 
 
 def _result(guest: Guest, move: Move, way: tuple[str, str], limited_s: dict[str, float]) -> GuestResult:
     record = move.record
     downtime_ms = record.downtime_ms()
-    total_s = move.ended_s - move.began_s
-    active_s = record.marks.get("active", round(move.ended_s * NS_PER_S)) / NS_PER_S
+    rest_s = max(0.0, move.ended_s - move.began_s - move.setup_s - move.end_s - sum(limited_s.values()))
+    scans_s = min(rest_s, move.scans_s)
     return GuestResult(
         name=guest.name,
         source=way[0],
@@ -174,13 +185,13 @@ def _result(guest: Guest, move: Move, way: tuple[str, str], limited_s: dict[str,
         memory_bytes=guest.memory_bytes,
         began_s=move.began_s,
         ended_s=move.ended_s,
+        setup_s=move.setup_s,
         paused_s=record.marks["stopped"] / NS_PER_S if "stopped" in record.marks else None,
-        setup_s=active_s - move.began_s,
         downtime_s=None if downtime_ms is None else downtime_ms * NS_PER_MS / NS_PER_S,
         sent_bytes=sum(each.sent_pages for each in record.rounds) * PAGE_BYTES,
         wire_bytes=round(move.wire_bytes),
         max_throttle_percent=record.max_throttle_percent,
         rounds=tuple(record.rounds),
         error=None if move.error is None else str(move.error),
-        limited_s={**limited_s, REST: max(0.0, total_s - sum(limited_s.values()))},
+        limited_s={**limited_s, SETUP: move.setup_s + move.end_s, SCANS: scans_s, FENCES: rest_s - scans_s},
     )
