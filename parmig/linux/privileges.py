@@ -16,6 +16,7 @@ from parmig.linux.syscalls import check, libc
 CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 CAP_FOWNER = 3
+CAP_NET_BIND_SERVICE = 10
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 

@@ -137,3 +137,19 @@ def _attach(sock: socket.socket, instructions: list[tuple[int, int, int, int]]) 
     program = ctypes.create_string_buffer(b"".join(_BPF_INSTRUCTION.pack(*instruction) for instruction in instructions))
     pointer = _SOCK_FPROG.pack(len(instructions), ctypes.addressof(program))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+
+
+_TCP_ULP = 31  # include/uapi/linux/tcp.h
+
+
+def probe_kernel_tls() -> str | None:
+    """Why the kernel does not offer TLS (Documentation/networking/tls.rst), or None: it does, on a connected pair.
+
+    The kernel may load its module ``tls`` for that, where it is allowed to.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as caller:
+        try:
+            caller.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
+        except OSError as error:
+            return error.strerror or str(error)
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
-from parmig.probes import host, huge, kvm, tracking
+from parmig.probes import host, huge, kernel_tls, kvm, rights, tracking
 from parmig.probes.probe import Probe, Status
 
 __all__ = ["Probe", "Status", "migration_possible", "probe_host"]
@@ -33,6 +33,7 @@ _PROBES: tuple[tuple[str, Callable[[], Probe]], ...] = (
     ("processors", host.probe_cpus),
     ("locked memory", host.probe_locked_memory),
     ("open files", host.probe_open_files),
+    ("kernel TLS", kernel_tls.probe_kernel_tls),
     ("lz4", host.probe_lz4),
     ("zstd", host.probe_zstd),
 )
@@ -40,7 +41,8 @@ _PROBES: tuple[tuple[str, Callable[[], Probe]], ...] = (
 
 def probe_host() -> list[Probe]:
     """All probes, in the order in which they are shown."""
-    return [guarded(name, probe) for name, probe in _PROBES] + host.probe_networks()
+    single = [guarded(name, probe) for name, probe in (*_PROBES, *rights.PROBES)]
+    return single + host.probe_networks()
 
 
 def migration_possible(probes: list[Probe]) -> bool:
