@@ -17,7 +17,21 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import bench, cancel, demo, keygen, plot, qemu_args, receive, recover, restore, save, send, simulate, watch
+from parmig.cli import (
+    bench,
+    cancel,
+    demo,
+    keygen,
+    plot,
+    qemu_args,
+    receive,
+    recover,
+    restore,
+    save,
+    send,
+    simulate,
+    watch,
+)
 from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command

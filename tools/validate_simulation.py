@@ -25,10 +25,10 @@ from parmig.engine.prediction.costs import Costs
 from parmig.experiments.factors import Factors, varied, written
 from parmig.experiments.results import load_results, measured
 from parmig.experiments.simulation.measured_runs import Comparison, compare
-from parmig.experiments.simulation.scenario import Guests, Host, Nic, Scenario, load_costs
+from parmig.experiments.simulation.scenario import Guests, Host, Nic, Scenario
+from parmig.experiments.simulation.scenario_file import load_costs
 from parmig.experiments.simulation.simulator import simulate
 from parmig.units import GIB, MIB
-
 
 LONG_MS = 60
 """Shorter pauses consist of fixed costs, most of which is waiting for a processor."""
@@ -78,7 +78,7 @@ def _summary(comparisons: Sequence[Comparison]) -> list[str]:
     lines = [f"| errors of {len(comparisons)} runs | median | 90th percentile | within 15 % |", "|---|---|---|---|"]
     long = [each for each in comparisons if each.measured_downtime_ms >= LONG_MS]
     short = [each for each in comparisons if each.measured_downtime_ms < LONG_MS]
-    figures = {
+    figures: dict[str, Sequence[float | None]] = {
         "total time": [each.total_error for each in comparisons],
         "the same: measured, from the median of runs that are alike": _spread(comparisons, _total_ms),
         f"downtime of {LONG_MS} ms or more": [each.downtime_error for each in long],
@@ -149,10 +149,17 @@ def _vmotion() -> list[str]:
 def _costs_of_worker(bytes_per_s: float) -> Costs:
     """Costs of which only what a worker carries matters."""
     each = GIB / bytes_per_s
-    nothing = dict.fromkeys(
-        ("setup_s", "setup_worker_s", "round_s", "count_s", "pause_s", "end_s", "end_worker_s"), 0.0
+    return Costs(
+        setup_s=0.0,
+        setup_worker_s=0.0,
+        round_s=0.0,
+        count_s=0.0,
+        pause_s=0.0,
+        end_s=0.0,
+        end_worker_s=0.0,
+        source_s_per_gib=each,
+        destination_s_per_gib=each,
     )
-    return Costs(source_s_per_gib=each, destination_s_per_gib=each, **nothing)
 
 
 def _rate(costs: Costs, nic: Nic, workers: int, *, lock_rate: int = 0) -> float:

@@ -25,7 +25,7 @@ class SimulateOptions(o.JsonOutput, frozen=True, kw_only=True):
             "Draw when each guest moves, and what is in use, into FILE: a PNG or SVG.", metavar="FILE", shown="none"
         ),
     ] = ""
-    seed: Annotated[int | None, option("Of what is drawn at random.", COUNT, shown="that of the scenario", ge=0)] = None
+    seed: Annotated[int | None, option("Of what is drawn at random.", COUNT, shown="that of the scenario")] = None
     costs: Annotated[
         str, option("Use the costs in FILE, which --calibrate wrote.", metavar="FILE", shown="those of the scenario")
     ] = ""
@@ -59,7 +59,7 @@ def simulate(
 def _simulate(path: Path, options: SimulateOptions) -> None:
     require("simpy")
     from parmig.experiments.simulation.result_text import result_text
-    from parmig.experiments.simulation.scenario import load_costs, read_scenario
+    from parmig.experiments.simulation.scenario_file import load_costs, read_scenario
     from parmig.experiments.simulation.simulator import simulate
 
     scenario = read_scenario(path)

@@ -2,8 +2,8 @@
 """Costs that fit measured runs, by least squares, and how far the runs are from them.
 
 Each cost is fitted to the part of a run in which it appears alone: set-up, rounds of the running guest, the pause, what
-is left, and the rounds of one worker that no link holds back. A run on a busy machine is an outlier: it gets less weight the
-farther it is off (Huber's weights), so that a few of them do not change the costs.
+is left, and the rounds of one worker that no link holds back. A run on a busy machine is an outlier: it gets less
+weight the farther it is off (Huber's weights), so that a few of them do not change the costs.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def _one_worker(rows: Sequence[Row]) -> Fit:
         for each in _running(row)
     ]
     if len(samples) < MIN_RUNS:
-        kept = f"destination_s_per_gib stays {Costs().destination_s_per_gib}: it needs runs of one worker without link-rate"
+        value = Costs().destination_s_per_gib
+        kept = f"destination_s_per_gib stays {value}: it needs runs of one worker without link-rate"
         return Fit("a worker", {}, 0, 0.0, 0.0, kept)
     sent_gib, times_s = np.array(samples).T
     return _fit("a worker", np.stack([sent_gib, np.ones(len(samples))], axis=1), times_s, ["destination_s_per_gib"])

@@ -174,7 +174,7 @@ class TracedDirtyPages(DirtyPages):
             self._dirty[self._written[interval % len(self._written)][done:]] = True
             interval, done = interval + 1, 0
         pages = self._written[last % len(self._written)]
-        until = int(len(pages) * min(1.0, at_s / self._interval_s - last))
+        until = round(len(pages) * min(1.0, at_s / self._interval_s - last))
         self._dirty[pages[done:until]] = True
         self._place = last, max(done, until)
 

@@ -99,7 +99,9 @@ def scenario_of(factors: Factors, costs: Costs, processors: int) -> Scenario:
     return Scenario(hosts=hosts, guests=(guests,), send=send, moving=moving, loaded_costs=costs)
 
 
-def compare(rows: Sequence[Row], costs: Costs, processors: int, seeds: Sequence[int] = range(1, 10)) -> list[Comparison]:
+def compare(
+    rows: Sequence[Row], costs: Costs, processors: int, seeds: Sequence[int] = range(1, 10)
+) -> list[Comparison]:
     """Simulate each of *rows*, all of which completed, with each of *seeds*, and compare it with the medians.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -13,7 +14,13 @@ import msgspec
 import numpy as np
 import simpy
 
-from parmig.experiments.simulation.dirty_pages import DirtyPages, RandomDirtyPages, TracedDirtyPages, share_pages, writes_of
+from parmig.experiments.simulation.dirty_pages import (
+    DirtyPages,
+    RandomDirtyPages,
+    TracedDirtyPages,
+    share_pages,
+    writes_of,
+)
 from parmig.experiments.simulation.flows import Flows
 from parmig.experiments.simulation.move import Means, Move
 from parmig.experiments.simulation.network import Network
@@ -56,11 +63,14 @@ class Guest(msgspec.Struct, frozen=True):
 
 def guests_of(scenario: Scenario) -> list[Guest]:
     """All guests of *scenario* in the order in which they leave. The same seed draws the same."""
-    drawn = []
+    drawn: list[Guest] = []
+    counts = Counter(guests.name for guests in scenario.guests for _ in range(guests.count))
+    numbers: Counter[str] = Counter()
     for number, guests in enumerate(scenario.guests):
         draw = random.Random(f"{scenario.seed} {number} {guests.name}")
-        for place in range(guests.count):
-            name = guests.name if guests.count == 1 else f"{guests.name}-{place + 1}"
+        for _ in range(guests.count):
+            numbers[guests.name] += 1
+            name = guests.name if counts[guests.name] == 1 else f"{guests.name}-{numbers[guests.name]}"
             memory = _draw(draw, guests.memory_bytes) // MIB * MIB
             drawn.append(Guest(name, guests, memory, _draw(draw, guests.dirty_rate_bytes_per_s), draw.getrandbits(32)))
     if scenario.evacuation.order != "listed":

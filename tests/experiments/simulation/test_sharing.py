@@ -42,11 +42,11 @@ def test_a_kind_without_flows_takes_nothing() -> None:
 def test_a_lock_is_shared_with_less_and_less_gain() -> None:
     # Alone 10 bytes a second, 0.05 s of 0.1 s with the lock: 20 bytes a second at most.
     rates = [locked_bytes_per_s(workers, 0.05, 0.05) for workers in (1, 2, 3, 1000)]
-    assert rates[:3] == pytest.approx([10.0, 40 / 3, 15.0])
+    assert rates[:3] == pytest.approx([10.0, 16.0, 18.75])
     assert rates[3] == pytest.approx(20.0, rel=1e-2)
     lock = Resource("lock", "locks", 1.0)
     (share,) = fair_shares([kind(0, most=10.0, need=0.05, lock=0)], [2], [lock])
-    assert share.bytes_per_s == pytest.approx(20 / 3)
+    assert share.bytes_per_s == pytest.approx(8.0)
     assert share.limit == "locks"
 
 
