@@ -21,6 +21,7 @@ from parmig.experiments.free_memory import prepared
 from parmig.experiments.hosts import Hosts, end
 from parmig.experiments.outcome import Outcome
 from parmig.experiments.qemu_machines import qemu_pair
+from parmig.ram.traces.trace_file import read_header
 from parmig.units import write_duration_ns, write_size
 
 _COMMAND = [sys.executable, "-m", "parmig"]
@@ -63,6 +64,11 @@ def _guests(stack: contextlib.ExitStack, hosts: Hosts, factors: Factors) -> tupl
     if factors.guest == "kvm":
         machine = f"kvm:memory={memory}"
         return f"{machine},rate={rate},program={_KVM_PROGRAMS[factors.pattern]},fill={factors.fill}", machine
+    if factors.trace:
+        header = read_header(factors.trace)
+        memory = max(memory, header.memory_pages * header.page_size_bytes)
+        machine = f"synthetic:memory={memory},trace={factors.trace},fill={factors.fill}"
+        return machine, machine
     machine = f"synthetic:memory={memory}"
     writes = f"rate={rate},pattern={factors.pattern},touched={factors.touched},fill={factors.fill}"
     return f"{machine},{writes}", f"{machine},touched={factors.touched}"
