@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
+from parmig.cli.display import PlainProgress
 from parmig.cli.drawing import LiveProgress, drawing
-from parmig.cli.progress import PlainProgress, plain_line, printable
+from parmig.cli.progress import plain_line, printable
 from parmig.engine.report import Progress
 from parmig.units import MIB, NS_PER_S
 
