@@ -12,67 +12,38 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import msgspec
-import xxhash
-
-from parmig.engine.agreement import offer
-from parmig.engine.messages import error_reports
 from parmig.engine.messages import peer_messages as control
-from parmig.engine.messages.digest_messages import Digested, DigestRequest
-from parmig.engine.state_channel import HELLO_BYTES
-from parmig.errors import GuestError, TransportError
+from parmig.errors import TransportError
 from parmig.ram import channel_messages as channel
-from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening, read_opening
+from parmig.ram.channel_opening import Caller, Opening, read_opening
 from parmig.ram.codecs.registry import names
 from parmig.ram.flow import credit_bytes
-from parmig.ram.regions import Region
-from parmig.transport.registry import open_control, open_transport
-from parmig.transport.security.curve_keys import caller_keys, listener_keys
+from parmig.transport.registry import open_control
 from parmig.transport.security.security import Security
-from parmig.transport.security.session_proof import CHALLENGE_BYTES, NONCE_BYTES, SessionProof, door_token
+from parmig.transport.security.session_proof import CHALLENGE_BYTES, NONCE_BYTES, SessionProof
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.tcp_framing import encode
-from parmig.transport.transport import Endpoint, MigrationTransport
-from parmig.units import MIB, NS_PER_S
+from parmig.transport.transport import MigrationTransport
+from parmig.units import NS_PER_S
 from tests.engine.peer_examples import CONFIGURE, EXAMPLES
 from tools.fuzz_messages import BATCH_BYTES, batch_messages
 from tools.fuzzing import damaged
 from tools.hostile_messages import Mangler
-
-STATE_ROLE = "state"
-WORKER, PROTOCOL = 0, 3
-REGIONS = [Region(0, number * 64, 64) for number in range(4)]
-MAX_STATE_BYTES = 4 * MIB
-STATE = b"device state" * 4
-RELEASE = control.Release(len(STATE), xxhash.xxh3_128_hexdigest(STATE))
-OFFER = offer("")
-WISH = msgspec.structs.replace(
-    CONFIGURE, check=False, transport="tcp", workers=1, verify=True, capabilities=OFFER, traits={}
+from tools.hostile_orders import (
+    ACCEPT,
+    ANSWERS,
+    PROTOCOL,
+    STATE_ROLE,
+    STORY,
+    WISH,
+    WORKER,
+    Order,
+    open_pages,
+    open_state,
 )
-_PLACE = control.DataEndpoint("", 1)
-ACCEPT = control.Accept("0", WISH.kind, WISH.machine, WISH.blocks, "none", bytes(16), _PLACE, (_PLACE,), OFFER)
-STORY: tuple[control.ControlMessage, ...] = (
-    control.Progressed("active", 1),
-    DigestRequest(),
-    control.Progressed("device", 2),
-    RELEASE,
-    control.HandOver(run=True),
-    control.Goodbye("abc"),
-)
-ANSWERS: tuple[control.ControlMessage, ...] = (
-    control.Progressed("active", 1),
-    Digested("abc"),
-    control.Loaded(1, 2),
-    control.Resumed(3),
-    control.Failure(error_reports.describe_error(GuestError("gone"), "loading")),
-)
-
-KINDS = ("admission", "control", "state", "pages", "accept", "answers", "state answers")
-LISTENING = ("accept", "answers", "state answers")
-"""Where the hostile side listens: it plays the destination."""
 
 _LIMIT_NS = 5 * NS_PER_S
 _AGAIN_NS = NS_PER_S // 4
@@ -82,36 +53,6 @@ _LINGER_MS = 300
 _IDLE_MS = 200
 """If the honest side says nothing for so long, it waits for the rest of a message."""
 _ANSWER_MS = 50
-
-
-class Order(NamedTuple):
-    """One session.
-
-    Attributes:
-        kind: one of KINDS.
-        endpoint: where to listen, or to connect to.
-        secret: of the session.
-    """
-
-    kind: str
-    endpoint: Endpoint
-    secret: bytes
-
-
-class Outcome(NamedTuple):
-    """What became of one session.
-
-    Attributes:
-        messages: how many messages of the hostile side were read.
-        error: the class of the error that ended it; empty: none did.
-        why: its message.
-        crash: a traceback, if that error is not a documented one.
-    """
-
-    messages: int
-    error: str
-    why: str
-    crash: str
 
 
 class Hostile:
@@ -161,14 +102,20 @@ class Hostile:
                 case _:
                     transport.write(message)
 
+    def _open(self, transport: MigrationTransport, claim: bytes) -> None:
+        """Prove the session, and wait for the answer. The claim may be replayed on another connection."""
+        self._recorded.append([claim])
+        transport.write([claim])
+        transport.read(1000)
+
     def _prelude(self, order: Order, connect: Any, first: bytes) -> None:
         """Connections that open with something else than *first*."""
         while not self._honest and self._chance.random() < 0.4:
-            with contextlib.suppress(TransportError), contextlib.closing(_Closing(connect(order))) as closing:
+            with contextlib.suppress(TransportError), _closing(connect(order)) as transport:
                 message = self._chance.choice([damaged(first, self._chance), *(m[0] for m in self._recorded)])
                 self.sent += 1
-                closing.transport.write([message])
-                closing.transport.read(_ANSWER_MS)
+                transport.write([message])
+                transport.read(_ANSWER_MS)
 
     # -- the source's ends ----------------------------------------------------------------------
 
@@ -178,32 +125,22 @@ class Hostile:
         with contextlib.suppress(TransportError):
             how[order.kind](order)
 
-    def _connect_control(self, order: Order, *, challenges: bool = False) -> TcpTransport:
+    def _connect_control(self, order: Order) -> MigrationTransport:
         transport = open_control(
-            order.endpoint,
-            "hostile",
-            max_message_bytes=control.MAX_CONTROL_BYTES,
-            security=self._security,
-            challenges=challenges,
+            order.endpoint, "control channel", max_message_bytes=control.MAX_CONTROL_BYTES, security=self._security
         )
-        try:
-            transport.connect(order.endpoint, timeout_ns=_LIMIT_NS)
-        except BaseException:
-            transport.shutdown()
-            raise
-        return transport
+        return _connected(transport, order)
 
     def _ask(self, order: Order) -> None:
         for _ in range(4):
-            with contextlib.closing(_Closing(self._connect_control(order))) as closing:
+            with _closing(self._connect_control(order)) as transport:
                 message = self._chance.choice((CONFIGURE, WISH, *EXAMPLES))
-                self._write(closing.transport, [control.encode_control(message)])
+                self._write(transport, [control.encode_control(message)])
                 with contextlib.suppress(TransportError):
-                    closing.transport.read(_ANSWER_MS)
+                    transport.read(_ANSWER_MS)
 
     def _control(self, order: Order) -> None:
-        with contextlib.closing(_Closing(self._connect_control(order))) as closing:
-            transport = closing.transport
+        with _closing(self._connect_control(order)) as transport:
             transport.write([control.encode_control(WISH)])
             transport.read(1000)
             story = list(STORY) if self._honest or self._chance.random() < 0.7 else self._chance.choices(STORY, k=9)
@@ -213,46 +150,28 @@ class Hostile:
     def _state(self, order: Order) -> None:
         proof, nonce = SessionProof(order.secret, STATE_ROLE), os.urandom(NONCE_BYTES)
 
-        def connect(order: Order) -> TcpTransport:
-            return self._connect_control(order, challenges=True)
+        def connect(order: Order) -> MigrationTransport:
+            return _connected(open_state(order, self._security), order)
 
         self._prelude(order, connect, proof.claim(bytes(CHALLENGE_BYTES), nonce, b"H"))
-        with contextlib.closing(_Closing(connect(order))) as closing:
-            transport = closing.transport
-            transport.write([proof.claim(transport.challenge, nonce, b"H")])
-            transport.read(1000)
+        with _closing(connect(order)) as transport:
+            self._open(transport, proof.claim(transport.challenge, nonce, b"H"))
             for number in range(24):
                 self._write(transport, [b"ED"[number > 12 :][:1], self._chance.randbytes(self._chance.randrange(9000))])
 
     def _pages(self, order: Order) -> None:
-        caller, zmq = Caller(order.secret, WORKER, PROTOCOL, proves=True), order.endpoint.scheme != "tcp"
+        caller = Caller(order.secret, WORKER, PROTOCOL, proves=True)
 
         def connect(order: Order, timeout_ns: int = _LIMIT_NS) -> MigrationTransport:
-            transport = open_transport(
-                order.endpoint,
-                "hostile",
-                max_message_bytes=MIB,
-                token=door_token(order.secret),
-                security=self._security,
-                challenges=True,
-                curve=caller_keys(order.secret, WORKER) if zmq else None,
-            )
-            try:
-                transport.connect(order.endpoint, timeout_ns=timeout_ns)
-            except BaseException:
-                transport.shutdown()
-                raise
-            return transport
+            return _connected(open_pages(order, self._security, listens=False), order, timeout_ns)
 
         self._prelude(order, connect, Opening(caller, channel.HELLO, 0, bytes(CHALLENGE_BYTES)).message)
         for epoch in range(1 if self._honest else self._chance.randrange(1, 4)):
             if self._over():
                 return
-            with contextlib.closing(_Closing(connect(order, _AGAIN_NS if epoch else _LIMIT_NS))) as closing:
-                transport = closing.transport
-                kind = self._chance.choice((channel.RESUME, channel.RESTART)) if epoch else channel.HELLO
-                transport.write([Opening(caller, kind, epoch, transport.challenge).message])
-                transport.read(1000)
+            with _closing(connect(order, _AGAIN_NS if epoch else _LIMIT_NS)) as transport:
+                    kind = self._chance.choice((channel.RESUME, channel.RESTART)) if epoch else channel.HELLO
+                self._open(transport, Opening(caller, kind, epoch, transport.challenge).message)
                 for message in batch_messages(self._chance.randrange(2), self._chance.choice(names())):
                     self._write(transport, message)
 
@@ -261,27 +180,20 @@ class Hostile:
     @contextlib.contextmanager
     def listening(self, order: Order) -> Any:
         """Listen for the honest end of *order*; gives where, and what then does harm."""
-        if order.kind == "answers":
-            zmq = order.endpoint.scheme != "tcp"
-            transport = open_transport(
-                order.endpoint,
-                "hostile",
-                max_message_bytes=BATCH_BYTES + MIB,
-                first_message_bytes=FIRST_MESSAGE_BYTES,
-                token=door_token(order.secret),
-                security=self._security,
-                challenges=True,
-                curve=listener_keys(order.secret, WORKER) if zmq else None,
-            )
-        else:
-            transport = open_control(
-                order.endpoint,
-                "hostile",
-                max_message_bytes=control.MAX_STATE_CHUNK_BYTES + 64,
-                first_message_bytes=HELLO_BYTES if order.kind == "state answers" else control.MAX_CONFIGURE_BYTES,
-                security=self._security,
-                challenges=order.kind == "state answers",
-            )
+        transport: MigrationTransport
+        match order.kind:
+            case "answers":
+                transport = open_pages(order, self._security, listens=True)
+            case "state answers":
+                transport = open_state(order, self._security)
+            case _:
+                transport = open_control(
+                    order.endpoint,
+                    "control channel",
+                    max_message_bytes=control.MAX_CONTROL_BYTES,
+                    first_message_bytes=control.MAX_CONFIGURE_BYTES,
+                    security=self._security,
+                )
         how = {"accept": self._accept, "answers": self._answer_pages, "state answers": self._answer_state}
         try:
             where = transport.bind(order.endpoint)
@@ -344,15 +256,24 @@ class Hostile:
             self._write(transport, [b"A" + taken.to_bytes(8, "big")])
 
 
+def _connected(transport: MigrationTransport, order: Order, timeout_ns: int = _LIMIT_NS) -> MigrationTransport:
+    """*transport*, connected to the honest end."""
+    try:
+        transport.connect(order.endpoint, timeout_ns=timeout_ns)
+    except BaseException:
+        transport.shutdown()
+        raise
+    return transport
+
+
 def _close(transport: MigrationTransport) -> None:
     transport.shutdown(1 if isinstance(transport, TcpTransport) else _LINGER_MS)
 
 
-class _Closing(NamedTuple):
-    """Closes a transport, once what was queued has left."""
-
-    transport: MigrationTransport
-
-    def close(self) -> None:
-        """Close it."""
-        _close(self.transport)
+@contextlib.contextmanager
+def _closing(transport: MigrationTransport) -> Iterator[MigrationTransport]:
+    """*transport*, which is closed in the end, once what was queued has left."""
+    try:
+        yield transport
+    finally:
+        _close(transport)

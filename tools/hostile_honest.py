@@ -12,51 +12,44 @@ import faulthandler
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.engine import destination_events as events
 from parmig.engine.admission import Admission
 from parmig.engine.agreement import check_configure
-from parmig.engine.control import ControlChannel
-from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act
 from parmig.engine.introduction import Introduction, agreed
 from parmig.engine.messages import peer_messages as control
-from parmig.engine.messages.worker_messages import DigestRegions
-from parmig.engine.state_channel import HELLO_BYTES, StateReceiver, StateSender
+from parmig.engine.state_channel import StateReceiver, StateSender
 from parmig.engine.state_opening import say_hello
-from parmig.errors import ParmigError, PeerLostError, PeerRefusedError, ProtocolError
+from parmig.errors import ParmigError, PeerRefusedError, ProtocolError
 from parmig.ram import in_flight
-from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller
+from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.registry import names
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.transport.polling import Poller
-from parmig.transport.registry import open_control, open_transport
-from parmig.transport.security.curve_keys import caller_keys, listener_keys
 from parmig.transport.security.security import Security
-from parmig.transport.security.session_proof import SessionProof, door_token
+from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import Endpoint, MigrationTransport
-from parmig.units import MIB, NS_PER_S
+from parmig.units import NS_PER_S
 from tests.engine.peer_examples import CONFIGURE
 from tools.fuzz_messages import BATCH_BYTES, INFO, TRAITS, Destination, batch_messages
-from tools.hostile_ends import (
+from tools.hostile_orders import (
     ACCEPT,
     MAX_STATE_BYTES,
     PROTOCOL,
-    REGIONS,
-    RELEASE,
     STATE_ROLE,
     WISH,
     WORKER,
     Order,
     Outcome,
+    open_pages,
+    open_state,
 )
+from tools.hostile_plan import HeardPlan
 
 _POLL_MS = 50
 _REST_MS = 5
@@ -201,18 +194,11 @@ class _Honest:
         stack.callback(channel.close)
         self._counted(channel.transport)
         channel.write(ACCEPT)
-        plan = _Plan(channel)
+        plan = HeardPlan(channel)
         self._while_hostile(plan.step, channel.transport)
 
     def _state(self, order: Order, stack: contextlib.ExitStack) -> None:
-        transport = open_control(
-            order.endpoint,
-            "state channel",
-            max_message_bytes=control.MAX_STATE_CHUNK_BYTES + 64,
-            first_message_bytes=HELLO_BYTES,
-            challenges=True,
-            security=self._security,
-        )
+        transport = open_state(order, self._security)
         where = transport.bind(order.endpoint)
         proof = SessionProof(order.secret, STATE_ROLE)
         receiver = StateReceiver(
@@ -226,22 +212,10 @@ class _Honest:
 
     def _pages(self, order: Order, stack: contextlib.ExitStack) -> None:
         """A receive worker's channel, which outlives its connections, and what places its pages."""
-        curve = listener_keys(order.secret, WORKER) if order.endpoint.scheme != "tcp" else None
-
         made: list[MigrationTransport] = []
 
         def opened() -> MigrationTransport:
-            transport = open_transport(
-                order.endpoint,
-                "receive worker 0",
-                max_message_bytes=BATCH_BYTES + MIB,
-                first_message_bytes=FIRST_MESSAGE_BYTES,
-                max_ahead_bytes=credit_bytes(BATCH_BYTES) + MIB,
-                token=door_token(order.secret),
-                security=self._security,
-                challenges=True,
-                curve=curve,
-            )
+            transport = open_pages(order, self._security, listens=True)
             stack.callback(transport.shutdown)
             made.append(self._counted(transport, "receive"))
             return made[-1]
@@ -288,22 +262,13 @@ class _Honest:
 
     def _send_pages(self, order: Order, stack: contextlib.ExitStack) -> None:
         """A send worker's channel."""
-        curve = caller_keys(order.secret, WORKER) if order.endpoint.scheme != "tcp" else None
-        transport = open_transport(
-            order.endpoint,
-            "send worker 0",
-            max_message_bytes=MIB,
-            token=door_token(order.secret),
-            security=self._security,
-            challenges=True,
-            curve=curve,
-        )
+        transport = open_pages(order, self._security, listens=False)
         stack.callback(transport.shutdown)
         transport.connect(order.endpoint, timeout_ns=_LIMIT_NS)
         never_fd = os.eventfd(0)
         stack.callback(os.close, never_fd)
         channel = SendChannel(
-            self._counted(transport, "receive" if curve else "read"),
+            self._counted(transport, "read" if order.endpoint.scheme == "tcp" else "receive"),
             "send worker 0",
             batch_bytes=BATCH_BYTES,
             interrupt_fd=never_fd,
@@ -318,9 +283,7 @@ class _Honest:
 
     def _send_state(self, order: Order, stack: contextlib.ExitStack) -> None:
         """The source's end of the state channel."""
-        transport = open_control(
-            order.endpoint, "state channel", max_message_bytes=1 << 16, challenges=True, security=self._security
-        )
+        transport = open_state(order, self._security)
         stack.callback(transport.shutdown)
         transport.connect(order.endpoint, timeout_ns=_LIMIT_NS)
         say_hello(self._counted(transport), order.secret, SessionProof(order.secret, STATE_ROLE))
@@ -328,55 +291,6 @@ class _Honest:
         for _ in range(16):
             sender.write(bytes(100_000))
         self._while_hostile(sender.attend, transport)
-
-
-class _Plan:
-    """The plan of a destination that has everything but the source's word, and whoever carries it out at once."""
-
-    def __init__(self, channel: ControlChannel) -> None:
-        self._channel = channel
-        self._plan = DestinationPlan(
-            REGIONS,
-            1,
-            verify=True,
-            may_ask=True,
-            switchover_ns=_LIMIT_NS,
-            max_state_bytes=MAX_STATE_BYTES,
-            now_ns=time.monotonic_ns(),
-        )
-        arrived = events.StateArrived(RELEASE.size_bytes, RELEASE.digest)
-        for event in (events.WorkerListens(0), events.WorkerConnected(0), events.StateConnected(), arrived):
-            self._feed(event)
-
-    def step(self) -> None:
-        """Take one message. Raises the error that ends the plan, and PeerLostError after it has handed over."""
-        try:
-            if (message := self._channel.read()) is not None:
-                self._feed(events.Heard(message))
-        except PeerLostError as error:
-            self._feed(events.PeerVanished(error))
-            raise
-        except ProtocolError as error:
-            self._feed(events.Garbled(error))
-        if self._plan.over:
-            raise self._plan.error or PeerLostError("the source said goodbye")
-
-    def _feed(self, event: events.Event) -> None:
-        for instruction in self._plan.handle(event, time.monotonic_ns()):
-            match instruction:
-                case events.SendMessage(message=message):
-                    with contextlib.suppress(PeerLostError):
-                        self._channel.write(message)
-                case events.WriteRecord(state=state):
-                    self._feed(events.Recorded(state))
-                case events.Instruct(worker=worker, instruction=DigestRegions(regions=numbers)):
-                    self._feed(events.WorkerDigested(worker, dict.fromkeys(numbers, 0)))
-                case Act.LOAD:
-                    self._feed(events.StateLoaded())
-                case Act.RUN:
-                    if not self._plan.promised:
-                        raise AssertionError("the guest runs although the plan has promised nothing")
-                    self._feed(events.GuestRuns(time.monotonic_ns()))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from parmig.transport.security.fleet import add_hosts
 from parmig.transport.security.security import Security
 from parmig.transport.transport import Endpoint, parse_uri
 from tools.fuzzing import MEMORY_LIMIT_BYTES, FindingError
-from tools.hostile_ends import KINDS, LISTENING, Hostile, Order, Outcome
+from tools.hostile_ends import Hostile
+from tools.hostile_orders import KINDS, LISTENING, Order, Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 60.0
