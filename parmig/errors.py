@@ -28,6 +28,7 @@
     │   ├── StreamFooterError        1  a section that does not end where it should
     │   └── StreamDataError          1  a word of RAM, a block or a value that is invalid
     ├── SnapshotError                1  a snapshot file could not be written or read
+    ├── TraceError                   1  a trace could not be written or read
     ├── RecordError                  1  the record of a hand-over could not be written or read
     ├── MemoryFullError              1  the destination's memory file has no space left
     ├── NotConvergingError           1  the guest writes faster than the network sends
@@ -170,6 +171,10 @@ class StreamDataError(StreamError):
 
 class SnapshotError(ParmigError):
     """A snapshot file could not be written or read; the guest is as it was."""
+
+
+class TraceError(ParmigError):
+    """A trace could not be recorded, written or read; the guest is as it was."""
 
 
 class RecordError(ParmigError):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_the_diagram_shows_what_is_imported() -> None:
     drawn = room_diagram.mermaid()
     assert "cli --> snapshot" in drawn
     assert "cli --> engine" not in drawn  # follows from cli --> snapshot --> engine
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    """Imports inside functions count too."""
+    names = {".".join(path.with_suffix("").parts): path for path in FILES if path.name != "__init__.py"}
+    graph = {
+        name: {other for other in imported(ast.parse((ROOT / path).read_text())) if other in names}
+        for name, path in names.items()
+    }
+    assert "parmig.cli.progress" in graph["parmig.cli.display"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @every_file

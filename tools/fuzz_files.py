@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from parmig.cli.config_file import read_table
 from parmig.engine.handover import handover_record
 from parmig.engine.handover.handover_record import HandOverRecord, RecordState, encode_slot
-from parmig.errors import RecordError, SnapshotRefusedError, StateError, StreamError, UsageError
+from parmig.errors import RecordError, SnapshotRefusedError, StateError, StreamError, TraceError, UsageError
 from parmig.guests.kvm.options import parse_options as kvm_options
 from parmig.guests.options import read_options
 from parmig.guests.qemu import layout
@@ -20,6 +21,7 @@ from parmig.guests.qemu.options import QemuOptions
 from parmig.guests.qemu.ram_list import parse_ram_list
 from parmig.guests.synthetic.options import parse_options as synthetic_options
 from parmig.inspection import inspect_file
+from parmig.ram.traces.trace_file import load_trace
 from parmig.snapshot.opened import OpenSnapshot
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB, parse_cpus, parse_duration_ns, parse_rate, parse_size
@@ -86,6 +88,14 @@ def _snapshots() -> list[bytes]:
 def state(content: bytes) -> None:
     """Device state."""
     registry_of(devices()).load_all(content, machine=MACHINE)
+
+
+def trace(content: bytes) -> None:
+    """A trace."""
+    taken = load_trace(io.BytesIO(content), pages_max=MIB)
+    for pages in taken.written:
+        if len(pages) and not 0 <= pages[0] <= pages[-1] < taken.memory_pages:
+            raise FindingError(f"pages {pages[0]} to {pages[-1]} of {taken.memory_pages}")
 
 
 def config(content: bytes) -> None:
@@ -165,6 +175,7 @@ TARGETS = {
         inspection, lambda: [whole_stream(), (GOLDEN / "sequential.stream").read_bytes(), *_snapshots()], ()
     ),
     "state": Target(state, lambda: [FILE.read_bytes()], (StateError, StreamError)),
+    "trace": Target(trace, lambda: [(GOLDEN / "workload.trace").read_bytes()], (TraceError,)),
     "config": Target(
         config, lambda: [b"[send]\nworkers = 4\ninsecure = true\npath = ['a-b', 'c']\n[receive]\n"], (UsageError,)
     ),

@@ -21,6 +21,7 @@ from parmig.cli import bench, cancel, demo, keygen, plot, qemu_args, receive, re
 from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
+from parmig.cli import trace as trace_command
 from parmig.experiments.factors import Factors
 from parmig.experiments.sweep import Sweep
 from parmig.guests.kvm.options import KvmOptions
@@ -46,6 +47,8 @@ COMMANDS = (
     qemu_args.qemu_args,
     bench.bench,
     plot.plot,
+    trace_command.record,
+    trace_command.show,
     keygen.keygen,
 )
 
@@ -64,8 +67,10 @@ EXIT_CODES = {
 
 
 def command_name(command: Callable[..., None]) -> str:
-    """What a user types to run *command*."""
-    return command.__name__.replace("_", "-")
+    """What a user types to run *command*: its module is a group if that has another name."""
+    group = command.__module__.rpartition(".")[2]
+    words = [command.__name__] if group == command.__name__ else [group, command.__name__]
+    return " ".join(words).replace("_", "-")
 
 
 def error_classes() -> list[type[errors.ParmigError]]:
@@ -143,7 +148,7 @@ def status_diagram() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/cli.md": {
-        **{f"options-{command_name(command)}": partial(option_table, command) for command in COMMANDS},
+        **{f"options-{command_name(one).replace(' ', '-')}": partial(option_table, one) for one in COMMANDS},
         **{f"guest-{name}": partial(guest_table, struct) for name, struct in GUESTS.items()},
         "exit-codes": exit_code_table,
         "errors": error_table,

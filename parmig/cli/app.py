@@ -30,6 +30,7 @@ COMMANDS = {
     "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
     "bench": "Run the migrations of a sweep, and write what each of them gave.",
     "plot": "Draw the results of a sweep, and write a page with pictures and tables.",
+    "trace": "Record which pages a guest of this host writes, without moving it, or show a recording.",
     "keygen": "Make the keys and certificates with which hosts trust each other, and nobody else.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",
 }
@@ -47,18 +48,25 @@ class _Commands(TyperGroup):
             from parmig.cli.options import with_values
 
             command = _load(name)
-            rest = with_values(command.callback, rest)
+            if not isinstance(command, TyperGroup):
+                rest = with_values(command.callback, rest)
         return name, command, rest
 
 
 def _load(name: str) -> Any:
-    """The command *name*."""
+    """The command *name*; a group if its module has COMMANDS of its own, by name."""
     function = name.replace("-", "_")
     module = import_module(f"parmig.cli.{function}")
     gc.freeze()  # what was imported stays until the end, where looking through it costs 50 ms
     gc.enable()
-    alone = _typer()
-    alone.command(name)(getattr(module, function))
+    below: dict[str, Any] = getattr(module, "COMMANDS", {})
+    alone = _typer(no_args_is_help=bool(below))
+    if below:
+        alone.callback()(getattr(module, function))
+        for word, command in below.items():
+            alone.command(word)(command)
+    else:
+        alone.command(name)(getattr(module, function))
     return get_command(alone)
 
 

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import msgspec
@@ -17,14 +14,13 @@ import typer
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import print_line, say_in_signal_handler
-from parmig.cli.signals import SIGNALS
 from parmig.errors import CancelledError, ParmigError
+from parmig.experiments.bench import Bench
 from parmig.experiments.bench_lines import StepLines
 from parmig.experiments.factors import written
-from parmig.experiments.interruption import Interruption
-from parmig.experiments.results import Results, open_results, require
-from parmig.experiments.running import run_sweep
-from parmig.experiments.sweep import Plan, plan_of, read_sweep
+from parmig.experiments.interruption import interruptible
+from parmig.experiments.results import Results
+from parmig.experiments.sweep import Plan, read_sweep
 from parmig.experiments.table import cells, text_table, varied
 from parmig.options import option
 
@@ -38,6 +34,14 @@ class BenchOptions(o.JsonOutput, frozen=True, kw_only=True):
             "Directory for the results. A sweep that was interrupted goes on there.",
             metavar="DIR",
             shown="the name of SWEEP without .toml",
+        ),
+    ] = ""
+    cluster: Annotated[
+        str,
+        option(
+            "Run on the hosts of the Dask cluster whose scheduler is there.",
+            metavar="tcp://SCHEDULER:8786",
+            shown="this machine",
         ),
     ] = ""
     dry_run: Annotated[bool, option("List the runs, and run none.")] = False
@@ -59,41 +63,20 @@ def bench(
 
 
 def _bench(path: Path, options: BenchOptions) -> int:
-    sweep, text = read_sweep(path)
-    plan = plan_of(sweep)
+    whole = Bench(read_sweep(path), path.name, options.cluster)
     if options.dry_run:
-        _list(plan, as_json=options.json)
+        _list(whole.plan, as_json=options.json)
         return 0
-    require("pyarrow")
-    directory = Path(options.out or path.stem)
-    with _interruptible() as interruption, open_results(directory, sweep, text) as results:
-        show = StepLines(plan.varied, is_terminal=sys.stderr.isatty())
+    say = partial(say_in_signal_handler, "parmig: cancelling")
+    with interruptible(say) as interruption, whole.opened(Path(options.out or path.stem)) as results:
+        show = StepLines(whole.plan.varied, is_terminal=sys.stderr.isatty())
         try:
-            run_sweep(sweep, plan, results, lambda step: None if options.quiet else show(step), interruption)
+            whole.run(results, (lambda _: None) if options.quiet else show, interruption)
         except KeyboardInterrupt:
             raise CancelledError(
-                f"cancelled after {len(results.rows)} of {len(plan.runs)} runs; the same command goes on"
+                f"cancelled after {len(results.rows)} of {len(whole.plan.runs)} runs; the same command goes on"
             ) from None
         return _finish(results, as_json=options.json)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Interruption]:
-    """What the first SIGINT or SIGTERM asks to end in order, in the context; the second one ends at once."""
-    interruption = Interruption()
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in SIGNALS:
-            signal.signal(number, signal.default_int_handler)
-        say_in_signal_handler("parmig: cancelling")
-        interruption.ask()
-
-    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
-    try:
-        yield interruption
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _list(plan: Plan, *, as_json: bool) -> None:

@@ -16,6 +16,12 @@ from parmig.cli.progress import figures, note_drawing, printable, shares
 from parmig.engine.report import Progress
 from parmig.units import format_rate
 
+LONGEST_BAR, SHORTEST_BAR = 30, 8
+"""Columns of the bar."""
+
+GAP = 2
+"""Columns between two parts of a line."""
+
 
 @contextmanager
 def showing_drawing() -> Iterator[LiveProgress | None]:
@@ -45,18 +51,24 @@ class LiveProgress:
         """Draw *progress*."""
         if progress.message:
             self._live.console.print(printable(progress.message), markup=False)
-        self._live.update(drawing(progress), refresh=True)
+        self._live.update(drawing(progress, self._live.console.width), refresh=True)
         note_drawing(True)
 
 
-def drawing(progress: Progress) -> RenderableType:
-    """*progress* for a terminal: a bar and the figures, and a line for the workers. Long lines are cut."""
-    head = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        head.add_column(no_wrap=True)
-    stage = f"round {progress.round}" if progress.round else ""
-    bar = ProgressBar(total=max(progress.total_pages, 1), completed=progress.handled_pages, width=30)
-    head.add_row(Text(printable(progress.status), style="bold"), stage, bar, Text(", ".join(figures(progress))))
+def drawing(progress: Progress, columns: int) -> RenderableType:
+    """*progress* for a terminal of so many *columns*: a bar and the figures, and a line for the workers.
+
+    Where there is little room, the bar gets shorter first, then the figures are cut.
+    """
+    status, stage = printable(progress.status), f"round {progress.round}" if progress.round else ""
+    told = Text(", ".join(figures(progress)), no_wrap=True, overflow="ellipsis")
+    head = Table.grid(padding=(0, GAP))
+    for column in range(4):
+        head.add_column(no_wrap=column < 3)  # rich makes the others narrower
+    room = columns - len(status) - len(stage) - told.cell_len - 3 * GAP
+    width = min(max(room, SHORTEST_BAR), LONGEST_BAR)
+    bar = ProgressBar(total=max(progress.total_pages, 1), completed=progress.handled_pages, width=width)
+    head.add_row(Text(status, style="bold"), stage, bar, told)
     rates = [f"{n}: {format_rate(rate)}" for n, rate in enumerate(progress.worker_rates_bytes_per_s)]
     parts = shares(progress) if progress.path_rates_bytes_per_s else ["workers", *rates] if rates else []
     below = Text("   ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")

@@ -1,49 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of a migration, always on standard error.
-
-A terminal gets a few lines that are redrawn. A pipe gets a plain line whenever the status or the round changes, and
-otherwise at most one line a second.
-"""
+"""Words for the progress of a migration, and lines on standard error."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from parmig.engine.report import Progress
-from parmig.units import NS_PER_S, format_ms, format_rate, format_size
+from parmig.units import format_ms, format_rate, format_size
 
 CHECKED = "the guest continued at the destination and found its memory right"
 """Shown after a guest that can check its own memory has done so."""
-
-ProgressCallback = Callable[[Progress], None]
 
 DRAWN_LINES = 2
 """Height of the drawing, whatever it shows and however narrow the terminal is. Redrawing relies on it."""
 
 _drawn = False  # whether the terminal shows the drawing, with the cursor in its last line
-
-
-@contextmanager
-def showing_progress(*, quiet: bool, plain: bool = False) -> Iterator[ProgressCallback | None]:
-    """While the context is open, the callback that it yields shows each :class:`Progress`.
-
-    Args:
-        quiet: show nothing; the context yields None.
-        plain: write lines on a terminal too, because something else writes there.
-    """
-    if quiet:
-        yield None
-    elif plain or not sys.stderr.isatty():
-        yield PlainProgress(print_line)
-    else:
-        from parmig.cli.drawing import showing_drawing  # rich takes 50 ms to import, and only a terminal needs it
-
-        with showing_drawing() as draw:
-            yield draw or PlainProgress(print_line)
 
 
 def note_drawing(there: bool) -> None:
@@ -72,32 +44,6 @@ def say_in_signal_handler(line: str) -> None:
         above = DRAWN_LINES - 1
         line = "\r\x1b[2K" + above * "\x1b[1A\x1b[2K" + line + above * "\n"
     os.write(2, f"{line}\n".encode())
-
-
-class PlainProgress:
-    """Lines for a pipe or a log.
-
-    Args:
-        write: takes a line without its end.
-        clock: nanoseconds that only grow.
-    """
-
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._write = write
-        self._clock = clock
-        self._stage: tuple[str, int] | None = None
-        self._last_ns = 0
-
-    def __call__(self, progress: Progress) -> None:
-        """Write a line if there is news."""
-        if progress.message:
-            self._write(progress.message)
-        now = self._clock()
-        stage = (progress.status, progress.round)
-        if stage == self._stage and now - self._last_ns < NS_PER_S:
-            return
-        self._stage, self._last_ns = stage, now
-        self._write(plain_line(progress))
 
 
 def figures(progress: Progress) -> list[str]:

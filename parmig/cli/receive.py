@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from parmig.cli import options as o
 from parmig.cli.attending import attended
-from parmig.cli.progress import CHECKED, print_line, showing_progress
+from parmig.cli.display import showing_progress
+from parmig.cli.progress import CHECKED, print_line
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig

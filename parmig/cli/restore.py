@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from parmig.cli import options as o
-from parmig.cli.progress import CHECKED, print_line, showing_progress
+from parmig.cli.display import showing_progress
+from parmig.cli.progress import CHECKED, print_line
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import SNAPSHOT_PROGRAMS

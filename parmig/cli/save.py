@@ -10,7 +10,7 @@ import typer
 
 from parmig.cli import options as o
 from parmig.cli.attending import attended
-from parmig.cli.progress import showing_progress
+from parmig.cli.display import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from parmig.cli import options as o
+from parmig.cli.display import showing_progress
 from parmig.cli.output import print_json, showing_errors
-from parmig.cli.progress import showing_progress
 from parmig.engine.report import Progress
 from parmig.engine.steering.engine_status import EngineStatus, progress_of
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from parmig.experiments.qemu_machines import QEMU
+from parmig.version import __version__
 
 
 def describe_host() -> dict[str, Any]:
@@ -29,3 +35,18 @@ def describe_host() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def fingerprint() -> dict[str, Any]:
+    """:func:`describe_host` with the versions of the programs that runs use."""
+    return describe_host() | _versions()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {"parmig": __version__}
+    for program in (QEMU, "iperf3"):
+        if shutil.which(program):
+            answer = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=False)
+            versions[program.partition("-")[0]] = answer.stdout.partition("\n")[0]
+    return versions

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
-from typing import IO
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -18,12 +18,15 @@ from parmig.engine.report import Report
 from parmig.errors import LimitExceededError, ParmigError
 from parmig.experiments.factors import Factors
 from parmig.experiments.free_memory import prepared
-from parmig.experiments.hosts import Hosts, end
+from parmig.experiments.hosts import Host, Hosts, Spent, end
 from parmig.experiments.outcome import Outcome
-from parmig.experiments.qemu_machines import qemu_pair
+from parmig.experiments.qemu_machines import destination_machine, source_machine
 from parmig.units import write_duration_ns, write_size
 
 _COMMAND = [sys.executable, "-m", "parmig"]
+Pairs = Sequence[tuple[str, str]]
+"""Addresses of the source and of the destination, one pair for each path."""
+
 _KVM_PROGRAMS = {"random": "random", "sequential": "increment"}
 
 
@@ -34,13 +37,33 @@ def move(hosts: Hosts, factors: Factors, limit_s: float) -> Outcome:
         ParmigError: the migration failed, for the reason that the report has, or took longer than *limit_s*.
     """
     deadline = time.monotonic() + limit_s
+    pairs = list(zip(hosts.source.addresses, hosts.destination.addresses, strict=True))
     with contextlib.ExitStack() as stack:
-        source, destination = _guests(stack, hosts, factors)
+        source = source_guest(stack, hosts.source, factors)
+        destination = destination_guest(stack, hosts.destination, factors)
         stack.enter_context(prepared(factors.free_memory, factors.memory_bytes))
         before = hosts.processor_s()
-        report = _migrate(stack, hosts, factors, source, destination, deadline)
+        with receiving(hosts.destination, destination, pairs) as receiver:
+            report = send(hosts.source, factors, source, receiver.uri, pairs, deadline)
+            if report.error is not None:
+                end(receiver.command)  # it would wait for the next sender
+            arrived = receiver.report(deadline)
         spent = hosts.processor_s_since(before)
+    return outcome_of(report, arrived, spent)
+
+
+def outcome_of(report: Report, arrived: Report, spent: Spent) -> Outcome:
+    """What a move gave.
+
+    Args:
+        report: of the source.
+        arrived: the report of the destination.
+
+    Raises:
+        ParmigError: one of them has an error.
+    """
     report.raise_for_status()
+    arrived.raise_for_status()
     return Outcome(
         moved_bytes=report.ram.total_bytes,
         total_time_ms=report.total_time_ms,
@@ -54,53 +77,87 @@ def move(hosts: Hosts, factors: Factors, limit_s: float) -> Outcome:
     )
 
 
-def _guests(stack: contextlib.ExitStack, hosts: Hosts, factors: Factors) -> tuple[str, str]:
-    """What ``--guest`` names, at the source and at the destination."""
-    memory, rate = factors.memory_bytes, factors.dirty_rate_bytes_per_s
+def source_guest(stack: contextlib.ExitStack, host: Host, factors: Factors) -> str:
+    """What ``--guest`` names at the source; what it needs is there until *stack* is left."""
     if factors.guest == "qemu":
-        pair = stack.enter_context(qemu_pair(hosts, factors))
-        return tuple(f"qemu:{machine.socket}" for machine in pair)  # type: ignore[return-value]
+        return f"qemu:{stack.enter_context(source_machine(host, factors)).socket}"
+    rate, fill = factors.dirty_rate_bytes_per_s, factors.fill
+    machine = f"{factors.guest}:memory={factors.memory_bytes}"
     if factors.guest == "kvm":
-        machine = f"kvm:memory={memory}"
-        return f"{machine},rate={rate},program={_KVM_PROGRAMS[factors.pattern]},fill={factors.fill}", machine
-    machine = f"synthetic:memory={memory}"
-    writes = f"rate={rate},pattern={factors.pattern},touched={factors.touched},fill={factors.fill}"
-    return f"{machine},{writes}", f"{machine},touched={factors.touched}"
+        return f"{machine},rate={rate},program={_KVM_PROGRAMS[factors.pattern]},fill={fill}"
+    return f"{machine},rate={rate},pattern={factors.pattern},touched={factors.touched},fill={fill}"
 
 
-def _migrate(
-    stack: contextlib.ExitStack, hosts: Hosts, factors: Factors, source: str, destination: str, deadline: float
-) -> Report:
-    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="parmig-run-"))
-    pairs = list(zip(hosts.source.addresses, hosts.destination.addresses, strict=True))
-    receive = ["receive", "--listen", f"tcp://{pairs[0][1]}:0", "--guest", destination, "--json"]
-    receive += [] if pairs[0][1].startswith("127.") else ["--insecure"]
-    send = ["--guest", source, "--json", "--quiet", *_options(factors)]
-    if len(pairs) > 1 or not pairs[0][1].startswith("127."):
-        receive += [word for _, here in pairs for word in ("--path", here)]
-        send += [word for here, there in pairs for word in ("--path", f"{here}-{there}")]
-    for command in (receive, send):
-        command += ["--state-dir", str(Path(directory, "records"))]
-    pipe = subprocess.PIPE
-    with (
-        tempfile.TemporaryFile() as errors,
-        hosts.destination.running([*_COMMAND, *receive], stdout=pipe, stderr=pipe) as receiver,
-    ):
-        uri = _listening(receiver)
-        with hosts.source.running([*_COMMAND, "send", uri, *send], stdout=pipe, stderr=errors) as sender:
-            output = _output(sender, deadline)
-            if not output:
-                raise ParmigError(f"parmig send ended with exit code {sender.returncode}: {_last_line(errors)}")
-            report = msgspec.json.decode(output, type=Report)
-        if report.error is not None:
-            end(receiver)  # it would wait for the next sender
-        answer = _output(receiver, deadline)
+def destination_guest(stack: contextlib.ExitStack, host: Host, factors: Factors) -> str:
+    """The same at the destination."""
+    if factors.guest == "qemu":
+        return f"qemu:{stack.enter_context(destination_machine(host, factors)).socket}"
+    machine = f"{factors.guest}:memory={factors.memory_bytes}"
+    return machine if factors.guest == "kvm" else f"{machine},touched={factors.touched}"
+
+
+class Receiver(NamedTuple):
+    """A ``parmig receive`` that listens at *uri*."""
+
+    command: subprocess.Popen[str]
+    uri: str
+
+    def report(self, deadline: float) -> Report:
+        """Its report, once it has ended.
+
+        Raises:
+            ParmigError: it has none, or did not end until *deadline*.
+        """
+        answer = _output(self.command, deadline)
         if not answer:
-            raise ParmigError(f"parmig receive ended with exit code {receiver.returncode} and without a report")
-        arrived = msgspec.json.decode(answer, type=Report)
-    if report.error is None and arrived.error is not None:
-        report.error = arrived.error
-    return report
+            raise ParmigError(f"parmig receive ended with exit code {self.command.returncode} and without a report")
+        return msgspec.json.decode(answer, type=Report)
+
+
+@contextlib.contextmanager
+def receiving(host: Host, guest: str, pairs: Pairs) -> Iterator[Receiver]:
+    """A ``parmig receive`` on *host*, which has ended after the context.
+
+    Args:
+        pairs: addresses of the source and of the destination, one pair for each path.
+
+    Raises:
+        ParmigError: it ended instead of listening.
+    """
+    argv = ["receive", "--listen", f"tcp://{pairs[0][1]}:0", "--guest", guest, "--json"]
+    argv += [] if pairs[0][1].startswith("127.") else ["--insecure"]
+    argv += [word for _, there in _paths(pairs) for word in ("--path", there)]
+    with (
+        tempfile.TemporaryDirectory(prefix="parmig-run-") as records,
+        host.running(
+            [*_COMMAND, *argv, "--state-dir", records], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as command,
+    ):
+        yield Receiver(command, _listening(command))
+
+
+def send(host: Host, factors: Factors, guest: str, uri: str, pairs: Pairs, deadline: float) -> Report:
+    """Run ``parmig send`` on *host*; its report, which may have an error.
+
+    Raises:
+        ParmigError: it has no report, or did not end until *deadline*.
+    """
+    argv = ["send", uri, "--guest", guest, "--json", "--quiet", *_options(factors)]
+    argv += [word for here, there in _paths(pairs) for word in ("--path", f"{here}-{there}")]
+    with (
+        tempfile.TemporaryDirectory(prefix="parmig-run-") as records,
+        tempfile.TemporaryFile() as errors,
+        host.running([*_COMMAND, *argv, "--state-dir", records], stdout=subprocess.PIPE, stderr=errors) as sender,
+    ):
+        output = _output(sender, deadline)
+        if not output:
+            raise ParmigError(f"parmig send ended with exit code {sender.returncode}: {_last_line(errors)}")
+        return msgspec.json.decode(output, type=Report)
+
+
+def _paths(pairs: Pairs) -> Pairs:
+    """The *pairs* that must be named; a single one of loopback need not be."""
+    return pairs if len(pairs) > 1 or not pairs[0][1].startswith("127.") else []
 
 
 def _options(factors: Factors) -> list[str]:

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from parmig.errors import LimitExceededError, ParmigError
 from parmig.experiments import parmig_peer
 from parmig.experiments.bare_pair import started_pairs
 from parmig.experiments.factors import Factors
 from parmig.experiments.free_memory import prepared
-from parmig.experiments.hosts import Hosts, Spent
+from parmig.experiments.hosts import Host, Hosts, Spent
 from parmig.experiments.outcome import Outcome
 from parmig.experiments.qemu_machines import fill_random, qemu_pair
 from parmig.experiments.qemu_migration import qemu_migrate
@@ -49,22 +51,42 @@ def move_by_iperf3(hosts: Hosts, factors: Factors, limit_s: float) -> Outcome:
     """The network alone: as many bytes as the guest has, which nobody stores."""
     address = hosts.destination.addresses[0]
     before = hosts.processor_s()
-    listen = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", address]
-    send = ["iperf3", "--client", address, "--parallel", str(factors.workers), "--json"]
-    send += ["--bytes", str(factors.memory_bytes)]
-    pipe = subprocess.PIPE
-    with hosts.destination.running(listen, stdout=pipe, stderr=subprocess.STDOUT) as server:
+    with iperf3_listening(hosts.destination, address):
+        received = iperf3_send(hosts.source, factors, address, limit_s)
+    return _outcome(hosts, before, received["bytes"], received["seconds"] * 1000)
+
+
+@contextlib.contextmanager
+def iperf3_listening(host: Host, address: str) -> Iterator[subprocess.Popen[str]]:
+    """A server of iperf3 on *host*, for one client.
+
+    Raises:
+        ParmigError: it does not listen.
+    """
+    argv = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", address]
+    with host.running(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
         if not any("listening" in line for line in server.stdout or ()):
             raise ParmigError("iperf3 does not listen; another program has its port 5201, or the address is not there")
-        with hosts.source.running(send, stdout=pipe) as client:
-            try:
-                answer = json.loads(client.communicate(timeout=limit_s)[0])
-            except subprocess.TimeoutExpired as error:
-                raise LimitExceededError("iperf3 did not end within the limit of a run") from error
+        yield server
+
+
+def iperf3_send(host: Host, factors: Factors, address: str, limit_s: float) -> dict[str, Any]:
+    """Send as many bytes as the guest has to *address*; what iperf3 says that arrived: ``bytes`` and ``seconds``.
+
+    Raises:
+        ParmigError: it failed, or took longer than *limit_s*.
+    """
+    argv = ["iperf3", "--client", address, "--parallel", str(factors.workers), "--json"]
+    argv += ["--bytes", str(factors.memory_bytes)]
+    with host.running(argv, stdout=subprocess.PIPE) as client:
+        try:
+            answer = json.loads(client.communicate(timeout=limit_s)[0])
+        except subprocess.TimeoutExpired as error:
+            raise LimitExceededError("iperf3 did not end within the limit of a run") from error
     if "sum_received" not in answer["end"]:
         raise ParmigError(f"iperf3 failed: {answer.get('error', 'without a message')}")
-    received = answer["end"]["sum_received"]
-    return _outcome(hosts, before, received["bytes"], received["seconds"] * 1000)
+    received: dict[str, Any] = answer["end"]["sum_received"]
+    return received
 
 
 def move_by_pairs(hosts: Hosts, factors: Factors, limit_s: float) -> Outcome:

@@ -102,22 +102,45 @@ def qemu_pair(hosts: Hosts, factors: Factors) -> Iterator[tuple[Machine, Machine
     Raises:
         GuestError: one did not start.
     """
-    with contextlib.ExitStack() as stack:
-        source = _started(stack, hosts.source, factors.memory_bytes, incoming=False)
-        destination = _started(stack, hosts.destination, factors.memory_bytes, incoming=True)
-        if factors.fill == "random":
-            fill_random(source.memory_file, factors.memory_bytes, spare_firmware=True)
+    with (
+        source_machine(hosts.source, factors) as source,
+        destination_machine(hosts.destination, factors) as destination,
+    ):
         yield source, destination
 
 
-def _started(stack: contextlib.ExitStack, host: Host, memory_bytes: int, *, incoming: bool) -> Machine:
-    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="parmig-run-", dir="/dev/shm"))
-    machine = Machine(Path(directory))
-    errors = stack.enter_context(machine.errors.open("wb"))
-    line = machine.command(memory_bytes, incoming=incoming)
-    machine.connect(stack.enter_context(host.running(line, stdout=errors, stderr=errors)))
-    stack.callback(machine.close)
-    return machine
+@contextlib.contextmanager
+def source_machine(host: Host, factors: Factors) -> Iterator[Machine]:
+    """The source, filled; it has ended after the context.
+
+    Raises:
+        GuestError: it did not start.
+    """
+    with _started(host, factors.memory_bytes, incoming=False) as machine:
+        if factors.fill == "random":
+            fill_random(machine.memory_file, factors.memory_bytes, spare_firmware=True)
+        yield machine
+
+
+def destination_machine(host: Host, factors: Factors) -> contextlib.AbstractContextManager[Machine]:
+    """The destination, which waits; it has ended after the context.
+
+    Raises:
+        GuestError: it did not start.
+    """
+    return _started(host, factors.memory_bytes, incoming=True)
+
+
+@contextlib.contextmanager
+def _started(host: Host, memory_bytes: int, *, incoming: bool) -> Iterator[Machine]:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="parmig-run-", dir="/dev/shm"))
+        machine = Machine(Path(directory))
+        errors = stack.enter_context(machine.errors.open("wb"))
+        line = machine.command(memory_bytes, incoming=incoming)
+        machine.connect(stack.enter_context(host.running(line, stdout=errors, stderr=errors)))
+        stack.callback(machine.close)
+        yield machine
 
 
 def fill_random(path: Path, memory_bytes: int, *, spare_firmware: bool) -> None:

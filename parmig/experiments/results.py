@@ -62,10 +62,10 @@ class Results:
         parquet.write_table(table, self.directory / PARQUET_FILE)
 
 
-def require(package: str) -> None:
-    """Raise :class:`HostRefusedError` unless *package* of the extra ``experiments`` is installed."""
+def require(package: str, extra: str = "experiments") -> None:
+    """Raise :class:`HostRefusedError` unless *package* of *extra* is installed."""
     if importlib.util.find_spec(package) is None:
-        raise HostRefusedError(f"{package} is not installed; install parmig[experiments]")
+        raise HostRefusedError(f"{package} is not installed; install parmig[{extra}]")
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from parmig.experiments.factors import Factors, impossible, normalised, varied
 from parmig.options import COUNT, DURATION, Option, nearest, option, options_of
 from parmig.units import NS_PER_S
 
-HOSTS = ("lab", "loopback")
+CLUSTER = "cluster"
+HOSTS = ("lab", "loopback", CLUSTER)
 FACTORS = "factors"
 
 MAX_RUNS = 100_000
@@ -50,7 +51,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         str,
         option(
             "Where the runs happen. lab: two network namespaces of this machine, joined by links; needs root. "
-            "loopback: the loopback device.",
+            "loopback: the loopback device. cluster: the workers of a Dask cluster; --cluster names it.",
             choices=HOSTS,
         ),
     ] = "lab"
@@ -132,18 +133,30 @@ def parse_sweep(text: str, name: str) -> Sweep:
     return sweep
 
 
-def read_sweep(path: Path) -> tuple[Sweep, str]:
-    """The sweep in the file at *path*, and the text of the file.
+def read_sweep(path: Path) -> str:
+    """The text of the file at *path*.
 
     Raises:
-        UsageError: the file cannot be read, or as :func:`parse_sweep`.
+        UsageError: the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"cannot read {path}: {reason}; give the path of a TOML file") from error
-    return parse_sweep(text, path.name), text
+
+
+def text_for_cluster(text: str, name: str) -> str:
+    """*text* of a sweep with ``hosts = "cluster"``, which it may leave out.
+
+    Raises:
+        UsageError: it has other hosts; or as :func:`parse_sweep`.
+    """
+    if parse_sweep(text, name).hosts == CLUSTER:
+        return text
+    if "hosts" in tomllib.loads(text):
+        raise UsageError(f"{name} has other hosts than {CLUSTER!r}; leave out the key 'hosts', or --cluster")
+    return f'hosts = "{CLUSTER}"\n{text}'
 
 
 def _checked(table: Mapping[str, Any], known: Mapping[str, Option], where: str) -> list[tuple[str, Any]]:
@@ -172,7 +185,7 @@ def _value(declared: Option, value: Any, where: str) -> Any:
 
 def _check(sweep: Sweep, name: str) -> None:
     of_links = [key for key in ("link_rate_bytes_per_s", "link_delay_ns") if any(sweep.factors.get(key, ()))]
-    if sweep.hosts == "loopback" and of_links:
+    if sweep.hosts != "lab" and of_links:
         written = next(key for key, one in options_of(Factors).items() if one.field == of_links[0])
         raise UsageError(f'{written!r} in {name} needs links; write hosts = "lab", or leave it out')
     size = sweep.repeats

@@ -38,9 +38,15 @@ def test_the_help_of_the_program_shows_the_first_line_of_a_commands_own(command:
     assert COMMANDS[command] == inspect.getdoc(function).partition("\n")[0]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
-    result = runner.invoke(app, [command, "--help"])
+def words(command: str) -> list[list[str]]:
+    """What a user types for *command*: more than one list if it is a group."""
+    below = getattr(import_module(f"parmig.cli.{command.replace('-', '_')}"), "COMMANDS", {})
+    return [[command, word] for word in below] or [[command]]
+
+
+@pytest.mark.parametrize("command", [typed for name in COMMANDS for typed in words(name)], ids=" ".join)
+def test_every_command_has_help(command: list[str]) -> None:
+    result = runner.invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "--json" in result.stdout
 

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
+from parmig.cli.display import PlainProgress
 from parmig.cli.drawing import LiveProgress, drawing
-from parmig.cli.progress import PlainProgress, plain_line, printable
+from parmig.cli.progress import plain_line, printable
 from parmig.engine.report import Progress
 from parmig.units import MIB, NS_PER_S
 
@@ -38,7 +39,7 @@ def test_several_paths_are_shown_instead_of_workers() -> None:
     assert plain_line(SEVERAL_PATHS).endswith(", paths a-b 60 MiB/s c-d 40 MiB/s")
     console = Console(width=140, color_system=None)
     with console.capture() as captured:
-        console.print(drawing(SEVERAL_PATHS))
+        console.print(drawing(SEVERAL_PATHS, 140))
     assert captured.get().splitlines()[1].strip() == "paths   a-b 60 MiB/s   c-d 40 MiB/s"
 
 
@@ -83,6 +84,18 @@ def test_words_of_a_peer_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch
 def test_a_terminal_gets_the_same_figures() -> None:
     console = Console(width=140, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(drawing(FULL))
+        console.print(drawing(FULL, 140))
     for words in ("active", "round 2", "40/100 pages", "0: 60 MiB/s", "1: 40 MiB/s"):
         assert words in captured.get()
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(140, 30), (100, 25), (84, 9), (60, 8), (30, 8)])
+def test_a_narrow_terminal_keeps_the_status_and_the_round_whole(columns: int, bar: int) -> None:
+    console = Console(width=columns, color_system=None)
+    with console.capture() as captured:
+        console.print(drawing(msgspec.structs.replace(FULL, throttle_percent=0), columns))
+    head = captured.get().splitlines()[0]
+    assert head.startswith("active  round 2  ━")
+    assert len(head.rstrip()) <= columns
+    assert head[len("active  round 2  ") + bar + 2 :].startswith("40")
+    assert head.rstrip().endswith("…") == (columns < 84)

@@ -115,7 +115,7 @@ def test_every_option_is_documented_in_its_section(command: Callable[..., None])
     name = make_tables.command_name(command)
     section = (ROOT / "docs/cli.md").read_text().split(f"## parmig {name}\n")[1].split("\n## ")[0]
     documented = set(re.findall(r"^\| `(--[\w-]+)", section, re.M))
-    help_text = CliRunner().invoke(app, [name, "--help"]).stdout
+    help_text = CliRunner().invoke(app, [*name.split(), "--help"]).stdout
     assert documented == set(re.findall(r"^│[ *]+(--[\w-]+)", help_text, re.M)) - {"--help"}
 
 

@@ -11,6 +11,7 @@ import pytest
 from parmig.engine import hooks
 from parmig.engine.hooks import BEFORE_PAUSE, Hooks
 from parmig.errors import HookError
+from tests.support import wait_until
 
 
 def program(tmp_path: Path, text: str) -> str:
@@ -56,5 +57,12 @@ def test_a_program_that_runs_at_the_end_is_ended_with_its_children(tmp_path: Pat
     while not (pid.exists() and pid.read_text().endswith("\n")):
         os.sched_yield()
     runner.close()
-    child = int(pid.read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: is_over(int(pid.read_text())), "the program's child has ended")
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process has ended. Its parent may not have asked for its exit code."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -51,8 +51,10 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         setup_s: from the begin of the command to the first page, without the workers' part. Measured: 93, 151 and
             201 ms in all for 1, 2 and 4 workers (medians).
         setup_worker_s: what each worker adds to that.
-        round_s: of each round of the running guest beside its pages: a fence and a count of dirty pages. Rounds of
+        round_s: of each round of the running guest beside its pages: starting it, and its fence. Rounds of
             fewer than 100 pages took 11.9, 10.9 and 14.2 ms for 1, 2 and 4 workers (medians of 37).
+        count_s: between the end of a round and the begin of the next: the count of dirty pages. A migration takes 4 ms
+            longer for each further round than its rounds do.
         scan_s_per_gib: of one worker in the dirty log, for clean memory. 0.9 ms for a GiB
             (``docs/performance.md``).
         read_s_per_gib: to look whether a page is zero, for pages that are. 10 GB/s by ``numpy.any`` of 4 KiB pages.
@@ -73,6 +75,7 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     setup_s: float = 0.060
     setup_worker_s: float = 0.036
     round_s: float = 0.011
+    count_s: float = 0.004
     scan_s_per_gib: float = 0.001
     read_s_per_gib: float = 0.11
     pause_s: float = 0.024

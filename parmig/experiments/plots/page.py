@@ -156,7 +156,7 @@ def _host(rows: Sequence[Row]) -> str:
     lines = []
     for name in names:
         values = [row[name] for row in rows if name in row]
-        if name == "host.load_average":
+        if name.endswith(".load_average"):
             loads = sorted(value[0] for value in values)
             text = f"{loads[0]:g} to {loads[-1]:g} (one minute, when runs began)"
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from parmig.transport.security.encryption import Encryption
+from parmig.transport.security.key_files import Role
 
 if TYPE_CHECKING:
     import ssl
@@ -41,13 +42,15 @@ class Security(msgspec.Struct, frozen=True, dict=True):
         Raises:
             HostRefusedError: a file is missing or unfit.
         """
-        from parmig.transport.security.tls import make_context  # OpenSSL takes 40 ms to import; only keys need it
-
-        return make_context(self, "server")
+        return self._context("server")
 
     @cached_property
     def client_context(self) -> ssl.SSLContext:
         """For the side that connects. Raises as :attr:`server_context`."""
-        from parmig.transport.security.tls import make_context
+        return self._context("client")
 
-        return make_context(self, "client")
+    def _context(self, role: Role) -> ssl.SSLContext:
+        # OpenSSL takes 40 ms to import; only keys need it.
+        from parmig.transport.security.tls_context import make_context
+
+        return make_context(self.directory, role, check_name=not (self.pinned or self.peers))
