@@ -170,7 +170,7 @@ class Hostile:
             if self._over():
                 return
             with _closing(connect(order, _AGAIN_NS if epoch else _LIMIT_NS)) as transport:
-                    kind = self._chance.choice((channel.RESUME, channel.RESTART)) if epoch else channel.HELLO
+                kind = self._chance.choice((channel.RESUME, channel.RESTART)) if epoch else channel.HELLO
                 self._open(transport, Opening(caller, kind, epoch, transport.challenge).message)
                 for message in batch_messages(self._chance.randrange(2), self._chance.choice(names())):
                     self._write(transport, message)
