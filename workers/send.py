@@ -24,6 +24,7 @@ from parmig.engine.worker_setups import SendSetup
 from parmig.errors import ProtocolError
 from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
+from parmig.ram.first_connection import open_channel
 from parmig.ram.flow import SendChannel
 from parmig.ram.held_pages import HeldCheck
 from parmig.ram.outlets.channel import ChannelOutlet
@@ -93,16 +94,18 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         inbox.check()
         way_home.look()
 
-    channel = SendChannel(
-        dialer.dial(setup.connect_timeout_ns),
-        name,
-        batch_bytes=setup.batch_bytes,
-        interrupt_fd=inbox.fileno(),
-        interrupt=interrupt,
-        reconnect=_reconnect(setup, name, caller, dialer, inbox),
-        reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
-    )
-    channel.open(caller, limit_ns=setup.connect_timeout_ns, epoch=setup.epoch)
+    def connect(timeout_ns: int) -> SendChannel:
+        return SendChannel(
+            dialer.dial(timeout_ns),
+            name,
+            batch_bytes=setup.batch_bytes,
+            interrupt_fd=inbox.fileno(),
+            interrupt=interrupt,
+            reconnect=_reconnect(setup, name, caller, dialer, inbox),
+            reserve=lambda size_bytes: shared.reserve(size_bytes, setup.path),
+        )
+
+    channel = open_channel(connect, caller, limit_ns=setup.connect_timeout_ns, epoch=setup.epoch)
     _logger.info("connected to %s after %s", dialer.route, format_ms((time.monotonic_ns() - began_ns) / NS_PER_MS))
     inbox.report(WorkerReady())
     digester = RegionDigester()

@@ -17,11 +17,14 @@ import pytest
 
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
+from parmig.ram import first_connection
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
+from parmig.ram.first_connection import open_channel
 from parmig.ram.flow import SendChannel, credit_bytes
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
 from parmig.ram.shared import NOBODY_YET
+from parmig.transport import tcp_door
 from parmig.transport.dial import Dialer, Route
 from parmig.transport.registry import TRANSPORTS, open_transport
 from parmig.transport.security.session_proof import SessionProof
@@ -419,3 +422,51 @@ def test_a_destination_that_forgot_what_it_placed_is_refused(answer: bytes, word
                 source.send(1000)
         finally:
             messages.resumed = real
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tcp" + WITH_KEYS])
+def test_a_sender_that_was_too_slow_to_speak_connects_again(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_door, "FIRST_MESSAGE_NS", NS_PER_S // 4)
+    monkeypatch.setattr(first_connection, "SLOW_NS", NS_PER_S // 8)
+    destination = Destination(scheme)
+    sources: list[Source] = []
+
+    keys = keys_of("tcp", 1 if destination.with_keys else None)
+
+    def is_dropped() -> bool:
+        ours = (c for c in psutil.Process().net_connections("tcp") if c.laddr.port == destination.endpoint.port)
+        return all(connection.status != psutil.CONN_ESTABLISHED for connection in ours)
+
+    def connect(_: int) -> SendChannel:
+        sources.append(Source([Route(str(destination.endpoint))], **keys))
+        if len(sources) == 1:
+            wait_until(is_dropped, "the end of the connection that says nothing")
+        return sources[-1].channel
+
+    try:
+        open_channel(connect, CALLER, limit_ns=10 * NS_PER_S)
+        sources[-1].send(100)
+        sources[-1].channel.fence(1)
+        assert len(sources) == 2
+        assert len(destination.handled) == 1
+    finally:
+        for source in sources:
+            source.close()
+        destination.stop()
+    assert destination.error is None
+
+
+def test_a_sender_that_was_quick_fails_with_its_first_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_connection, "SLOW_NS", 100 * NS_PER_S)
+    destination = Destination("tcp")
+    sources: list[Source] = []
+
+    def connect(_: int) -> SendChannel:
+        sources.append(Source([Route(str(destination.endpoint))]))
+        destination.stop()
+        return sources[-1].channel
+
+    with pytest.raises(PeerLostError):
+        open_channel(connect, CALLER, limit_ns=10 * NS_PER_S)
+    (source,) = sources
+    source.close()
