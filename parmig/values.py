@@ -199,10 +199,11 @@ ON_TIMEOUT = option(
     "When --timeout is over: cancel, or pause the guest after this round, however long the pause will be.",
     choices=(CANCEL, PAUSE),
 )
-AUTO, MANUAL = "auto", "manual"
+AUTO, PREDICTED, MANUAL = "auto", "predicted", "manual"
 SWITCHOVER = option(
-    "When the guest is paused: as soon as the pause is short enough, or once parmig set --switchover now says so.",
-    choices=(AUTO, MANUAL),
+    "When the guest is paused. auto: as soon as the pause is short enough. predicted: once it is short enough, and no "
+    "further round is expected to make it shorter. manual: once parmig set --switchover now says so.",
+    choices=(AUTO, PREDICTED, MANUAL),
 )
 """The same for a migration and a snapshot."""
 

@@ -127,11 +127,12 @@ def answers(content: bytes) -> None:
 # -- pages --------------------------------------------------------------------------------------------
 
 BLOCK_PAGES, GUARD_PAGES = 64, 16
+BATCH_BYTES = 32 * PAGE_BYTES
 GUARD = b"\xa5" * (GUARD_PAGES * PAGE_BYTES)
 _LENGTHS = struct.Struct(">HBI")
 
 
-class _Destination:
+class Destination:
     """Two blocks, in a file and in private memory, with guards around them, and what places pages there."""
 
     def __init__(self) -> None:
@@ -157,30 +158,38 @@ class _Destination:
         self._shared.close()
         os.close(self._fd)
 
-    def place(self, messages: list[list[memoryview]]) -> None:
-        """Take *messages* as a worker that has just begun."""
+    def begin(self) -> MigrationRamReceive:
+        """What places batches, as in a worker that has just begun."""
         self._shared.note_placed(0, 0)
-        receive = MigrationRamReceive(
+        return MigrationRamReceive(
             worker=0,
             blocks=self._reaches,
             codecs=[codec(name) for name in names()],
             shared=self._shared,
-            batch_bytes=32 * PAGE_BYTES,
+            batch_bytes=BATCH_BYTES,
         )
+
+    def check(self) -> None:
+        """Raise FindingError if anything but the blocks was written."""
+        after = os.fstat(self._fd).st_size - len(GUARD)
+        around = [os.pread(self._fd, len(GUARD), 0), os.pread(self._fd, len(GUARD), after)]
+        around += [self._private[: len(GUARD)], self._private[-len(GUARD) :]]
+        if any(guard != GUARD for guard in around):
+            raise FindingError("bytes outside the agreed blocks were written")
+
+    def place(self, messages: list[list[memoryview]]) -> None:
+        """Take *messages* as a worker that has just begun."""
+        receive = self.begin()
         try:
             for message in messages:
                 receive.migrate_ram_receive(Incoming(message))
         finally:
-            after = os.fstat(self._fd).st_size - len(GUARD)
-            around = [os.pread(self._fd, len(GUARD), 0), os.pread(self._fd, len(GUARD), after)]
-            around += [self._private[: len(GUARD)], self._private[-len(GUARD) :]]
-            if any(guard != GUARD for guard in around):
-                raise FindingError("bytes outside the agreed blocks were written")
+            self.check()
 
 
 @cache
-def _destination() -> _Destination:
-    return _Destination()
+def _destination() -> Destination:
+    return Destination()
 
 
 def close() -> None:
@@ -221,19 +230,19 @@ def _batch(sequence: int, block: int, data: set[int], zero: set[int], how: str =
     return [header.encode(), *([payload] if payload else [])]
 
 
-def _batch_seeds() -> list[bytes]:
+def batch_messages(block: int, how: str) -> list[list[bytes]]:
+    """Three batches for *block*, the second in the codec called *how*, and their fence."""
     few, many = {0, 1, 5, BLOCK_PAGES - 1}, set(range(10, 30))
-    seeds = []
-    for block in (0, 1):
-        for how in names():
-            messages = [
-                _batch(1, block, few, {7, 8, 9}),
-                _batch(2, block, few, set(), how),
-                _batch(3, block, many, few),
-            ]
-            messages.append([channel.fence(1, 3)])
-            seeds.append(b"".join(map(_packed, messages)))
-    return seeds
+    return [
+        _batch(1, block, few, {7, 8, 9}),
+        _batch(2, block, few, set(), how),
+        _batch(3, block, many, few),
+        [channel.fence(1, 3)],
+    ]
+
+
+def _batch_seeds() -> list[bytes]:
+    return [b"".join(map(_packed, batch_messages(block, how))) for block in (0, 1) for how in names()]
 
 
 TARGETS = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A peer that holds the session and means harm: real commands against a real command on loopback.
 
-usage: python -m tools.hostile_peer [--runs 100] [--seed 1]
+usage: python -m tools.hostile_peer [--runs 100] [--seed 1] [--plain]
 
 One side of each migration is an honest ``parmig``. The other one is parmig, too, but sends damaged, cut, repeated and
 reordered messages, and bytes that are no messages, in all its channels and in bursts. It has proven its session by
@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +28,12 @@ import psutil
 
 from parmig.cli import main as parmig
 from parmig.linux.process import anonymous_bytes
+from parmig.transport.security.fleet import add_hosts
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Buffer
 from parmig.transport.zeromq import ZmqTransport
-from tools.fuzzing import MEMORY_LIMIT_BYTES, damaged
+from tools.fuzzing import MEMORY_LIMIT_BYTES
+from tools.hostile_messages import Mangler
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 60.0
@@ -41,8 +42,6 @@ LIMIT_S = 60.0
 PATIENCE_S = 6.0
 """For a receiver to end after its sender has, unless it has refused it and waits for the next one."""
 
-KEPT_MESSAGES = 32
-BURSTS = (0, 5, 50, 500)
 EXIT_CODES = (0, 1, 3, 4, 5, 6)
 """Those of docs/cli.md but usage errors and signals."""
 
@@ -51,51 +50,6 @@ TRANSPORTS = ("tcp", "zmq")
 
 
 # -- the hostile side ---------------------------------------------------------------------------------
-
-
-class Mangler:
-    """Decides what is sent in place of a message.
-
-    Args:
-        chance: of this process.
-        share: how many of the messages are replaced.
-        after: so many messages are sent as they are first.
-    """
-
-    def __init__(self, chance: random.Random, share: float, after: int) -> None:
-        self._chance = chance
-        self._share = share
-        self._left = after
-        self._kept: deque[list[bytes]] = deque(maxlen=KEPT_MESSAGES)
-
-    def replace(self, frames: Sequence[Buffer]) -> list[list[bytes]] | None:
-        """The messages to send instead of *frames*; None: send it as it is."""
-        message = [bytes(memoryview(frame).cast("B")) for frame in frames]
-        self._kept.append(message)
-        self._left -= 1
-        if self._left >= 0 or self._chance.random() > self._share:
-            return None
-        replaced = []
-        for _ in range(1 + self._chance.choice(BURSTS)):
-            replaced += self._one(message)
-        return replaced
-
-    def _one(self, message: list[bytes]) -> list[list[bytes]]:
-        chance = self._chance
-        at = chance.randrange(len(message))
-        match chance.randrange(8):
-            case 0 | 1 | 2:
-                return [[*message[:at], damaged(message[at], chance), *message[at + 1 :]]]
-            case 3:
-                return [[*message[:at], message[at][: chance.randrange(len(message[at]) + 1)], *message[at + 1 :]]]
-            case 4:
-                return [message, chance.choice(self._kept)]
-            case 5:
-                return [chance.choice(self._kept), message]
-            case 6:
-                return [[*message, chance.randbytes(chance.randrange(1, 300))][:8]]
-            case _:
-                return [[chance.randbytes(chance.randrange(1, 5000))]]
 
 
 def turn_hostile(seed: int, counted: str) -> None:
@@ -213,8 +167,8 @@ def _side(command: Sequence[str]) -> Iterator[Side]:
         side.end()
 
 
-def _arguments(role: str, transport: str, uri: str, state: str) -> list[str]:
-    common = ["--json", "--state-dir", state]
+def _arguments(role: str, transport: str, uri: str, state: str, keys: str) -> list[str]:
+    common = ["--json", "--state-dir", state, *(["--keys", keys] if keys else [])]
     if role == "receive":
         return ["receive", "--listen", uri, "--guest", "synthetic:memory=32MiB", *common]
     limits = ["--reconnect-timeout", "2s", "--switchover-timeout", "3s", "--connect-timeout", "5s", "--timeout", "10s"]
@@ -222,18 +176,19 @@ def _arguments(role: str, transport: str, uri: str, state: str) -> list[str]:
     return ["send", uri, *guest, *limits, *common]
 
 
-def run(seed: int, hostile: str, transport: str, most_bytes: int = 0) -> Run:
+def run(seed: int, hostile: str, transport: str, most_bytes: int = 0, keys: str = "") -> Run:
     """One migration.
 
     Args:
         hostile: the side that is hostile; empty: none is.
         most_bytes: the most private memory of a process where nobody is hostile; 0: not known.
+        keys: a directory of keys that both sides have; empty: they have none.
     """
     with tempfile.TemporaryDirectory(prefix="parmig-hostile-") as directory, contextlib.ExitStack() as stack:
         counted = f"{directory}/counted"
 
         def begin(role: str, uri: str, *, honest: bool) -> Side:
-            arguments = _arguments(role, transport, uri, f"{directory}/{role}")
+            arguments = _arguments(role, transport, uri, f"{directory}/{role}", keys)
             start = ["-m", "parmig"] if honest else ["-m", "tools.hostile_peer", "--peer", f"{seed}", counted]
             return stack.enter_context(_side([*start, *arguments]))
 
@@ -284,14 +239,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="without keys")
     options = parser.parse_args()
-    usual = {transport: run(0, "", transport).most_bytes for transport in TRANSPORTS}
     runs = []
-    for number in range(options.runs):
-        transport = TRANSPORTS[number // 2 % 2]
-        runs.append(run(options.seed + number, ROLES[number % 2], transport, usual[transport]))
-        if runs[-1].problem:
-            print(f"run {number}: {runs[-1]}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="parmig-hostile-keys-") as fleet:
+        keys = "" if options.plain else str(add_hosts(fleet, [("localhost", "127.0.0.1")], 30)[0])
+        usual = {transport: run(0, "", transport, keys=keys).most_bytes for transport in TRANSPORTS}
+        for number in range(options.runs):
+            transport = TRANSPORTS[number // 2 % 2]
+            runs.append(run(options.seed + number, ROLES[number % 2], transport, usual[transport], keys))
+            if runs[-1].problem:
+                print(f"run {number}: {runs[-1]}", flush=True)
     print(*table(runs), sep="\n")
     return 1 if any(one.problem for one in runs) else 0
 

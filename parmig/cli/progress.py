@@ -57,6 +57,8 @@ def figures(progress: Progress) -> list[str]:
         parts.append(f"{format_size(progress.remaining_bytes)} remaining")
     if progress.time_left_ms is not None:
         parts.append(f"{format_ms(progress.time_left_ms)} left")
+    if progress.converges is False:
+        parts.append("does not converge")
     if progress.throttle_percent:
         parts.append(f"throttled by {progress.throttle_percent} %")
     if progress.insecure:

@@ -26,10 +26,11 @@ from parmig.engine import events
 from parmig.engine.comparison import Comparison
 from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, ScanRegions
+from parmig.engine.prediction.switchover import decide_predicted
 from parmig.engine.record import Record
 from parmig.engine.source_pause import SourcePause
 from parmig.engine.source_steps import Step, does_not_converge, overdue, took_too_long
-from parmig.engine.work.policy import Limits, Verdict, decide, next_throttle_percent
+from parmig.engine.work.policy import Limits, Verdict, next_throttle_percent
 from parmig.engine.work.round_work import RoundKind, RoundWork
 from parmig.errors import ParmigError, ProtocolError
 from parmig.ram.region_digest import combine
@@ -218,7 +219,7 @@ class Coordinator(SourcePause):
         self.record.remaining(self._counted)
         if self._work.lost:
             return self._begin_round(Step.SENDING, now_ns)
-        match decide(self.record.facts, self.limits, now_ns - self.record.marks["active"]):
+        match self._verdict(now_ns):
             case Verdict.CONTINUE:
                 throttled = self._throttle(next_throttle_percent(self.record.facts, self.limits))
                 return throttled + self._begin_round(Step.SENDING, now_ns)
@@ -230,6 +231,10 @@ class Coordinator(SourcePause):
                 return self._fail(does_not_converge(self.record, self.limits))
             case Verdict.TIMEOUT:
                 return self._fail(took_too_long(self.record, self.limits))
+
+    def _verdict(self, now_ns: int) -> Verdict:
+        elapsed_ns = now_ns - self.record.marks["active"]
+        return decide_predicted(self.record.facts, self.limits, elapsed_ns, self.total_pages)
 
     def _throttle(self, percent: int) -> list[Instruction]:
         if percent == self.record.throttle_percent:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from parmig.engine.coordinator import Coordinator
+from parmig.engine.prediction.outlook import Outlook, outlook
 from parmig.engine.report import Progress
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.shared import SharedArea
@@ -40,6 +41,8 @@ class ProgressMeter:
         self._last = ("", 0)
         self._base_pages = 0
         self._base_sent_pages = 0
+        self._outlook: Outlook | None = None
+        self._outlook_of = 0
 
     def look(self) -> Progress | None:
         """The progress, or None if it is too early to show it again."""
@@ -67,6 +70,7 @@ class ProgressMeter:
             remaining = max(0, facts[-1].remaining_pages - done)
         else:
             remaining = self._plan.total_pages - in_round
+        ahead = self._look_ahead(now)
         rates = [(b - a) / seconds for a, b in zip(wire_then, self._looks[-1][2], strict=True)]
         return Progress(
             status=state[0],
@@ -77,7 +81,30 @@ class ProgressMeter:
             rate_bytes_per_s=rate,
             worker_rates_bytes_per_s=tuple(rates),
             path_rates_bytes_per_s=rates_by_path(self._paths, rates),
-            time_left_ms=remaining * PAGE_BYTES / rate * 1000 if rate > 0 else None,
+            time_left_ms=self._time_left_ms(ahead, remaining, rate),
+            converges=ahead.converges if ahead is not None else None,
+            predicted_downtime_ms=ahead.downtime_s * 1000 if ahead is not None else None,
             throttle_percent=self._plan.record.throttle_percent,
             interrupted=self._plan.record.outages.interrupted,
         )
+
+    def _look_ahead(self, now_ns: int) -> Outlook | None:
+        """What is expected since the last round ended; None: no round has, or the pause has begun."""
+        record = self._plan.record
+        if not record.facts or "pausing" in record.marks:
+            return None
+        if self._outlook_of != record.fact_count:
+            self._outlook_of = record.fact_count
+            elapsed_s = (now_ns - record.marks["active"]) / NS_PER_S
+            self._outlook = outlook(record.facts, self._plan.limits, self._plan.total_pages, elapsed_s)
+        return self._outlook
+
+    def _time_left_ms(self, ahead: Outlook | None, remaining_pages: int, rate: float) -> float | None:
+        """How long it takes until the pause. In the first round only the rest of that is known."""
+        if ahead is None:
+            known = rate > 0 and not self._plan.record.facts
+            return remaining_pages * PAGE_BYTES / rate * 1000 if known else None
+        if not ahead.converges or not ahead.rounds:
+            return None
+        share = remaining_pages / max(1, self._plan.record.facts[-1].remaining_pages)
+        return (ahead.round_s * share + ahead.after_s) * 1000

@@ -270,7 +270,9 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
         rate_bytes_per_s: guest bytes handled per second of late.
         worker_rates_bytes_per_s: wire bytes per second of each worker.
         path_rates_bytes_per_s: the same by path, if there are several.
-        time_left_ms: until the pause, estimated; None when unknown.
+        time_left_ms: until the pause, predicted; in round 1 until its end. None when unknown.
+        converges: whether the guest is expected to be paused; None when unknown.
+        predicted_downtime_ms: how long the pages of the pause are expected to take then; None when unknown.
         throttle_percent: how far the guest is slowed down.
         interrupted: channels that have no connection now, and connect again.
         insecure: as in the report.
@@ -286,6 +288,8 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     worker_rates_bytes_per_s: tuple[float, ...] = ()
     path_rates_bytes_per_s: dict[str, float] = {}
     time_left_ms: float | None = None
+    converges: bool | None = None
+    predicted_downtime_ms: float | None = None
     throttle_percent: int = 0
     interrupted: tuple[str, ...] = ()
     insecure: bool = False

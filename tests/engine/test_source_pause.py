@@ -127,3 +127,12 @@ def test_a_failure_that_is_suspected_counts_when_the_program_has_ended() -> None
     walk.plan.handle(c.Suspected(lost), 301 * NS_PER_MS)
     assert walk.plan.handle(HookEnded(BEFORE_HAND_OVER), 302 * NS_PER_MS) == [Do.ABANDON]
     assert walk.plan.error is lost
+
+
+def test_a_predicted_pause_waits_for_smaller_rounds_and_no_longer() -> None:
+    walk = Walk(msgspec.structs.replace(LIMITS, predicted=True))
+    assert walk.send(walk.begin(), until_ms=1120, pages=2560) == COUNT
+    told = walk.count(300)
+    assert walk.plan.step is Step.SENDING
+    assert walk.send(told, until_ms=1184, pages=150) == COUNT
+    assert walk.count(300) == [Do.PAUSE]

@@ -85,8 +85,9 @@ def test_a_receiver_that_waits_is_cancelled() -> None:
 def test_events_and_metrics_tell_a_migration_from_begin_to_end(tmp_path: Path) -> None:
     events, metrics = tmp_path / "events", tmp_path / "metrics.prom"
     with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=16MiB", "--json") as there:
-        more = ("--json", "--events", str(events), "--metrics-file", str(metrics))
-        with Command("send", there.uri(), "--guest", "synthetic:memory=16MiB", *more) as here:
+        more = ("--json", "--events", str(events), "--metrics-file", str(metrics), "--switchover", "predicted")
+        writing = ("--guest", "synthetic:memory=16MiB,rate=20MiB/s", "--max-bandwidth", "40MiB/s")
+        with Command("send", there.uri(), *writing, *more) as here:
             code, report = here.end()
             assert code == 0, here.errors
         assert there.end()[0] == 0, there.errors
@@ -94,6 +95,9 @@ def test_events_and_metrics_tell_a_migration_from_begin_to_end(tmp_path: Path) -
     statuses = [note["status"] for note in notes if note["event"] == "status"]
     assert statuses == ["active", "pre-switchover", "device", "hand-over", "completed"]
     assert [note["round"] for note in notes if note["event"] == "round"] == report["rounds"]
+    outlooks = [note for note in notes if note["event"] == "outlook"]
+    assert outlooks[0]["converges"]
+    assert outlooks[0]["time_left_ms"] > 0
     assert (notes[0]["event"], notes[-1]["event"], notes[-1]["report"]) == ("begin", "end", report)
     assert sum(note.get("took_ms", 0) for note in notes) == pytest.approx(report["downtime_ms"])
     assert 'parmig_status{status="completed"} 1.0' in metrics.read_text()

@@ -38,6 +38,14 @@ class RoundNote(Note, frozen=True, kw_only=True, tag="round"):
     round: RoundReport
 
 
+class OutlookNote(Note, frozen=True, kw_only=True, tag="outlook"):
+    """(source) What is expected since the last round ended, as in the status of ``parmig status``."""
+
+    converges: bool
+    time_left_ms: float | None
+    predicted_downtime_ms: float | None
+
+
 class ThrottleNote(Note, frozen=True, kw_only=True, tag="throttle"):
     """(source) The guest is slowed down by another share of its time; 0: it runs freely."""
 

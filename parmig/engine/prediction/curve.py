@@ -72,7 +72,7 @@ def fit(times_s: Sequence[float], pages: Sequence[float], most_pages: float) -> 
     if at_random.error <= RANDOM_ERROR:
         return Curve(at_random.groups, most_pages)
     # A group that is not done within the longest time looks the same whatever its constant: one of them is enough.
-    useful = np.append(constants[constants <= times.max()], constants[-1])
+    useful = np.append(constants[0], constants[constants <= times.max()])
     in_order = _fit_columns(np.minimum(times[:, None] / useful[None, :], 1.0), counts, useful, ordered=True)
     return Curve(min(at_random, in_order, key=lambda fitted: fitted.error).groups, most_pages)
 
@@ -85,10 +85,10 @@ class _Fitted(NamedTuple):
 
 
 def _constants(shortest_s: float, longest_s: float) -> Numbers:
-    """The time constants to choose from, for points between two times."""
-    first, last = shortest_s / 8, longest_s * LONGEST
+    """The time constants to choose from, for points between two times; the slowest first, which is taken if all fit."""
+    first, last = shortest_s / 2, longest_s * LONGEST
     steps = math.ceil(math.log2(last / first) * CONSTANTS_EACH_OCTAVE)
-    constants: Numbers = first * 2 ** (np.arange(steps + 1) / CONSTANTS_EACH_OCTAVE)
+    constants: Numbers = first * 2 ** (np.arange(steps, -1, -1) / CONSTANTS_EACH_OCTAVE)
     return constants
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
 from parmig.engine.prediction.costs import Costs
-from parmig.engine.prediction.course import Course, CourseRound, Noise, play
+from parmig.engine.prediction.course import Course, play
+from parmig.engine.prediction.rounds import Noise, PredictedRound
 from parmig.engine.prediction.setting import MemoryFacts, Setting
 from parmig.engine.prediction.working_set import WorkingSet
 from parmig.engine.work.policy import Verdict
@@ -50,7 +53,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     total_s: Estimate
     downtime_s: Estimate
     wire_bytes: Estimate
-    course: tuple[CourseRound, ...] = ()
+    course: Sequence[PredictedRound] = ()
 
 
 def predict(

@@ -56,7 +56,8 @@ class EngineStatus(msgspec.Struct, kw_only=True):
 
     ``command`` is ``send``, ``receive`` or ``save``, and ``process`` its process. ``peer`` is the other host's address,
     or the file. ``step`` says what it waits for. ``expected_downtime_ms`` is how long a pause would take now, by the
-    last round; ``time_left_ms`` how long it may take until the pause. Both are null when unknown.
+    last round. ``time_left_ms`` is how long it takes until the pause, and ``predicted_downtime_ms`` how long that is;
+    both are predicted from the rounds so far. ``converges``: whether a pause is expected. All are null when unknown.
     """
 
     parmig: str
@@ -72,6 +73,8 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     setup_time_ms: float | None = None
     expected_downtime_ms: float | None = None
     time_left_ms: float | None = None
+    converges: bool | None = None
+    predicted_downtime_ms: float | None = None
     throttle_percent: int = 0
     ram: RamStatus = msgspec.field(default_factory=RamStatus)
     limits: LimitsStatus = msgspec.field(default_factory=LimitsStatus)
@@ -94,6 +97,8 @@ def with_progress(status: EngineStatus, progress: Progress) -> EngineStatus:
         status=progress.status,
         round=progress.round,
         time_left_ms=progress.time_left_ms,
+        converges=progress.converges,
+        predicted_downtime_ms=progress.predicted_downtime_ms,
         throttle_percent=progress.throttle_percent,
         ram=ram,
         rate_by_path_bytes_per_s=progress.path_rates_bytes_per_s,
@@ -113,6 +118,8 @@ def progress_of(status: EngineStatus) -> Progress:
         worker_rates_bytes_per_s=tuple(one.rate_bytes_per_s for one in status.per_worker),
         path_rates_bytes_per_s=status.rate_by_path_bytes_per_s,
         time_left_ms=status.time_left_ms,
+        converges=status.converges,
+        predicted_downtime_ms=status.predicted_downtime_ms,
         throttle_percent=status.throttle_percent,
         interrupted=tuple(status.interrupted),
     )

@@ -11,6 +11,7 @@ import msgspec
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.events import LimitsChanged
 from parmig.engine.observing.notebook import Notebook
+from parmig.engine.observing.notes import OutlookNote
 from parmig.engine.report import Progress
 from parmig.engine.source_steps import cannot_throttle
 from parmig.engine.steering.change import Change, changed
@@ -41,6 +42,7 @@ class SourceSteering:
         self._shared = shared
         self._paths = paths
         self._workers = workers
+        self._outlook_of = 0
 
     def decide(self, change: Change, answer: Future[None], can_throttle: bool) -> LimitsChanged | None:
         """Whether *change* is made: the event for the plan if it is, or None. Sets *answer* in any case.
@@ -71,6 +73,18 @@ class SourceSteering:
     def post(self, progress: Progress, now_ns: int) -> None:
         """Post the status at *now_ns*, with the figures of *progress*."""
         self._desk.post(self._status(progress, now_ns))
+        if progress.converges is not None and self._outlook_of != progress.round:
+            self._outlook_of = progress.round
+            self._desk.note(
+                [
+                    OutlookNote(
+                        at_ms=(now_ns - self._plan.record.began_ns) / NS_PER_MS,
+                        converges=progress.converges,
+                        time_left_ms=progress.time_left_ms,
+                        predicted_downtime_ms=progress.predicted_downtime_ms,
+                    )
+                ]
+            )
 
     def _status(self, progress: Progress, now_ns: int) -> EngineStatus:
         plan, record = self._plan, self._plan.record

@@ -11,7 +11,7 @@ import msgspec
 from parmig.config import LiveConfig, SendConfig
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
-from parmig.values import MANUAL, PAUSE
+from parmig.values import MANUAL, PAUSE, PREDICTED
 
 SHRINK_WORTHWHILE = 0.75
 """Once the downtime limit is met, another round is worth it while each round leaves under 3/4 of the pages that the
@@ -74,6 +74,7 @@ class Limits(msgspec.Struct, frozen=True):
         throttle: how the guest is slowed down, if ``throttles``; None: not at all.
         pause_now: pause after this round, whatever remains.
         manual: pause only if ``pause_now``, or at the time limit.
+        predicted: pause when the model says so; see ``prediction.switchover``.
         pauses_at_timeout: at the time limit the guest is paused; otherwise the command fails.
     """
 
@@ -85,6 +86,7 @@ class Limits(msgspec.Struct, frozen=True):
     throttles: bool = True
     pause_now: bool = False
     manual: bool = False
+    predicted: bool = False
     pauses_at_timeout: bool = False
 
 
@@ -199,6 +201,7 @@ def limits_of(config: LiveConfig) -> Limits:
         config.timeout_ns,
         switchover_ns=config.switchover_timeout_ns,
         manual=config.switchover == MANUAL,
+        predicted=config.switchover == PREDICTED,
         pauses_at_timeout=config.on_timeout == PAUSE,
     )
     if not isinstance(config, SendConfig):
