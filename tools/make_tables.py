@@ -22,6 +22,7 @@ from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
 from parmig.cli import trace as trace_command
+from parmig.cli.predict import predict
 from parmig.experiments.factors import Factors
 from parmig.experiments.sweep import Sweep
 from parmig.guests.kvm.options import KvmOptions
@@ -49,6 +50,7 @@ COMMANDS = (
     plot.plot,
     trace_command.record,
     trace_command.show,
+    predict,
     keygen.keygen,
 )
 
