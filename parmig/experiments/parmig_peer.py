@@ -21,6 +21,7 @@ from parmig.experiments.free_memory import prepared
 from parmig.experiments.hosts import Host, Hosts, Spent, end
 from parmig.experiments.outcome import Outcome
 from parmig.experiments.qemu_machines import destination_machine, source_machine
+from parmig.ram.traces.trace_file import read_header
 from parmig.units import write_duration_ns, write_size
 
 _COMMAND = [sys.executable, "-m", "parmig"]
@@ -85,6 +86,8 @@ def source_guest(stack: contextlib.ExitStack, host: Host, factors: Factors) -> s
     machine = f"{factors.guest}:memory={factors.memory_bytes}"
     if factors.guest == "kvm":
         return f"{machine},rate={rate},program={_KVM_PROGRAMS[factors.pattern]},fill={fill}"
+    if factors.trace:
+        return f"{_replaying(factors)},fill={fill}"
     return f"{machine},rate={rate},pattern={factors.pattern},touched={factors.touched},fill={fill}"
 
 
@@ -92,8 +95,17 @@ def destination_guest(stack: contextlib.ExitStack, host: Host, factors: Factors)
     """The same at the destination."""
     if factors.guest == "qemu":
         return f"qemu:{stack.enter_context(destination_machine(host, factors)).socket}"
+    if factors.guest == "synthetic" and factors.trace:
+        return _replaying(factors)
     machine = f"{factors.guest}:memory={factors.memory_bytes}"
     return machine if factors.guest == "kvm" else f"{machine},touched={factors.touched}"
+
+
+def _replaying(factors: Factors) -> str:
+    """A guest that replays the trace, with at least the memory of that."""
+    header = read_header(factors.trace)
+    memory_bytes = max(factors.memory_bytes, header.memory_pages * header.page_size_bytes)
+    return f"synthetic:memory={memory_bytes},trace={factors.trace}"
 
 
 class Receiver(NamedTuple):

@@ -54,7 +54,6 @@ def test_advice_names_what_would_help_and_only_that() -> None:
         (4, 100, 0, 400, False),
         (4, 100, 150, 150, True),
         (2, 0, 0, 0, False),
-       ,
     ],
 )
 def test_the_rate_is_that_of_all_paths_within_the_limit(
