@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from parmig import logs
@@ -14,7 +12,7 @@ from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import print_line, printable
 from parmig.cli.signals import cancelling
-from parmig.cli.summary import PIPE_COLUMNS
+from parmig.cli.tables import output_console
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.predicting.predict_config import PredictConfig
 from parmig.engine.predicting.prediction_report import PredictedCell, PredictionReport
@@ -61,8 +59,7 @@ def _predict(guest_text: str, config: PredictConfig, *, quiet: bool) -> Predicti
 
 
 def _show(report: PredictionReport) -> None:
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
+    console = output_console()
     for name, value in headline(report):
         console.print(f"{name:<12} {printable(value)}", soft_wrap=True)
     console.print(table(report))
