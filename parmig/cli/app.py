@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": "Run the migrations of a sweep, and write what each of them gave.",
     "plot": "Draw the results of a sweep, and write a page with pictures and tables.",
     "trace": "Record which pages a guest of this host writes, without moving it, or show a recording.",
+    "simulate": "Simulate guests that leave a host, and name what holds them back.",
     "keygen": "Make the keys and certificates with which hosts trust each other, and nobody else.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",
 }
