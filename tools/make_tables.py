@@ -36,6 +36,7 @@ from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
 from parmig.cli import trace as trace_command
+from parmig.cli.predict import predict
 from parmig.experiments.factors import Factors
 from parmig.experiments.simulation.scenario import Evacuation, Guests, Host, Nic, Scenario, migration_options
 from parmig.experiments.sweep import Sweep
@@ -65,6 +66,7 @@ COMMANDS = (
     simulate.simulate,
     trace_command.record,
     trace_command.show,
+    predict,
     keygen.keygen,
 )
 

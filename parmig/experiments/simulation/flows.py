@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import simpy
@@ -17,16 +17,20 @@ END_BYTES = 1.0
 """A flow that has less than this to carry has ended: the sums are floats."""
 
 
+MOST_KNOWN = 4096
+"""Shares of so many sets of flows are remembered: a worker that takes its next bundle leads back to the same set."""
+
+
 class Sample(msgspec.Struct, frozen=True):
     """How much of each resource was in use from an instant on.
 
     Attributes:
         at_s: since the beginning.
-        used: part of the capacity of each resource, 0 to 1.
+        used: number of a resource to the part of its capacity, 0 to 1; the others were not in use.
     """
 
     at_s: float
-    used: tuple[float, ...]
+    used: dict[int, float]
 
 
 class Flows:
@@ -45,30 +49,25 @@ class Flows:
         self._env = env
         self.resources = tuple(resources)
         self._kinds: list[FlowKind] = []
-        self._owners: list[Hashable] = []
-        self._counts: list[int] = []
-        self._served: list[float] = []
+        self._owners: list[str] = []
         self._waiting: list[list[tuple[float, int, simpy.Event]]] = []
+        # Of kinds that have flows: what each flow has carried since there were some, and its share.
+        self._served: dict[int, float] = {}
+        self._shares: dict[int, Share] = {}
+        self._known: dict[tuple[tuple[int, int], ...], dict[int, Share]] = {}
         self._numbers = itertools.count()
-        self._shares: list[Share] = []
-        self._known: dict[tuple[int, ...], list[Share]] = {}
         self._since_s = env.now
         self._settling = False
         self._turn = 0
         self.samples: list[Sample] = []
-        self.limited_s: dict[Hashable, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._used_s = [0.0] * len(self.resources)
+        self.limited_s: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._used_s: dict[int, float] = defaultdict(float)
 
-    def add_kind(self, kind: FlowKind, owner: Hashable) -> int:
+    def add_kind(self, kind: FlowKind, owner: str) -> int:
         """Make *kind* known, whose flows belong to *owner*; its number."""
-        self._advance()
         self._kinds.append(kind)
         self._owners.append(owner)
-        self._counts.append(0)
-        self._served.append(0.0)
         self._waiting.append([])
-        self._known.clear()
-        self._shares = [*self._shares, Share(0.0, "")]
         return len(self._kinds) - 1
 
     def carry(self, kind: int, size_bytes: float) -> simpy.Event:
@@ -77,19 +76,15 @@ class Flows:
         if size_bytes < END_BYTES:
             return done.succeed()
         self._advance()
-        heapq.heappush(self._waiting[kind], (self._served[kind] + size_bytes, next(self._numbers), done))
-        self._counts[kind] += 1
+        served = self._served.setdefault(kind, 0.0)
+        heapq.heappush(self._waiting[kind], (served + size_bytes, next(self._numbers), done))
         self._settle_soon()
         return done
 
-    def share(self, kind: int) -> float:
-        """What one flow of *kind* carries now, in bytes a second of guest memory."""
-        return self._shares[kind].bytes_per_s
-
-    def used_s(self) -> list[float]:
+    def used_s(self) -> dict[int, float]:
         """How long each resource would have been busy at its full capacity, from the beginning until now."""
         self._advance()
-        return list(self._used_s)
+        return dict(self._used_s)
 
     # -- time -----------------------------------------------------------------------------------
 
@@ -99,18 +94,17 @@ class Flows:
         if passed_s <= 0:
             return
         self._since_s = self._env.now
-        of_owner: dict[Hashable, list[tuple[int, str]]] = defaultdict(list)
-        for number, count in enumerate(self._counts):
-            if count:
-                share = self._shares[number]
-                self._served[number] += share.bytes_per_s * passed_s
-                of_owner[self._owners[number]].append((count, share.limit))
+        of_owner: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for kind in self._served:
+            share = self._shares[kind]
+            self._served[kind] += share.bytes_per_s * passed_s
+            of_owner[self._owners[kind]].append((len(self._waiting[kind]), share.limit))
         for owner, limits in of_owner.items():
             flows = sum(count for count, _ in limits)
             for count, limit in limits:
                 self.limited_s[owner][limit] += passed_s * count / flows
         if self.samples:
-            for number, used in enumerate(self.samples[-1].used):
+            for number, used in self.samples[-1].used.items():
                 self._used_s[number] += used * passed_s
 
     def _settle_soon(self) -> None:
@@ -122,18 +116,21 @@ class Flows:
     def _settle(self, _: simpy.Event) -> None:
         self._settling = False
         self._advance()
-        counts = tuple(self._counts)
+        counts = tuple((kind, len(self._waiting[kind])) for kind in sorted(self._served))
         if counts not in self._known:
-            self._known[counts] = fair_shares(self._kinds, counts, self.resources)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            kinds = [self._kinds[kind] for kind, _ in counts]
+            shares = fair_shares(kinds, [count for _, count in counts], self.resources)
+            self._known[counts] = {kind: share for (kind, _), share in zip(counts, shares, strict=True)}
         if self._shares is not self._known[counts]:
             self._shares = self._known[counts]
             self._note_use()
         self._turn += 1
         next_s = min(
             (
-                (waiting[0][0] - self._served[number]) / self._shares[number].bytes_per_s
-                for number, waiting in enumerate(self._waiting)
-                if waiting
+                (self._waiting[kind][0][0] - served) / self._shares[kind].bytes_per_s
+                for kind, served in self._served.items()
             ),
             default=None,
         )
@@ -145,22 +142,20 @@ class Flows:
         if timer.value != self._turn:
             return  # the shares have changed meanwhile
         self._advance()
-        for number, waiting in enumerate(self._waiting):
-            while waiting and waiting[0][0] - self._served[number] < END_BYTES:
-                self._counts[number] -= 1
+        for kind in list(self._served):
+            waiting = self._waiting[kind]
+            while waiting and waiting[0][0] - self._served[kind] < END_BYTES:
                 heapq.heappop(waiting)[2].succeed()
             if not waiting:
-                self._served[number] = 0.0  # sums stay small, so they stay exact
+                del self._served[kind]
         self._settle_soon()
 
     def _note_use(self) -> None:
-        used = [0.0] * len(self.resources)
-        for kind, count, share in zip(self._kinds, self._counts, self._shares, strict=True):
-            for resource, amount in kind.needs if count else ():
-                used[resource] += count * share.bytes_per_s * amount
-        parts = tuple(
-            min(1.0, amount / resource.capacity) for amount, resource in zip(used, self.resources, strict=True)
-        )
+        used: dict[int, float] = defaultdict(float)
+        for kind, share in self._shares.items():
+            for resource, amount in self._kinds[kind].needs:
+                used[resource] += len(self._waiting[kind]) * share.bytes_per_s * amount
+        parts = {number: min(1.0, amount / self.resources[number].capacity) for number, amount in used.items()}
         if self.samples and self.samples[-1].at_s == self._env.now:
             self.samples.pop()
         self.samples.append(Sample(self._env.now, parts))
