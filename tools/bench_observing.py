@@ -7,9 +7,15 @@ its own, as two hosts would.
 usage: python -m tools.bench_observing [--runs 15] [--mib 1024] [--keep FILE]   # cost of events and metrics
        python -m tools.bench_observing --status [--mib 2048]                    # how fast a command answers
 
-The first prints medians of the rate of round 1, the pause, and the processor time of the source, and what watching
-changes: the median of the differences of each turn, with an interval of 95 % by bootstrap. ``--keep`` appends the turns
-to a file and counts all that are there, so that a long measurement can be made in pieces.
+The first prints medians, and what watching changes: the median of the differences of each turn, with an interval of
+95 % by bootstrap. ``--keep`` appends the turns to a file and counts all that are there, so that a long measurement can
+be made in pieces.
+
+rate             MiB/s of round 1
+pause_ms         of the guest
+command_percent  share of a core that the command ``parmig send`` itself takes after its set-up, without its workers. It
+                 watches for all of them. So it bounds what watching takes from the rate, also where the rates of two
+                 runs on a shared machine differ by more.
 
 The second asks a command how far it is each 20 ms, as ``parmig status`` does, and prints how long the answers take.
 """
@@ -25,8 +31,10 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import psutil
 
 from parmig.config import SendConfig
 from parmig.engine.steering.steering_client import SteeringClient
@@ -39,14 +47,15 @@ from tools.bench_lab import MIB, describe_host, median, migrate_by_commands, to_
 DIRTY_RATE = "20MiB/s"
 SCRAPE_S = 1.0
 ASK_S = 0.02
+SAMPLE_S = 0.02
 
 
 class Cost(msgspec.Struct):
-    """One migration: MiB/s of round 1, milliseconds of pause, processor seconds of the source."""
+    """One migration; see above."""
 
     rate: float
     pause_ms: float
-    processor_s: float
+    command_percent: float
 
 
 class Turn(msgspec.Struct):
@@ -59,7 +68,7 @@ class Turn(msgspec.Struct):
 def move(memory_mib: int, options: Sequence[str]) -> Cost:
     """What one migration with more *options* of ``parmig send`` costs."""
     guest = f"synthetic:memory={memory_mib}MiB"
-    with two_sides(pinned=True) as sides:
+    with two_sides(pinned=True) as sides, _sampling() as samples:
         report = migrate_by_commands(
             f"{guest},rate={DIRTY_RATE}",
             guest,
@@ -70,7 +79,42 @@ def move(memory_mib: int, options: Sequence[str]) -> Cost:
             enter_destination=sides.destination.entered,
         )
         assert report.downtime_ms is not None
-        return Cost(report.throughput_mib_per_s, report.downtime_ms, sides.source.processor_s() or 0.0)
+    sent_s = (report.total_time_ms - (report.setup_time_ms or 0)) / 1000
+    last = samples[-1]
+    first = next(sample for sample in samples if sample.at_s >= last.at_s - sent_s)
+    share = (last.used_s - first.used_s) / (last.at_s - first.at_s)
+    return Cost(report.throughput_mib_per_s, report.downtime_ms, 100 * share)
+
+
+class Sample(NamedTuple):
+    """Processor time of a process so far, and when it was read."""
+
+    at_s: float
+    used_s: float
+
+
+@contextlib.contextmanager
+def _sampling() -> Iterator[list[Sample]]:
+    """What ``parmig send`` itself, a child of this process, has used, as long as it runs in the context."""
+    samples: list[Sample] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        command = None
+        while not ended.wait(SAMPLE_S):
+            with contextlib.suppress(psutil.Error):
+                command = command or next((one for one in psutil.Process().children() if "send" in one.cmdline()), None)
+                if command is not None:
+                    used = command.cpu_times()
+                    samples.append(Sample(time.monotonic(), used.user + used.system))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
 
 
 def move_watched(memory_mib: int) -> Cost:
@@ -119,7 +163,7 @@ def bench_watching(runs: int, memory_mib: int, keep: Path | None) -> dict[str, o
         "watched": _medians([turn.watched for turn in turns]),
         "rate_percent": _change([100 * (turn.watched.rate / turn.unwatched.rate - 1) for turn in turns]),
         "pause_ms": _change([turn.watched.pause_ms - turn.unwatched.pause_ms for turn in turns]),
-        "processor_s": _change([turn.watched.processor_s - turn.unwatched.processor_s for turn in turns]),
+        "command_percent": _change([turn.watched.command_percent - turn.unwatched.command_percent for turn in turns]),
     }
 
 

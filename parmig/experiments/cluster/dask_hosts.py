@@ -156,9 +156,10 @@ class DaskHosts:
 
     def _on_done(self, side: RemoteSide, task: Future) -> None:
         """The task has ended. Its words come by the scheduler, too, and may be under way still."""
-        if task.status == "error" and not side.ended:
+        if task.status != "finished" and not side.ended:
+            reason = task.exception() if task.status == "error" else f"its task is {task.status}"
             side.ended = True
-            side.events.put(SideEvent(side, lost=f"Dask could not run it: {task.exception()}"))
+            side.events.put(SideEvent(side, lost=f"Dask could not run it: {reason}"))
 
 
 @contextlib.contextmanager
