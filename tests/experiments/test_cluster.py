@@ -31,7 +31,7 @@ SWEEP = """
 repeats = 1
 warm-up = 0
 [factors]
-memory = "48MiB"
+memory = "24MiB"
 free-memory = "as-it-is"
 workers = [1, 2, 3]
 """
