@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -17,17 +17,33 @@ import msgspec
 from typer.models import OptionInfo
 
 from parmig import errors, status
-from parmig.cli import bench, cancel, demo, keygen, plot, qemu_args, receive, recover, restore, save, send, watch
+from parmig.cli import (
+    bench,
+    cancel,
+    demo,
+    keygen,
+    plot,
+    qemu_args,
+    receive,
+    recover,
+    restore,
+    save,
+    send,
+    simulate,
+    watch,
+)
 from parmig.cli import inspect as inspect_command
 from parmig.cli import set as set_command
 from parmig.cli import status as status_command
 from parmig.cli import trace as trace_command
+from parmig.cli.predict import predict
 from parmig.experiments.factors import Factors
+from parmig.experiments.simulation.scenario import Evacuation, Guests, Host, Nic, Scenario, migration_options
 from parmig.experiments.sweep import Sweep
 from parmig.guests.kvm.options import KvmOptions
 from parmig.guests.qemu.options import QemuOptions
 from parmig.guests.synthetic.options import SyntheticOptions
-from parmig.options import options_of
+from parmig.options import Option, options_of
 from tools import room_diagram
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,8 +63,10 @@ COMMANDS = (
     qemu_args.qemu_args,
     bench.bench,
     plot.plot,
+    simulate.simulate,
     trace_command.record,
     trace_command.show,
+    predict,
     keygen.keygen,
 )
 
@@ -128,12 +146,12 @@ def guest_table(struct: type[msgspec.Struct]) -> str:
     return "\n".join(lines)
 
 
-def keys_table(struct: type[msgspec.Struct]) -> str:
+def keys_table(options: Mapping[str, Option]) -> str:
     """The keys of a TOML table with their values, defaults and meanings."""
     lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
-    for name, option in options_of(struct).items():
+    for name, option in options.items():
         values = "true|false" if option.is_flag else option.metavar
-        lines.append(_row(f"`{name}`", f"`{values}`", option.shown, option.help))
+        lines.append(_row(f"`{name}`", f"`{values}`", "required" if option.required else option.shown, option.help))
     return "\n".join(lines)
 
 
@@ -153,7 +171,18 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "exit-codes": exit_code_table,
         "errors": error_table,
     },
-    "docs/experiments.md": {"sweep": partial(keys_table, Sweep), "factors": partial(keys_table, Factors)},
+    "docs/experiments.md": {
+        "sweep": partial(keys_table, options_of(Sweep)),
+        "factors": partial(keys_table, options_of(Factors)),
+    },
+    "docs/simulation.md": {
+        "scenario": partial(keys_table, options_of(Scenario)),
+        "hosts": partial(keys_table, options_of(Host)),
+        "nics": partial(keys_table, options_of(Nic)),
+        "guests": partial(keys_table, options_of(Guests)),
+        "migration": partial(keys_table, migration_options()),
+        "evacuation": partial(keys_table, options_of(Evacuation)),
+    },
     "docs/architecture.md": {"status": status_diagram, "rooms": room_diagram.mermaid},
 }
 """File to the tables in it, by name."""

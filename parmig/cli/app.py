@@ -28,9 +28,11 @@ COMMANDS = {
     "set": "Change limits of a running command.",
     "cancel": "Cancel a running command; its guest continues where it was.",
     "qemu-args": "Print the command line that starts the destination of a QEMU guest of this host.",
+    "predict": "Predict how long migrations of a guest of this host would take, and its pauses, without moving it.",
     "bench": "Run the migrations of a sweep, and write what each of them gave.",
     "plot": "Draw the results of a sweep, and write a page with pictures and tables.",
     "trace": "Record which pages a guest of this host writes, without moving it, or show a recording.",
+    "simulate": "Simulate guests that leave a host, and name what holds them back.",
     "keygen": "Make the keys and certificates with which hosts trust each other, and nobody else.",
     "doctor": "Show what this host can do, and how to enable what it cannot do.",
 }

@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json
-from parmig.cli.summary import PIPE_COLUMNS
+from parmig.cli.tables import output_console, plain_table
 from parmig.errors import ParmigError
 from parmig.options import option
 from parmig.probes import Probe, Status, migration_possible, probe_host
@@ -58,15 +55,11 @@ def doctor(options: DoctorOptions, output: o.JsonOutput) -> None:
 
 
 def _print_table(probes: list[Probe]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("what", "state", "found", "what to do"):
-        table.add_column(column, no_wrap=column in ("what", "state"), overflow="fold")
-    for probe in probes:
-        table.add_row(
-            probe.name, Text(probe.status, style=_STYLES[probe.status]), Text(probe.detail), Text(probe.advice)
-        )
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+    rows = [
+        (probe.name, Text(probe.status, style=_STYLES[probe.status]), probe.detail, probe.advice) for probe in probes
+    ]
+    columns = ("what", "state", "found", "what to do")
+    output_console().print(plain_table(columns, rows, folded=("found", "what to do")))
 
 
 def probe_keys(directory: str) -> list[Probe]:

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json
 from parmig.cli.progress import printable
-from parmig.cli.summary import PIPE_COLUMNS
+from parmig.cli.tables import output_console, plain_table
 from parmig.errors import UsageError
 from parmig.inspection import inspect_file
 from parmig.inspection.inspection_report import BlockInspection, DeviceInspection, Inspection
@@ -68,8 +66,7 @@ def _chosen(inspection: Inspection, name: str) -> list[DeviceInspection]:
 
 
 def _print(inspection: Inspection, shown: list[DeviceInspection]) -> None:
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+    console = output_console()
     for name, value in _headline(inspection):
         console.print(f"{name:<12} {printable(value)}", soft_wrap=True)
     if inspection.blocks:
@@ -116,27 +113,23 @@ def _blocks_table(blocks: list[BlockInspection]) -> Table:
     used = [
         place for place in range(len(kinds)) if kinds[place] in ("normal", "zero") or any(row[place] for row in rows)
     ]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("block", overflow="fold")
-    for column in ("size", *(kinds[place] for place in used)):
-        table.add_column(column, justify="right")
-    for block, row in zip(blocks, rows, strict=True):
-        counts = ("?" if row[place] is None else str(row[place]) for place in used)
-        table.add_row(printable(block.name), format_size(block.bytes), *counts)
-    return table
+    columns = ["block", "size", *(kinds[place] for place in used)]
+    lines = [
+        [block.name, format_size(block.bytes), *("?" if row[place] is None else str(row[place]) for place in used)]
+        for block, row in zip(blocks, rows, strict=True)
+    ]
+    return plain_table(columns, lines, right=columns[1:])
 
 
 def _devices_table(inspection: Inspection) -> Table:
     """A row for each device."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("device", overflow="fold")
-    for column in ("instance", "version", "bytes", "fields"):
-        table.add_column(column, justify="right")
+    columns = ("device", "instance", "version", "bytes", "fields")
+    rows = []
     for device in inspection.devices:
         size = "?" if device.bytes is None else str(device.bytes)
         fields = "?" if device.fields is None else str(len(device.fields))
-        table.add_row(printable(device.idstr), str(device.instance_id), str(device.version), size, fields)
-    return table
+        rows.append((device.idstr, str(device.instance_id), str(device.version), size, fields))
+    return plain_table(columns, rows, right=columns[1:])
 
 
 def _lines(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

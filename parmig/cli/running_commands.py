@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from parmig.cli.progress import figures, printable
-from parmig.cli.summary import PIPE_COLUMNS
+from parmig.cli.tables import output_console, plain_table
 from parmig.engine.steering.change import Change, ChangeReport
 from parmig.engine.steering.engine_status import EngineStatus, progress_of
 from parmig.options import options_of
@@ -24,14 +21,11 @@ def print_running(statuses: Sequence[EngineStatus]) -> None:
     if not statuses:
         typer.echo("no parmig command of this user runs here")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("name", "status", "round", "peer", "progress"):
-        table.add_column(column, no_wrap=column not in ("peer", "progress"), overflow="fold")
-    for one in statuses:
-        shown = ", ".join(figures(progress_of(one)))
-        table.add_row(one.name, one.status, str(one.round or ""), printable(one.peer), printable(shown))
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    Console(file=sys.stdout, highlight=False, markup=False, width=width).print(table)
+    rows = [
+        (one.name, one.status, str(one.round or ""), one.peer, ", ".join(figures(progress_of(one)))) for one in statuses
+    ]
+    columns = ("name", "status", "round", "peer", "progress")
+    output_console().print(plain_table(columns, rows, folded=("peer", "progress")))
 
 
 def print_details(status: EngineStatus) -> None:

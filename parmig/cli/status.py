@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Collection
 from typing import Annotated, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
-from parmig.cli.progress import printable
 from parmig.cli.running_commands import print_details, print_running
-from parmig.cli.summary import PIPE_COLUMNS
+from parmig.cli.tables import output_console, plain_table
 from parmig.engine.handover.handover_record import HandOverRecord, RecordState
 from parmig.engine.handover.record_store import Entry, RecordStore
 from parmig.engine.handover.resume_point import resumable_sessions
@@ -127,21 +123,20 @@ def print_sessions(sessions: list[SessionStatus]) -> None:
     if not sessions:
         typer.echo("no hand-over is on record here")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    columns = ("session", "side", "state", "owner", "since", "guest", "to do")
-    for column in columns:
-        table.add_column(column, no_wrap=column not in ("guest", "to do"), overflow="fold")
+    rows = []
     for one in sessions:
-        to_do = one.problem or (
-            f"process {one.process} works on it"
-            if one.process is not None
-            else f"parmig receive --resume {one.session}"
-            if one.resumable
-            else ""
-            if one.settled or one.state == "open"
-            else f"parmig recover {one.session}"
-        )
         guest = f"{one.guest or one.kind} {one.peer}".strip()
-        table.add_row(one.session, one.side, one.state, one.owner, one.since, printable(guest), printable(to_do))
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+        rows.append((one.session, one.side, one.state, one.owner, one.since, guest, to_do(one)))
+    columns = ("session", "side", "state", "owner", "since", "guest", "to do")
+    output_console().print(plain_table(columns, rows, folded=("guest", "to do")))
+
+
+def to_do(session: SessionStatus) -> str:
+    """What has to be done about *session*, in the words of a table; empty: nothing."""
+    if session.problem:
+        return session.problem
+    if session.process is not None:
+        return f"process {session.process} works on it"
+    if session.resumable:
+        return f"parmig receive --resume {session.session}"
+    return "" if session.settled or session.state == "open" else f"parmig recover {session.session}"

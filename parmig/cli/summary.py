@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from parmig.cli.progress import printable
+from parmig.cli.tables import output_console, plain_table
 from parmig.engine.report import CodecReport, DowntimePhases, Report, SnapshotReport
 from parmig.units import MIB, format_ms, format_rate, format_size
-
-PIPE_COLUMNS = 120
-"""Width if there is no terminal to ask; wide enough that no table wraps."""
-
 
 PHASES_COLUMNS = 80
 """Width of a line of downtime phases: with its name it fits the width of a document."""
@@ -27,8 +22,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 def print_summary(report: Report) -> None:
     """Print *report* on standard output."""
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
+    console = output_console()
     for name, value in headline(report):
         console.print(f"{name:<12} {printable(value)}", soft_wrap=True)
     if report.rounds:
@@ -124,30 +118,28 @@ def _verified(report: Report) -> str:
 
 def rounds_table(report: Report) -> Table:
     """A row for each round."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
     throttled = bool(report.max_throttle_percent)
     columns = ["round", "dirty pages", "sent", "zero", "skipped", "wire", "scan", "duration"]
-    for column in columns + ["throttle"] * throttled:
-        table.add_column(column, justify="right")
-    for round_ in report.rounds:
-        table.add_row(
+    columns += ["throttle"] * throttled
+    rows = [
+        [
             f"{round_.round}{' (paused)' if round_.paused else ''}",
             *(str(pages) for pages in (round_.dirty_pages, round_.sent_pages, round_.zero_pages, round_.skipped_pages)),
             format_size(round_.wire_bytes),
             format_ms(round_.scan_ms),
             format_ms(round_.duration_ms),
             *[f"{round_.throttle_percent} %"] * throttled,
-        )
-    return table
+        ]
+        for round_ in report.rounds
+    ]
+    return plain_table(columns, rows, right=columns)
 
 
 def workers_table(report: Report) -> Table:
     """A row for each worker."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("worker", "path", "sent pages", "wire", "busy", "waiting", "regions taken over"):
-        table.add_column(column, justify="left" if column == "path" else "right")
-    for worker in report.per_worker:
-        table.add_row(
+    columns = ("worker", "path", "sent pages", "wire", "busy", "waiting", "regions taken over")
+    rows = [
+        [
             str(worker.worker),
             worker.path,
             str(worker.sent_pages),
@@ -155,5 +147,7 @@ def workers_table(report: Report) -> Table:
             format_ms(worker.busy_ms),
             format_ms(worker.waiting_ms),
             str(worker.stolen_regions),
-        )
-    return table
+        ]
+        for worker in report.per_worker
+    ]
+    return plain_table(columns, rows, right=set(columns) - {"path"})

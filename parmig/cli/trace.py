@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from parmig import logs
@@ -19,7 +17,7 @@ from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import print_line, printable
 from parmig.cli.signals import cancelling
-from parmig.cli.summary import PIPE_COLUMNS
+from parmig.cli.tables import output_console, plain_table
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.tracing.trace_config import TraceConfig
 from parmig.engine.tracing.write_watch import WriteWatch
@@ -148,9 +146,7 @@ def _show(summary: TraceSummary, *, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    console = Console(
-        file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS
-    )
+    console = output_console()
     for name, value in _headline(summary):
         console.print(f"{name:<12} {printable(value)}", soft_wrap=True)
     if any(summary.written_pages):
@@ -180,11 +176,10 @@ def _headline(summary: TraceSummary) -> list[tuple[str, str]]:
 
 
 def _working_set(summary: TraceSummary) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("within", "different pages", "of memory"):
-        table.add_column(column, justify="right")
+    rows = []
     for point in summary.working_set:
         size_bytes = point.pages * summary.page_size_bytes
         within = format_ms(point.intervals * summary.interval_ms)
-        table.add_row(within, format_size(size_bytes), f"{size_bytes / summary.memory_bytes:.1%}")
-    return table
+        rows.append((within, format_size(size_bytes), f"{size_bytes / summary.memory_bytes:.1%}"))
+    columns = ("within", "different pages", "of memory")
+    return plain_table(columns, rows, right=columns)

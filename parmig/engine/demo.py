@@ -24,6 +24,7 @@ from parmig.engine.sender import MigrationSender
 from parmig.errors import CancelledError, HostRefusedError, LimitExceededError, ParmigError, UsageError
 from parmig.guests.guest import Guest
 from parmig.guests.registry import open_guest
+from parmig.ram.traces.trace_file import read_header
 from parmig.units import NS_PER_S, format_size
 
 LISTEN_LIMIT_S = 20.0
@@ -75,7 +76,7 @@ class Demo:
         """
         self._config.check()
         self._sending.check()
-        require_memory(self._config.memory_bytes)
+        require_memory(self._memory_bytes())
         with ExitStack() as stack:
             source_text, destination_text = self._guests(stack)
             source = stack.enter_context(open_guest(source_text, incoming=False))
@@ -85,6 +86,12 @@ class Demo:
             _merge(report, arrived)
             self.checked = check_arrived(destination, report)
             return report
+
+    def _memory_bytes(self) -> int:
+        if not self._config.trace:
+            return self._config.memory_bytes
+        header = read_header(self._config.trace)
+        return header.memory_pages * header.page_size_bytes
 
     def _guests(self, stack: ExitStack) -> tuple[str, str]:
         """What to open as the source and as the destination; *stack* ends what was started for it."""
@@ -96,6 +103,9 @@ class Demo:
         if config.guest == "kvm":
             machine = f"kvm:memory={config.memory_bytes},vcpus={config.vcpus}"
             return f"{machine},program={_kvm_program(config.pattern)},rate={config.dirty_rate_bytes_per_s}", machine
+        if config.trace:
+            machine = f"synthetic:trace={config.trace}"
+            return machine, machine
         memory = f"synthetic:memory={config.memory_bytes}"
         return f"{memory},rate={config.dirty_rate_bytes_per_s},pattern={config.pattern}", memory
 

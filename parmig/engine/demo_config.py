@@ -29,6 +29,14 @@ class DemoConfig(Config, frozen=True, kw_only=True):
         str,
         option("(synthetic, kvm) Where the guest writes. kvm knows random and sequential only.", choices=PATTERNS),
     ] = "random"
+    trace: Annotated[
+        str,
+        option(
+            "(synthetic) A trace that the guest replays, instead of --memory, --dirty-rate and --pattern.",
+            FILE,
+            shown="none",
+        ),
+    ] = ""
     vcpus: Annotated[int, option("(kvm) Virtual CPUs of the guest.", COUNT, ge=1, le=64)] = 2
     kernel: Annotated[str, option("(qemu) Linux kernel to boot.", FILE, shown="firmware only")] = ""
     initrd: Annotated[str, option("(qemu) Initial RAM disk of the kernel.", FILE, shown="none")] = ""

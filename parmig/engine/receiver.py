@@ -17,8 +17,8 @@ from parmig.engine.agreement import check_configure
 from parmig.engine.driver import POLL_MS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.handover.record_store import RecordStore
-from parmig.engine.messages import error_reports, peer_messages
-from parmig.engine.messages.peer_messages import Configure
+from parmig.engine.messages import error_reports
+from parmig.engine.messages.peer_messages import Configure, Refuse
 from parmig.engine.mismatch import Mismatch, joined
 from parmig.engine.one_host.adoption import Adoption
 from parmig.engine.one_host.in_place import Staying, kept_blocks
@@ -214,7 +214,7 @@ class MigrationReceiver:
         except ParmigError as error:
             resuming.close()
             with contextlib.suppress(PeerLostError):
-                control.write(peer_messages.Refuse(f"the destination failed: {error}"))
+                control.write(Refuse(f"the destination failed: {error}"))
             control.close(LINGER_MS)
             raise
         finally:

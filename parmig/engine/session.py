@@ -273,19 +273,18 @@ class ReceiveSession(Driver[Instruction]):
 
     def fill_in(self, report: Report) -> None:
         """Add to *report* what this session knows."""
-        wish = self.wish
         report.status = self.plan.status.value
         report.state_bytes = self.plan.state_bytes
         if self.plan.error is not None:
             report.error = error_reports.describe_error(self.plan.error)
         if not self.plan.established:
             return
-        report.encryption = encryption_report(self._control.encryption, wish.transport)
-        report.workers, report.compression, report.transport = len(self._pool), choice_of(wish), wish.transport
-        report.guest.memory_bytes = sum(block.size_bytes for block in wish.blocks)
-        report.guest.page_size_bytes = page_size_of_memory(wish.blocks)
-        report.ram = self._listeners.ram_report()
-        report.ram.note_in_place([wish.blocks[number] for number in self._in_place])
+        report.encryption = encryption_report(self._control.encryption, self.wish.transport)
+        report.compression, report.transport = choice_of(self.wish), self.wish.transport
+        report.guest.memory_bytes = sum(block.size_bytes for block in self.wish.blocks)
+        report.guest.page_size_bytes = page_size_of_memory(self.wish.blocks)
+        report.workers, report.ram = len(self._pool), self._listeners.ram_report()
+        report.ram.note_in_place([self.wish.blocks[number] for number in self._in_place])
         report.outages = self._outages.reports(self._began_ns, time.monotonic_ns(), completed=self.plan.error is None)
         report.codecs = self._listeners.codec_reports()
         report.digest = DigestReport(source=self.plan.source_digest, destination=self.plan.digest)

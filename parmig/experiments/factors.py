@@ -15,6 +15,7 @@ from parmig.config import CODECS, DEFAULT_BATCH_BYTES, MAX_BATCH_BYTES, MAX_WORK
 from parmig.guests.synthetic.options import FILLS, SHARE
 from parmig.options import COUNT, DURATION, RATE, SIZE, Option, option, options_of
 from parmig.units import MIB, NS_PER_MS, format_bit_rate
+from parmig.values import FILE
 
 PEERS = ("parmig", "qemu-precopy", "qemu-multifd", "iperf3", "bare")
 GUESTS = ("synthetic", "kvm", "qemu")
@@ -52,6 +53,15 @@ class Factors(msgspec.Struct, frozen=True, kw_only=True):
     pattern: Annotated[
         str, option("(synthetic, kvm) Which pages it writes. kvm knows random and sequential only.", choices=PATTERNS)
     ] = "random"
+    trace: Annotated[
+        str,
+        option(
+            "(synthetic) A trace that the guest replays, instead of dirty-rate, pattern and touched. The guest has at "
+            "least the memory of the trace. See traces.md.",
+            FILE,
+            shown="none",
+        ),
+    ] = ""
     touched: Annotated[str, option("(synthetic) How much of the memory it writes.", SHARE)] = "100%"
     fill: Annotated[
         str, option("What the memory contains at the start. kvm and qemu know random and zero only.", choices=FILLS)
@@ -99,6 +109,7 @@ class Factors(msgspec.Struct, frozen=True, kw_only=True):
 _LINKS = {"peer", "workers", "memory_bytes", "link_rate_bytes_per_s", "link_delay_ns"}
 _MOVES = _LINKS | {"guest", "fill", "free_memory", "downtime_limit_ns", "auto_converge"}
 _OF_WRITERS = {"dirty_rate_bytes_per_s", "pattern"}
+_OF_SYNTHETIC = {"touched", "trace"}
 
 _MATTER: dict[str, set[str]] = {
     "parmig": set(Factors.__struct_fields__),
@@ -111,8 +122,8 @@ _MATTER: dict[str, set[str]] = {
 
 _DO_NOT_MATTER: dict[str, set[str]] = {
     "synthetic": set(),
-    "kvm": {"touched"},
-    "qemu": _OF_WRITERS | {"touched"},
+    "kvm": _OF_SYNTHETIC,
+    "qemu": _OF_WRITERS | _OF_SYNTHETIC,
 }
 """Guest to the factors that it has not."""
 
@@ -120,6 +131,8 @@ _DO_NOT_MATTER: dict[str, set[str]] = {
 def matters(factors: Factors, field: str) -> bool:
     """Whether the factor *field* makes a difference to the peer and the guest."""
     if field == "guest" and factors.peer != "parmig":
+        return False
+    if factors.trace and factors.guest == "synthetic" and field in _OF_WRITERS | {"touched"}:
         return False
     return field in _MATTER[factors.peer] - _DO_NOT_MATTER[factors.guest]
 

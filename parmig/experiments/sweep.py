@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ import msgspec
 
 from parmig.errors import UsageError
 from parmig.experiments.factors import Factors, impossible, normalised, varied
+from parmig.experiments.toml_tables import parse_toml, read_text, value_of
 from parmig.options import COUNT, DURATION, Option, nearest, option, options_of
 from parmig.units import NS_PER_S
 
@@ -108,23 +108,21 @@ def parse_sweep(text: str, name: str) -> Sweep:
     Raises:
         UsageError: it is no TOML, or has an unknown key or a value that is not allowed; the message names the key.
     """
-    try:
-        table = tomllib.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{name} is not a TOML file: {error}") from error
+    table = parse_toml(text, name)
     factors = table.pop(FACTORS, {})
     if not isinstance(factors, dict):
         raise UsageError(f"{FACTORS!r} in {name} is a value; expected a table, which begins with [{FACTORS}]")
     known = options_of(Sweep)
     values = {
-        known[key].field: _value(known[key], value, f"{key!r} in {name}") for key, value in _checked(table, known, name)
+        known[key].field: value_of(known[key], value, f"{key!r} in {name}")
+        for key, value in _checked(table, known, name)
     }
     known = options_of(Factors)
     lists = {}
     for key, value in _checked(factors, known, f"[{FACTORS}] of {name}"):
         where = f"factor {key!r} in {name}"
         given = value if isinstance(value, list) else [value]
-        levels = tuple(_value(known[key], level, where) for level in given)
+        levels = tuple(value_of(known[key], level, where) for level in given)
         if not levels or len(set(levels)) < len(levels):
             raise UsageError(f"{where} is {value!r}; expected one or more values, each once")
         lists[known[key].field] = levels
@@ -139,11 +137,7 @@ def read_sweep(path: Path) -> str:
     Raises:
         UsageError: the file cannot be read.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"cannot read {path}: {reason}; give the path of a TOML file") from error
+    return read_text(path)
 
 
 def text_for_cluster(text: str, name: str) -> str:
@@ -154,7 +148,7 @@ def text_for_cluster(text: str, name: str) -> str:
     """
     if parse_sweep(text, name).hosts == CLUSTER:
         return text
-    if "hosts" in tomllib.loads(text):
+    if "hosts" in parse_toml(text, name):
         raise UsageError(f"{name} has other hosts than {CLUSTER!r}; leave out the key 'hosts', or --cluster")
     return f'hosts = "{CLUSTER}"\n{text}'
 
@@ -167,20 +161,6 @@ def _checked(table: Mapping[str, Any], known: Mapping[str, Option], where: str) 
             hint = f"it is a factor: write it below [{FACTORS}]" if inside else nearest(key, known)
             raise UsageError(f"unknown key {key!r} in {where}; {hint}")
     return list(table.items())
-
-
-def _value(declared: Option, value: Any, where: str) -> Any:
-    """What *value* of the file means."""
-    try:
-        if declared.is_flag:
-            if isinstance(value, bool):
-                return value
-        elif isinstance(value, str | int) and not isinstance(value, bool):
-            return declared.read(str(value))
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    expected = "true or false" if declared.is_flag else f"{declared.expected}, in quotes if it has a unit"
-    raise UsageError(f"{where} is {value!r}; expected {expected}")
 
 
 def _check(sweep: Sweep, name: str) -> None:

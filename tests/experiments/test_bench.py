@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from parmig.cli.app import app
 from parmig.errors import UsageError
+from parmig.experiments import run
 from parmig.experiments.factors import Factors
 from parmig.experiments.interruption import Interruption
+from parmig.experiments.notebook import sweep_text
 from parmig.experiments.results import Results, load_results, open_results
 from parmig.experiments.running import run_once
 from parmig.experiments.sweep import Run, Sweep, parse_sweep
@@ -173,3 +175,24 @@ def test_a_missing_program_ends_the_sweep_before_a_run(tmp_path: Path, monkeypat
     assert result.exit_code == 3
     assert "iperf3 is not installed" in result.stderr
     assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_a_sweep_for_a_notebook_is_a_path_a_text_or_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(SWEEP)
+    mapping = {"description": 'A "small" one.', "repeats": 1, "factors": {"workers": [1, 2], "auto-converge": True}}
+    assert sweep_text(path) == sweep_text(str(path)) == (SWEEP, "small.toml")
+    assert sweep_text(SWEEP)[0] == SWEEP
+    sweep = parse_sweep(*sweep_text(mapping))
+    assert sweep.description == 'A "small" one.'
+    assert sweep.factors == {"workers": (1, 2), "auto_converge": (True,)}
+    with pytest.raises(UsageError, match=r"'workers' of the sweep is 1\.5"):
+        sweep_text({"factors": {"workers": 1.5}})
+
+
+def test_the_runs_of_a_sweep_are_a_table(swept: Path) -> None:
+    pytest.importorskip("pandas")
+    runs = run(SWEEP, swept, progress=False)  # all of them have ended
+    assert sorted(runs["key"]) == ["1-1", "1-2", "1-3", "1-4"]
+    assert set(runs["status"]) == {"completed"}
+    assert isinstance(runs["report.rounds"][0], list)

@@ -13,6 +13,7 @@ from parmig.errors import UsageError
 from parmig.experiments.factors import FREE_MEMORY, GUESTS, PEERS, Factors, impossible, normalised, written
 from parmig.experiments.sweep import Sweep, parse_sweep, plan_of
 from parmig.units import MIB
+from tools.make_golden_trace import FILE
 
 LEVELS = {
     "peer": PEERS,
@@ -143,3 +144,14 @@ def test_a_grid_over_peers_runs_each_peer_only_with_what_it_depends_on() -> None
 def test_a_mistake_is_named(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan_of(parse_sweep(text, "x.toml"))
+
+
+def test_a_trace_takes_the_place_of_what_a_synthetic_guest_writes() -> None:
+    sweep = parse_sweep(
+        f'[factors]\ntrace = "{FILE}"\npattern = ["random", "hot"]\nguest = ["synthetic", "kvm"]', "traces.toml"
+    )
+    combinations = plan_of(sweep).combinations
+    assert {(one.guest, one.pattern, one.trace) for one in combinations} == {
+        ("synthetic", "random", str(FILE)),
+        ("kvm", "random", ""),
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.custody import Custody
@@ -17,6 +17,7 @@ from parmig.engine.guest_thread import GuestThread
 from parmig.errors import CancelledError, GuestError
 from parmig.guests.guest import DirtyLog, Guest
 from parmig.ram.bits import NO_INDEX, Index
+from parmig.ram.blocks import BlockMemory
 from parmig.ram.traces.trace import TraceBlock, TraceSource
 from parmig.ram.traces.write_scan import WriteScan
 from parmig.transport.polling import Poller
@@ -32,14 +33,18 @@ class WriteWatch:
     Args:
         guest: opened by the caller, who also closes it.
         tracker: kind of dirty log to ask the guest for.
+        look: called with the memory of the guest before its log is started.
 
     Attributes:
         log: the dirty log that the guest has started.
         source: what is watched, for the header of a trace.
     """
 
-    def __init__(self, guest: Guest, tracker: str) -> None:
+    def __init__(
+        self, guest: Guest, tracker: str, *, look: Callable[[Sequence[BlockMemory]], None] = lambda _: None
+    ) -> None:
         self._guest = guest
+        self._before = look
         self._kind = tracker
         self._thread = GuestThread()
         self._custody = Custody(guest, self._thread, GUARDIAN_PROGRAM)
@@ -58,6 +63,7 @@ class WriteWatch:
         info = self._thread.call(self._guest.info)
         memory = list(self._thread.call(self._guest.memory))
         self._check_cancelled()
+        self._before(memory)
         self._thread.call(self._custody.arm)
         self._started = True
         self.log = self._thread.call(self._guest.start_dirty_log, self._kind)

@@ -29,15 +29,19 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1100p
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .4rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
 p { max-width: 46rem; } .soft { color: var(--soft); }
-nav a { color: var(--accent); text-decoration: none; margin-right: 1.1rem; }
-img { width: 100%; height: auto; display: block; margin: .8rem 0; }
+nav a { color: var(--accent); text-decoration: none; margin-right: 1.1rem; display: inline-block; }
+nav a:hover { text-decoration: underline; }
+img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
 .wide { overflow-x: auto; }
+@media (max-width: 700px) { body { margin: 1.2rem auto; } h1 { font-size: 1.35rem; } img { max-width: none; } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; margin: .8rem 0; }
 th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--line); padding: .35rem .8rem .35rem 0; }
 td { border-bottom: 1px solid var(--line); padding: .28rem .8rem .28rem 0; white-space: nowrap; }
 td.n, th.n { text-align: right; } td small { color: var(--soft); display: inline-block; min-width: 6.5rem; }
 td.bar { background: linear-gradient(to right, #dbe8f6 var(--share), transparent var(--share)) no-repeat;
-  padding-left: .4rem; }
+  background-size: calc(100% - .8rem) 100%; }
+td.bar b { display: inline-block; min-width: 3rem; text-align: right; }
+th.bar { padding-left: .55rem; }
 pre { background: #f6f7f9; padding: .9rem 1.1rem; overflow-x: auto; font-size: .84rem; border-radius: 6px; }
 """
 
@@ -79,13 +83,19 @@ def _summary(rows: Sequence[Row], table: Sequence[Cell]) -> str:
     failed = sum(cell.failed for cell in table)
     words = f"{len(rows)} runs of {len(table)} combinations"
     words += f", {failed} of them failed" if failed else ", none failed"
-    began = sorted(row["began"] for row in rows)
-    return f"{words}. {escape(began[0])} to {escape(began[-1])}."
+    first, last = (_moment(pick(row["began"] for row in rows)) for pick in (min, max))
+    return f"{words}. {escape(first)} to {escape(last if last[:10] != first[:10] else last[11:])} UTC."
+
+
+def _moment(written: str) -> str:
+    """``2026-11-30 18:04`` of what a row has as ``2026-11-30T18:04:55Z``."""
+    return written[:16].replace("T", " ")
 
 
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode()
-    return f'<p>{escape(picture.words)}</p><img alt="{escape(picture.title)}" src="data:image/svg+xml;base64,{data}">'
+    image = f'<img alt="{escape(picture.title)}" src="data:image/svg+xml;base64,{data}">'
+    return f'<p>{escape(picture.words)}</p><div class="wide">{image}</div>'
 
 
 def _peers(table: Sequence[Cell]) -> str:
@@ -141,7 +151,8 @@ def _figure(figure: Figure | None, top: float) -> str:
 
 
 def _table(heads: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
-    names = "".join(f"<th>{escape(head)}</th>" for head in [*heads, *_HEADS.values()])
+    names = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    names += "".join(f'<th class="bar">{escape(head)}</th>' for head in _HEADS.values())
     rows = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
     return f'<div class="wide"><table><tr>{names}</tr>{rows}</table></div>'
 

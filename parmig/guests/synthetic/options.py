@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import pairwise
 from typing import Annotated
@@ -10,11 +11,12 @@ from typing import Annotated
 import msgspec
 
 from parmig.config import PATTERNS, TRACKERS
-from parmig.errors import UsageError
+from parmig.errors import TraceError, UsageError
 from parmig.guests.options import read_options
-from parmig.options import COUNT, RATE, SIZE, Unit, option
+from parmig.options import COUNT, DURATION, RATE, SIZE, Unit, option
 from parmig.ram.blocks import PAGE_BYTES, GuestRange, RamBlock
-from parmig.units import MIB, parse_number, parse_size, write_size
+from parmig.units import MIB, NS_PER_S, parse_number, parse_size, write_size
+from parmig.values import FILE
 
 MACHINE = "synthetic-2"
 """What device state depends on; raise the number when the devices change."""
@@ -76,6 +78,19 @@ class SyntheticOptions(msgspec.Struct, frozen=True, kw_only=True):
         str,
         option("The dirty log that --tracker auto selects. auto: whatever the host allows.", choices=TRACKERS),
     ] = "auto"
+    trace: Annotated[
+        str,
+        option(
+            "A trace to replay, instead of rate, pattern and touched; the same file on both sides. The memory is that "
+            "of the trace if it is not given. See traces.md.",
+            FILE,
+            shown="none",
+        ),
+    ] = ""
+    head_start_ns: Annotated[
+        int,
+        option("How long it runs before the command goes on, so that it is warm.", DURATION, ge=0, le=60 * NS_PER_S),
+    ] = 0
     running: Annotated[bool, option("Whether it runs from the start. The destination ignores it.")] = True
 
     @property
@@ -93,6 +108,8 @@ def parse_options(text: str) -> SyntheticOptions:
         UsageError: as :func:`read_options`, or values that contradict each other.
     """
     options = read_options(text, SyntheticOptions, "synthetic")
+    if options.trace:
+        options = _replaying(options, {item.partition("=")[0].strip() for item in text.split(",")})
     if options.memory_bytes < _BLOCK_PAGES_MIN * PAGE_BYTES * options.blocks:
         raise UsageError(
             f"memory={write_size(options.memory_bytes)} of a synthetic guest is too small for {options.blocks} blocks; "
@@ -104,6 +121,28 @@ def parse_options(text: str) -> SyntheticOptions:
             "give a smaller size, or a share like 50%"
         )
     return options
+
+
+def _replaying(options: SyntheticOptions, given: set[str]) -> SyntheticOptions:
+    """*options* with the memory of their trace, where *given*, the names that the user wrote, has none."""
+    from parmig.ram.traces.trace_file import read_header  # its libraries take 10 ms to import
+
+    if others := sorted(given & {"rate", "pattern", "touched"}):
+        raise UsageError(
+            f"a synthetic guest with trace={options.trace} writes what the trace says; leave out {', '.join(others)}"
+        )
+    try:
+        header = read_header(options.trace)
+    except TraceError as error:
+        raise UsageError(f"option 'trace' of synthetic guests: {error}") from error
+    trace_bytes = header.memory_pages * header.page_size_bytes
+    memory_bytes = options.memory_bytes if "memory" in given else trace_bytes
+    if memory_bytes < trace_bytes:
+        raise UsageError(
+            f"memory={write_size(memory_bytes)} of a synthetic guest is less than its trace is of, expected "
+            f"{write_size(trace_bytes)} or more; leave out memory"
+        )
+    return msgspec.structs.replace(options, memory_bytes=memory_bytes, trace=os.path.abspath(options.trace))
 
 
 def block_layout(options: SyntheticOptions) -> tuple[RamBlock, ...]:

@@ -18,7 +18,7 @@ from parmig.guests.synthetic.ledger import BlockLedger, Marker, PageNumbers, Wor
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import U64, Buffer, Byte, Limit, migration_state
-from parmig.units import KIB, NS_PER_S
+from parmig.units import KIB, NS_PER_MS, NS_PER_S
 
 RING_ENTRIES = 256
 _RING_LAG = 8
@@ -29,7 +29,7 @@ _LOG_BYTES = 64 * KIB
 _LINE_BYTES = 128
 _TICKS_PER_LINE = 20
 _BURST_NS = NS_PER_S // 2
-_TICK_PAGES_MAX = 8192  # about 20 ms of writing: what a pause waits for at most
+TICK_PAGES_MAX = 8192  # about 20 ms of writing: what a pause waits for at most
 
 
 @migration_state("counter")
@@ -154,8 +154,12 @@ class Writer:
         rate_bytes_per_s: pages written per second, in bytes.
         pattern: one of PATTERNS.
         seed: seed of the choice of pages.
+
+    Attributes:
+        late_ns_max: if the host let the guest run this late or later, it does not make up for more than this.
     """
 
+    late_ns_max = 20 * NS_PER_MS
     rate_bytes_per_s: U64
     seed: U64
     step: U64
@@ -173,6 +177,11 @@ class Writer:
         self.credit = 0
         self.throttle_percent = 0
 
+    @property
+    def asked_bytes_per_s(self) -> float:
+        """How fast it is to write, whatever the host does."""
+        return float(self.rate_bytes_per_s)
+
     def tick(self, elapsed_ns: int) -> None:
         """Write what is due after *elapsed_ns* of running."""
         self.run_ns += elapsed_ns
@@ -184,7 +193,7 @@ class Writer:
         page_credit = PAGE_BYTES * NS_PER_S * 100
         due_pages = self.credit // page_credit
         self.credit -= due_pages * page_credit
-        self.write(min(due_pages, _TICK_PAGES_MAX))
+        self.write(min(due_pages, TICK_PAGES_MAX))
 
     def write(self, pages: int) -> None:
         """Write to the next *pages* pages of the pattern."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from parmig.errors import GuestError
 from parmig.guests.guest import DirtyLog
+from parmig.guests.pulse import PulseLog
 from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.monitor import Monitor, Pipe, serve
 from parmig.guests.synthetic.ledger import BlockLedger, mix_one
@@ -25,8 +27,10 @@ from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import state_of
 from parmig.units import NS_PER_MS, NS_PER_S
 
+if TYPE_CHECKING:
+    from parmig.guests.synthetic.replay import Replay
+
 _TICK_NS = 5 * NS_PER_MS
-_LATE_NS = 4 * _TICK_NS  # a guest that was delayed does not make up for more lost time than this
 
 
 class SyntheticStats(msgspec.Struct, frozen=True):
@@ -92,7 +96,8 @@ class SyntheticMonitor(Monitor):
         self._counter = CounterDevice()
         self._ring = RingDevice(self._mappings[0], self._dirty.marker(0))
         self._serial = SerialLog()
-        self._writer = Writer(self._ledgers, options.rate_bytes_per_s, options.pattern, options.seed)
+        self._writer = self._make_writer(options)
+        self.pulse = PulseLog(self._writer.asked_bytes_per_s)
         for device in (self._counter, self._ring, self._serial, self._writer):
             self.registry.register(state_of(device))
         for index, ledger in enumerate(self._ledgers):
@@ -100,6 +105,16 @@ class SyntheticMonitor(Monitor):
             if not start.incoming and options.fill != "zero":
                 ledger.fill(options.fill)
         self._ticked_ns = 0
+
+    def _make_writer(self, options: SyntheticOptions) -> Writer | Replay:
+        if not options.trace:
+            return Writer(self._ledgers, options.rate_bytes_per_s, options.pattern, options.seed)
+        from parmig.guests.synthetic.replay import Replay  # its libraries take 10 ms to import
+        from parmig.ram.traces.trace_file import read_trace
+
+        trace = read_trace(options.trace)
+        self.machine = f"{MACHINE},trace={trace.digest:016x}"
+        return Replay(self._ledgers, trace)
 
     def run(self) -> int:
         self._ticked_ns = time.monotonic_ns()
@@ -119,7 +134,8 @@ class SyntheticMonitor(Monitor):
             self._counter.tick()
             self._ring.tick()
             self._serial.tick(self._counter.value)
-            self._writer.tick(min(elapsed_ns, _LATE_NS))
+            self._writer.tick(min(elapsed_ns, self._writer.late_ns_max))
+            self.pulse.note(time.monotonic_ns(), self._writer.step)
         return max(0, self._ticked_ns + _TICK_NS - time.monotonic_ns()) / NS_PER_S
 
     def throttle(self, percent: int) -> None:

@@ -51,6 +51,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
             longer than an interval covers several: its pages are in the first of them, the others are empty and have
             the same instant.
         source: where the trace comes from.
+        digest: of the file that it was read from; 0: of none.
     """
 
     interval_ns: int
@@ -59,6 +60,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     written: list[Index]
     scanned_ns: list[int] = []
     source: TraceSource = TraceSource()
+    digest: int = 0
 
     @property
     def duration_ns(self) -> int:

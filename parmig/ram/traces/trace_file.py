@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,9 +82,26 @@ def read_trace(path: str | Path) -> Trace:
     Raises:
         TraceError: the file cannot be read, is no trace, or is damaged; the message names it.
     """
+    with _opened(path) as file:
+        return load_trace(file)
+
+
+def read_header(path: str | Path) -> f.TraceHeader:
+    """Read only the header of the trace in the file at *path*.
+
+    Raises:
+        TraceError: the file cannot be read, or does not begin like a trace; the message names it.
+    """
+    with _opened(path) as file:
+        return _Reader(file, 0).header()
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """The file at *path*; errors in the context get its name."""
     try:
         with open(path, "rb") as file:
-            return load_trace(file)
+            yield file
     except OSError as error:
         raise TraceError(f"trace {path} cannot be read: {error.strerror}") from error
     except TraceError as error:
@@ -140,9 +159,12 @@ class _Reader:
         self._digest = xxhash.xxh3_64()
         file.seek(0)
 
-    def read(self) -> Trace:
+    def header(self) -> f.TraceHeader:
         prefix = self._take(min(f.PREFIX.size, self._left_bytes))
-        header = f.decode_header(self._take(f.decode_prefix(prefix)))
+        return f.decode_header(self._take(f.decode_prefix(prefix)))
+
+    def read(self) -> Trace:
+        header = self.header()
         written: list[Index] = []
         scanned_ns: list[int] = []
         pages = 0
@@ -155,7 +177,7 @@ class _Reader:
                 )
             written.append(f.decode_interval(head, self._take(head.packed_bytes), header.memory_pages))
             scanned_ns.append(head.at_ns)
-        self._check_end(head, pages, len(written))
+        digest = self._check_end(head, pages, len(written))
         return Trace(
             interval_ns=header.interval_ns,
             page_size_bytes=header.page_size_bytes,
@@ -163,15 +185,18 @@ class _Reader:
             written=written,
             scanned_ns=scanned_ns,
             source=header.source,
+            digest=digest,
         )
 
-    def _check_end(self, head: f.Head, pages: int, intervals: int) -> None:
+    def _check_end(self, head: f.Head, pages: int, intervals: int) -> int:
+        """The digest of the file, which is right."""
         expected = self._digest.intdigest()
         (digest,) = _DIGEST.unpack(self._take(_DIGEST.size))
         if digest != expected or (head.pages, head.runs) != (pages, intervals):
             raise f.damaged("its digest is not that of its bytes")
         if self._left_bytes:
             raise f.damaged(f"{self._left_bytes} bytes follow its end")
+        return expected
 
     def _take(self, size_bytes: int) -> bytes:
         if size_bytes > self._left_bytes:  # before memory of that size is allocated
