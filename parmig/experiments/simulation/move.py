@@ -101,6 +101,7 @@ class Move:
         self._plan = Coordinator(regions, self._workers, self._limits, verify=False)
         self._region_pages = np.array([region.pages for region in regions])
         self._zero_part, self._dirty = zero_part, dirty
+        self._channels = [Channel(self._env, means.flows, means.credit_bytes) for _ in range(self._workers)]
         self._inboxes = [simpy.Store(self._env) for _ in range(self._workers)]
         self._guest = GuestTime(self._env)
         self._done = self._env.event()
@@ -130,12 +131,14 @@ class Move:
         """The migration from its command to the end of that."""
         self.began_s = self._env.now
         yield self._env.timeout(self.setup_s)
-        for worker in range(self._workers):
-            self._env.process(self._work(worker))
+        for worker, channel in enumerate(self._channels):
+            self._env.process(self._work(worker, channel))
         if self._limits.timeout_ns:
-            self._later(self._limits.timeout_ns / NS_PER_S, events.Tick())
+            self._later((self._limits.timeout_ns + 1) / NS_PER_S, events.Tick())
         self._feed(events.WorkersReady())
         yield self._done
+        for channel in self._channels:  # a failure may come in the middle of a round
+            yield channel.empty()
         yield self._env.timeout(self.end_s)
         self.ended_s = self._env.now
 
@@ -174,10 +177,10 @@ class Move:
 
     # -- a worker -------------------------------------------------------------------------------
 
-    def _work(self, worker: int) -> simpy.events.ProcessGenerator:
+    def _work(self, worker: int, channel: Channel) -> simpy.events.ProcessGenerator:
         """What worker *worker* does, one instruction after the other."""
-        channel, sent = Channel(self._env, self._means.flows, self._means.credit_bytes), _Sent()
-        while True:
+        sent = _Sent()
+        while not self._plan.over:
             message = yield self._inboxes[worker].get()
             match message:
                 case SendRegions():
