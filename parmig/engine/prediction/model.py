@@ -74,7 +74,7 @@ def predict(
     courses = []
     for _ in range(plays):
         drawn = working_set.resampled(random)
-        courses.append(play(drawn, memory, setting, costs, noise=_noise(working_set, random)))
+        courses.append(play(drawn, memory, setting, costs.drawn(random), noise=_noise(working_set, random)))
     # Of those that end alike: what is a total time with a pause in it must not be mixed with one without.
     alike = [course for course in courses if course.verdict is expected.verdict] or [expected]
     converging = sum(course.verdict is Verdict.PAUSE for course in courses)
