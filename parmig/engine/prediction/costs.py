@@ -13,7 +13,6 @@ import tomllib
 from collections.abc import Mapping
 
 import msgspec
-import numpy as np
 
 from parmig.errors import UsageError
 from parmig.units import GIB, MIB
@@ -104,16 +103,16 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 "measure it, and add it to the file of --costs"
             ) from None
 
-    def drawn(self, random: np.random.Generator) -> Costs:
-        """The costs of one migration, drawn at random: its set-up, its pause and its end differ."""
-        setup, pause, end = np.exp(self.spread * random.standard_normal(3)).tolist()
+    def scattered(self, setup: float, pause: float, end: float) -> Costs:
+        """The costs of one migration, whose fixed steps are so many standard deviations off."""
+        factors = [math.exp(self.spread * deviation) for deviation in (setup, pause, end)]
         return msgspec.structs.replace(
             self,
-            setup_s=self.setup_s * setup,
-            setup_worker_s=self.setup_worker_s * setup,
-            pause_s=self.pause_s * pause,
-            end_s=self.end_s * end,
-            end_worker_s=self.end_worker_s * end,
+            setup_s=self.setup_s * factors[0],
+            setup_worker_s=self.setup_worker_s * factors[0],
+            pause_s=self.pause_s * factors[1],
+            end_s=self.end_s * factors[2],
+            end_worker_s=self.end_worker_s * factors[2],
         )
 
     def encode(self) -> bytes:
