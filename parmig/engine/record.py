@@ -97,6 +97,7 @@ class Record:
         skipped = sum(m.skipped_pages for m in moved)
         report = RoundReport(
             round=self.round_count + 1,
+            began_ms=(self._round_began_ns - self.began_ns) / NS_PER_MS,
             dirty_pages=sent + zero + (skipped if not self.round_count else 0),
             sent_pages=sent,
             zero_pages=zero,

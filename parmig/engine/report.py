@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from parmig.engine.encryption_report import EncryptionReport
+from parmig.engine.guest_speed import GuestSpeedReport
 from parmig.engine.mismatch import Mismatch
 from parmig.engine.steering.change import ChangeReport
 from parmig.errors import ParmigError, by_name
@@ -59,13 +60,14 @@ class DowntimePhases(msgspec.Struct, kw_only=True):
 
 
 class RoundReport(msgspec.Struct, kw_only=True):
-    """One pass over all regions; ``scan_ms`` is the slowest worker's time in the dirty log.
+    """One pass over all regions, ``began_ms`` after the start of the migration.
 
-    ``settle_ms`` is the time between scan and read in which device writes that had begun were waited for.
-    ``throttle_percent`` is the share of its time that the guest was kept from running.
+    ``scan_ms`` is the slowest worker's time in the dirty log, and ``settle_ms`` the time between scan and read in which
+    device writes that had begun were waited for. ``throttle_percent``: as long the guest was kept from running.
     """
 
     round: int
+    began_ms: float = 0.0
     dirty_pages: int = 0
     sent_pages: int = 0
     zero_pages: int = 0
@@ -242,6 +244,7 @@ class Report(msgspec.Struct, kw_only=True):
     verified: bool | None = None
     verify_ms: float | None = None
     digest: DigestReport = msgspec.field(default_factory=DigestReport)
+    guest_speed: GuestSpeedReport | None = None
     snapshot: SnapshotReport | None = None
     mismatches: list[Mismatch] = []
 

@@ -16,6 +16,7 @@ from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.coordinator import Coordinator
 from parmig.engine.custody import Custody
 from parmig.engine.driver import as_our_error
+from parmig.engine.guest_speed import BEFORE_NS, Stretch, speed_until_pause
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.hooks import Hooks
 from parmig.engine.means import Means
@@ -26,6 +27,7 @@ from parmig.engine.source_run import SourceRun
 from parmig.engine.steering.desk import Desk
 from parmig.errors import CancelledError, NotVerifiedError, ParmigError
 from parmig.guests.guest import Guest, GuestInfo
+from parmig.guests.pulse import Pulsing
 from parmig.ram.blocks import BlockMemory, page_size_of_memory
 from parmig.status import BEFORE_HAND_OVER, MigrationStatus
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -201,7 +203,7 @@ class SourceSide(ABC):
                 error = custody.paused_error(error or ParmigError("the migration ended without a reason"))
             if custody.problem:
                 problems.append(f"resume_source: {custody.problem}")
-        for step in (self._guest.stop_dirty_log, *self._last_steps(status)):
+        for step in (self._guest.stop_dirty_log, self._take_pulse, *self._last_steps(status)):
             try:
                 self._thread.call(step, limit_s=custody.call_limit_s)
             except Exception as caught:  # everything else must still be given back
@@ -217,6 +219,21 @@ class SourceSide(ABC):
             with contextlib.suppress(Exception):  # the caller's function may raise anything
                 self._tell_progress(Progress(status=status.value, message=f"while ending: {words}"))
         return error
+
+    def _take_pulse(self) -> None:
+        """Note what the guest felt. It runs no more, or as before."""
+        plan = self._plan
+        if isinstance(self._guest, Pulsing) and plan is not None:
+            began_ns = plan.record.began_ns
+            rounds = [Stretch(one.began_ms, one.duration_ms) for one in plan.record.rounds if not one.paused]
+            marks, now_ns = plan.record.marks, time.monotonic_ns()
+            self._report.guest_speed = speed_until_pause(
+                self._guest.pulse(began_ns - BEFORE_NS),
+                began_ns,
+                (marks.get("active", now_ns) - began_ns) / NS_PER_MS,
+                rounds,
+                marks.get("stopped", now_ns),
+            )
 
     def _tell_progress(self, progress: Progress) -> None:
         if self._run is None:

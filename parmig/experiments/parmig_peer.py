@@ -28,6 +28,9 @@ _COMMAND = [sys.executable, "-m", "parmig"]
 Pairs = Sequence[tuple[str, str]]
 """Addresses of the source and of the destination, one pair for each path."""
 
+_HEAD_START = "head-start=300ms"
+"""As long the guest runs before it is moved: 60 samples of its speed."""
+
 _KVM_PROGRAMS = {"random": "random", "sequential": "increment"}
 
 
@@ -75,7 +78,24 @@ def outcome_of(report: Report, arrived: Report, spent: Spent) -> Outcome:
         destination_processor_s=spent.destination_s,
         processor_s=spent.both_s,
         report=msgspec.to_builtins(report),
+        **felt(report, arrived),
     )
+
+
+def felt(report: Report, arrived: Report) -> dict[str, float | None]:
+    """What the guest felt of a move, as fields of :class:`.Outcome`; nothing if it does not count."""
+    here, there = report.guest_speed, arrived.guest_speed
+    if here is None:
+        return {}
+    stalls = (here.longest_stall_ms, report.downtime_ms, there.longest_stall_ms if there else None)
+    return {
+        "guest_before_bytes_per_s": here.before_bytes_per_s,
+        "guest_setup_bytes_per_s": here.setup_bytes_per_s,
+        "guest_rounds_bytes_per_s": here.rounds_bytes_per_s,
+        "guest_after_bytes_per_s": there.after_bytes_per_s if there else None,
+        "guest_slow_down_percent": here.slow_down_percent,
+        "guest_longest_stall_ms": max(stall_ms for stall_ms in (0.0, *stalls) if stall_ms is not None),
+    }
 
 
 def source_guest(stack: contextlib.ExitStack, host: Host, factors: Factors) -> str:
@@ -85,10 +105,10 @@ def source_guest(stack: contextlib.ExitStack, host: Host, factors: Factors) -> s
     rate, fill = factors.dirty_rate_bytes_per_s, factors.fill
     machine = f"{factors.guest}:memory={factors.memory_bytes}"
     if factors.guest == "kvm":
-        return f"{machine},rate={rate},program={_KVM_PROGRAMS[factors.pattern]},fill={fill}"
+        return f"{machine},rate={rate},program={_KVM_PROGRAMS[factors.pattern]},fill={fill},{_HEAD_START}"
     if factors.trace:
-        return f"{_replaying(factors)},fill={fill}"
-    return f"{machine},rate={rate},pattern={factors.pattern},touched={factors.touched},fill={fill}"
+        return f"{_replaying(factors)},fill={fill},{_HEAD_START}"
+    return f"{machine},rate={rate},pattern={factors.pattern},touched={factors.touched},fill={fill},{_HEAD_START}"
 
 
 def destination_guest(stack: contextlib.ExitStack, host: Host, factors: Factors) -> str:

@@ -101,6 +101,7 @@ def test_every_field_of_the_report_is_documented_where_it_belongs(struct: type[m
         "RestartReport": "restarts",
         "CodecReport": "codecs",
         "DigestReport": "digest",
+        "GuestSpeedReport": "guest_speed",
         "SnapshotReport": "snapshot",
         "Mismatch": "mismatches",
         "EncryptionReport": "encryption",

@@ -43,6 +43,7 @@ def test_a_round_has_the_sums_of_all_workers_and_the_slowest_scan() -> None:
     assert with_one_round(settle_ms=40).rounds == [
         RoundReport(
             round=1,
+            began_ms=1000,
             dirty_pages=369,  # of the first round these are all pages, also those that nobody ever wrote
             sent_pages=300,
             zero_pages=60,
@@ -67,6 +68,7 @@ def test_a_later_round_has_only_what_was_added_since_the_one_before() -> None:
     assert ended is record.rounds[1]
     assert ended == RoundReport(
         round=2,
+        began_ms=1600,
         dirty_pages=33,  # skipped ones are not dirty from here on
         sent_pages=11,
         zero_pages=22,

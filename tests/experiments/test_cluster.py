@@ -31,7 +31,7 @@ SWEEP = """
 repeats = 1
 warm-up = 0
 [factors]
-memory = "48MiB"
+memory = "24MiB"
 free-memory = "as-it-is"
 workers = [1, 2, 3]
 """
@@ -67,7 +67,7 @@ class Cluster:
     def wait_for_command(self, name: str, number: int) -> None:
         """Wait until a command of parmig runs in a host."""
         deadline = time.monotonic() + LIMIT_S
-        while not any(name in one.cmdline() for one in self.inside(number)):
+        while not any(name in _arguments(one) for one in self.inside(number)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -88,6 +88,12 @@ class Cluster:
         argv += ["--out", str(self.directory / "out")]
         command = self.lab.hosts[0].command(*argv)
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def wait_for(log: Path, word: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import queue
 import time
 from collections.abc import Iterator
@@ -75,28 +76,50 @@ class DaskHosts:
         client.subscribe_topic(topic, self._on_word)
         client.subscribe_topic("all", self._on_cluster)
 
+    def check(self) -> None:
+        """Raise :class:`HostRefusedError` if the scheduler is gone."""
+        if self._client.status != "running":
+            raise HostRefusedError(
+                "the Dask scheduler is gone; start it and its workers again, and the same command goes on"
+            )
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        """What Dask raises in the context because the scheduler is gone is a :class:`HostRefusedError`."""
+        try:
+            yield
+        except Exception:
+            self.check()
+            raise
+
     def hosts(self) -> list[str]:
-        """The addresses of the workers that are hosts, in an order that all clients have."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        """The addresses of the workers that are hosts, in an order that all clients have.
+
+        Raises:
+            HostRefusedError: (this and all that follow) the scheduler is gone.
+        """
+        with self._checked():
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
         return sorted(address for address, worker in workers.items() if worker["resources"].get(RESOURCE))
 
     def start(self, host: str, order: Order, events: Events) -> RemoteSide:
         """Start a side on *host* as soon as nobody else uses that."""
         side = RemoteSide(next(self._names), host, events)
         self._sides[side.name] = side
-        side.task = self._client.submit(
-            run_side,
-            side.name,
-            self._topic,
-            encode(order),
-            order.limit_s,
-            key=side.name,
-            workers=[host],
-            allow_other_workers=False,
-            resources={RESOURCE: 1},
-            retries=0,
-            pure=False,
-        )
+        with self._checked():
+            side.task = self._client.submit(
+                run_side,
+                side.name,
+                self._topic,
+                encode(order),
+                order.limit_s,
+                key=side.name,
+                workers=[host],
+                allow_other_workers=False,
+                resources={RESOURCE: 1},
+                retries=0,
+                pure=False,
+            )
         side.task.add_done_callback(lambda task: self._on_done(side, task))
         if host not in self.hosts():  # it went before its task was there, so nobody will say it
             self._lose(side)
@@ -122,17 +145,19 @@ class DaskHosts:
                 with contextlib.suppress(queue.Empty):
                     side.events.get(timeout=0.5)
         assert side.task is not None
-        side.task.cancel()
+        with self._checked():
+            side.task.cancel()
         self._sides.pop(side.name, None)
 
     def close(self) -> None:
         """Hear nothing of the cluster any more."""
-        self._client.unsubscribe_topic("all")
-        self._client.unsubscribe_topic(self._topic)
+        if self._client.status == "running":
+            self._client.unsubscribe_topic("all")
+            self._client.unsubscribe_topic(self._topic)
 
     def _run(self, side: RemoteSide, function: Any, *arguments: str) -> Any:
         """Call *function* in the worker of *side*; None if that is gone."""
-        with contextlib.suppress(OSError, KeyError, ValueError):
+        with self._checked(), contextlib.suppress(OSError, KeyError, ValueError):
             return self._client.run(function, side.name, *arguments, workers=[side.host])[side.host]
         return None
 
@@ -156,9 +181,10 @@ class DaskHosts:
 
     def _on_done(self, side: RemoteSide, task: Future) -> None:
         """The task has ended. Its words come by the scheduler, too, and may be under way still."""
-        if task.status == "error" and not side.ended:
+        if task.status != "finished" and not side.ended:
+            reason = task.exception() if task.status == "error" else f"its task is {task.status}"
             side.ended = True
-            side.events.put(SideEvent(side, lost=f"Dask could not run it: {task.exception()}"))
+            side.events.put(SideEvent(side, lost=f"Dask could not run it: {reason}"))
 
 
 @contextlib.contextmanager
@@ -170,6 +196,7 @@ def connected(address: str) -> Iterator[DaskHosts]:
     """
     if not urlsplit(address).port:
         raise UsageError(f"--cluster is {address!r}; expected the address of a Dask scheduler: tcp://HOST:8786")
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs with tracebacks what is an error here
     try:
         client = Client(address, timeout=CONNECT_LIMIT_S, set_as_default=False)
     except (OSError, ValueError) as error:

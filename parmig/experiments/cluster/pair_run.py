@@ -12,7 +12,7 @@ import msgspec
 
 from parmig.engine.report import Report
 from parmig.errors import HostRefusedError, LimitExceededError, ParmigError
-from parmig.experiments.cluster.dask_hosts import DaskHosts, Events, RemoteSide
+from parmig.experiments.cluster.dask_hosts import DaskHosts, Events, RemoteSide, SideEvent
 from parmig.experiments.cluster.side_messages import Ended, Failed, Meeting, Order, Prepared, encode, read_message
 from parmig.experiments.factors import Factors
 from parmig.experiments.hosts import Spent
@@ -64,7 +64,7 @@ class PairRun:
 
         Raises:
             ParmigError: it failed.
-            HostRefusedError: a host is busy.
+            HostRefusedError: a host is busy, or the scheduler is gone.
             KeyboardInterrupt: the events had a None.
         """
         first = self._order("source")
@@ -106,7 +106,7 @@ class PairRun:
             if event is None:
                 raise KeyboardInterrupt
             if event.lost:
-                raise ParmigError(f"{event.side.host}: {event.lost}")
+                self._lose(event)
             if event.line:
                 message = read_message(event.line)
                 if isinstance(message, Failed):
@@ -128,8 +128,12 @@ class PairRun:
             if event is None:
                 raise KeyboardInterrupt
             if event.lost:
-                raise ParmigError(f"{event.side.host}: {event.lost}")
+                self._lose(event)
         raise ParmigError(f"{side.host}: {reason}")
+
+    def _lose(self, event: SideEvent) -> None:
+        self._hosts.check()
+        raise ParmigError(f"{event.side.host}: {event.lost}")
 
 
 def outcome(factors: Factors, sent: Ended, arrived: Ended) -> Outcome:

@@ -24,6 +24,7 @@ _PANEL_FACTORS = (
     "link_delay_ns",
     "memory_bytes",
     "pattern",
+    "trace",
     "dirty_rate_bytes_per_s",
     "downtime_limit_ns",
     "transport",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import simpy
@@ -17,16 +17,33 @@ END_BYTES = 1.0
 """A flow that has less than this to carry has ended: the sums are floats."""
 
 
+MOST_KNOWN = 4096
+"""Shares of so many sets of flows are remembered: a worker that takes its next bundle leads back to the same set."""
+
+
 class Sample(msgspec.Struct, frozen=True):
     """How much of each resource was in use from an instant on.
 
     Attributes:
         at_s: since the beginning.
-        used: part of the capacity of each resource, 0 to 1.
+        used: number of a resource to the part of its capacity, 0 to 1; the others were not in use.
     """
 
     at_s: float
-    used: tuple[float, ...]
+    used: dict[int, float]
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """A flow that has begun.
+
+    Attributes:
+        end: how much each flow of its kind must have carried when it ends.
+        done: happens then.
+    """
+
+    kind: int
+    end: float
+    done: simpy.Event
 
 
 class Flows:
@@ -45,51 +62,62 @@ class Flows:
         self._env = env
         self.resources = tuple(resources)
         self._kinds: list[FlowKind] = []
-        self._owners: list[Hashable] = []
+        self._owners: list[str] = []
+        self._waiting: list[list[tuple[float, int, simpy.Event, bool]]] = []
         self._counts: list[int] = []
-        self._served: list[float] = []
-        self._waiting: list[list[tuple[float, int, simpy.Event]]] = []
+        # Of kinds that have flows: what each flow has carried since there were some, and its share.
+        self._served: dict[int, float] = {}
+        self._shares: dict[int, Share] = {}
+        self._known: dict[tuple[tuple[int, int], ...], dict[int, Share]] = {}
         self._numbers = itertools.count()
-        self._shares: list[Share] = []
-        self._known: dict[tuple[int, ...], list[Share]] = {}
         self._since_s = env.now
         self._settling = False
         self._turn = 0
         self.samples: list[Sample] = []
-        self.limited_s: dict[Hashable, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._used_s = [0.0] * len(self.resources)
+        self.limited_s: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._used_s: dict[int, float] = defaultdict(float)
 
-    def add_kind(self, kind: FlowKind, owner: Hashable) -> int:
+    def add_kind(self, kind: FlowKind, owner: str) -> int:
         """Make *kind* known, whose flows belong to *owner*; its number."""
-        self._advance()
         self._kinds.append(kind)
         self._owners.append(owner)
-        self._counts.append(0)
-        self._served.append(0.0)
         self._waiting.append([])
-        self._known.clear()
-        self._shares = [*self._shares, Share(0.0, "")]
+        self._counts.append(0)
         return len(self._kinds) - 1
 
-    def carry(self, kind: int, size_bytes: float) -> simpy.Event:
-        """Begin a flow of *size_bytes* of guest memory; the event happens when it has ended."""
-        done = self._env.event()
-        if size_bytes < END_BYTES:
-            return done.succeed()
+    def carry(self, kind: int, size_bytes: float) -> Flow:
+        """Begin a flow of *size_bytes* of guest memory."""
         self._advance()
-        heapq.heappush(self._waiting[kind], (self._served[kind] + size_bytes, next(self._numbers), done))
+        flow = Flow(kind, self._served.setdefault(kind, 0.0) + size_bytes, self._env.event())
         self._counts[kind] += 1
-        self._settle_soon()
-        return done
+        self._wait(flow, 0.0, flow.done, ends=True)
+        return flow
+
+    def notify(self, flow: Flow, left_bytes: float, reached: simpy.Event) -> None:
+        """Let *reached* happen when *flow* has at most *left_bytes* to carry."""
+        if self.left(flow) - left_bytes < END_BYTES:
+            reached.succeed()
+        else:
+            self._wait(flow, left_bytes, reached, ends=False)
+
+    def left(self, flow: Flow) -> float:
+        """What *flow* has still to carry."""
+        self._advance()
+        return max(0.0, flow.end - self._served[flow.kind]) if self._counts[flow.kind] else 0.0
 
     def share(self, kind: int) -> float:
-        """What one flow of *kind* carries now, in bytes a second of guest memory."""
-        return self._shares[kind].bytes_per_s
+        """What a flow of *kind* carries now, in bytes a second; 0: there is none, or it has only just begun."""
+        return self._shares[kind].bytes_per_s if kind in self._shares else 0.0
 
-    def used_s(self) -> list[float]:
+    def _wait(self, flow: Flow, left_bytes: float, reached: simpy.Event, *, ends: bool) -> None:
+        entry = flow.end - left_bytes, next(self._numbers), reached, ends
+        heapq.heappush(self._waiting[flow.kind], entry)
+        self._settle_soon()
+
+    def used_s(self) -> dict[int, float]:
         """How long each resource would have been busy at its full capacity, from the beginning until now."""
         self._advance()
-        return list(self._used_s)
+        return dict(self._used_s)
 
     # -- time -----------------------------------------------------------------------------------
 
@@ -99,18 +127,17 @@ class Flows:
         if passed_s <= 0:
             return
         self._since_s = self._env.now
-        of_owner: dict[Hashable, list[tuple[int, str]]] = defaultdict(list)
-        for number, count in enumerate(self._counts):
-            if count:
-                share = self._shares[number]
-                self._served[number] += share.bytes_per_s * passed_s
-                of_owner[self._owners[number]].append((count, share.limit))
+        of_owner: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for kind in self._served:
+            share = self._shares[kind]
+            self._served[kind] += share.bytes_per_s * passed_s
+            of_owner[self._owners[kind]].append((self._counts[kind], share.limit))
         for owner, limits in of_owner.items():
             flows = sum(count for count, _ in limits)
             for count, limit in limits:
                 self.limited_s[owner][limit] += passed_s * count / flows
         if self.samples:
-            for number, used in enumerate(self.samples[-1].used):
+            for number, used in self.samples[-1].used.items():
                 self._used_s[number] += used * passed_s
 
     def _settle_soon(self) -> None:
@@ -122,18 +149,21 @@ class Flows:
     def _settle(self, _: simpy.Event) -> None:
         self._settling = False
         self._advance()
-        counts = tuple(self._counts)
+        counts = tuple((kind, self._counts[kind]) for kind in sorted(self._served))
         if counts not in self._known:
-            self._known[counts] = fair_shares(self._kinds, counts, self.resources)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            kinds = [self._kinds[kind] for kind, _ in counts]
+            shares = fair_shares(kinds, [count for _, count in counts], self.resources)
+            self._known[counts] = {kind: share for (kind, _), share in zip(counts, shares, strict=True)}
         if self._shares is not self._known[counts]:
             self._shares = self._known[counts]
             self._note_use()
         self._turn += 1
         next_s = min(
             (
-                (waiting[0][0] - self._served[number]) / self._shares[number].bytes_per_s
-                for number, waiting in enumerate(self._waiting)
-                if waiting
+                (self._waiting[kind][0][0] - served) / self._shares[kind].bytes_per_s
+                for kind, served in self._served.items()
             ),
             default=None,
         )
@@ -145,22 +175,22 @@ class Flows:
         if timer.value != self._turn:
             return  # the shares have changed meanwhile
         self._advance()
-        for number, waiting in enumerate(self._waiting):
-            while waiting and waiting[0][0] - self._served[number] < END_BYTES:
-                self._counts[number] -= 1
-                heapq.heappop(waiting)[2].succeed()
-            if not waiting:
-                self._served[number] = 0.0  # sums stay small, so they stay exact
+        for kind in list(self._served):
+            waiting = self._waiting[kind]
+            while waiting and waiting[0][0] - self._served[kind] < END_BYTES:
+                _, _, reached, ends = heapq.heappop(waiting)
+                self._counts[kind] -= ends
+                reached.succeed()
+            if not self._counts[kind]:
+                del self._served[kind]
         self._settle_soon()
 
     def _note_use(self) -> None:
-        used = [0.0] * len(self.resources)
-        for kind, count, share in zip(self._kinds, self._counts, self._shares, strict=True):
-            for resource, amount in kind.needs if count else ():
-                used[resource] += count * share.bytes_per_s * amount
-        parts = tuple(
-            min(1.0, amount / resource.capacity) for amount, resource in zip(used, self.resources, strict=True)
-        )
+        used: dict[int, float] = defaultdict(float)
+        for kind, share in self._shares.items():
+            for resource, amount in self._kinds[kind].needs:
+                used[resource] += self._counts[kind] * share.bytes_per_s * amount
+        parts = {number: min(1.0, amount / self.resources[number].capacity) for number, amount in used.items()}
         if self.samples and self.samples[-1].at_s == self._env.now:
             self.samples.pop()
         self.samples.append(Sample(self._env.now, parts))

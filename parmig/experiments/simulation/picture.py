@@ -94,7 +94,7 @@ def _draw_use(axis: Any, result: Result, timeline: Timeline) -> None:
 def _mean_use(timeline: Timeline, resource: int, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The use of *resource* between the instants of *grid*."""
     at = np.array([sample.at_s for sample in timeline.samples])
-    used = np.array([sample.used[resource] for sample in timeline.samples])
+    used = np.array([sample.used.get(resource, 0.0) for sample in timeline.samples])
     total = np.concatenate([[0.0], np.cumsum(used[:-1] * np.diff(at))])
     # Past the last sample nothing is in use, which the sample says itself.
     means: npt.NDArray[np.float64] = np.diff(np.interp(grid, at, total, left=0.0)) / np.diff(grid)

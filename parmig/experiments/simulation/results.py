@@ -110,13 +110,16 @@ def limited_parts(guests: Iterable[GuestResult]) -> dict[str, float]:
 
 
 def uses(
-    resources: Sequence[Resource], samples: Sequence[Sample], used_s: Sequence[float], total_s: float
+    resources: Sequence[Resource], samples: Sequence[Sample], used_s: Mapping[int, float], total_s: float
 ) -> list[Use]:
     """The use of all *resources* that were used."""
-    most = [max((sample.used[number] for sample in samples), default=0.0) for number in range(len(resources))]
+    most: dict[int, float] = defaultdict(float)
+    for sample in samples:
+        for number, used in sample.used.items():
+            most[number] = max(most[number], used)
     return [
-        Use(resource.name, resource.group, used_s[number] / total_s if total_s else 0.0, most[number])
-        for number, resource in enumerate(resources)
+        Use(resources[number].name, resources[number].group, used_s[number] / total_s, most[number])
+        for number in sorted(used_s)
         if most[number] >= IN_USE
     ]
 

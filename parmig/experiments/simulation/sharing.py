@@ -9,6 +9,7 @@ those that need it stay there, and the others go on. TCP connections with the sa
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
@@ -56,26 +57,28 @@ def fair_shares(kinds: Sequence[FlowKind], counts: Sequence[int], resources: Seq
 
     Args:
         counts: how many flows of each kind there are now. A kind without flows gets 0.
+        resources: those that the needs of a kind have the numbers of, and others.
     """
     shares = [Share(0.0, "")] * len(kinds)
     most = [_most(kind, kinds, counts, resources) for kind in kinds]
-    left = [resource.capacity for resource in resources]
+    left = {number: resources[number].capacity for kind in kinds for number, _ in kind.needs}
     growing = [number for number, count in enumerate(counts) if count]
     reached = 0.0
     while growing:
-        used = [0.0] * len(resources)
+        used: dict[int, float] = defaultdict(float)
         for number in growing:
             for resource, amount in kinds[number].needs:
                 used[resource] += counts[number] * amount
         step, full = min(
-            ((left[number] / used[number], number) for number in range(len(resources)) if used[number]),
+            ((left[resource] / amount, resource) for resource, amount in used.items() if amount),
             default=(math.inf, -1),
         )
         next_cap = min(most[number][0] for number in growing)
         if next_cap - reached <= step:
             step, full = max(0.0, next_cap - reached), -1
         reached += step
-        left = [max(0.0, room - step * amount) for room, amount in zip(left, used, strict=True)]
+        for resource, amount in used.items():
+            left[resource] = max(0.0, left[resource] - step * amount)
         stays = []
         for number in growing:
             if full >= 0 and any(resource == full for resource, _ in kinds[number].needs):

@@ -46,6 +46,7 @@ class KvmGuest(SpawnedGuest):
             state_limit_bytes=_STATE_LIMIT_BYTES + options.vcpus * _STATE_LIMIT_BYTES_PER_VCPU,
             incoming=incoming,
             running=options.running,
+            head_start_ns=options.head_start_ns,
         )
 
     def _create_file(self, name: str, size_bytes: int) -> int:

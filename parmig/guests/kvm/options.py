@@ -10,9 +10,9 @@ import msgspec
 from parmig.guests.kvm.dirty_recorder import TRACKERS
 from parmig.guests.kvm.program_layout import FIRST_PAGE, PROGRAMS, VCPUS_MAX
 from parmig.guests.options import read_options
-from parmig.options import COUNT, RATE, SIZE, Unit, option
+from parmig.options import COUNT, DURATION, RATE, SIZE, Unit, option
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.units import MIB, parse_rate
+from parmig.units import MIB, NS_PER_S, parse_rate
 
 _PAGES_MIN = FIRST_PAGE + 64
 
@@ -86,6 +86,10 @@ class KvmOptions(msgspec.Struct, frozen=True, kw_only=True):
             choices=tuple(TRACKERS),
         ),
     ] = "auto"
+    head_start_ns: Annotated[
+        int,
+        option("How long it runs before the command goes on, so that it is warm.", DURATION, ge=0, le=60 * NS_PER_S),
+    ] = 0
     running: Annotated[bool, option("Whether it runs from the start. The destination ignores it.")] = True
 
 

@@ -76,6 +76,7 @@ def _put_quantum(code: Code, put_addition: Callable[[Code], None]) -> None:
     code.label("addition")
     put_addition(code)
     code("43")  # inc ebx: the count of this vCPU
+    code("F0 FF 05", field_address("additions"))  # lock inc dword [additions]
     code("49")  # dec ecx
     code.jump("EB", "next")  # jmp next
 

@@ -21,10 +21,11 @@ VCPUS_MAX = (FIRST_PAGE * PAGE_BYTES - STACKS) // PAGE_BYTES  # a page of stack 
 
 FIELDS = (
     "magic", "program", "pages", "first", "end", "quantum", "lock", "cursor", "beats", "next_beat", "interrupts",
-    "faults", "disk_errors",
+    "faults", "disk_errors", "additions",
 )  # fmt: skip
 MAILBOX_DTYPE = np.dtype([(name, "<u4") for name in FIELDS])
-"""The mailbox: values of the program, in a page of its memory. ``cursor``, ``first`` and ``end`` are addresses."""
+"""The mailbox: values of the program, in a page of its memory. ``cursor``, ``first`` and ``end`` are addresses.
+``additions`` counts what all virtual CPUs have done, so that it shows from outside how fast they run."""
 
 
 MAGIC = 0x4D564B50

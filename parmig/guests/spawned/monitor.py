@@ -16,6 +16,7 @@ import msgspec
 
 from parmig.errors import GuestError, ParmigError, StateError, StatusError
 from parmig.guests.guest import DirtyLog
+from parmig.guests.pulse import PulseLog
 from parmig.guests.spawned import monitor_messages as m
 from parmig.state import StateRegistry
 
@@ -43,6 +44,7 @@ class Monitor(ABC):
         machine: what device state depends on; compared literally with the other side's.
         registry: all devices that have state.
         running: whether virtual CPUs and devices run now.
+        pulse: what the guest notes of its speed; empty for one that does not.
     """
 
     machine: str
@@ -50,6 +52,7 @@ class Monitor(ABC):
     def __init__(self, *, incoming: bool) -> None:
         self.registry = StateRegistry()
         self.running = False
+        self.pulse = PulseLog()
         self._waits_for_state = incoming
 
     @abstractmethod
@@ -119,6 +122,9 @@ class Monitor(ABC):
                 self.stop_log()
             case m.Special():
                 self.special(request.body)
+            case m.TakePulse():
+                pulse = self.pulse.since(request.since_ns)
+                return m.PulseTaken(pulse.at_ns.tobytes(), pulse.pages.tobytes(), pulse.asked_bytes_per_s)
             case m.Ask():
                 stats, text = self.answer()
                 return m.Answer(msgspec.msgpack.encode(stats), text)

@@ -75,6 +75,12 @@ class Ask(msgspec.Struct, tag=True):
     """Get counters and serial log. Reply: Answer."""
 
 
+class TakePulse(msgspec.Struct, tag=True):
+    """Get what the guest has noted of its speed from *since_ns* on. Reply: PulseTaken."""
+
+    since_ns: int
+
+
 class Started(msgspec.Struct, tag=True):
     """The machine was made. *machine* is what its device state depends on."""
 
@@ -113,10 +119,19 @@ class Answer(msgspec.Struct, tag=True):
     serial_text: str
 
 
+class PulseTaken(msgspec.Struct, tag=True):
+    """The samples of a :class:`~parmig.guests.pulse.Pulse`: little-endian 64-bit numbers."""
+
+    at_ns: bytes
+    pages: bytes
+    asked_bytes_per_s: float | None
+
+
 Request = (
     Start | Run | Pause | Throttle | StartLog | SyncLog | StopLog | SaveState | LoadState | Check | Special | Ask
+    | TakePulse
 )  # fmt: skip
-Reply = Started | Done | Failed | Log | State | Answer
+Reply = Started | Done | Failed | Log | State | Answer | PulseTaken
 
 
 class Question(msgspec.Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from parmig.guests.spawned.monitor_process import MonitorProcess
 from parmig.linux import files as memory_files
 from parmig.ram.bits import bits_for
 from parmig.ram.blocks import BlockMemory, RamBlock
-from parmig.units import GIB
+from parmig.units import GIB, NS_PER_S
 from parmig.version import __version__
 
 _ANSWER_LIMIT_S = 10.0
@@ -40,6 +41,7 @@ class OwnedMonitor(Guest):
         state_limit_bytes: more device state than this is refused.
         incoming: True: memory is empty, and the guest cannot run before its state is loaded.
         running: whether it runs from the start; an incoming guest does not.
+        head_start_ns: how long it runs before this returns.
 
     Raises:
         GuestError: the process could not be started or did not come up.
@@ -55,6 +57,7 @@ class OwnedMonitor(Guest):
         state_limit_bytes: int,
         incoming: bool,
         running: bool,
+        head_start_ns: int = 0,
     ) -> None:
         self._kind = kind
         self._incoming = incoming
@@ -77,6 +80,7 @@ class OwnedMonitor(Guest):
             self._start({})
             if running and not incoming:
                 self.resume()
+                time.sleep(head_start_ns / NS_PER_S)
         except BaseException:
             self.close()
             raise

@@ -6,8 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import numpy as np
+
 from parmig.errors import GuestError, StateError, StatusError, UsageError
 from parmig.guests.guest import DirtyLog, StateSink
+from parmig.guests.pulse import Pulse, Pulsing
 from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.owned_monitor import OwnedMonitor
 from parmig.units import KIB
@@ -18,7 +21,7 @@ GO_ON_S = 0.5
 """How long a guest runs at the destination before its memory is checked."""
 
 
-class SpawnedGuest(OwnedMonitor):
+class SpawnedGuest(OwnedMonitor, Pulsing):
     """A monitor's process, its memory and its dirty bitmap; see :class:`~parmig.guests.guest.Guest`.
 
     It is made with the arguments of :class:`OwnedMonitor`, and raises the same errors.
@@ -187,6 +190,12 @@ class SpawnedGuest(OwnedMonitor):
         self._running = self._accepting = False
         if self._process is not None:
             self._process.kill()
+
+    # -- what the guest feels -------------------------------------------------------------------
+
+    def pulse(self, since_ns: int = 0) -> Pulse:
+        taken = self._ask(m.TakePulse(since_ns), m.PulseTaken)
+        return Pulse(np.frombuffer(taken.at_ns, "<i8"), np.frombuffer(taken.pages, "<i8"), taken.asked_bytes_per_s)
 
     # -- for tests and the demonstration --------------------------------------------------------
 

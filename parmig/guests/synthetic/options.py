@@ -13,9 +13,9 @@ import msgspec
 from parmig.config import PATTERNS, TRACKERS
 from parmig.errors import TraceError, UsageError
 from parmig.guests.options import read_options
-from parmig.options import COUNT, RATE, SIZE, Unit, option
+from parmig.options import COUNT, DURATION, RATE, SIZE, Unit, option
 from parmig.ram.blocks import PAGE_BYTES, GuestRange, RamBlock
-from parmig.units import MIB, parse_number, parse_size, write_size
+from parmig.units import MIB, NS_PER_S, parse_number, parse_size, write_size
 from parmig.values import FILE
 
 MACHINE = "synthetic-2"
@@ -87,6 +87,10 @@ class SyntheticOptions(msgspec.Struct, frozen=True, kw_only=True):
             shown="none",
         ),
     ] = ""
+    head_start_ns: Annotated[
+        int,
+        option("How long it runs before the command goes on, so that it is warm.", DURATION, ge=0, le=60 * NS_PER_S),
+    ] = 0
     running: Annotated[bool, option("Whether it runs from the start. The destination ignores it.")] = True
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from parmig.errors import StateError, TraceError
 from parmig.guests.synthetic.ledger import BlockLedger, PageNumbers
 from parmig.guests.synthetic.synthetic_devices import TICK_PAGES_MAX
+from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.traces.trace import Trace
 from parmig.state import U64, migration_state
 from parmig.units import NS_PER_S
@@ -57,6 +58,12 @@ class Replay:
         self.step = 0
         self._behind_ns = 0
         self.throttle_percent = 0
+
+    @property
+    def asked_bytes_per_s(self) -> float:
+        """How fast it is to write, whatever the host does: the mean over the trace."""
+        pages = sum(map(len, self._written))
+        return pages * PAGE_BYTES * NS_PER_S / (self._interval_ns * len(self._written))
 
     def tick(self, elapsed_ns: int) -> None:
         """Write what is due after *elapsed_ns* of running, as much as a tick may last."""

@@ -177,6 +177,11 @@ class Writer:
         self.credit = 0
         self.throttle_percent = 0
 
+    @property
+    def asked_bytes_per_s(self) -> float:
+        """How fast it is to write, whatever the host does."""
+        return float(self.rate_bytes_per_s)
+
     def tick(self, elapsed_ns: int) -> None:
         """Write what is due after *elapsed_ns* of running."""
         self.run_ns += elapsed_ns

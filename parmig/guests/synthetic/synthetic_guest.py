@@ -37,6 +37,7 @@ class SyntheticGuest(SpawnedGuest):
             state_limit_bytes=_STATE_LIMIT_BYTES + options.memory_bytes // PAGE_BYTES * 4,
             incoming=incoming,
             running=options.running,
+            head_start_ns=options.head_start_ns,
         )
 
     # -- for tests and the demonstration --------------------------------------------------------

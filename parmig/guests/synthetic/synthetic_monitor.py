@@ -15,6 +15,7 @@ import msgspec
 
 from parmig.errors import GuestError
 from parmig.guests.guest import DirtyLog
+from parmig.guests.pulse import PulseLog
 from parmig.guests.spawned import monitor_messages as m
 from parmig.guests.spawned.monitor import Monitor, Pipe, serve
 from parmig.guests.synthetic.ledger import BlockLedger, mix_one
@@ -96,6 +97,7 @@ class SyntheticMonitor(Monitor):
         self._ring = RingDevice(self._mappings[0], self._dirty.marker(0))
         self._serial = SerialLog()
         self._writer = self._make_writer(options)
+        self.pulse = PulseLog(self._writer.asked_bytes_per_s)
         for device in (self._counter, self._ring, self._serial, self._writer):
             self.registry.register(state_of(device))
         for index, ledger in enumerate(self._ledgers):
@@ -133,6 +135,7 @@ class SyntheticMonitor(Monitor):
             self._ring.tick()
             self._serial.tick(self._counter.value)
             self._writer.tick(min(elapsed_ns, self._writer.late_ns_max))
+            self.pulse.note(time.monotonic_ns(), self._writer.step)
         return max(0, self._ticked_ns + _TICK_NS - time.monotonic_ns()) / NS_PER_S
 
     def throttle(self, percent: int) -> None:

@@ -86,7 +86,7 @@ def test_flows_that_begin_later_slow_down_those_before() -> None:
 
     def run(name: str, begin_s: float, size: float) -> simpy.events.ProcessGenerator:
         yield env.timeout(begin_s)
-        yield flows.carry(number, size)
+        yield flows.carry(number, size).done
         ends[name] = env.now
 
     env.process(run("first", 0.0, 400.0))
@@ -94,5 +94,5 @@ def test_flows_that_begin_later_slow_down_those_before() -> None:
     env.run()
     # 200 bytes alone until 2 s; then 50 a second each, until the second one ends at 4 s; 100 bytes are left.
     assert ends == pytest.approx({"first": 5.0, "second": 4.0}, abs=0.05)
-    assert flows.used_s() == pytest.approx([5.0], abs=0.05)
+    assert flows.used_s() == pytest.approx({0: 5.0}, abs=0.05)
     assert flows.limited_s["a guest"] == pytest.approx({"links": 5.0}, abs=0.05)

@@ -179,7 +179,7 @@ def test_what_always_holds(some: list[Guests], workers: int, at_once: int) -> No
     # What the guests sent is what went through the devices.
     sent = sum(each.mean for each in result.use if " out" in each.name) * result.total_s * PAYLOAD
     assert sent == pytest.approx(sum(guest.wire_bytes for guest in result.guests), rel=1e-3, abs=MIB)
-    assert all(0 <= used <= 1 for sample in timeline.samples for used in sample.used)
+    assert all(0 <= used <= 1 for sample in timeline.samples for used in sample.used.values())
     assert simulate(given_)[0] == result
 
 
