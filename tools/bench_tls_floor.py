@@ -26,6 +26,9 @@ from tools.bench_lab import median, run_benches
 from tools.bench_tls import openssl_bytes_per_s
 
 HOST = "127.0.0.1"
+CIPHER = "aes-128-gcm" if hasattr(ssl.SSLContext, "set_ciphersuites") else "aes-256-gcm"
+"""What both ends agree on; see ``parmig.transport.security.tls``."""
+
 _RECORD_BYTES = 16384
 
 End = Callable[[socket.socket, Security, int], None]
@@ -150,10 +153,11 @@ def bench_tls_floor(runs: int, mib: int) -> dict[str, Any]:
         for _ in range(runs):
             for kind in ENDS:
                 rates[kind].append(mib_per_s(kind, security, mib * MIB))
-    aes = openssl_bytes_per_s("aes-128-gcm") / MIB
+    aes = openssl_bytes_per_s(CIPHER) / MIB
     found = {kind: median(several) for kind, several in rates.items()}
     bound = 1 / (1 / found["plain"] + 1 / aes)
     return {
+        "cipher": CIPHER,
         "aes_mib_per_s": round(aes),
         **{kind: {"mib_per_s": round(rate), "of_bound": round(rate / bound, 2)} for kind, rate in found.items()},
     }
