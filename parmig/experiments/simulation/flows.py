@@ -103,7 +103,7 @@ class Flows:
     def left(self, flow: Flow) -> float:
         """What *flow* has still to carry."""
         self._advance()
-        return max(0.0, flow.end - self._served[flow.kind]) if self._counts[flow.kind] else 0.0
+        return 0.0 if flow.done.triggered else max(0.0, flow.end - self._served[flow.kind])
 
     def share(self, kind: int) -> float:
         """What a flow of *kind* carries now, in bytes a second; 0: there is none, or it has only just begun."""
