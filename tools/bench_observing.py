@@ -173,7 +173,8 @@ def held_percent(options: Sequence[str]) -> float:
             after, ended = process.cpu_times(), time.monotonic()
             sender.terminate()
         receiver.communicate(timeout=60)
-    return 100 * (after.user + after.system - before.user - before.system) / (ended - began)
+    used_s: float = after.user + after.system - before.user - before.system
+    return 100 * used_s / (ended - began)
 
 
 def _await_round(number: int) -> None:
