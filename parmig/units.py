@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
     """
     try:
         return int(humanfriendly.parse_size(text, binary=True))
-    except humanfriendly.InvalidSize as error:
+    except (humanfriendly.InvalidSize, ValueError) as error:  # ValueError: of what only looks like a digit, as ³
         raise UsageError(f"{text!r} is not a size; write it like 512MiB or 1.5GiB") from error
 
 
@@ -64,7 +64,7 @@ def parse_duration_ns(text: str) -> int:
     """
     try:
         return round(float(humanfriendly.parse_timespan(text)) * NS_PER_S)
-    except humanfriendly.InvalidTimespan as error:
+    except (humanfriendly.InvalidTimespan, ValueError) as error:  # ValueError: of what only looks like a digit, as ³
         raise UsageError(f"{text!r} is not a duration; write it like 300ms, 10s or 5m") from error
 
 

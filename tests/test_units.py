@@ -42,7 +42,7 @@ def test_a_size_is_read_in_iec_units(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "big", "12 furlongs", "MiB", "1..5GiB"])
+@pytest.mark.parametrize("text", ["", "big", "12 furlongs", "MiB", "1..5GiB", "³", "4³MiB"])
 def test_text_that_is_no_size_is_a_usage_error_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match="write it like 512MiB"):
         parse_size(text)
@@ -78,7 +78,7 @@ def test_a_duration_is_read_in_nanoseconds(text: str, duration_ns: int) -> None:
     assert parse_duration_ns(text) == duration_ns
 
 
-@pytest.mark.parametrize("text", ["", "soon", "5 fortnights"])
+@pytest.mark.parametrize("text", ["", "soon", "5 fortnights", "³", "4³ms"])
 def test_text_that_is_no_duration_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="is not a duration"):
         parse_duration_ns(text)

@@ -36,17 +36,28 @@ class Mutation(msgspec.Struct, forbid_unknown_fields=True):
     tests: list[str]
 
 
+def mutations() -> list[Mutation]:
+    """All of them."""
+    return msgspec.convert(tomllib.loads(LIST.read_text())["mutation"], list[Mutation])
+
+
+def applies(mutation: Mutation, tree: Path) -> bool:
+    """Whether the text of *mutation* is exactly once in its file."""
+    path = tree / mutation.file
+    return path.exists() and path.read_text().count(mutation.old) == 1
+
+
 def outcome(mutation: Mutation, tree: Path, passing: dict[tuple[str, ...], int]) -> str:
     """What became of *mutation*; *tree* is unchanged afterwards."""
-    path = tree / mutation.file
-    text = path.read_text() if path.exists() else ""
-    if text.count(mutation.old) != 1:
+    if not applies(mutation, tree):
         return "no longer applies"
     tests = tuple(mutation.tests)
     if tests not in passing:
         passing[tests] = run(tests, tree)
     if passing[tests] != PASSED:
         return "its tests fail anyway" if passing[tests] == FAILED else "its tests are not there"
+    path = tree / mutation.file
+    text = path.read_text()
     path.write_text(text.replace(mutation.old, mutation.new))
     try:
         return "NOT NOTICED" if run(tests, tree) == PASSED else "noticed"
@@ -67,17 +78,17 @@ def run(tests: tuple[str, ...], tree: Path) -> int:
 
 def main() -> int:
     """The command."""
-    mutations = msgspec.convert(tomllib.loads(LIST.read_text())["mutation"], list[Mutation])
+    listed = mutations()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of them; all without any")
-    wanted = parser.parse_args().names or [mutation.name for mutation in mutations]
-    unknown = set(wanted) - {mutation.name for mutation in mutations}
+    wanted = parser.parse_args().names or [mutation.name for mutation in listed]
+    unknown = set(wanted) - {mutation.name for mutation in listed}
     if unknown:
         parser.error(f"there is no mutation {', '.join(sorted(unknown))}")
     passing: dict[tuple[str, ...], int] = {}
     unnoticed = 0
     with copied_tree() as tree:
-        for mutation in (mutation for mutation in mutations if mutation.name in wanted):
+        for mutation in (mutation for mutation in listed if mutation.name in wanted):
             result = outcome(mutation, tree, passing)
             unnoticed += result != "noticed"
             print(f"{result:<24} {mutation.name:<40} {mutation.file}", flush=True)

@@ -12,7 +12,7 @@ from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import print_line, printable
 from parmig.cli.signals import cancelling
-from parmig.cli.tables import output_console
+from parmig.cli.tables import output_console, plain_table
 from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.predicting.predict_config import PredictConfig
 from parmig.engine.predicting.prediction_report import PredictedCell, PredictionReport
@@ -93,12 +93,8 @@ def headline(report: PredictionReport) -> list[tuple[str, str]]:
 
 def table(report: PredictionReport) -> Table:
     """All predictions, a row each."""
-    drawn = Table(box=None, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
-        drawn.add_column(column, justify="left" if column == "codec" else "right", no_wrap=True)
-    for number, cell in enumerate(report.predictions, 1):
-        drawn.add_row(str(number), *_cells(cell))
-    return drawn
+    rows = [[str(number), *_cells(cell)] for number, cell in enumerate(report.predictions, 1)]
+    return plain_table(COLUMNS, rows, right={*COLUMNS} - {"codec", "converges"})
 
 
 def _cells(cell: PredictedCell) -> list[str]:
@@ -124,12 +120,9 @@ def _sure(probability: float) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
-    """A time, with its interval if that is wider than 2 %."""
-    value, low, high = (_time(part) for part in (estimate.value, estimate.low, estimate.high))
+    """A time, with its interval if that is wider than 2 %, in the same unit."""
+    scale, unit, digits = (1.0, "s", 1) if estimate.value >= 1 else (1000.0, "ms", 0)
+    value, low, high = (f"{part * scale:.{digits}f}" for part in (estimate.value, estimate.low, estimate.high))
     if estimate.high - estimate.low <= 0.02 * estimate.value:
-        return value
-    return f"{value} ({low} to {high})"
-
-
-def _time(time_s: float) -> str:
-    return f"{time_s * 1000:.0f} ms" if time_s < 1 else f"{time_s:.1f} s"
+        return f"{value} {unit}"
+    return f"{value} {unit} ({low} to {high})"

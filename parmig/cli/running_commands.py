@@ -52,6 +52,7 @@ def _details(status: EngineStatus) -> list[tuple[str, str]]:
             ("transferred", f"{format_size(ram.transferred_bytes)}: {ram.sent_pages} pages, {ram.zero_pages} zero"),
             ("rate", format_rate(ram.rate_bytes_per_s)),
             ("dirty rate", "" if ram.dirty_bytes_per_s is None else format_rate(ram.dirty_bytes_per_s)),
+            ("guest writes", "" if status.guest_bytes_per_s is None else format_rate(status.guest_bytes_per_s)),
             (
                 "expected downtime",
                 "" if status.expected_downtime_ms is None else format_ms(status.expected_downtime_ms),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -97,9 +98,11 @@ def note_arrival(report: GuestSpeedReport | None, pulse: Pulse) -> GuestSpeedRep
 
 
 def _curve(pulse: Pulse, began_ns: int, first_ns: int, last_ns: int) -> list[tuple[float, float]]:
+    """Points from *first_ns* to *last_ns*, of which the last may be up to half a step too early or too late."""
     step_ns = max(POINT_NS, math.ceil((last_ns - first_ns) / POINTS_MAX))
-    points = []
-    for point_ns in range(first_ns + step_ns, last_ns + 1, step_ns):
-        rate = pulse.bytes_per_s(point_ns - step_ns, point_ns)
-        points.append(((point_ns - began_ns) / NS_PER_MS, rate or 0.0))
-    return points
+    count = max(1, round((last_ns - first_ns) / step_ns))
+    edges_ns = [*(first_ns + step_ns * number for number in range(count)), last_ns]
+    return [
+        ((end_ns - began_ns) / NS_PER_MS, pulse.bytes_per_s(begin_ns, end_ns) or 0.0)
+        for begin_ns, end_ns in itertools.pairwise(edges_ns)
+    ]

@@ -28,7 +28,7 @@ T = TypeVar("T")
 CALL_LIMIT_S = 60.0
 """No guest operation takes this long: each has a shorter limit of its own. A backstop."""
 
-_OFTEN = ("info", "memory", "traits", "is_running", "can_throttle", "write_state", "rescue")
+_OFTEN = ("info", "memory", "traits", "is_running", "can_throttle", "write_state", "rescue", "ask")
 """Calls that a log shows only with details."""
 
 CLOSE_LIMIT_S = 5.0

@@ -23,6 +23,7 @@ from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
 from parmig.engine.held_events import WorkerCheckedHeld
 from parmig.engine.hook_events import HookEnded
 from parmig.engine.hooks import RunHook
+from parmig.engine.live_pulse import LivePulse
 from parmig.engine.means import CountingSink, Means
 from parmig.engine.messages import worker_messages
 from parmig.engine.outages import lost_line, of_worker, resumed_line
@@ -83,6 +84,7 @@ class SourceRun(Driver[Instruction]):
         plan.hooks = frozenset(means.hooks.programs)
         self._steering = SourceSteering(means.desk, plan, shared, means.paths, len(means.pool))
         self._meter = ProgressMeter(plan, shared, len(means.pool), means.paths)
+        self._pulse = LivePulse(means.guest)
         self._ready = 0
         self._long_ns = sys.maxsize
         self._log_fd = -1
@@ -130,8 +132,11 @@ class SourceRun(Driver[Instruction]):
             self._long_ns = sys.maxsize  # once is enough
             message = f"{self.plan.step.value}; a disk, or the server behind it, answers slowly"
             self._show_line(message)
+        if self.plan.status is MigrationStatus.ACTIVE and self._pulse.is_due(time.monotonic_ns()):
+            self._begin(lambda _: None, self._pulse.ask)
         progress = self._meter.look()
         if progress is not None:
+            self._steering.guest_bytes_per_s = self._pulse.bytes_per_s
             self._steering.post(progress, time.monotonic_ns())
             self._show(progress)
         return over

@@ -67,5 +67,5 @@ def test_a_report_is_shown_with_its_intervals() -> None:
 
     cells = [next(iter(column.cells)) for column in table(report).columns]
 
-    assert cells[4:10] == ["300ms", "1 MiB/s", "80%", "2.0 s", "100 ms (50 ms to 200 ms)", "4"]
+    assert cells[4:10] == ["300ms", "1 MiB/s", "80%", "2.0 s", "100 ms (50 to 200)", "4"]
     assert ("written", "4 MiB within 1000.0 ms") in headline(report)

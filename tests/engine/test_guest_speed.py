@@ -57,6 +57,7 @@ def test_a_long_migration_has_no_more_points() -> None:
     speed = speed_until_pause(pulse((1, 60_500)), BEGAN_NS, 1.0, [], BEGAN_NS + 60 * NS_PER_S)
     assert speed is not None
     assert POINTS_MAX - 2 <= len(speed.curve) <= POINTS_MAX
+    assert speed.curve[-1][0] == 60_000
     assert speed.rounds_bytes_per_s is None
     assert speed.slow_down_percent is None
 

@@ -414,6 +414,18 @@ def test_nothing_is_handed_over_while_a_loss_is_suspected() -> None:
     assert walk.take(c.Suspected(gone)) == []
     assert walk.take(c.PeerLoaded(1)) == [Do.ABANDON]
     assert walk.plan.error is gone
+    assert walk.written == []
+
+
+def test_a_loss_that_is_suspected_while_the_record_is_written_ends_it() -> None:
+    walk = Walk()
+    walk.to_release()
+    gone = PeerLostError("gone")
+    (write,) = walk.plan.handle(c.PeerLoaded(1), walk.now_ms * MS)
+    assert isinstance(write, c.WriteRecord)
+    assert walk.take(c.Suspected(gone)) == []
+    assert walk.take(c.Recorded(write.state)) == [Do.ABANDON]
+    assert walk.plan.error is gone
 
 
 def test_a_hand_over_that_never_left_gives_the_guest_back() -> None:

@@ -154,6 +154,7 @@ def test_the_results_are_drawn(swept: Path) -> None:
         "downtime-distribution.png",
         "convergence.png",
         "waterfall.png",
+        "guest-speed.png",
         "processor.png",
     }
     assert {path.stem for path in swept.glob("*.svg")} == {name.removesuffix(".png") for name in pictures}

@@ -48,6 +48,7 @@ def test_a_migration_is_seen_steered_and_finished(moving: tuple[Command, Command
     assert (before["command"], before["limits"]["max_bandwidth_bytes_per_s"]) == ("send", 256 << 10)
     assert before["ram"]["total_bytes"] == 64 << 20
     assert len(before["per_worker"]) == 2
+    until(lambda: status("here")["guest_bytes_per_s"], "the guest's own speed")
     assert "bandwidth limit    256 KiB/s" in ask("status", "here")[0]
     assert "--switchover-timeout" in ask("set", "here", "--downtime-limit", "2m", code=2)[1]
     ask("set", "here", "--max-bandwidth", "0", "--switchover", "now")

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.errors import GuestRefusedError, MemoryFullError, ProtocolError
-from parmig.linux import files
+from parmig.linux import files, uffd
 from parmig.ram import channel_messages as messages
 from parmig.ram import receive
 from parmig.ram.bits import LONG_RUN_PAGES, mask_of_bits
@@ -554,6 +554,11 @@ def test_pages_noted_in_any_order_are_all_noted(pages: list[int]) -> None:
 @pytest.mark.parametrize("most_bytes", [1, 1000, PAGE_BYTES, 3 * PAGE_BYTES + 1])
 def test_a_write_that_is_cut_short_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
     real = os.pwrite
+
+    def refuse(*_: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(uffd, "create_filler", refuse)  # where it is allowed, pwrite(2) writes little
     with receiving(PAGES) as (ram, (mapping,), _):
         frames, pages = message(1, {3, *range(20, 31)}, how="direct")
         monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:most_bytes], at))

@@ -51,6 +51,9 @@ class Predictor:
         guest: opened by the caller, who also closes it.
         config: which migrations.
         say: shows a line to the user.
+
+    Attributes:
+        observed: what was observed; None: nothing yet.
     """
 
     def __init__(self, guest: Guest, config: PredictConfig, say: Callable[[str], None] = lambda _: None) -> None:
@@ -58,6 +61,7 @@ class Predictor:
         self._sample: MemorySample | None = None
         self._memory = MemoryFacts(0, 0)
         self._watch: WriteWatch | None = None
+        self.observed: Observed | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -90,7 +94,7 @@ class Predictor:
         finally:
             if self._sample is not None:
                 self._sample.close()
-        observed = Observed(working_set, self._memory, codecs)
+        observed = self.observed = Observed(working_set, self._memory, codecs)
         cells = self._cells(rate, codecs, settles=bool(watch.log.settle))
         return self._report(watch, observed, interval_s, [self._predicted(observed, one, costs) for one in cells])
 

@@ -57,7 +57,8 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     ``command`` is ``send``, ``receive`` or ``save``, and ``process`` its process. ``peer`` is the other host's address,
     or the file. ``step`` says what it waits for. ``expected_downtime_ms`` is how long a pause would take now, by the
     last round. ``time_left_ms`` is how long it takes until the pause, and ``predicted_downtime_ms`` how long that is;
-    both are predicted from the rounds so far. ``converges``: whether a pause is expected. All are null when unknown.
+    both are predicted from the rounds so far. ``converges``: whether a pause is expected. ``guest_bytes_per_s`` is how
+    fast the guest writes by its own count. All of these are null when unknown.
     """
 
     parmig: str
@@ -76,6 +77,7 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     converges: bool | None = None
     predicted_downtime_ms: float | None = None
     throttle_percent: int = 0
+    guest_bytes_per_s: float | None = None
     ram: RamStatus = msgspec.field(default_factory=RamStatus)
     limits: LimitsStatus = msgspec.field(default_factory=LimitsStatus)
     per_worker: list[WorkerStatus] = []

@@ -33,6 +33,9 @@ class SourceSteering:
         shared: the workers' counters; not owned.
         paths: by worker; empty where there are none.
         workers: their number.
+
+    Attributes:
+        guest_bytes_per_s: how fast the guest writes by its own count, for the next status; None: nothing is known.
     """
 
     def __init__(self, desk: Desk, plan: Coordinator, shared: SharedArea, paths: Sequence[str], workers: int) -> None:
@@ -42,6 +45,7 @@ class SourceSteering:
         self._shared = shared
         self._paths = paths
         self._workers = workers
+        self.guest_bytes_per_s: float | None = None
         self._outlook_of = 0
 
     def decide(self, change: Change, answer: Future[None], can_throttle: bool) -> LimitsChanged | None:
@@ -105,6 +109,7 @@ class SourceSteering:
                 skipped_pages=sum(one.skipped_pages for one in counters),
                 dirty_bytes_per_s=self._dirty_bytes_per_s(),
             ),
+            guest_bytes_per_s=self.guest_bytes_per_s,
             limits=limits_status(plan.limits, self._shared.rate()),
             per_worker=[
                 WorkerStatus(

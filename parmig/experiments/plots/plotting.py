@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from parmig.experiments.plots.felt import CURVE, draw_guest_speed
 from parmig.experiments.plots.page import Picture, write_page
 from parmig.experiments.plots.pauses import draw_convergence, draw_downtimes, draw_waterfall
 from parmig.experiments.plots.processor import draw_processor
@@ -51,6 +52,10 @@ def draw_all(rows: Sequence[Row], directory: Path) -> list[Picture]:
     if moved:
         words = "The run with the median time of all runs by parmig."
         pictures.append(Picture("One migration", words, draw_waterfall(moved, directory)))
+    if any(row.get(CURVE) for row in moved):
+        words = "The speed of the guest by its own count, in the run with the median time of each combination. Both "
+        words += "shades of blue are rounds."
+        pictures.append(Picture("What the guest feels", words, draw_guest_speed(moved, directory)))
     if any(row.get("processor_s_per_gib") for row in good):
         words = "All processes of both sides, with what starting them costs."
         pictures.append(Picture("Processor time", words, draw_processor(good, directory)))

@@ -33,6 +33,19 @@ class Sample(msgspec.Struct, frozen=True):
     used: dict[int, float]
 
 
+class Flow(msgspec.Struct, frozen=True):
+    """A flow that has begun.
+
+    Attributes:
+        end: how much each flow of its kind must have carried when it ends.
+        done: happens then.
+    """
+
+    kind: int
+    end: float
+    done: simpy.Event
+
+
 class Flows:
     """All flows of a simulation.
 
@@ -50,7 +63,8 @@ class Flows:
         self.resources = tuple(resources)
         self._kinds: list[FlowKind] = []
         self._owners: list[str] = []
-        self._waiting: list[list[tuple[float, int, simpy.Event]]] = []
+        self._waiting: list[list[tuple[float, int, simpy.Event, bool]]] = []
+        self._counts: list[int] = []
         # Of kinds that have flows: what each flow has carried since there were some, and its share.
         self._served: dict[int, float] = {}
         self._shares: dict[int, Share] = {}
@@ -68,18 +82,37 @@ class Flows:
         self._kinds.append(kind)
         self._owners.append(owner)
         self._waiting.append([])
+        self._counts.append(0)
         return len(self._kinds) - 1
 
-    def carry(self, kind: int, size_bytes: float) -> simpy.Event:
-        """Begin a flow of *size_bytes* of guest memory; the event happens when it has ended."""
-        done = self._env.event()
-        if size_bytes < END_BYTES:
-            return done.succeed()
+    def carry(self, kind: int, size_bytes: float) -> Flow:
+        """Begin a flow of *size_bytes* of guest memory."""
         self._advance()
-        served = self._served.setdefault(kind, 0.0)
-        heapq.heappush(self._waiting[kind], (served + size_bytes, next(self._numbers), done))
+        flow = Flow(kind, self._served.setdefault(kind, 0.0) + size_bytes, self._env.event())
+        self._counts[kind] += 1
+        self._wait(flow, 0.0, flow.done, ends=True)
+        return flow
+
+    def notify(self, flow: Flow, left_bytes: float, reached: simpy.Event) -> None:
+        """Let *reached* happen when *flow* has at most *left_bytes* to carry."""
+        if self.left(flow) - left_bytes < END_BYTES:
+            reached.succeed()
+        else:
+            self._wait(flow, left_bytes, reached, ends=False)
+
+    def left(self, flow: Flow) -> float:
+        """What *flow* has still to carry."""
+        self._advance()
+        return 0.0 if flow.done.triggered else max(0.0, flow.end - self._served[flow.kind])
+
+    def share(self, kind: int) -> float:
+        """What a flow of *kind* carries now, in bytes a second; 0: there is none, or it has only just begun."""
+        return self._shares[kind].bytes_per_s if kind in self._shares else 0.0
+
+    def _wait(self, flow: Flow, left_bytes: float, reached: simpy.Event, *, ends: bool) -> None:
+        entry = flow.end - left_bytes, next(self._numbers), reached, ends
+        heapq.heappush(self._waiting[flow.kind], entry)
         self._settle_soon()
-        return done
 
     def used_s(self) -> dict[int, float]:
         """How long each resource would have been busy at its full capacity, from the beginning until now."""
@@ -98,7 +131,7 @@ class Flows:
         for kind in self._served:
             share = self._shares[kind]
             self._served[kind] += share.bytes_per_s * passed_s
-            of_owner[self._owners[kind]].append((len(self._waiting[kind]), share.limit))
+            of_owner[self._owners[kind]].append((self._counts[kind], share.limit))
         for owner, limits in of_owner.items():
             flows = sum(count for count, _ in limits)
             for count, limit in limits:
@@ -116,7 +149,7 @@ class Flows:
     def _settle(self, _: simpy.Event) -> None:
         self._settling = False
         self._advance()
-        counts = tuple((kind, len(self._waiting[kind])) for kind in sorted(self._served))
+        counts = tuple((kind, self._counts[kind]) for kind in sorted(self._served))
         if counts not in self._known:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
@@ -145,8 +178,10 @@ class Flows:
         for kind in list(self._served):
             waiting = self._waiting[kind]
             while waiting and waiting[0][0] - self._served[kind] < END_BYTES:
-                heapq.heappop(waiting)[2].succeed()
-            if not waiting:
+                _, _, reached, ends = heapq.heappop(waiting)
+                self._counts[kind] -= ends
+                reached.succeed()
+            if not self._counts[kind]:
                 del self._served[kind]
         self._settle_soon()
 
@@ -154,7 +189,7 @@ class Flows:
         used: dict[int, float] = defaultdict(float)
         for kind, share in self._shares.items():
             for resource, amount in self._kinds[kind].needs:
-                used[resource] += len(self._waiting[kind]) * share.bytes_per_s * amount
+                used[resource] += self._counts[kind] * share.bytes_per_s * amount
         parts = {number: min(1.0, amount / self.resources[number].capacity) for number, amount in used.items()}
         if self.samples and self.samples[-1].at_s == self._env.now:
             self.samples.pop()

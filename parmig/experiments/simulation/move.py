@@ -22,9 +22,9 @@ from parmig.engine.prediction.costs import Costs
 from parmig.engine.record import Record
 from parmig.engine.work.policy import limits_of
 from parmig.errors import ParmigError
+from parmig.experiments.simulation.channel import Channel
 from parmig.experiments.simulation.dirty_pages import DirtyPages
 from parmig.experiments.simulation.flows import Flows
-from parmig.ram.ack_rate import MIN_BYTES, ChannelLoad
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.regions import Region
 from parmig.ram.shared import WorkerCounters
@@ -64,12 +64,14 @@ class Means(msgspec.Struct, frozen=True):
     Attributes:
         flows: not owned.
         kinds: for each worker, the number of its kind of flow: in the first round, and in later ones.
+        credit_bytes: of each channel.
         wire_parts: bytes on the wire for each byte of a page: in the first round, and in later ones.
     """
 
     env: simpy.Environment
     flows: Flows
     kinds: Sequence[tuple[int, int]]
+    credit_bytes: int
     wire_parts: tuple[float, float]
     costs: Costs
 
@@ -99,6 +101,7 @@ class Move:
         self._plan = Coordinator(regions, self._workers, self._limits, verify=False)
         self._region_pages = np.array([region.pages for region in regions])
         self._zero_part, self._dirty = zero_part, dirty
+        self._channels = [Channel(self._env, means.flows, means.credit_bytes) for _ in range(self._workers)]
         self._inboxes = [simpy.Store(self._env) for _ in range(self._workers)]
         self._guest = GuestTime(self._env)
         self._done = self._env.event()
@@ -128,12 +131,14 @@ class Move:
         """The migration from its command to the end of that."""
         self.began_s = self._env.now
         yield self._env.timeout(self.setup_s)
-        for worker in range(self._workers):
-            self._env.process(self._work(worker))
+        for worker, channel in enumerate(self._channels):
+            self._env.process(self._work(worker, channel))
         if self._limits.timeout_ns:
-            self._later(self._limits.timeout_ns / NS_PER_S, events.Tick())
+            self._later((self._limits.timeout_ns + 1) / NS_PER_S, events.Tick())
         self._feed(events.WorkersReady())
         yield self._done
+        for channel in self._channels:  # a failure may come in the middle of a round
+            yield channel.empty()
         yield self._env.timeout(self.end_s)
         self.ended_s = self._env.now
 
@@ -172,16 +177,16 @@ class Move:
 
     # -- a worker -------------------------------------------------------------------------------
 
-    def _work(self, worker: int) -> simpy.events.ProcessGenerator:
+    def _work(self, worker: int, channel: Channel) -> simpy.events.ProcessGenerator:
         """What worker *worker* does, one instruction after the other."""
         sent = _Sent()
-        while True:
+        while not self._plan.over:
             message = yield self._inboxes[worker].get()
             match message:
                 case SendRegions():
-                    yield from self._send(worker, message, sent)
+                    yield from self._send(worker, message, channel, sent)
                 case Fence():
-                    yield self._env.timeout(self._fence_s)
+                    yield from self._fence(channel)
                     self._feed(events.WorkerFenced(worker, sent.counters))
                 case CountDirty(regions=numbers):
                     scan_s = self._scan_s(worker, numbers)
@@ -191,8 +196,8 @@ class Move:
                     self._counted -= whole  # a part of a page is not lost
                     self._feed(events.WorkerCounted(worker, whole))
 
-    def _send(self, worker: int, message: SendRegions, sent: _Sent) -> simpy.events.ProcessGenerator:
-        """Scan regions and send what is dirty."""
+    def _send(self, worker: int, message: SendRegions, channel: Channel, sent: _Sent) -> simpy.events.ProcessGenerator:
+        """Scan regions and pass on what is dirty."""
         pages = self._pages(message.regions)
         scan_s = self._scan_s(worker, message.regions)
         yield self._env.timeout(scan_s)
@@ -202,23 +207,29 @@ class Move:
             zero_pages = pages - data_pages
             yield self._env.timeout(zero_pages * PAGE_BYTES / GIB * self._costs.read_s_per_gib)
             sent.zero_pages += zero_pages
-        began_s = self._env.now
-        yield self._means.flows.carry(self._means.kinds[worker][not message.first_pass], data_pages * PAGE_BYTES)
-        wire_bytes = data_pages * PAGE_BYTES * self._means.wire_parts[not message.first_pass]
-        self.wire_bytes += wire_bytes
+        again = not message.first_pass
+        wire_part = self._means.wire_parts[again]
+        channel.send(self._means.kinds[worker][again], data_pages * PAGE_BYTES, wire_part)
+        self.wire_bytes += data_pages * PAGE_BYTES * wire_part
         sent.handled_pages += pages
         sent.data_pages += data_pages
-        sent.wire_bytes += wire_bytes
+        sent.wire_bytes += data_pages * PAGE_BYTES * wire_part
         sent.scan_s += scan_s
+        if message.fence:
+            yield from self._fence(channel)
+            self._feed(events.WorkerFenced(worker, sent.counters))
+            return
+        yield channel.may_go_on()
         if message.last:
             self._feed(events.WorkerSent(worker, sent.counters))
-        elif message.fence:
-            yield self._env.timeout(self._fence_s)
-            self._feed(events.WorkerFenced(worker, sent.counters))
         else:
-            took_s = self._env.now - began_s
-            rate = round(wire_bytes / took_s) if wire_bytes >= MIN_BYTES else 0
-            self._feed(events.WorkerIdle(worker, ChannelLoad(rate, 0, round(sent.wire_bytes))))
+            self._feed(events.WorkerIdle(worker, channel.load))
+
+    def _fence(self, channel: Channel) -> simpy.events.ProcessGenerator:
+        """Wait until all is placed. What that costs in the pause is a part of ``pause_s``."""
+        yield channel.empty()
+        if not self._guest.stopped:
+            yield self._env.timeout(self._costs.round_s)
 
     def _pages(self, numbers: Sequence[int]) -> int:
         return int(np.sum(self._region_pages[np.asarray(numbers, dtype=np.int64)]))
@@ -228,11 +239,6 @@ class Move:
         scan_s = self._pages(numbers) * PAGE_BYTES / GIB * self._costs.scan_s_per_gib
         self._scans_s[worker] += scan_s
         return scan_s
-
-    @property
-    def _fence_s(self) -> float:
-        """What a round takes beside its pages. In the pause it is a part of ``pause_s``."""
-        return 0.0 if self._guest.stopped else self._costs.round_s
 
 
 class _Sent(msgspec.Struct):

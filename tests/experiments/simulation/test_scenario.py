@@ -8,6 +8,7 @@ import pytest
 from parmig.errors import UsageError
 from parmig.experiments.simulation.scenario_file import parse_scenario, read_scenario
 from parmig.experiments.simulation.simulator import guests_of
+from parmig.experiments.sweep import parse_sweep, plan_of
 from parmig.units import GIB, MIB, NS_PER_MS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,5 +93,8 @@ def test_a_mistake_is_named(text: str, message: str) -> None:
     assert message in str(raised.value)
 
 
-def test_the_example_is_a_scenario() -> None:
-    assert read_scenario(ROOT / "docs/examples/evacuation-12TiB.toml").guests
+def test_the_examples_are_a_scenario_and_sweeps() -> None:
+    examples = ROOT / "docs/examples"
+    assert read_scenario(examples / "evacuation-12TiB.toml").guests
+    for name in ("calibration", "validation-outrun", "validation-converging"):
+        assert plan_of(parse_sweep((examples / f"{name}.toml").read_text(), name)).runs

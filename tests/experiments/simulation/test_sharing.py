@@ -86,7 +86,7 @@ def test_flows_that_begin_later_slow_down_those_before() -> None:
 
     def run(name: str, begin_s: float, size: float) -> simpy.events.ProcessGenerator:
         yield env.timeout(begin_s)
-        yield flows.carry(number, size)
+        yield flows.carry(number, size).done
         ends[name] = env.now
 
     env.process(run("first", 0.0, 400.0))

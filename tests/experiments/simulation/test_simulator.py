@@ -24,7 +24,7 @@ from parmig.experiments.simulation.scenario import Evacuation, Guests, Host, Nic
 from parmig.experiments.simulation.simulator import simulate
 from parmig.ram.traces.trace import Trace
 from parmig.ram.traces.trace_file import write_trace
-from parmig.units import GIB, MIB, NS_PER_MS
+from parmig.units import GIB, MIB, NS_PER_MS, NS_PER_S
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -114,6 +114,17 @@ def test_a_guest_that_outruns_the_link_fails_as_a_real_one_unless_it_is_slowed_d
     (slowed,) = simulate(scenario(fast, auto_converge=True))[0].guests
     assert slowed.error is None
     assert slowed.max_throttle_percent > 20
+
+
+def test_a_guest_that_takes_too_long_fails_in_the_middle_of_a_round() -> None:
+    result, _ = simulate(scenario(guests(), guests(), timeout_ns=3 * NS_PER_S, at_once=1))
+    first, second = result.guests
+    assert first.error is not None
+    assert first.error.startswith("not ready to pause after 3000.0 ms and 0 rounds")
+    # What is under way at its end is sent: what a channel holds.
+    assert 3 < first.ended_s < 5
+    assert second.began_s == first.ended_s
+    assert (result.failed, first.downtime_s) == (2, None)
 
 
 @pytest.mark.parametrize(
