@@ -174,6 +174,8 @@ class Hostile:
                 self._open(transport, Opening(caller, kind, epoch, transport.challenge).message)
                 for message in batch_messages(self._chance.randrange(2), self._chance.choice(names())):
                     self._write(transport, message)
+                while transport.read(_ANSWER_MS) is not None:
+                    pass  # who leaves before the answers is not heard to the end
 
     # -- the destination's ends -----------------------------------------------------------------
 
