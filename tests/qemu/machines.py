@@ -65,13 +65,17 @@ def kernel() -> str | None:
 
 def build_initrd(directory: Path) -> Path:
     """Write an initrd into *directory*."""
-    root = directory / "root"
+    return pack_initrd(busybox_root(directory / "root", INIT), directory / "initrd")
+
+
+def busybox_root(root: Path, init: str) -> Path:
+    """Make the tree of an initrd at *root*: busybox, and the script *init*, which it runs."""
     for name in ("bin", "proc", "dev"):
         (root / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "busybox", root / "bin" / "busybox")
-    (root / "init").write_text(INIT)
+    (root / "init").write_text(init)
     (root / "init").chmod(0o755)
-    return pack_initrd(root, directory / "initrd")
+    return root
 
 
 def pack_initrd(root: Path, target: Path) -> Path:
