@@ -4,20 +4,21 @@
 Watched: with ``--events FILE --metrics ADDRESS:PORT``, and the metrics are read each second. Each side has a core of
 its own, as two hosts would.
 
-usage: python -m tools.bench_observing [--runs 15] [--mib 1024] [--keep FILE]   # cost of events and metrics
-       python -m tools.bench_observing --status [--mib 2048]                    # how fast a command answers
+usage: python -m tools.bench_observing [moves] [--runs 15] [--mib 1024] [--keep FILE]
+       python -m tools.bench_observing held [--runs 4]
+       python -m tools.bench_observing status [--mib 2048]
 
-The first prints medians, and what watching changes: the median of the differences of each turn, with an interval of
-95 % by bootstrap. ``--keep`` appends the turns to a file and counts all that are there, so that a long measurement can
-be made in pieces.
+``moves`` prints medians of the rate of round 1 and of the pause, and what watching changes: the median of the
+differences of each turn, with an interval of 95 % by bootstrap. ``--keep`` appends the turns to a file and counts all
+that are there, so that a long measurement can be made in pieces.
 
-rate             MiB/s of round 1
-pause_ms         of the guest
-command_percent  share of a core that the command ``parmig send`` itself takes after its set-up, without its workers. It
-                 watches for all of them. So it bounds what watching takes from the rate, also where the rates of two
-                 runs on a shared machine differ by more.
+``held`` prints the share of a core that the command ``parmig send`` itself takes while its migration waits for the
+switchover, in the same way. The command does all the watching, and none of the sending. So this bounds what watching
+takes from the rate, also on a machine where the rates of two runs differ by more. Rounds are shortest then, so there
+are more events than while a guest moves.
 
-The second asks a command how far it is each 20 ms, as ``parmig status`` does, and prints how long the answers take.
+``status`` asks a command how far it is each 20 ms, as ``parmig status`` does, while it sends at full rate, and prints
+how long the answers take.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import psutil
@@ -47,15 +49,15 @@ from tools.bench_lab import MIB, describe_host, median, migrate_by_commands, to_
 DIRTY_RATE = "20MiB/s"
 SCRAPE_S = 1.0
 ASK_S = 0.02
-SAMPLE_S = 0.02
+HELD_S = 8.0
+NAME = "bench-observing"
 
 
 class Cost(msgspec.Struct):
-    """One migration; see above."""
+    """One migration: MiB/s of round 1, and milliseconds of pause."""
 
     rate: float
     pause_ms: float
-    command_percent: float
 
 
 class Turn(msgspec.Struct):
@@ -68,7 +70,7 @@ class Turn(msgspec.Struct):
 def move(memory_mib: int, options: Sequence[str]) -> Cost:
     """What one migration with more *options* of ``parmig send`` costs."""
     guest = f"synthetic:memory={memory_mib}MiB"
-    with two_sides(pinned=True) as sides, _sampling() as samples:
+    with two_sides(pinned=True) as sides:
         report = migrate_by_commands(
             f"{guest},rate={DIRTY_RATE}",
             guest,
@@ -79,51 +81,22 @@ def move(memory_mib: int, options: Sequence[str]) -> Cost:
             enter_destination=sides.destination.entered,
         )
         assert report.downtime_ms is not None
-    sent_s = (report.total_time_ms - (report.setup_time_ms or 0)) / 1000
-    last = samples[-1]
-    first = next(sample for sample in samples if sample.at_s >= last.at_s - sent_s)
-    share = (last.used_s - first.used_s) / (last.at_s - first.at_s)
-    return Cost(report.throughput_mib_per_s, report.downtime_ms, 100 * share)
-
-
-class Sample(NamedTuple):
-    """Processor time of a process so far, and when it was read."""
-
-    at_s: float
-    used_s: float
-
-
-@contextlib.contextmanager
-def _sampling() -> Iterator[list[Sample]]:
-    """What ``parmig send`` itself, a child of this process, has used, as long as it runs in the context."""
-    samples: list[Sample] = []
-    ended = threading.Event()
-
-    def sample() -> None:
-        command = None
-        while not ended.wait(SAMPLE_S):
-            with contextlib.suppress(psutil.Error):
-                command = command or next((one for one in psutil.Process().children() if "send" in one.cmdline()), None)
-                if command is not None:
-                    used = command.cpu_times()
-                    samples.append(Sample(time.monotonic(), used.user + used.system))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        ended.set()
-        thread.join()
+        return Cost(report.throughput_mib_per_s, report.downtime_ms)
 
 
 def move_watched(memory_mib: int) -> Cost:
     """The same, watched."""
-    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as free:
+    with watching() as options:
+        return move(memory_mib, options)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list[str]]:
+    """Options of ``parmig send`` whose events and metrics are taken in the context."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        free.close()
-        with _scraping(f"http://{address}/metrics"):
-            return move(memory_mib, ["--events", str(Path(directory, "events")), "--metrics", address])
+    with tempfile.TemporaryDirectory() as directory, _scraping(f"http://{address}/metrics"):
+        yield ["--events", str(Path(directory, "events")), "--metrics", address]
 
 
 @contextlib.contextmanager
@@ -163,7 +136,6 @@ def bench_watching(runs: int, memory_mib: int, keep: Path | None) -> dict[str, o
         "watched": _medians([turn.watched for turn in turns]),
         "rate_percent": _change([100 * (turn.watched.rate / turn.unwatched.rate - 1) for turn in turns]),
         "pause_ms": _change([turn.watched.pause_ms - turn.unwatched.pause_ms for turn in turns]),
-        "command_percent": _change([turn.watched.command_percent - turn.unwatched.command_percent for turn in turns]),
     }
 
 
@@ -183,6 +155,56 @@ def _change(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
+def held_percent(options: Sequence[str]) -> float:
+    """The share of a core that ``parmig send`` takes while it waits for its switchover."""
+    parmig = [sys.executable, "-m", "parmig"]
+    guest = "synthetic:memory=256MiB"
+    receive = [*parmig, "receive", "--listen", "tcp://127.0.0.1:0", "--guest", guest]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(receive, stdout=null, stderr=pipe, text=True) as receiver:
+        assert receiver.stderr is not None
+        uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
+        send = [*parmig, "send", uri, "--guest", f"{guest},rate={DIRTY_RATE}", "--switchover", "manual", *options]
+        with subprocess.Popen([*send, "--name", NAME, "--quiet"], stdout=null, stderr=null) as sender:
+            _await_round(2)
+            process = psutil.Process(sender.pid)
+            before, began = process.cpu_times(), time.monotonic()
+            time.sleep(HELD_S)
+            after, ended = process.cpu_times(), time.monotonic()
+            sender.terminate()
+        receiver.communicate(timeout=60)
+    used_s: float = after.user + after.system - before.user - before.system
+    return 100 * used_s / (ended - began)
+
+
+def _await_round(number: int) -> None:
+    """Wait until the command is in round *number*."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ParmigError), SteeringClient(NAME) as client:
+            if client.status().round >= number:
+                return
+        time.sleep(ASK_S)
+    raise TimeoutError(f"the command is not in round {number} after 60 s")
+
+
+def bench_held(runs: int) -> dict[str, object]:
+    """The shares of both, and their difference."""
+    shares: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(runs):
+        for watched in (False, True) if number % 2 == 0 else (True, False):
+            with contextlib.ExitStack() as stack:
+                options = stack.enter_context(watching()) if watched else []
+                shares[watched].append(held_percent(options))
+    pairs = zip(shares[False], shares[True], strict=True)
+    return {
+        "turns": runs,
+        "unwatched_percent": round(median(shares[False]), 2),
+        "watched_percent": round(median(shares[True]), 2),
+        "change_percent": _change([after - before for before, after in pairs]),
+    }
+
+
 def bench_status(memory_mib: int) -> dict[str, float]:
     """Milliseconds that a command takes to say how far it is, while it sends at full rate."""
     took_ms: list[float] = []
@@ -190,7 +212,7 @@ def bench_status(memory_mib: int) -> dict[str, float]:
 
     def ask() -> None:
         while not ended.is_set():
-            with contextlib.suppress(ParmigError), SteeringClient("observed") as client:
+            with contextlib.suppress(ParmigError), SteeringClient(NAME) as client:
                 while not ended.wait(ASK_S):
                     began = time.monotonic()
                     status = client.status()
@@ -201,7 +223,7 @@ def bench_status(memory_mib: int) -> dict[str, float]:
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        cost = move(memory_mib, ["--name", "observed"])
+        cost = move(memory_mib, ["--name", NAME])
     finally:
         ended.set()
         thread.join()
@@ -218,16 +240,18 @@ def bench_status(memory_mib: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("bench", nargs="?", default="moves", choices=["moves", "held", "status"])
+    parser.add_argument("--runs", type=int)
     parser.add_argument("--mib", type=int)
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--status", action="store_true")
     chosen = parser.parse_args()
     figures: object
-    if chosen.status:
+    if chosen.bench == "status":
         figures = bench_status(chosen.mib or 2048)
+    elif chosen.bench == "held":
+        figures = bench_held(chosen.runs or 4)
     else:
-        figures = bench_watching(chosen.runs, chosen.mib or 1024, chosen.keep)
+        figures = bench_watching(15 if chosen.runs is None else chosen.runs, chosen.mib or 1024, chosen.keep)
     print(to_json({"host": describe_host(), "figures": figures}))
 
 

@@ -88,13 +88,32 @@ def headline(report: PredictionReport) -> list[tuple[str, str]]:
         ("observed", f"{report.observed_s:.1f} s by {report.tracker}, in intervals of {format_ms(report.interval_ms)}"),
         ("written", written),
     ]
-    return [*lines, ("codecs", codecs)] if codecs else lines
+    if codecs:
+        lines.append(("codecs", codecs))
+    rate = _one_rate(report)
+    return lines if rate is None else [*lines, ("network", rate)]
 
 
 def table(report: PredictionReport) -> Table:
     """All predictions, a row each."""
-    rows = [[str(number), *_cells(cell)] for number, cell in enumerate(report.predictions, 1)]
-    return plain_table(COLUMNS, rows, right={*COLUMNS} - {"codec", "converges"})
+    rows = [
+        dict(zip(COLUMNS, (str(number), *_cells(cell)), strict=True))
+        for number, cell in enumerate(report.predictions, 1)
+    ]
+    shown = [name for name in COLUMNS if name != "rate" or _one_rate(report) is None]
+    return plain_table(
+        shown, [[row[name] for name in shown] for row in rows], right={*COLUMNS} - {"codec", "converges"}
+    )
+
+
+def _one_rate(report: PredictionReport) -> str | None:
+    """The rate of the network, if it is the same in all rows: it needs no column then."""
+    rates = {_rate(cell) for cell in report.predictions}
+    return rates.pop() if len(rates) == 1 else None
+
+
+def _rate(cell: PredictedCell) -> str:
+    return format_rate(cell.rate_bytes_per_s) if cell.rate_bytes_per_s else "no limit"
 
 
 def _cells(cell: PredictedCell) -> list[str]:
@@ -104,7 +123,7 @@ def _cells(cell: PredictedCell) -> list[str]:
         str(cell.paths),
         cell.compress,
         write_duration_ns(round(cell.downtime_limit_ms * NS_PER_MS)),
-        format_rate(cell.rate_bytes_per_s) if cell.rate_bytes_per_s else "no limit",
+        _rate(cell),
         _sure(prediction.probability),
         _interval(prediction.total_s) if prediction.converges else "",
         _interval(prediction.downtime_s),

@@ -49,7 +49,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         total_s: of the whole command.
         downtime_s: of the pause; if it does not converge, of the pause that would be needed.
         wire_bytes: on the network.
-        course: the rounds of the running guest in the migration with the median time.
+        course: the rounds of the running guest in the migration with the median time, or with the median pause that
+            would be needed.
     """
 
     converges: bool
@@ -90,7 +91,7 @@ def predict(
     converges = 2 * len(converging) >= len(courses)
     # A total time with a pause in it must not be mixed with one without.
     alike = converging if converges else [course for course in courses if course.verdict is not Verdict.PAUSE]
-    usual = sorted(alike, key=lambda course: course.total_s)[len(alike) // 2]
+    usual = sorted(alike, key=lambda course: course.total_s if converges else course.downtime_s)[len(alike) // 2]
     return Prediction(
         converges=converges,
         probability=len(converging) / len(courses),

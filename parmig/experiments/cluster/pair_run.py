@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from typing import Any, NamedTuple, TypeVar
@@ -56,8 +57,9 @@ class PairRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for side in self._sides.values():
-            self._hosts.end(side)
+        with contextlib.ExitStack() as stack:
+            for side in self._sides.values():
+                stack.callback(self._hosts.end, side)
 
     def move(self) -> tuple[Outcome, Row]:
         """Move the guest; what it gave, and what both hosts are like.
