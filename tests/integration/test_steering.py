@@ -87,7 +87,7 @@ def test_events_and_metrics_tell_a_migration_from_begin_to_end(tmp_path: Path) -
     events, metrics = tmp_path / "events", tmp_path / "metrics.prom"
     with Command("receive", "--listen", LISTEN, "--guest", "synthetic:memory=16MiB", "--json") as there:
         more = ("--json", "--events", str(events), "--metrics-file", str(metrics), "--switchover", "predicted")
-        writing = ("--guest", "synthetic:memory=16MiB,rate=20MiB/s", "--max-bandwidth", "40MiB/s")
+        writing = ("--guest", "synthetic:memory=16MiB,rate=5MiB/s", "--max-bandwidth", "40MiB/s")
         with Command("send", there.uri(), *writing, *more) as here:
             code, report = here.end()
             assert code == 0, here.errors
