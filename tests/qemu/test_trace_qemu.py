@@ -6,9 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from parmig.engine.predicting.predict_config import PredictConfig
+from parmig.engine.predicting.predictor import Predictor
 from parmig.engine.tracing.write_watch import WriteWatch
 from parmig.guests.qemu.options import open_qemu
-from parmig.units import NS_PER_MS
+from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.qemu.machines import QemuMachine
 
 pytestmark = pytest.mark.qemu
@@ -30,3 +32,15 @@ def test_the_writes_of_a_linux_are_found_and_nothing_stays(linux_guest: QemuMach
     assert linux_guest.tracked_mappings() == 0
     linux_guest.wait_for_ticks()
     assert len(linux_guest.ticks()) > ticks
+
+
+def test_the_migration_of_a_linux_is_predicted_and_nothing_stays(linux_guest: QemuMachine) -> None:
+    linux_guest.disconnect()
+    with open_qemu(f"{linux_guest.socket}", incoming=False) as guest:
+        config = PredictConfig(rate_bytes_per_s=100 * MIB, observe_ns=NS_PER_S)
+        report = Predictor(guest, config).start()
+    assert 0 < report.data_bytes < report.memory_bytes
+    assert 0 < report.working_set[0].written_bytes < report.memory_bytes
+    assert report.predictions[0].prediction.converges
+    linux_guest.connect()
+    assert linux_guest.tracked_mappings() == 0
