@@ -45,7 +45,16 @@ class Cluster:
         self.address = f"tcp://{lab.links[0].address(lab.hosts[0])}:8786"
         host, port = self.address.removeprefix("tcp://").split(":")
         self.start(0, "Scheduler at", "scheduler", "--host", host, "--port", port, "--no-dashboard")
-        words = ["--no-nanny", "--no-dashboard", "--memory-limit", "0", "--resources", "parmig-host=1"]
+        words = [
+            "--local-directory",
+            str(directory),
+            "--no-nanny",
+            "--no-dashboard",
+            "--memory-limit",
+            "0",
+            "--resources",
+            "parmig-host=1",
+        ]
         logs = []
         for number in range(1, len(lab.hosts)):
             here = lab.links[0].address(lab.hosts[number])
