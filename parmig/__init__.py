@@ -13,9 +13,9 @@ from typing import Any
 from parmig.version import __version__
 
 _PUBLIC = {
-    "MigrationChecker": "parmig.engine.checker",
-    "MigrationSender": "parmig.engine.sender",
-    "MigrationReceiver": "parmig.engine.receiver",
+    "MigrationChecker": "parmig.engine.source.checker",
+    "MigrationSender": "parmig.engine.source.sender",
+    "MigrationReceiver": "parmig.engine.destination.receiver",
     "MigrationStatus": "parmig.status",
     "MigrationTransport": "parmig.transport.transport",
     "MigrationDataFile": "parmig.stream",
@@ -33,8 +33,8 @@ _PUBLIC = {
     "ReceiveConfig": "parmig.config",
     "Guest": "parmig.guests.guest",
     "open_guest": "parmig.guests.registry",
-    "Report": "parmig.engine.report",
-    "Progress": "parmig.engine.report",
+    "Report": "parmig.engine.reporting.report",
+    "Progress": "parmig.engine.reporting.report",
     "ParmigError": "parmig.errors",
 }
 

@@ -12,7 +12,7 @@ from parmig.config import (
     SendConfig,
     default_workers,
 )
-from parmig.engine.demo_config import DemoConfig
+from parmig.engine.demo.demo_config import DemoConfig
 from parmig.errors import UsageError
 from parmig.snapshot.snapshot_config import RestoreConfig, SaveConfig
 from parmig.units import GIB, KIB, MIB

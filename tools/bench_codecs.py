@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.errors import NotConvergingError
 from parmig.guests.synthetic.options import parse_options
 from parmig.guests.synthetic.synthetic_guest import SyntheticGuest

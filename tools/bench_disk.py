@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from tests.qemu.disks import MODULES, build_disk_initrd
 from tools.bench_lab import MIB, QemuMachine, median, migrate, phases_median, run_benches
 

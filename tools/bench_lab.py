@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.report import DowntimePhases, Report
-from parmig.engine.sender import MigrationSender
+from parmig.engine.destination.receiver import MigrationReceiver
+from parmig.engine.reporting.report import DowntimePhases, Report
+from parmig.engine.source.sender import MigrationSender
 from parmig.experiments.fingerprint import describe_host
 from parmig.experiments.free_memory import touch_memory
 from parmig.experiments.qemu_migration import qemu_migrate

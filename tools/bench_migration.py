@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 
 from parmig.config import SendConfig
-from parmig.engine.report import DowntimePhases, Report
+from parmig.engine.reporting.report import DowntimePhases, Report
 from parmig.guests.registry import open_guest
 from parmig.linux import uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from tools.bench_lab import MIB, QemuMachine, fill_random, initrd, median, migrate, migrate_by_commands, phases_median
 
 STAYING_BYTES = 4 << 30

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.experiments.netlab import Lab, Line, Link, open_lab
 from parmig.units import MIB, format_bit_rate
 from tools.bench_lab import LIMIT_S, describe_host, median, to_json

@@ -28,7 +28,7 @@ from parmig.engine.prediction.costs import Costs
 from parmig.engine.prediction.grid import Observed
 from parmig.engine.prediction.model import predict
 from parmig.engine.prediction.setting import Setting
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.engine.work.policy import Limits
 from parmig.errors import NotConvergingError
 from parmig.guests.registry import open_guest

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from parmig.engine.report import DowntimePhases, Report
+from parmig.engine.reporting.report import DowntimePhases, Report
 from parmig.stream import TARGET_PAGE_BYTES, MigrationDataFile
 from parmig.stream.ram_blocks import BlockEntry, read_setup, write_block_list
 from parmig.stream.ram_encode import Index, Pages, encode_page_words, encode_zero_words, page_words_bytes, part_section

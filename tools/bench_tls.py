@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.experiments.sides import two_sides
 from parmig.transport.security.fleet import add_hosts
 from parmig.units import MIB

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.guest_speed import Stretch, speed_until_pause
-from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.report import Report
-from parmig.engine.sender import MigrationSender
+from parmig.engine.destination.receiver import MigrationReceiver
+from parmig.engine.reporting.guest_speed import Stretch, speed_until_pause
+from parmig.engine.reporting.report import Report
+from parmig.engine.source.sender import MigrationSender
 from parmig.guests.pulse import Pulse
 from parmig.guests.qemu.options import open_qemu
 from parmig.ram.blocks import PAGE_BYTES

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from parmig.cli.config_file import read_table
-from parmig.engine.handover import handover_record
-from parmig.engine.handover.handover_record import HandOverRecord, RecordState, encode_slot
+from parmig.engine.records import handover_record
+from parmig.engine.records.handover_record import HandOverRecord, RecordState, encode_slot
 from parmig.errors import RecordError, SnapshotRefusedError, StateError, StreamError, TraceError, UsageError
 from parmig.guests.kvm.options import parse_options as kvm_options
 from parmig.guests.options import read_options

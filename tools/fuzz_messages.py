@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ctypes import addressof, c_char
 from functools import cache
 
-from parmig.engine.agreement import agreed_codecs, agreed_version, check_accept, check_configure
+from parmig.engine.agreement.agreement import agreed_codecs, agreed_version, check_accept, check_configure
 from parmig.engine.messages import guardian_messages, peer_messages, worker_messages
 from parmig.engine.messages.message import encode
 from parmig.engine.messages.peer_messages import Accept, Configure, DataEndpoint

@@ -18,12 +18,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from parmig.config import SendConfig
-from parmig.engine.admission import Admission
-from parmig.engine.agreement import check_configure
-from parmig.engine.introduction import Introduction, agreed
+from parmig.engine.agreement.agreement import check_configure
+from parmig.engine.channels.state_channel import StateReceiver, StateSender
+from parmig.engine.destination.admission import Admission
 from parmig.engine.messages import peer_messages as control
-from parmig.engine.state_channel import StateReceiver, StateSender
-from parmig.engine.state_opening import say_hello
+from parmig.engine.source.introduction import Introduction, agreed
+from parmig.engine.source.state_opening import say_hello
 from parmig.errors import ParmigError, PeerRefusedError, ProtocolError
 from parmig.ram import in_flight
 from parmig.ram.channel_opening import Caller

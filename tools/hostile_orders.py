@@ -8,11 +8,11 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
-from parmig.engine.agreement import offer
-from parmig.engine.messages import error_reports
+from parmig.engine.agreement.agreement import offer
+from parmig.engine.channels.state_channel import HELLO_BYTES
 from parmig.engine.messages import peer_messages as control
 from parmig.engine.messages.digest_messages import Digested, DigestRequest
-from parmig.engine.state_channel import HELLO_BYTES
+from parmig.engine.reporting import error_reports
 from parmig.errors import GuestError
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES
 from parmig.ram.flow import credit_bytes

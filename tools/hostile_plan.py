@@ -6,11 +6,11 @@ from __future__ import annotations
 import contextlib
 import time
 
-from parmig.engine import destination_events as events
-from parmig.engine.control import ControlChannel
-from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act
+from parmig.engine.channels.control import ControlChannel
+from parmig.engine.destination_plan.destination import DestinationPlan
 from parmig.engine.messages.worker_messages import DigestRegions
+from parmig.engine.plan import destination_events as events
+from parmig.engine.plan.destination_events import Act
 from parmig.errors import PeerLostError, ProtocolError
 from parmig.units import NS_PER_S
 from tools.hostile_orders import MAX_STATE_BYTES, REGIONS, RELEASE

@@ -56,7 +56,7 @@ STATE_TESTS = {
 TESTS = {
     "parmig/engine/work/policy.py": ("tests/property/test_policy.py",),
     "parmig/engine/work/shares.py": ("tests/property/test_shares.py",),
-    "parmig/engine/record.py": ("tests/engine/test_record.py",),
+    "parmig/engine/reporting/record.py": ("tests/engine/reporting/test_record.py",),
     "parmig/ram/packets.py": ("tests/property/test_packets.py",),
     "parmig/ram/bits.py": ("tests/property/test_bits.py",),
     "parmig/stream/sections.py": ("tests/stream/test_sections.py",),
@@ -64,11 +64,14 @@ TESTS = {
         f"parmig/state/{name}.py": tuple(f"tests/state/{test}.py" for test in tests)
         for name, tests in STATE_TESTS.items()
     },
-    "parmig/engine/coordinator.py": ("tests/engine/test_plan.py",),
-    "parmig/engine/source_steps.py": ("tests/engine/test_plan.py",),
-    "parmig/engine/plan.py": ("tests/engine/test_plan.py", "tests/engine/test_destination.py"),
-    "parmig/engine/destination.py": ("tests/engine/test_destination.py",),
-    "parmig/engine/destination_steps.py": ("tests/engine/test_destination.py",),
+    "parmig/engine/source_plan/coordinator.py": ("tests/engine/plan/test_plan.py",),
+    "parmig/engine/source_plan/source_steps.py": ("tests/engine/plan/test_plan.py",),
+    "parmig/engine/plan/plan.py": (
+        "tests/engine/plan/test_plan.py",
+        "tests/engine/destination_plan/test_destination.py",
+    ),
+    "parmig/engine/destination_plan/destination.py": ("tests/engine/destination_plan/test_destination.py",),
+    "parmig/engine/destination_plan/destination_steps.py": ("tests/engine/destination_plan/test_destination.py",),
     "parmig/ram/flow.py": ("tests/ram/test_channel.py",),
     **{
         f"parmig/guests/qemu/{name}.py": (f"tests/qemu/test_{name}.py",) for name in ("maps", "ram_list", "ram_structs")

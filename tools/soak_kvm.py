@@ -23,7 +23,7 @@ import msgspec
 import psutil
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.errors import CancelledError
 from parmig.guests.kvm.kvm_guest import KvmGuest, open_kvm
 from parmig.status import MigrationStatus

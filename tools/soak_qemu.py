@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from parmig.config import SendConfig
-from parmig.engine.report import DowntimePhases, Report
+from parmig.engine.reporting.report import DowntimePhases, Report
 from tests.qemu import disks
 from tests.qemu.machines import BOOT_LIMIT_S, QEMU, QemuMachine
 from tools.bench_lab import describe_host, median, migrate_by_commands, phases_median, to_json

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parmig.engine.handover.handover_record import RecordState
-from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.records.handover_record import RecordState
+from parmig.engine.records.record_store import RecordStore
 from parmig.units import MIB
 from tests.qemu.machines import wait_until
 

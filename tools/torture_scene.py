@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.records.handover_record import RecordState
 from parmig.experiments.netlab import Lab, Line, open_lab
 from parmig.experiments.netlab_host import Host
 from parmig.units import NS_PER_MS

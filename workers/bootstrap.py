@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from parmig.engine.messages import error_reports, worker_messages
+from parmig.engine.messages import worker_messages
 from parmig.engine.messages.message import encode
 from parmig.engine.messages.worker_messages import (
     Instruction,
@@ -25,6 +25,7 @@ from parmig.engine.messages.worker_messages import (
     WorkerFailed,
     WorkerLog,
 )
+from parmig.engine.reporting import error_reports
 from parmig.engine.worker_setups import MemorySetup
 from parmig.linux import process
 from parmig.ram.blocks import BlockMemory

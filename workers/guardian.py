@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pkgutil import resolve_name
 
-from parmig.engine.handover.record_file import RecordReader
+from parmig.engine.custody.rescuing import Log, rescue, why_not
 from parmig.engine.messages import guardian_messages
 from parmig.engine.messages.guardian_messages import Armed, Disarm, Guard, Leave, TakeOver
 from parmig.engine.messages.message import encode
-from parmig.engine.rescuing import Log, rescue, why_not
+from parmig.engine.records.record_file import RecordReader
 
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 

@@ -7,7 +7,7 @@ import msgspec
 
 from parmig.cli.progress import print_line
 from parmig.engine.hooks import AFTER_END, Hooks
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.errors import HookError
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from parmig.cli.options import SteeredOutput
-from parmig.engine.observing.notes import BeginNote
+from parmig.engine.reporting.notes import BeginNote
 from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.engine_status import EngineStatus
 from parmig.engine.steering.steering_server import serving

@@ -13,9 +13,9 @@ from parmig.cli.progress import CHECKED, print_line
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
-from parmig.engine.demo import Demo
-from parmig.engine.demo_config import DemoConfig
-from parmig.engine.report import Report
+from parmig.engine.demo.demo import Demo
+from parmig.engine.demo.demo_config import DemoConfig
+from parmig.engine.reporting.report import Report
 
 SENDING = o.Only(("workers", "transport", "compress", "tracker", "auto-converge"))
 """The options of the migration itself that the demonstration has."""

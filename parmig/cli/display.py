@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from parmig.cli.progress import plain_line, print_line
-from parmig.engine.report import Progress
+from parmig.engine.reporting.report import Progress
 from parmig.units import NS_PER_S
 
 ProgressCallback = Callable[[Progress], None]

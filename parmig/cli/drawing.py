@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parmig.cli.progress import figures, note_drawing, printable, shares
-from parmig.engine.report import Progress
+from parmig.engine.reporting.report import Progress
 from parmig.units import format_rate
 
 LONGEST_BAR, SHORTEST_BAR = 30, 8

@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from parmig.cli.progress import printable
-from parmig.engine.report import ErrorReport, Report
+from parmig.engine.reporting.report import ErrorReport, Report
 from parmig.errors import NotVerifiedError, ParmigError
 
 

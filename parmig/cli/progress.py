@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-from parmig.engine.report import Progress
+from parmig.engine.reporting.report import Progress
 from parmig.units import format_ms, format_rate, format_size
 
 CHECKED = "the guest continued at the destination and found its memory right"

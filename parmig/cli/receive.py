@@ -10,10 +10,10 @@ from parmig.cli.progress import CHECKED, print_line
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import WORKER_PROGRAMS, ReceiveConfig
-from parmig.engine.arrival import check_arrived
-from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.report import Report
-from parmig.engine.resumed_receiver import ResumedReceiver
+from parmig.engine.demo.arrival import check_arrived
+from parmig.engine.destination.receiver import MigrationReceiver
+from parmig.engine.destination.resumed_receiver import ResumedReceiver
+from parmig.engine.reporting.report import Report
 from parmig.guests.registry import open_guest
 
 

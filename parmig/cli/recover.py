@@ -13,11 +13,11 @@ from parmig.cli.output import echo_error, print_json
 from parmig.cli.progress import print_line
 from parmig.cli.signals import cancelling
 from parmig.cli.status import describe_entry
-from parmig.engine.handover.record_store import Entry, RecordStore, has_ended
 from parmig.engine.handover.recoverer import Recoverer, RecoveryConfig
 from parmig.engine.handover.recovery import Decision
-from parmig.engine.messages.error_reports import describe_error
-from parmig.engine.report import ErrorReport
+from parmig.engine.records.record_store import Entry, RecordStore, has_ended
+from parmig.engine.reporting.error_reports import describe_error
+from parmig.engine.reporting.report import ErrorReport
 from parmig.errors import ParmigError, UsageError
 from parmig.options import DURATION, option
 from parmig.values import KEYS, PEER, STATE_DIR

@@ -14,8 +14,8 @@ from parmig.cli.progress import CHECKED, print_line
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import SNAPSHOT_PROGRAMS
-from parmig.engine.arrival import check_arrived
-from parmig.engine.report import Report
+from parmig.engine.demo.arrival import check_arrived
+from parmig.engine.reporting.report import Report
 from parmig.guests.registry import open_guest
 from parmig.snapshot.restorer import SnapshotRestorer
 from parmig.snapshot.snapshot_config import RestoreConfig

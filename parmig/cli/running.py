@@ -16,7 +16,7 @@ import typer
 from parmig import logs
 from parmig.cli.options import Output
 from parmig.cli.output import echo_error, finish
-from parmig.engine.report import ErrorReport, GuestReport, Report
+from parmig.engine.reporting.report import ErrorReport, GuestReport, Report
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
 from parmig.guests.registry import import_guest
 from parmig.linux import process

@@ -14,7 +14,7 @@ from parmig.cli.display import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.guests.registry import open_guest
 from parmig.snapshot.saver import SnapshotSaver
 from parmig.snapshot.snapshot_config import SaveConfig

@@ -14,9 +14,9 @@ from parmig.cli.display import showing_progress
 from parmig.cli.running import run
 from parmig.cli.signals import cancelling
 from parmig.config import GUARDIAN_PROGRAM, WORKER_PROGRAMS, SendConfig
-from parmig.engine.checker import MigrationChecker
-from parmig.engine.report import Report
-from parmig.engine.sender import MigrationSender
+from parmig.engine.reporting.report import Report
+from parmig.engine.source.checker import MigrationChecker
+from parmig.engine.source.sender import MigrationSender
 from parmig.guests.registry import open_guest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
-from parmig.engine.steering.change import Change
+from parmig.engine.reporting.change import Change
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one
 from parmig.errors import UsageError
 

@@ -14,9 +14,9 @@ from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.cli.running_commands import print_details, print_running
 from parmig.cli.tables import output_console, plain_table
-from parmig.engine.handover.handover_record import HandOverRecord, RecordState
-from parmig.engine.handover.record_store import Entry, RecordStore
 from parmig.engine.handover.resume_point import resumable_sessions
+from parmig.engine.records.handover_record import HandOverRecord, RecordState
+from parmig.engine.records.record_store import Entry, RecordStore
 from parmig.engine.steering.steering_client import SteeringClient, running
 from parmig.options import option
 from parmig.units import NS_PER_S

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from parmig.cli import options as o
 from parmig.cli.display import showing_progress
 from parmig.cli.output import print_json, showing_errors
-from parmig.engine.report import Progress
+from parmig.engine.reporting.report import Progress
 from parmig.engine.steering.engine_status import EngineStatus, progress_of
 from parmig.engine.steering.steering_client import SteeringClient, the_only_one
 from parmig.errors import PeerLostError

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic
 
-from parmig.engine import events
-from parmig.engine.control import ControlChannel
-from parmig.engine.events import Event
+from parmig.engine.channels.control import ControlChannel
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.messages import error_reports, peer_messages, worker_messages
-from parmig.engine.plan import Instruction, Plan
-from parmig.engine.plan_log import PlanLog
+from parmig.engine.messages import peer_messages, worker_messages
+from parmig.engine.plan import events
+from parmig.engine.plan.events import Event
+from parmig.engine.plan.plan import Instruction, Plan
+from parmig.engine.plan.plan_log import PlanLog
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import Progress
+from parmig.engine.reporting import error_reports
+from parmig.engine.reporting.report import Progress
 from parmig.errors import GuestError, ParmigError, PeerLostError
 from parmig.guests.guest import Guest
 from parmig.transport.polling import Poller

@@ -21,7 +21,7 @@ from parmig import logs
 from parmig.engine.messages import worker_messages
 from parmig.engine.messages.message import encode
 from parmig.engine.messages.worker_messages import Instruction, Stop, WorkerEvent, WorkerFailed, WorkerLog
-from parmig.engine.report import ErrorReport
+from parmig.engine.reporting.report import ErrorReport
 from parmig.errors import WorkerError
 from parmig.linux.process import state_of as process_state
 from parmig.processes import ChildProcess, describe_exit, end_process, start_process

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.errors import LimitExceededError, ParmigError
 from parmig.experiments.factors import Factors
 from parmig.experiments.free_memory import prepared

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event, Instruct, Instruction, WorkerDigested
 from parmig.engine.messages.worker_messages import DigestRegions
-from parmig.engine.source_steps import Step
+from parmig.engine.plan.events import Do, Event, Instruct, Instruction, WorkerDigested
+from parmig.engine.source_plan.coordinator import Coordinator
+from parmig.engine.source_plan.source_steps import Step
 from parmig.engine.work.policy import Limits
 from parmig.ram.region_digest import combine
 from parmig.ram.regions import Region

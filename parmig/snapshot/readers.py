@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from parmig.config import SNAPSHOT_PROGRAMS
-from parmig.engine.messages import error_reports, worker_messages
+from parmig.engine.messages import worker_messages
 from parmig.engine.messages.worker_messages import (
     DigestRegions,
     Placed,
@@ -18,6 +18,7 @@ from parmig.engine.messages.worker_messages import (
     WorkerReady,
 )
 from parmig.engine.pool import WorkerPool
+from parmig.engine.reporting import error_reports
 from parmig.engine.worker_setups import memory_for_workers
 from parmig.errors import GuestError, LimitExceededError, ProtocolError
 from parmig.ram.bits import Bits

@@ -11,8 +11,8 @@ from pathlib import Path
 from parmig import logs
 from parmig.config import SNAPSHOT_PROGRAMS
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.messages import error_reports
-from parmig.engine.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
+from parmig.engine.reporting import error_reports
+from parmig.engine.reporting.report import GuestReport, Progress, RamReport, Report, SnapshotReport, WorkerReport
 from parmig.errors import CancelledError, ParmigError, SnapshotError, SnapshotRefusedError, StreamError
 from parmig.guests.guest import Guest
 from parmig.processes import warm_up

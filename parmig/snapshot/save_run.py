@@ -6,11 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from parmig.engine.events import Do, Event
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.means import Means
-from parmig.engine.report import SnapshotReport
-from parmig.engine.source_run import SourceRun
+from parmig.engine.plan.events import Do, Event
+from parmig.engine.reporting.report import SnapshotReport
+from parmig.engine.source.means import Means
+from parmig.engine.source.source_run import SourceRun
 from parmig.ram.blocks import BlockMemory
 from parmig.ram.shared import SharedArea
 from parmig.snapshot.compose import SnapshotWriter

@@ -9,8 +9,8 @@ from pathlib import Path
 from parmig.config import DEFAULT_BATCH_BYTES, GUARDIAN_PROGRAM, SNAPSHOT_PROGRAMS
 from parmig.engine.guest_thread import GuestThread
 from parmig.engine.pool import WorkerPool
-from parmig.engine.report import Progress, Report, SnapshotReport
-from parmig.engine.source import SourceSide
+from parmig.engine.reporting.report import Progress, Report, SnapshotReport
+from parmig.engine.source.source import SourceSide
 from parmig.engine.work.policy import limits_of
 from parmig.engine.worker_setups import memory_for_workers
 from parmig.guests.guest import Guest

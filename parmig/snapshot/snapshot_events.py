@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from parmig.engine.events import Event
+from parmig.engine.plan.events import Event
 
 
 class WentOn(Event, frozen=True):

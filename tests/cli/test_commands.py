@@ -15,7 +15,15 @@ from typer.testing import CliRunner, Result
 
 from parmig.cli.app import app
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.report import DowntimePhases, ErrorReport, GuestReport, Progress, Report, RoundReport, WorkerReport
+from parmig.engine.reporting.report import (
+    DowntimePhases,
+    ErrorReport,
+    GuestReport,
+    Progress,
+    Report,
+    RoundReport,
+    WorkerReport,
+)
 from parmig.engine.steering.desk import Desk
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests import registry
@@ -107,8 +115,8 @@ class FakeEngine:
         monkeypatch.setattr("parmig.cli.send.MigrationChecker", Sender)
         monkeypatch.setattr("parmig.cli.receive.MigrationReceiver", Receiver)
         monkeypatch.setattr("parmig.cli.receive.ResumedReceiver", Receiver)
-        monkeypatch.setattr("parmig.engine.demo.MigrationSender", Sender)
-        monkeypatch.setattr("parmig.engine.demo.MigrationReceiver", Receiver)
+        monkeypatch.setattr("parmig.engine.demo.demo.MigrationSender", Sender)
+        monkeypatch.setattr("parmig.engine.demo.demo.MigrationReceiver", Receiver)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from parmig.cli import receive, save, send
 from parmig.cli.app import app
 from parmig.cli.config_file import TABLES
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.snapshot.snapshot_config import SaveConfig
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from parmig.values import Path as PathPair

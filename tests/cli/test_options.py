@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from parmig.cli import demo, receive, restore, save, send
 from parmig.cli.options import command
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.demo_config import DemoConfig
+from parmig.engine.demo.demo_config import DemoConfig
 from parmig.options import SIZE, Option, option, options_of
 from parmig.snapshot.snapshot_config import RestoreConfig, SaveConfig
 from parmig.units import KIB, MIB

@@ -9,7 +9,7 @@ from rich.live import Live
 from parmig.cli.display import PlainProgress
 from parmig.cli.drawing import LiveProgress, drawing
 from parmig.cli.progress import plain_line, printable
-from parmig.engine.report import Progress
+from parmig.engine.reporting.report import Progress
 from parmig.units import MIB, NS_PER_S
 
 FULL = Progress(

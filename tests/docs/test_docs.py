@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from parmig.cli.app import app
-from parmig.engine import report
+from parmig.engine.reporting import report
 from tools import make_tables
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from parmig.engine.messages import error_reports
 from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
 from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer, Refused
-from parmig.engine.mismatch import Mismatch
-from parmig.engine.report import ErrorReport
+from parmig.engine.reporting import error_reports
+from parmig.engine.reporting.mismatch import Mismatch
+from parmig.engine.reporting.report import ErrorReport
 from parmig.errors import GuestError
 from parmig.ram.blocks import GuestRange, RamBlock
 

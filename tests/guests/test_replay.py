@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.demo import Demo
-from parmig.engine.demo_config import DemoConfig
+from parmig.engine.demo.demo import Demo
+from parmig.engine.demo.demo_config import DemoConfig
 from parmig.engine.tracing.write_watch import WriteWatch
 from parmig.errors import StateError, TraceError, UsageError
 from parmig.guests.registry import open_guest

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.records.record_store import RecordStore
 from tests.integration.sides import ROOT, Command, OtherSide, until
 
 GUEST = "memory=16MiB,rate=20MiB/s"

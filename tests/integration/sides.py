@@ -20,13 +20,14 @@ import msgspec
 import psutil
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine import destination_end, source_end
-from parmig.engine.control import ControlChannel
-from parmig.engine.handover.record_file import RecordFile
-from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.report import Progress, Report
-from parmig.engine.resumed_receiver import ResumedReceiver
-from parmig.engine.sender import MigrationSender
+from parmig.engine.channels.control import ControlChannel
+from parmig.engine.destination.receiver import MigrationReceiver
+from parmig.engine.destination.resumed_receiver import ResumedReceiver
+from parmig.engine.destination_plan import destination_end
+from parmig.engine.records.record_file import RecordFile
+from parmig.engine.reporting.report import Progress, Report
+from parmig.engine.source.sender import MigrationSender
+from parmig.engine.source_plan import source_end
 from parmig.guests.guest import DirtyLog, StateSink
 from parmig.guests.synthetic.options import parse_options
 from parmig.guests.synthetic.synthetic_guest import SyntheticGuest

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from parmig.engine.report import Progress, Report
+from parmig.engine.reporting.report import Progress, Report
 from parmig.guests.guest import Guest
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.snapshot.restorer import SnapshotRestorer

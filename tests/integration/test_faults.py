@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.destination_steps import Step as DestinationStep
+from parmig.engine.destination_plan.destination_steps import Step as DestinationStep
 from parmig.engine.handover.questions import ask_for_guest
-from parmig.engine.report import Report
-from parmig.engine.source_steps import NOBODY_NS
+from parmig.engine.reporting.report import Report
+from parmig.engine.source_plan.source_steps import NOBODY_NS
 from parmig.errors import PeerFailedError
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import parse_uri
@@ -437,7 +437,7 @@ def test_a_receiver_that_waits_can_be_cancelled() -> None:
 
 
 def test_a_receiver_without_a_sender_says_once_where_to_look() -> None:
-    soon = "import parmig.engine.receiver as r; r.NOBODY_CAME_NS = 10**8"
+    soon = "import parmig.engine.destination.receiver as r; r.NOBODY_CAME_NS = 10**8"
     where = ["--listen", LISTEN, "--guest", "synthetic:memory=8MiB", "--wait", "1.5s", "--json"]
     with Command("receive", *where, prelude=soon) as receiver:
         uri = receiver.uri()

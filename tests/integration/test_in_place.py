@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.control import ControlChannel
+from parmig.engine.channels.control import ControlChannel
 from parmig.engine.messages.peer_messages import Accept, Configure
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.transport.transport import parse_uri
 from parmig.transport.unix import UnixTransport
@@ -165,7 +165,7 @@ def wish_of(source: HeldGuest) -> Configure:
     from contextlib import ExitStack
 
     from parmig.engine.guest_thread import GuestThread
-    from parmig.engine.introduction import Introduction
+    from parmig.engine.source.introduction import Introduction
 
     thread = GuestThread()
     try:

@@ -9,7 +9,7 @@ import pytest
 
 import docs.examples.tiny_guest
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.sender import MigrationSender
+from parmig.engine.source.sender import MigrationSender
 from parmig.guests.registry import open_guest
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import MIB, NS_PER_MS, NS_PER_S

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.guests.guest import DirtyLog
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs.registry import choices

@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 import pytest
 
-from parmig.engine.control import ControlChannel
+from parmig.engine.channels.control import ControlChannel
+from parmig.engine.channels.state_channel import state_hello
 from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest
-from parmig.engine.state_channel import state_hello
 from parmig.errors import PeerLostError
 from parmig.ram.channel_opening import Caller
 from parmig.ram.flow import SendChannel
@@ -115,6 +115,6 @@ def test_more_state_than_is_taken_is_refused_when_it_is_announced() -> None:
 
 
 def test_a_source_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parmig.engine.destination_steps.SILENCE_LIMIT_NS", NS_PER_S)
+    monkeypatch.setattr("parmig.engine.destination_plan.destination_steps.SILENCE_LIMIT_NS", NS_PER_S)
     with HeldGuest("memory=8MiB", incoming=True) as destination, source(destination) as at:  # type: ignore[attr-defined]
         ends_with(*at, "LimitExceededError", "sent nothing for 1 s")

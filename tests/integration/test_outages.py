@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.linux import ptrace
 from parmig.transport.transport import parse_uri
 from parmig.units import MIB

@@ -16,17 +16,19 @@ import psutil
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine import custody, destination_end, guest_thread
-from parmig.engine.custody import Custody
+from parmig.engine import guest_thread
+from parmig.engine.custody import custody
+from parmig.engine.custody.custody import Custody
+from parmig.engine.destination_plan import destination_end
 from parmig.engine.driver import Driver
 from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest
-from parmig.engine.report import ErrorReport, Progress, Report
-from parmig.engine.send_run import SendRun
+from parmig.engine.reporting.report import ErrorReport, Progress, Report
+from parmig.engine.source.send_run import SendRun
 from parmig.guests.guest import DirtyLog, Rescue
 from parmig.linux import ptrace
 from parmig.units import NS_PER_S
-from tests.engine.test_guardian import gone
+from tests.engine.custody.test_guardian import gone
 from tests.integration.sides import (
     KNOWN_LIMIT_S,
     Discard,

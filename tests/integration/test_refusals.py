@@ -16,11 +16,11 @@ import pytest
 import zmq
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine import destination_steps
-from parmig.engine.agreement import CAPABILITIES
-from parmig.engine.control import ControlChannel
+from parmig.engine.agreement.agreement import CAPABILITIES
+from parmig.engine.channels.control import ControlChannel
+from parmig.engine.destination_plan import destination_steps
 from parmig.engine.messages import peer_messages as m
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.ram.blocks import BlockMemory
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.tcp_framing import GREETING, encode

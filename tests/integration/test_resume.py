@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.handover.handover_record import HandOverRecord, RecordState, session_id
-from parmig.engine.handover.record_store import RecordStore
-from parmig.engine.resumed_receiver import ResumedReceiver
+from parmig.engine.destination.resumed_receiver import ResumedReceiver
+from parmig.engine.records.handover_record import HandOverRecord, RecordState, session_id
+from parmig.engine.records.record_store import RecordStore
 from parmig.units import MIB, NS_PER_MS
 from tests.integration.sides import LISTEN, HeldGuest, Migration, OtherSide, until
 from tests.keys import keys

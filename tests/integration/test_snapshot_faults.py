@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import pytest
 
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.guests.registry import open_guest
 from parmig.snapshot.opened import OpenSnapshot
 from parmig.snapshot.restorer import SnapshotRestorer

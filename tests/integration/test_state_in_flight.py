@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.destination_steps import Step
+from parmig.engine.channels.state_channel import StateSender
+from parmig.engine.destination_plan.destination_steps import Step
 from parmig.engine.messages import peer_messages
-from parmig.engine.send_run import SendRun
-from parmig.engine.state_channel import StateSender
+from parmig.engine.source.send_run import SendRun
 from tests.integration.sides import HeldGuest, Migration, guests, never_ran, runs_on, until
 from tests.integration.test_faults import failed
 from tests.integration.test_migration import arrived

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.units import MIB
 from tests.integration.sides import LISTEN, Command, HeldGuest, Migration, guests, kill, migrate, until
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from parmig.config import SendConfig
-from parmig.engine.plan import MAX_DEATHS
+from parmig.engine.plan.plan import MAX_DEATHS
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.integration.sides import Discard, Migration, guests, kill, never_ran, runs_on, until
 from tests.integration.test_outages import all_arrived, outages

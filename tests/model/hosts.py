@@ -11,19 +11,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 
-from parmig.engine import destination_events as d
-from parmig.engine import events as s
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_steps import Step as There
-from parmig.engine.events import Do, WriteRecord
-from parmig.engine.handover.handover_record import HandOverRecord, RecordState
+from parmig.engine.custody.rescuing import why_not
+from parmig.engine.destination_plan.destination import DestinationPlan
+from parmig.engine.destination_plan.destination_steps import Step as There
 from parmig.engine.handover.recovery import Act, Facts, Look, next_step
 from parmig.engine.messages import peer_messages as m
-from parmig.engine.messages.error_reports import describe_error
 from parmig.engine.messages.handover_messages import Refused
-from parmig.engine.rescuing import why_not
-from parmig.engine.source_steps import Step
+from parmig.engine.plan import destination_events as d
+from parmig.engine.plan import events as s
+from parmig.engine.plan.events import Do, WriteRecord
+from parmig.engine.records.handover_record import HandOverRecord, RecordState
+from parmig.engine.reporting.error_reports import describe_error
+from parmig.engine.source_plan.coordinator import Coordinator
+from parmig.engine.source_plan.source_steps import Step
 from parmig.engine.work.policy import Limits
 from parmig.errors import GuestError, ParmigError, PeerFailedError, PeerLostError, RecordError
 from parmig.ram.regions import Region

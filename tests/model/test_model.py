@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.records.handover_record import RecordState
 from tests.model.explorer import explore
 from tests.model.hosts import Hosts
 

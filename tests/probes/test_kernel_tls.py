@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from parmig.engine.encryption_report import encryption_report
+from parmig.engine.reporting.encryption_report import encryption_report
 from parmig.linux import sockets
 from parmig.probes import kernel_tls
 from parmig.transport.security.encryption import Encryption

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig.engine import events as c
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle
-from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, Fence, ScanRegions, SendRegions
-from parmig.engine.source_steps import Step
+from parmig.engine.plan import events as c
+from parmig.engine.plan.events import Do, Event, Instruct, Instruction, Throttle
+from parmig.engine.records.handover_record import RecordState
+from parmig.engine.source_plan.coordinator import Coordinator
+from parmig.engine.source_plan.source_steps import Step
 from parmig.engine.work.policy import Limits, ThrottleSteps
 from parmig.engine.work.shares import ALONE_PAGES
 from parmig.errors import (

@@ -6,10 +6,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine import events as c
-from parmig.engine.events import Do
-from parmig.engine.outages import MAX_LISTED, Outages
-from parmig.engine.source_steps import Step
+from parmig.engine.plan import events as c
+from parmig.engine.plan.events import Do
+from parmig.engine.reporting.outages import MAX_LISTED, Outages
+from parmig.engine.source_plan.source_steps import Step
 from parmig.status import BEFORE_PAUSE, MigrationStatus
 from parmig.units import NS_PER_MS
 from tests.property.test_coordinator import World, World_, worlds

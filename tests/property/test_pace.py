@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parmig.engine.events import Instruct, Instruction
 from parmig.engine.messages.worker_messages import Fence, SendRegions
+from parmig.engine.plan.events import Instruct, Instruction
+from parmig.engine.plan.round_work import RoundKind, RoundWork
 from parmig.engine.work.pace import FIRST_BYTES, Pace
-from parmig.engine.work.round_work import RoundKind, RoundWork
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.regions import Region

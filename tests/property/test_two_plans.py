@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig.engine.handover.handover_record import RecordState
+from parmig.engine.records.handover_record import RecordState
 from parmig.errors import NotVerifiedError
 from parmig.status import MigrationStatus
 from tests.property.two_plans import KINDS, World

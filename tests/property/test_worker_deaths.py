@@ -13,13 +13,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parmig.engine import events as c
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import AskDigests, Do, Event, Instruct, Instruction, Replace
-from parmig.engine.held_events import PeerRestarted, WorkerCheckedHeld
 from parmig.engine.messages.worker_messages import CheckHeld, CountDirty, Fence, ScanRegions, SendRegions
-from parmig.engine.plan import MAX_DEATHS
-from parmig.engine.source_steps import Step
+from parmig.engine.plan import events as c
+from parmig.engine.plan.events import AskDigests, Do, Event, Instruct, Instruction, Replace
+from parmig.engine.plan.held_events import PeerRestarted, WorkerCheckedHeld
+from parmig.engine.plan.plan import MAX_DEATHS
+from parmig.engine.source_plan.coordinator import Coordinator
+from parmig.engine.source_plan.source_steps import Step
 from parmig.engine.work.policy import Limits
 from parmig.errors import WorkerError
 from parmig.ram.regions import Region

@@ -14,18 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parmig.engine import destination_events as d
-from parmig.engine import events as s
-from parmig.engine.comparison import Comparison
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.destination import DestinationPlan
-from parmig.engine.destination_events import Act
-from parmig.engine.events import Do, Instruct
-from parmig.engine.handover.handover_record import RecordState
-from parmig.engine.held_events import PeerRestarted, WorkerCheckedHeld
+from parmig.engine.destination_plan.destination import DestinationPlan
 from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.messages.error_reports import describe_error
 from parmig.engine.messages.handover_messages import Refused
 from parmig.engine.messages.worker_messages import (
     CheckHeld,
@@ -37,7 +28,16 @@ from parmig.engine.messages.worker_messages import (
     ScanRegions,
     SendRegions,
 )
-from parmig.engine.source_steps import Step
+from parmig.engine.plan import destination_events as d
+from parmig.engine.plan import events as s
+from parmig.engine.plan.comparison import Comparison
+from parmig.engine.plan.destination_events import Act
+from parmig.engine.plan.events import Do, Instruct
+from parmig.engine.plan.held_events import PeerRestarted, WorkerCheckedHeld
+from parmig.engine.records.handover_record import RecordState
+from parmig.engine.reporting.error_reports import describe_error
+from parmig.engine.source_plan.coordinator import Coordinator
+from parmig.engine.source_plan.source_steps import Step
 from parmig.engine.work.policy import Limits
 from parmig.errors import GuestError, PeerFailedError, PeerLostError, ProtocolError
 from parmig.ram.blocks import PAGE_BYTES, RamBlock

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from parmig.config import ReceiveConfig, SendConfig
-from parmig.engine.receiver import MigrationReceiver
-from parmig.engine.report import Report
-from parmig.engine.sender import MigrationSender
+from parmig.engine.destination.receiver import MigrationReceiver
+from parmig.engine.reporting.report import Report
+from parmig.engine.source.sender import MigrationSender
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.qemu_guest import QemuGuest
 from tests.qemu.machines import QemuMachine, wait_until

@@ -392,7 +392,7 @@ def test_a_rescue_before_the_pause_leaves_a_guest_alone_that_its_operator_paused
 SENDER = """
 import sys, time
 from parmig.config import GUARDIAN_PROGRAM
-from parmig.engine.custody import Custody
+from parmig.engine.custody.custody import Custody
 from parmig.engine.guest_thread import GuestThread
 from parmig.guests.registry import open_guest
 from tests.qemu.carry import Buffer

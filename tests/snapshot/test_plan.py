@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from parmig.engine import events as e
-from parmig.engine.events import Do, Event, Instruct, Instruction
 from parmig.engine.messages.worker_messages import CountDirty, DigestRegions, Fence, SendRegions
+from parmig.engine.plan import events as e
+from parmig.engine.plan.events import Do, Event, Instruct, Instruction
 from parmig.engine.work.policy import Limits
 from parmig.errors import ParmigError, SnapshotError
 from parmig.ram.region_digest import combine

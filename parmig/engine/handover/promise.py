@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from parmig.engine.destination_end import DestinationEnd
-from parmig.engine.events import Recorded, RecordFailed
+from parmig.engine.destination_plan.destination_end import DestinationEnd
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.handover.handover_record import RecordState
 from parmig.engine.handover.questions import AnswerPort
-from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.handover.record_keeper import RecordKeeper, first_record
-from parmig.engine.handover.record_store import RecordStore
+from parmig.engine.plan.events import Recorded, RecordFailed
+from parmig.engine.records.handover_record import RecordState
+from parmig.engine.records.record_file import RecordFile
+from parmig.engine.records.record_store import RecordStore
 from parmig.errors import ParmigError
 from parmig.guests.guest import Guest
 from parmig.status import MigrationStatus

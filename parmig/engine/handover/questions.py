@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from parmig.engine.control import ControlChannel
+from parmig.engine.channels.control import ControlChannel
 from parmig.engine.messages import peer_messages
 from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer
 from parmig.errors import PeerFailedError, ProtocolError

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parmig.engine.events import Recorded, RecordFailed
 from parmig.engine.guest_thread import GuestThread
-from parmig.engine.handover.handover_record import Handle, HandOverRecord, RecordState, Side, session_id
-from parmig.engine.handover.record_file import RecordFile
+from parmig.engine.plan.events import Recorded, RecordFailed
+from parmig.engine.records.handover_record import Handle, HandOverRecord, RecordState, Side, session_id
+from parmig.engine.records.record_file import RecordFile
 from parmig.errors import ParmigError, RecordError
 from parmig.guests.guest import Guest, Rescue
 from parmig.version import __version__

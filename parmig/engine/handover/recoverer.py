@@ -11,12 +11,12 @@ from pkgutil import resolve_name
 
 import msgspec
 
-from parmig.engine.handover.handover_record import HandOverRecord, RecordState
+from parmig.engine.channels.securing import security_of
 from parmig.engine.handover.questions import AnswerPort, ask_for_guest
-from parmig.engine.handover.record_file import RecordFile
 from parmig.engine.handover.record_keeper import boot_id
 from parmig.engine.handover.recovery import Act, Answer, Decision, Facts, Look, next_step
-from parmig.engine.securing import security_of
+from parmig.engine.records.handover_record import HandOverRecord, RecordState
+from parmig.engine.records.record_file import RecordFile
 from parmig.errors import CancelledError, LimitExceededError, OutcomeUnknownError, ParmigError, PeerUnreachableError
 from parmig.guests.guest import FoundGuest
 from parmig.transport.polling import Poller

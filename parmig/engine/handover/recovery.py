@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from typing import Literal, NamedTuple
 
-from parmig.engine.handover.handover_record import RecordState, Side
+from parmig.engine.records.handover_record import RecordState, Side
 
 Decision = Literal["", "here", "there"]
 Answer = Literal["", "here", "there", "undecided", "silent"]

@@ -28,15 +28,15 @@ import msgspec
 from msgspec import Meta
 
 from parmig.config import MAX_WORKERS
-from parmig.engine.handover.handover_record import (
+from parmig.engine.messages.peer_messages import MAX_CONFIGURE_BYTES, Configure
+from parmig.engine.records.handover_record import (
     NAME_CHARACTERS,
     SESSION_BYTES,
     RecordState,
     name_of_session,
     session_id,
 )
-from parmig.engine.handover.record_store import RecordStore, try_lock
-from parmig.engine.messages.peer_messages import MAX_CONFIGURE_BYTES, Configure
+from parmig.engine.records.record_store import RecordStore, try_lock
 from parmig.errors import HostRefusedError, RecordError
 from parmig.units import NS_PER_S
 from parmig.version import __version__

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from parmig.engine.handover.handover_record import SESSION_BYTES
 from parmig.engine.messages.message import Message
-from parmig.engine.report import ErrorReport
+from parmig.engine.records.handover_record import SESSION_BYTES
+from parmig.engine.reporting.report import ErrorReport
 
 
 class Refused(Message, frozen=True):

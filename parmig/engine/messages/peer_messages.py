@@ -13,14 +13,14 @@ import msgspec
 from msgspec import Meta
 
 from parmig.config import MAX_WORKERS
+from parmig.engine.matching.in_place import MAX_FILES, OfferedFile
+from parmig.engine.matching.traits import MAX_TRAITS, MAX_VALUES
 from parmig.engine.messages.digest_messages import Digest, Digested, DigestRequest, Digests, DigestsRequest
-from parmig.engine.messages.error_reports import MAX_NAME, peer_text
 from parmig.engine.messages.handover_messages import AskForGuest, GuestAnswer, Refused
 from parmig.engine.messages.message import Message, encode
-from parmig.engine.mismatch import Mismatch
-from parmig.engine.one_host.in_place import MAX_FILES, OfferedFile
-from parmig.engine.report import ErrorReport
-from parmig.engine.traits import MAX_TRAITS, MAX_VALUES
+from parmig.engine.reporting.error_reports import MAX_NAME, peer_text
+from parmig.engine.reporting.mismatch import Mismatch
+from parmig.engine.reporting.report import ErrorReport
 from parmig.errors import ProtocolError
 from parmig.linux.networks import MAX_ADDRESSES, DeviceAddress
 from parmig.ram.blocks import BlockMemory, RamBlock

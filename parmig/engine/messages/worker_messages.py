@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from parmig.engine.messages.message import Message
-from parmig.engine.report import ErrorReport
+from parmig.engine.reporting.report import ErrorReport
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.dirty_log import DirtyLog
 from parmig.ram.shared import WorkerCounters

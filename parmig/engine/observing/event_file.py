@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from parmig import logs
-from parmig.engine.observing.notes import Note, encode
+from parmig.engine.reporting.notes import Note, encode
 from parmig.errors import HostRefusedError
 from parmig.linux import trusted_files
 

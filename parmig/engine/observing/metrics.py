@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server, write_to_tex
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.engine_status import EngineStatus
 from parmig.errors import HostRefusedError

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parmig.engine.guest_thread import GuestThread
+from parmig.engine.matching.in_place import Staying
 from parmig.engine.messages.peer_messages import Configure
-from parmig.engine.one_host.in_place import Staying
 from parmig.engine.one_host.memory_files import compare_files
 from parmig.guests.guest import Guest
 from parmig.ram.blocks import BlockMemory

@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from parmig.engine.block_pairs import pair_blocks
+from parmig.engine.matching import in_place
+from parmig.engine.matching.block_pairs import pair_blocks
+from parmig.engine.matching.in_place import OfferedFile, Placed, Staying
 from parmig.engine.messages.peer_messages import Configure
-from parmig.engine.mismatch import Mismatch
-from parmig.engine.one_host import in_place
-from parmig.engine.one_host.in_place import OfferedFile, Placed, Staying
+from parmig.engine.reporting.mismatch import Mismatch
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory, RamBlock
 from parmig.ram.file_facts import facts_of

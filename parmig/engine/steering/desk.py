@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from parmig.engine.observing.notes import Note, StatusNote, notes_at_end
-from parmig.engine.report import Progress, Report
-from parmig.engine.steering.change import Change
+from parmig.engine.reporting.change import Change
+from parmig.engine.reporting.notes import Note, StatusNote, notes_at_end
+from parmig.engine.reporting.report import Progress, Report
 from parmig.engine.steering.engine_status import EngineStatus, with_progress
 from parmig.errors import StatusError
 from parmig.units import NS_PER_MS

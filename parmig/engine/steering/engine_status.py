@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from parmig.engine.report import GuestReport, Progress
-from parmig.engine.steering.change import ChangeReport
+from parmig.engine.reporting.change import ChangeReport
+from parmig.engine.reporting.report import GuestReport, Progress
 from parmig.ram.blocks import PAGE_BYTES
 
 

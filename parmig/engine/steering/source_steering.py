@@ -8,13 +8,13 @@ from concurrent.futures import Future
 
 import msgspec
 
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import LimitsChanged
-from parmig.engine.observing.notebook import Notebook
-from parmig.engine.observing.notes import OutlookNote
-from parmig.engine.report import Progress
-from parmig.engine.source_steps import cannot_throttle
-from parmig.engine.steering.change import Change, changed
+from parmig.engine.plan.events import LimitsChanged
+from parmig.engine.reporting.change import Change, changed
+from parmig.engine.reporting.notebook import Notebook
+from parmig.engine.reporting.notes import OutlookNote
+from parmig.engine.reporting.report import Progress
+from parmig.engine.source_plan.coordinator import Coordinator
+from parmig.engine.source_plan.source_steps import cannot_throttle
 from parmig.engine.steering.desk import TOO_LATE, Desk
 from parmig.engine.steering.engine_status import EngineStatus, LimitsStatus, RamStatus, WorkerStatus, with_progress
 from parmig.engine.work.policy import Limits, expected_downtime_ns

@@ -9,8 +9,8 @@ import socket
 import time
 from typing import Self
 
+from parmig.engine.reporting.change import Change
 from parmig.engine.steering import run_directory
-from parmig.engine.steering.change import Change
 from parmig.engine.steering.engine_status import EngineStatus
 from parmig.engine.steering.steering_messages import (
     MAX_ANSWER_BYTES,

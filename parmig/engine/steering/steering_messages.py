@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from parmig.engine.report import ErrorReport
-from parmig.engine.steering.change import Change
+from parmig.engine.reporting.change import Change
+from parmig.engine.reporting.report import ErrorReport
 from parmig.engine.steering.engine_status import EngineStatus
 from parmig.errors import ProtocolError
 

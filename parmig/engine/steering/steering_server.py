@@ -14,7 +14,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import msgspec
 
-from parmig.engine.messages.error_reports import describe_error
+from parmig.engine.reporting.error_reports import describe_error
 from parmig.engine.steering import run_directory
 from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.steering_messages import (

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from parmig.config import GUARDIAN_PROGRAM
-from parmig.engine.custody import Custody
+from parmig.engine.custody.custody import Custody
 from parmig.engine.guest_thread import GuestThread
 from parmig.errors import CancelledError, GuestError
 from parmig.guests.guest import DirtyLog, Guest

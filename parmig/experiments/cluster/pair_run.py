@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from parmig.engine.report import Report
+from parmig.engine.reporting.report import Report
 from parmig.errors import HostRefusedError, LimitExceededError, ParmigError
 from parmig.experiments.cluster.dask_hosts import DaskHosts, Events, RemoteSide, SideEvent
 from parmig.experiments.cluster.side_messages import Ended, Failed, Meeting, Order, Prepared, encode, read_message

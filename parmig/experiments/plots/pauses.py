@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parmig.engine.report import DowntimePhases
+from parmig.engine.reporting.report import DowntimePhases
 from parmig.experiments.factors import Factors, written
 from parmig.experiments.plots.series import panels, pooled
 from parmig.experiments.plots.style import INK, colours, legend, panel_figure, plain_log_y, save

@@ -14,12 +14,12 @@ import numpy as np
 import simpy
 
 from parmig.config import SendConfig
-from parmig.engine import events
-from parmig.engine.coordinator import Coordinator
-from parmig.engine.events import Do, Event, Instruct, Instruction, Throttle, WriteRecord
 from parmig.engine.messages.worker_messages import CountDirty, Fence, SendRegions
+from parmig.engine.plan import events
+from parmig.engine.plan.events import Do, Event, Instruct, Instruction, Throttle, WriteRecord
 from parmig.engine.prediction.costs import Costs
-from parmig.engine.record import Record
+from parmig.engine.reporting.record import Record
+from parmig.engine.source_plan.coordinator import Coordinator
 from parmig.engine.work.policy import limits_of
 from parmig.errors import ParmigError
 from parmig.experiments.simulation.channel import Channel

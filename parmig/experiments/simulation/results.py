@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from parmig.engine.report import RoundReport
+from parmig.engine.reporting.report import RoundReport
 from parmig.experiments.simulation.flows import Sample
 from parmig.experiments.simulation.sharing import Resource
 

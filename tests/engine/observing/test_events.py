@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from parmig.engine import events as c
 from parmig.engine.observing import event_file
 from parmig.engine.observing.event_file import EventFile
-from parmig.engine.observing.notebook import Notebook
-from parmig.engine.observing.notes import Note, RoundNote, StatusNote, notes_at_end
-from parmig.engine.report import DowntimePhases, Progress, Report
-from parmig.engine.steering.change import Change
+from parmig.engine.plan import events as c
+from parmig.engine.reporting.change import Change
+from parmig.engine.reporting.notebook import Notebook
+from parmig.engine.reporting.notes import Note, RoundNote, StatusNote, notes_at_end
+from parmig.engine.reporting.report import DowntimePhases, Progress, Report
 from parmig.engine.steering.desk import Desk
 from parmig.errors import HostRefusedError
-from tests.engine.test_plan import Walk
+from tests.engine.plan.test_plan import Walk
 
 MS = 1_000_000
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from parmig.engine.observing.metrics import Metrics, metrics_of
-from parmig.engine.report import DowntimePhases, Progress, Report
+from parmig.engine.reporting.report import DowntimePhases, Progress, Report
 from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.engine_status import EngineStatus, RamStatus, WorkerStatus
 from parmig.errors import HostRefusedError

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from parmig.engine.report import Progress
+from parmig.engine.reporting.change import Change
+from parmig.engine.reporting.report import Progress
 from parmig.engine.steering import run_directory, steering_client
-from parmig.engine.steering.change import Change
 from parmig.engine.steering.desk import NOT_YET, TOO_LATE, Desk
 from parmig.engine.steering.steering_client import SteeringClient, running, the_only_one
 from parmig.engine.steering.steering_messages import MAX_QUESTION_BYTES

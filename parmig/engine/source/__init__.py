@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source's side of a migration: a thin ring of I/O around its plan."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source's plan: events in, instructions out, no I/O, and no clock of its own."""
