@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from parmig.experiments.plots.pauses import median_run
-from parmig.experiments.plots.series import MAX_PANELS, Line, Panel, panels
-from parmig.experiments.plots.style import FAINT, INK, PARMIG, legend, panel_figure, save
+from parmig.experiments.plots.series import Line, Panel, panels
+from parmig.experiments.plots.style import FAINT, INK, PARMIG, legend, panel_figure, save, start_at_zero
 from parmig.experiments.results import Row
 from parmig.units import MIB
 
 CURVE = "report.guest_speed.curve"
+MAX_RUNS = 6
+"""More panels cannot be seen at once."""
+
 _SETUP, _ROUNDS, _PAUSE, _AFTER = "#b8b8b8", ("#dbe7f4", "#c3d6ec"), "#e8b9ab", "#7a4fa3"
 _AFTER_SHARE = 0.12
 """The part of the picture that shows how fast the guest ran at the destination."""
@@ -26,14 +29,13 @@ def draw_guest_speed(rows: Sequence[Row], directory: Path) -> Path:
     """
     felt = [row for row in rows if row.get(CURVE)]
     runs = [(panel, line, median_run(line.points[None])) for panel in panels(felt, None) for line in panel.lines]
-    most = sorted((_slower(run) for *_, run in runs), reverse=True)[:MAX_PANELS]
-    drawn = [one for one in runs if _slower(one[2]) >= most[-1]][:MAX_PANELS]
+    most = sorted((_slower(run) for *_, run in runs), reverse=True)[:MAX_RUNS]
+    drawn = [one for one in runs if _slower(one[2]) >= most[-1]][:MAX_RUNS]
     with panel_figure(len(drawn), "What the guest feels: how fast it writes, by its own count") as (figure, axes):
         for (panel, line, run), axis in zip(drawn, axes, strict=True):
             _draw_run(axis, run)
             axis.set_title(_title(panel, line, run))
-        for axis in axes:
-            axis.set_ylim(bottom=0, top=axis.get_ylim()[1] * 1.05)
+        start_at_zero(axes)
         axes[0].set_ylabel("MiB/s")
         legend(figure, axes)
         return save(figure, directory, "guest-speed")

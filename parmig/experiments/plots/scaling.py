@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.experiments.plots.series import Line, Panel, panels
-from parmig.experiments.plots.style import IDEAL, colours, counted_axis, legend, panel_figure, save
+from parmig.experiments.plots.style import IDEAL, colours, counted_axis, legend, panel_figure, save, start_at_zero
 from parmig.experiments.results import Row
 from parmig.units import MIB
 
@@ -29,8 +29,8 @@ def draw_scaling(rows: Sequence[Row], directory: Path, factor: str) -> Path:
             counts = sorted({x for line in panel.lines for x in line.points})
             counted_axis(axis, counts, factor)
             axis.set_title(panel.title)
-            axis.set_ylim(bottom=0)
             axis.plot([], [], color=IDEAL, linestyle="--", linewidth=1.2, label="ideal")
+        start_at_zero(axes)
         axes[0].set_ylabel("seconds")
         legend(figure, axes)
         return save(figure, directory, f"time-{factor}")
@@ -48,7 +48,7 @@ def draw_sizes(rows: Sequence[Row], directory: Path) -> Path:
                 axis, sorted({x / MIB for line in panel.lines for x in line.points}), "memory of the guest, MiB"
             )
             axis.set_title(panel.title)
-            axis.set_ylim(bottom=0)
+        start_at_zero(axes)
         axes[0].set_ylabel("MiB/s")
         legend(figure, axes)
         return save(figure, directory, "rate-memory")

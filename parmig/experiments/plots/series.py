@@ -13,8 +13,8 @@ from parmig.experiments.factors import matters, written
 from parmig.experiments.results import Row, measured
 from parmig.experiments.table import Figure, factors_of, interval, varied
 
-MAX_LINES, MAX_PANELS = 7, 6
-"""More lines cannot be told apart; more panels cannot be seen at once."""
+MAX_LINES, MAX_PANELS = 7, 12
+"""More lines cannot be told apart; more panels are no picture."""
 
 MIN_POOL = 5
 """Runs of a distribution; fewer are steps, not a curve."""

@@ -75,6 +75,12 @@ def panel_figure(count: int, title: str, *, sharey: bool = True) -> Iterator[tup
             plt.close(figure)
 
 
+def start_at_zero(axes: Sequence[Any]) -> None:
+    """Let the y axes of all panels begin at 0. Call it once all are drawn: a limit ends the search for the others."""
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+
+
 def save(figure: Figure, directory: Path, name: str) -> Path:
     """Write the figure as ``NAME.png`` and ``NAME.svg``; the path of the latter."""
     figure.savefig(directory / f"{name}.png", dpi=130)
