@@ -22,8 +22,9 @@ import msgspec
 import numpy as np
 
 from parmig.config import SendConfig
+from parmig.engine.predicting.costs_file import read_costs_file
 from parmig.engine.predicting.predict_config import PredictConfig
-from parmig.engine.predicting.predictor import Predictor, read_costs_file
+from parmig.engine.predicting.predictor import Predictor
 from parmig.engine.prediction.costs import Costs
 from parmig.engine.prediction.grid import Observed
 from parmig.engine.prediction.model import predict

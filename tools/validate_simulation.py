@@ -21,12 +21,12 @@ from statistics import median
 import numpy as np
 
 from parmig.config import SendConfig
+from parmig.engine.predicting.costs_file import read_costs_file
 from parmig.engine.prediction.costs import Costs
 from parmig.experiments.factors import Factors, varied, written
 from parmig.experiments.results import load_results, measured
 from parmig.experiments.simulation.measured_runs import Comparison, compare
 from parmig.experiments.simulation.scenario import Guests, Host, Nic, Scenario
-from parmig.experiments.simulation.scenario_file import load_costs
 from parmig.experiments.simulation.simulator import simulate
 from parmig.units import GIB, MIB
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.published:
         print("\n".join([*_cloud_hypervisor(), "", *_vmotion()]))
     if given.directories:
-        costs = load_costs(given.costs) if given.costs else Costs()
+        costs = read_costs_file(str(given.costs or ""))
         rows = [row for directory in given.directories for row in measured(load_results(directory)[1])]
         comparisons = compare(rows, costs, os.cpu_count() or 1)
         print("\n".join([*_table(comparisons), "", *_summary(comparisons)]))

@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from rich.table import Table
 
-from parmig import logs
 from parmig.cli import options as o
-from parmig.cli.output import print_json, showing_errors
+from parmig.cli.output import print_json
 from parmig.cli.progress import print_line, printable
+from parmig.cli.running import watching
 from parmig.cli.signals import cancelling
 from parmig.cli.tables import output_console, plain_table
-from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.predicting.predict_config import PredictConfig
 from parmig.engine.predicting.prediction_report import PredictedCell, PredictionReport
 from parmig.engine.predicting.predictor import Predictor
 from parmig.engine.prediction.model import Estimate
-from parmig.errors import CancelledError, UsageError
-from parmig.guests.registry import import_guest, open_guest
-from parmig.processes import fork_server
+from parmig.guests.registry import open_guest
 from parmig.units import NS_PER_MS, format_ms, format_rate, format_size, write_duration_ns
 
 COLUMNS = ("row", "workers", "paths", "codec", "limit", "rate", "converges", "total", "pause", "rounds", "sent")
@@ -35,15 +30,8 @@ def predict(guest: o.GuestOption, config: PredictConfig, output: o.Output) -> No
 
     The guest runs on, and nothing stays behind in it. A synthetic or KVM guest is started for the observation.
     """
-    with contextlib.suppress(UsageError):  # it is reported once the guest is opened
-        import_guest(guest)
-    fork_server(GUARDIAN_PROGRAM)
-    with showing_errors(), logs.logging_to(output.log_file, output.verbose):
-        logs.begin_side("source")
-        try:
-            report = _predict(guest, config, quiet=output.quiet)
-        except KeyboardInterrupt:
-            raise CancelledError("cancelled before the start") from None
+    with watching(guest, output):
+        report = _predict(guest, config, quiet=output.quiet)
     if output.json:
         print_json(report)
     else:

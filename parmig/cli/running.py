@@ -8,14 +8,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import typer
 
 from parmig import logs
 from parmig.cli.options import Output
-from parmig.cli.output import echo_error, finish
+from parmig.cli.output import echo_error, finish, showing_errors
+from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.reporting.report import ErrorReport, GuestReport, Report
 from parmig.errors import CancelledError, OutcomeUnknownError, ParmigError, UsageError
 from parmig.guests.registry import import_guest
@@ -77,6 +78,23 @@ def run(body: Callable[[], Report], *, side: str, guest: str, output: Output, pr
         echo_error(ErrorReport(type="UsageError", message=str(error)))
         raise typer.Exit(error.exit_code) from None
     finish(report, as_json=output.json)
+
+
+@contextlib.contextmanager
+def watching(guest: str, output: Output) -> Iterator[None]:
+    """Prepare for what only watches the guest named by ``--guest``. What fails in the context ends the command.
+
+    Enter it before anything else is opened: it forks the fork server.
+    """
+    with contextlib.suppress(UsageError):  # it is reported once the guest is opened
+        import_guest(guest)
+    fork_server(GUARDIAN_PROGRAM)
+    with showing_errors(), logs.logging_to(output.log_file, output.verbose):
+        logs.begin_side("source")
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise CancelledError("cancelled before the start") from None
 
 
 def _logged(body: Callable[[], Report], side: str, guest: str) -> Report:

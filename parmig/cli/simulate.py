@@ -58,15 +58,16 @@ def simulate(
 
 def _simulate(path: Path, options: SimulateOptions) -> None:
     require("simpy")
+    from parmig.engine.predicting.costs_file import read_costs_file
     from parmig.experiments.simulation.result_text import result_text
-    from parmig.experiments.simulation.scenario_file import load_costs, read_scenario
+    from parmig.experiments.simulation.scenario_file import read_scenario
     from parmig.experiments.simulation.simulator import simulate
 
     scenario = read_scenario(path)
     if options.seed is not None:
         scenario = msgspec.structs.replace(scenario, seed=options.seed)
     if options.costs:
-        scenario = msgspec.structs.replace(scenario, loaded_costs=load_costs(Path(options.costs)))
+        scenario = msgspec.structs.replace(scenario, loaded_costs=read_costs_file(options.costs))
     if options.picture:
         require("matplotlib")
         from parmig.experiments.simulation import picture  # matplotlib takes half a second to import

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +11,16 @@ import msgspec
 import typer
 from rich.table import Table
 
-from parmig import logs
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
 from parmig.cli.progress import print_line, printable
+from parmig.cli.running import watching
 from parmig.cli.signals import cancelling
 from parmig.cli.tables import output_console, plain_table
-from parmig.config import GUARDIAN_PROGRAM
 from parmig.engine.tracing.trace_config import TraceConfig
 from parmig.engine.tracing.write_watch import WriteWatch
-from parmig.errors import CancelledError, TraceError, UsageError
-from parmig.guests.registry import import_guest, open_guest
-from parmig.processes import fork_server
+from parmig.errors import TraceError
+from parmig.guests.registry import open_guest
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.traces import trace_figures
 from parmig.ram.traces.trace import Trace, TraceSource
@@ -69,21 +66,14 @@ def record(
     The guest runs on, and nothing stays behind in it. Ctrl-C ends the recording and keeps nothing. A synthetic or KVM
     guest is started for the recording, and ends with it.
     """
-    with contextlib.suppress(UsageError):  # it is reported once the guest is opened
-        import_guest(guest)
-    fork_server(GUARDIAN_PROGRAM)
-    with showing_errors(), logs.logging_to(output.log_file, output.verbose):
-        try:
-            _record(guest, file, config, quiet=output.quiet)
-        except KeyboardInterrupt:
-            raise CancelledError("cancelled before the start") from None
+    with watching(guest, output):
+        _record(guest, file, config, quiet=output.quiet)
         summary = summarised(file, read_trace(file))
     _show(summary, as_json=output.json)
 
 
 def _record(guest_text: str, file: Path, config: TraceConfig, *, quiet: bool) -> None:
     config.check()
-    logs.begin_side("source")
     with PendingFile(file, replace=config.replace) as pending, open_guest(guest_text, incoming=False) as guest:
         watch = WriteWatch(guest, config.tracker)
         with cancelling(watch.cancel), watch:

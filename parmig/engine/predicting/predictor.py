@@ -7,22 +7,22 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from parmig.config import SendConfig
+from parmig.engine.predicting.costs_file import read_costs_file
 from parmig.engine.predicting.link_rate import rate_to
 from parmig.engine.predicting.memory_sample import MemorySample
 from parmig.engine.predicting.predict_config import PredictConfig
 from parmig.engine.predicting.prediction_report import PredictedCell, PredictionReport, WorkingSetPoint
-from parmig.engine.prediction.costs import CodecCosts, Costs, read_costs
+from parmig.engine.prediction.costs import CodecCosts, Costs
 from parmig.engine.prediction.grid import Cell, Observed, advice, cell
 from parmig.engine.prediction.model import Prediction, predict
 from parmig.engine.prediction.setting import MemoryFacts, Setting
 from parmig.engine.prediction.working_set import WorkingSet, fit_history
 from parmig.engine.prediction.write_history import WriteHistory
 from parmig.engine.tracing.write_watch import WriteWatch
-from parmig.engine.work.policy import Limits, ThrottleSteps
-from parmig.errors import GuestError, UsageError
+from parmig.engine.work.policy import Limits, throttle_steps
+from parmig.errors import GuestError
 from parmig.guests.guest import Guest
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory
 from parmig.transport.transport import parse_uri
@@ -132,7 +132,7 @@ class Predictor:
             config.worker_counts, config.path_counts, config.codecs, config.downtime_limits_ns
         ):
             setting = Setting(
-                limits=Limits(limit_ns, throttle=throttle_steps() if config.auto_converge else None),
+                limits=Limits(limit_ns, throttle=throttle_steps(SendConfig()) if config.auto_converge else None),
                 codec=codec,
                 codec_costs=codecs.get(codec),
                 source_processors=here,
@@ -155,7 +155,7 @@ class Predictor:
             downtime_limit_ms=setting.limits.downtime_ns / NS_PER_MS,
             rate_bytes_per_s=setting.rate_bytes_per_s,
             prediction=prediction,
-            advice=[] if prediction.converges else list(advice(observed, one, costs, throttle_steps())),
+            advice=[] if prediction.converges else list(advice(observed, one, costs, throttle_steps(SendConfig()))),
         )
 
     def _report(
@@ -183,25 +183,3 @@ class Predictor:
             codecs=dict(observed.codecs),
             predictions=cells,
         )
-
-
-def throttle_steps() -> ThrottleSteps:
-    """How ``--auto-converge`` slows a guest down by default."""
-    config = SendConfig()
-    return ThrottleSteps(
-        config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
-    )
-
-
-def read_costs_file(path: str) -> Costs:
-    """The costs in the file *path*; empty: the defaults.
-
-    Raises:
-        UsageError: it cannot be read, or has something else.
-    """
-    if not path:
-        return Costs()
-    try:
-        return read_costs(Path(path).read_bytes(), path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; expected a file with costs") from error

@@ -25,6 +25,7 @@ from parmig.engine.work.policy import (
     bandwidth_bytes_per_s,
     decide,
     expected_downtime_ns,
+    good_rounds,
 )
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
@@ -56,7 +57,7 @@ def decide_predicted(rounds: Sequence[RoundFacts], limits: Limits, elapsed_ns: i
     if timed_out or now_ns > max(limits.downtime_ns, limits.max_downtime_ns):
         return verdict
     if now_ns <= limits.downtime_ns:
-        if rounds[-1].remaining_pages <= FEW_PAGES or _waited(rounds, limits) > 2 * EXTRA_ROUNDS:
+        if rounds[-1].remaining_pages <= FEW_PAGES or good_rounds(rounds, limits) > 2 * EXTRA_ROUNDS:
             return Verdict.PAUSE
         return Verdict.CONTINUE if _gains(rounds, now_ns, total_pages) else Verdict.PAUSE
     if len(rounds) < LEARNT_ROUNDS or verdict is Verdict.PAUSE:
@@ -71,13 +72,3 @@ def _gains(rounds: Sequence[RoundFacts], now_ns: float, total_pages: int) -> boo
     few_ns = FEW_PAGES * PAGE_BYTES * NS_PER_S / bandwidth_bytes_per_s(rounds)
     (next_ns,) = downtimes_ahead_ns(rounds, total_pages, 1)
     return next_ns < WORTHWHILE * now_ns and now_ns - next_ns > few_ns
-
-
-def _waited(rounds: Sequence[RoundFacts], limits: Limits) -> int:
-    """How many of the latest rounds in a row would have allowed a pause."""
-    waited = 0
-    for end in range(len(rounds), 0, -1):
-        if expected_downtime_ns(rounds[:end]) > limits.downtime_ns:
-            break
-        waited += 1
-    return waited

@@ -168,17 +168,22 @@ def next_throttle_percent(rounds: Sequence[RoundFacts], limits: Limits) -> int:
     return min(last.throttle_percent + step, steps.max_percent)
 
 
-def _still_shrinking(rounds: Sequence[RoundFacts], limits: Limits) -> bool:
-    """Whether another round would shorten a pause that is already short enough."""
-    remaining = rounds[-1].remaining_pages
-    if remaining <= FEW_PAGES:
-        return False
+def good_rounds(rounds: Sequence[RoundFacts], limits: Limits) -> int:
+    """How many of the latest rounds in a row would have allowed a pause."""
     good = 0
     for end in range(len(rounds), 0, -1):
         if expected_downtime_ns(rounds[:end]) > limits.downtime_ns:
             break
         good += 1
-    if good > EXTRA_ROUNDS:
+    return good
+
+
+def _still_shrinking(rounds: Sequence[RoundFacts], limits: Limits) -> bool:
+    """Whether another round would shorten a pause that is already short enough."""
+    remaining = rounds[-1].remaining_pages
+    if remaining <= FEW_PAGES:
+        return False
+    if good_rounds(rounds, limits) > EXTRA_ROUNDS:
         return False
     return len(rounds) < 2 or remaining < rounds[-2].remaining_pages * SHRINK_WORTHWHILE
 
@@ -206,7 +211,11 @@ def limits_of(config: LiveConfig) -> Limits:
     )
     if not isinstance(config, SendConfig):
         return limits
-    steps = ThrottleSteps(
+    return msgspec.structs.replace(limits, throttle=throttle_steps(config), throttles=config.auto_converge)
+
+
+def throttle_steps(config: SendConfig) -> ThrottleSteps:
+    """How ``--auto-converge`` slows a guest down."""
+    return ThrottleSteps(
         config.throttle_initial_percent, config.throttle_increment_percent, config.throttle_max_percent
     )
-    return msgspec.structs.replace(limits, throttle=steps, throttles=config.auto_converge)

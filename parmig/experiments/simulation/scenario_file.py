@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 
 from parmig.config import SendConfig
-from parmig.engine.prediction.costs import Costs, read_costs
+from parmig.engine.predicting.costs_file import read_costs_file
 from parmig.errors import UsageError
 from parmig.experiments.simulation.scenario import (
     MAX_GUESTS,
@@ -81,19 +81,10 @@ def parse_scenario(text: str, name: str, directory: Path = Path()) -> Scenario:
     scenario = read_table(tables, Scenario, name, directory=str(directory), **parts)
     _check(scenario, name)
     if scenario.costs:
-        file = directory / scenario.costs
-        scenario = msgspec.structs.replace(scenario, loaded_costs=load_costs(file))
+        costs = read_costs_file(str(directory / scenario.costs))
+        scenario = msgspec.structs.replace(scenario, loaded_costs=costs)
     scenario.loaded_costs.codec(scenario.send.compress)
     return scenario
-
-
-def load_costs(path: Path) -> Costs:
-    """The costs in the file at *path*.
-
-    Raises:
-        UsageError: it cannot be read, or has other keys or values.
-    """
-    return read_costs(read_text(path).encode(), str(path))
 
 
 def _list(tables: dict[str, Any], key: str, name: str, read: Callable[[dict[str, Any], str], Any]) -> tuple[Any, ...]:

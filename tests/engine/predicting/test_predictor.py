@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from parmig.engine.predicting.costs_file import read_costs_file
 from parmig.engine.predicting.link_rate import rate_to
 from parmig.engine.predicting.predict_config import PredictConfig
-from parmig.engine.predicting.predictor import Predictor, read_costs_file
+from parmig.engine.predicting.predictor import Predictor
 from parmig.errors import CancelledError, HostRefusedError, ParmigError, PeerRefusedError, UsageError
 from parmig.guests.registry import open_guest
 from parmig.transport.transport import parse_uri
