@@ -161,7 +161,7 @@ class Connection(Output):
                     self.ended = f"nothing came for {PAYLOAD_SILENCE_S:g} s in the middle of a message"
                 count = 0
             except OSError as error:
-                self.ended = error.strerror or str(error)
+                self._end_by(error)
             if self.ended:
                 raise PeerLostError(f"the connection to the peer was lost: {self.ended}")
             advance(left, count)
@@ -185,11 +185,14 @@ class Connection(Output):
                 self.ended = self._watch.look(time.monotonic_ns())
             return b""
         except OSError as error:
-            self.ended, self.closed = error.strerror or str(error), isinstance(error, ConnectionError)
+            self._end_by(error)
             return b""
         if not data:
             self.ended, self.closed = "it was closed", True
         return data
+
+    def _end_by(self, error: OSError) -> None:
+        self.ended, self.closed = error.strerror or str(error), isinstance(error, ConnectionError)
 
     def _take_bytes(self, most_bytes: int) -> bytes:
         """At most *most_bytes* of what is there; empty: the peer has closed. Raises BlockingIOError or OSError."""

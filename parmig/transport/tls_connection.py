@@ -84,7 +84,7 @@ class TlsConnection(Connection):
             except BlockingIOError:
                 pass  # reading goes on
             except OSError as error:
-                self.ended = error.strerror or str(error)
+                self._end_by(error)
 
     def _shake_hands(self) -> None:
         """Go on with the handshake.

@@ -696,6 +696,29 @@ def test_who_stands_in_the_door_longest_makes_room(loop: Loop) -> None:
         assert next_message(listener) == [b"data"]
 
 
+def test_a_listener_that_had_no_room_is_asked_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may close the connection before the connector says its first word."""
+    listener, endpoint = loop.listen()
+    kind = type(loop.open("dials nothing"))
+    if not hasattr(kind, "_dial"):
+        pytest.skip("libzmq connects again by itself")
+    real = kind._dial
+    dialled = []
+
+    def dial_in_vain_first(*where: Any) -> socket.socket:
+        dialled.append(where)
+        if len(dialled) > 1:
+            return real(*where)
+        closed, other_end = socket.socketpair()
+        other_end.close()
+        return closed
+
+    monkeypatch.setattr(kind, "_dial", staticmethod(dial_in_vain_first))
+    loop.connect(endpoint).write([b"hello"])
+    accept_peer(listener)
+    assert len(dialled) == 2
+
+
 def test_a_flood_does_not_push_out_who_had_no_time_to_speak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp_door, "TIME_TO_SPEAK_NS", tcp_door.FIRST_MESSAGE_NS)
     with ExitStack() as stack:
