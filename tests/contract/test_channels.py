@@ -285,7 +285,7 @@ def is_ignored(source: Source, make_first: Callable[[bytes], bytes]) -> None:
     transport = source.dialer.dial(PATIENCE_NS)
     transport.write([make_first(transport.challenge)])
     with suppress(PeerLostError):
-        assert transport.read(200) is None
+        assert transport.read(100) is None
     transport.shutdown()
 
 

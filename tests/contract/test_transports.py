@@ -890,7 +890,7 @@ def test_all_addresses_can_be_listened_on(addressed: Loop) -> None:
 def nothing_is_said(endpoint: Endpoint, listener: MigrationTransport) -> bool:
     """Whether a connection to *endpoint* is refused, closed or never answered."""
     try:
-        with dial(endpoint, 0.3) as late:
+        with dial(endpoint, 0.1) as late:
             assert listener.read(20) is None
             return late.recv(1) == b""
     except OSError:
