@@ -56,6 +56,11 @@ def note_session(token: bytes) -> None:
         origin.session = hashlib.blake2s(token, digest_size=16).hexdigest()[:8] if token else "-"
 
 
+def printable(text: str) -> str:
+    """*text* without control characters, which a terminal would obey: some text comes from the peer."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def level() -> int:
     """The lowest level that is written."""
     return logging.getLogger(_LOGGERS[0]).getEffectiveLevel()
@@ -118,7 +123,7 @@ def show_warnings() -> None:
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("parmig: %(message)s"))
-    handler.addFilter(lambda record: not getattr(record, "reported", False))
+    handler.addFilter(lambda record: not getattr(record, "reported", False) and _clean(record))
     if not logging.getLogger().handlers:
         logging.getLogger().addHandler(handler)
 
@@ -134,11 +139,17 @@ class _FileHandler(logging.FileHandler):
         return open(fd, "a", encoding=self.encoding, errors=self.errors)
 
 
+def _clean(record: logging.LogRecord) -> bool:
+    """Make the text of *record* one line that is safe to show. Its traceback, which is ours, stays as it is."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def _add_origin(record: logging.LogRecord) -> bool:
     origin = _origin.get()
     record.side, record.session = origin.side, origin.session
     record.worker = getattr(record, "worker", "-")
-    return True
+    return _clean(record)
 
 
 def _open(path: Path) -> logging.Handler:

@@ -105,3 +105,23 @@ def test_the_log_leaves_logging_as_it_was(tmp_path: Path) -> None:
 def test_a_log_file_must_be_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{tmp_path} cannot be written"), logs.logging_to(str(tmp_path), 1):
         raise AssertionError
+
+
+def test_text_of_a_peer_can_neither_steer_a_terminal_nor_forge_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, shown = "\x1b]0;title\x07\n2026-01-01 INFO forged", "\\x1b]0;title\\x07\\n2026-01-01 INFO forged"
+    path = tmp_path / "log"
+    with logs.logging_to(str(path), 1):
+        logging.getLogger("parmig.engine.channels.control").info("the peer sent %s", said)
+        logs.relay(0, "workers.send", logging.INFO, said)
+    for text in (path.read_text(), capsys.readouterr().err):
+        assert text.count("\n") == 2
+        assert text.count(shown) == 2
+
+
+def test_a_warning_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logs.show_warnings()
+    logging.getLogger("parmig.guests.qemu").warning("QEMU said %s", "\x1b[2J")
+    assert capsys.readouterr().err == "parmig: QEMU said \\x1b[2J\n"

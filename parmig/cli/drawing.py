@@ -12,8 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parmig.cli.progress import figures, note_drawing, printable, shares
+from parmig.cli.progress import figures, note_drawing, shares
 from parmig.engine.reporting.report import Progress
+from parmig.logs import printable
 from parmig.units import format_rate
 
 LONGEST_BAR, SHORTEST_BAR = 30, 8

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json
-from parmig.cli.progress import printable
 from parmig.cli.tables import output_console, plain_table
 from parmig.errors import UsageError
 from parmig.inspection import inspect_file
 from parmig.inspection.inspection_report import BlockInspection, DeviceInspection, Inspection
+from parmig.logs import printable
 from parmig.options import option
 from parmig.units import format_size
 

@@ -15,9 +15,9 @@ from typing import NoReturn
 import msgspec
 import typer
 
-from parmig.cli.progress import printable
 from parmig.engine.reporting.report import ErrorReport, Report
 from parmig.errors import NotVerifiedError, ParmigError
+from parmig.logs import printable
 
 
 def echo_error(error: ErrorReport) -> None:

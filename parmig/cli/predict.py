@@ -7,7 +7,7 @@ from rich.table import Table
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json
-from parmig.cli.progress import print_line, printable
+from parmig.cli.progress import print_line
 from parmig.cli.running import watching
 from parmig.cli.signals import cancelling
 from parmig.cli.tables import output_console, plain_table
@@ -16,6 +16,7 @@ from parmig.engine.predicting.prediction_report import PredictedCell, Prediction
 from parmig.engine.predicting.predictor import Predictor
 from parmig.engine.prediction.model import Estimate
 from parmig.guests.registry import open_guest
+from parmig.logs import printable
 from parmig.units import NS_PER_MS, format_ms, format_rate, format_size, write_duration_ns
 
 COLUMNS = ("row", "workers", "paths", "codec", "limit", "rate", "converges", "total", "pause", "rounds", "sent")

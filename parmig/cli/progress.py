@@ -7,6 +7,7 @@ import os
 import sys
 
 from parmig.engine.reporting.report import Progress
+from parmig.logs import printable
 from parmig.units import format_ms, format_rate, format_size
 
 CHECKED = "the guest continued at the destination and found its memory right"
@@ -22,11 +23,6 @@ def note_drawing(there: bool) -> None:
     """Note whether the terminal shows the drawing, with the cursor in its last line."""
     global _drawn
     _drawn = there
-
-
-def printable(text: str) -> str:
-    """*text* without control characters, which a terminal would obey: some text comes from the peer."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_line(line: str) -> None:

@@ -11,9 +11,9 @@ import typer
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
-from parmig.cli.progress import printable
 from parmig.errors import UsageError
 from parmig.guests.qemu.destination_args import destination_line
+from parmig.logs import printable
 from parmig.options import Unit, option
 
 

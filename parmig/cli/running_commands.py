@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import msgspec
 import typer
 
-from parmig.cli.progress import figures, printable
+from parmig.cli.progress import figures
 from parmig.cli.tables import output_console, plain_table
 from parmig.engine.reporting.change import Change, ChangeReport
 from parmig.engine.steering.engine_status import EngineStatus, progress_of
+from parmig.logs import printable
 from parmig.options import options_of
 from parmig.units import format_ms, format_rate, format_size
 

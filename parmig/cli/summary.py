@@ -8,9 +8,9 @@ import textwrap
 import msgspec
 from rich.table import Table
 
-from parmig.cli.progress import printable
 from parmig.cli.tables import output_console, plain_table
 from parmig.engine.reporting.report import CodecReport, DowntimePhases, Report, SnapshotReport
+from parmig.logs import printable
 from parmig.units import MIB, format_ms, format_rate, format_size
 
 PHASES_COLUMNS = 80

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from parmig.cli.progress import printable
+from parmig.logs import printable
 
 PIPE_COLUMNS = 120
 """Width if there is no terminal to ask; wide enough that no table of a report wraps."""

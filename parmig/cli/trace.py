@@ -13,7 +13,7 @@ from rich.table import Table
 
 from parmig.cli import options as o
 from parmig.cli.output import print_json, showing_errors
-from parmig.cli.progress import print_line, printable
+from parmig.cli.progress import print_line
 from parmig.cli.running import watching
 from parmig.cli.signals import cancelling
 from parmig.cli.tables import output_console, plain_table
@@ -21,6 +21,7 @@ from parmig.engine.tracing.trace_config import TraceConfig
 from parmig.engine.tracing.write_watch import WriteWatch
 from parmig.errors import TraceError
 from parmig.guests.registry import open_guest
+from parmig.logs import printable
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.traces import trace_figures
 from parmig.ram.traces.trace import Trace, TraceSource

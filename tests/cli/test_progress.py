@@ -8,8 +8,9 @@ from rich.live import Live
 
 from parmig.cli.display import PlainProgress
 from parmig.cli.drawing import LiveProgress, drawing
-from parmig.cli.progress import plain_line, printable
+from parmig.cli.progress import plain_line
 from parmig.engine.reporting.report import Progress
+from parmig.logs import printable
 from parmig.units import MIB, NS_PER_S
 
 FULL = Progress(

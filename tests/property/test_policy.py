@@ -162,9 +162,15 @@ def test_a_round_of_few_pages_does_not_measure_the_network(much: int, few: int) 
 
 
 @given(st.lists(facts, min_size=1, max_size=10))
-def test_the_last_scan_is_part_of_the_expected_pause(rounds: list[RoundFacts]) -> None:
-    assume(any(one.sent_bytes for one in rounds))
-    assert expected_downtime_ns(rounds) >= rounds[-1].scan_ns
+def test_both_scans_are_part_of_the_expected_pause(rounds: list[RoundFacts]) -> None:
+    assert expected_downtime_ns(rounds) >= 2 * rounds[-1].scan_ns
+
+
+@given(st.integers(16 * FEW_PAGES, 1 << 22), st.integers(0, 1 << 34), st.integers(0, 1 << 20))
+def test_the_scan_of_a_round_is_no_part_of_the_rate_of_its_pages(pages: int, scan_ns: int, remaining: int) -> None:
+    quick = sent(pages, remaining)
+    scanned = RoundFacts(quick.sent_bytes, quick.duration_ns + scan_ns, scan_ns, remaining)
+    assert expected_downtime_ns([scanned]) == pytest.approx(2 * scan_ns + expected_downtime_ns([quick]))
 
 
 STEPS = ThrottleSteps(20, 10, 99)

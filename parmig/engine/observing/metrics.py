@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
-from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
+from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from parmig.engine.observing.metrics_server import MetricsServer
 from parmig.engine.reporting.report import Report
 from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.engine_status import EngineStatus
@@ -125,7 +126,7 @@ class Metrics:
         self._registry.register(_OfDesk(desk))
         self._file = file
         self._ends = threading.Event()
-        self._server = None
+        self._server: MetricsServer | None = None
         self._writer: threading.Thread | None = None
         if file:
             try:
@@ -135,7 +136,7 @@ class Metrics:
         if address is not None:
             host, port = address
             try:
-                self._server, self._serving = start_http_server(port, host, self._registry)
+                self._server = MetricsServer(host, port, self._registry)
             except OSError as error:
                 raise HostRefusedError(f"cannot serve metrics at {host}:{port}: {error.strerror}") from error
         if file:
@@ -160,6 +161,4 @@ class Metrics:
         if self._writer is not None:
             self._writer.join()
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._serving.join()
+            self._server.close()

@@ -14,7 +14,7 @@ import msgspec
 
 from parmig.engine.prediction.curve import Curve
 from parmig.engine.prediction.setting import PageCosts
-from parmig.engine.work.policy import RoundFacts
+from parmig.engine.work.policy import SCANS_OF_PAUSE, RoundFacts
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import NS_PER_S
 
@@ -94,9 +94,10 @@ class Rounds:
         self._end(pages, duration_s)
 
     def final_s(self) -> float:
-        """How long the pages that remain would take in a pause now."""
+        """How long the final round of a pause now would take, and the scan after saving."""
         final_pages = self.facts[-1].remaining_pages
-        return self._pages.round_of(final_pages, idle_s=self._idle_s) - self._pages.round_s
+        final_round_s = self._pages.round_of(final_pages, idle_s=self._idle_s) - self._pages.round_s
+        return final_round_s + (SCANS_OF_PAUSE - 1) * self._pages.scan_s
 
     @property
     def _idle_s(self) -> float:

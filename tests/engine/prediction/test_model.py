@@ -12,7 +12,7 @@ from parmig.engine.prediction.costs import CodecCosts, Costs
 from parmig.engine.prediction.model import Prediction, predict
 from parmig.engine.prediction.setting import MemoryFacts, Setting
 from parmig.engine.prediction.working_set import WorkingSet, working_set_of_pattern
-from parmig.engine.work.policy import Limits, ThrottleSteps
+from parmig.engine.work.policy import SCANS_OF_PAUSE, Limits, ThrottleSteps
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.units import GIB, MIB, NS_PER_MS, NS_PER_S
 
@@ -34,7 +34,7 @@ def test_an_idle_guest_takes_its_memory_over_the_rate_and_what_steps_cost() -> N
     wire_s = PAGES * (PAGE_BYTES + 16) / (100 * MIB)
     steps_s = COSTS.setup_s + COSTS.setup_worker_s + COSTS.round_s + COSTS.count_s + COSTS.end_s + COSTS.end_worker_s
     assert result.total_s.value == pytest.approx(wire_s + steps_s + result.downtime_s.value, rel=1e-6)
-    assert result.downtime_s.value == pytest.approx(COSTS.pause_s + COSTS.scan_s_per_gib)
+    assert result.downtime_s.value == pytest.approx(COSTS.pause_s + SCANS_OF_PAUSE * COSTS.scan_s_per_gib)
     assert result.rounds.value == 3
     assert result.wire_bytes.value == pytest.approx(PAGES * (PAGE_BYTES + 16))
     assert result.converges
