@@ -157,7 +157,11 @@ def test_a_file_that_is_mapped_privately_shows_where_the_process_wrote_nothing()
         assert bytes(data) == b"\x03" * PAGE_BYTES
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(pages=pages_below(PAGES), asked=pages_below(PAGES))
 def test_pages_are_read_and_written_where_they_belong(place: Place, pages: set[int], asked: set[int]) -> None:
     place.wipe()
@@ -193,6 +197,22 @@ def test_what_is_read_after_zero_pages_were_looked_for_is_what_was_looked_at_or_
     assert place.reach.zero_mask(index_of([3])).tolist() == [False]
     place.reach.read(index_of([3, 9]), target)  # not only what was just looked at
     assert target[:, 0].tolist() == [8, 6]
+
+
+@pytest.mark.parametrize("looked", [[3, 4, 9], [3, 9], [3, 4]], ids=["with a zero page", "all of them", "others"])
+def test_pages_are_read_into_a_buffer_of_the_callers_own(place: Place, looked: list[int]) -> None:
+    for page in (3, 4, 9):
+        place.store(page, 0 if page == 4 else page)
+    buffers = [np.zeros((2, PAGE_BYTES), dtype=np.uint8) for _ in range(3)]
+    taken = []
+    for buffer in buffers:
+        place.reach.zero_mask(index_of(looked))
+        taken.append(place.reach.exchange(index_of([3, 9]), buffer))
+        place.store(3, len(taken))
+    place.reach.zero_mask(index_of([3, 9]))  # changes nothing that was handed over
+    assert [pages[:2, 0].tolist() for pages in taken] == [[3, 9], [1, 9], [2, 9]]
+    assert (taken[0] is not buffers[0]) == (place.reach.reads_to_look and looked == [3, 9])
+    assert len({pages.ctypes.data for pages in taken}) == 3
 
 
 def test_pages_that_exist_are_made_zero(place: Place) -> None:

@@ -10,13 +10,11 @@ import numpy as np
 
 from parmig.engine.prediction.curve import Curve, Group, fit
 from parmig.engine.prediction.write_history import Counts, WriteHistory
+from parmig.guests.synthetic.patterns import HOT_TENTHS, hot_pages
 from parmig.ram.blocks import PAGE_BYTES
 
 ALTERNATIVES = 40
 """How many curves the observation also allows: enough for an interval of 90 %, and 0.1 s of processor time."""
-
-HOT_WRITES, HOT_PAGES = 0.9, 0.1
-"""A synthetic guest with the pattern ``hot`` sends this share of its writes to this share of its pages."""
 
 
 class WorkingSet(msgspec.Struct, frozen=True):
@@ -70,9 +68,10 @@ def working_set_of_pattern(pattern: str, rate_bytes_per_s: float, touched_pages:
     if rate <= 0 or touched_pages <= 0:
         return WorkingSet(Curve((), touched_pages))
     groups = [Group(touched_pages, touched_pages / rate, ordered=pattern == "sequential")]
-    if pattern == "hot" and touched_pages >= 1 / HOT_PAGES:
-        hot, cold = touched_pages * HOT_PAGES, touched_pages * (1 - HOT_PAGES)
-        groups = [Group(hot, hot / (rate * HOT_WRITES)), Group(cold, cold / (rate * (1 - HOT_WRITES)))]
+    hot = hot_pages(touched_pages)
+    if pattern == "hot" and hot < touched_pages:
+        hot_rate, cold = rate * HOT_TENTHS / 10, touched_pages - hot
+        groups = [Group(hot, hot / hot_rate), Group(cold, cold / (rate - hot_rate))]
     return WorkingSet(Curve(tuple(groups), touched_pages))
 
 

@@ -16,15 +16,13 @@ import numpy.typing as npt
 
 from parmig.experiments.simulation.scenario import SCATTERED, Guests
 from parmig.guests.synthetic.options import SyntheticOptions
+from parmig.guests.synthetic.patterns import BURST_NS, HOT_TENTHS, hot_pages
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.units import NS_PER_S
 
 Numbers = npt.NDArray[np.int64]
 
-BURST_S = 0.5
-"""A guest with the pattern ``burst`` writes for so long at twice its rate, and then not for as long."""
-
-HOT_PART, HOT_WRITES = 10, 0.9
-"""Of the pattern ``hot``: this part of the touched pages gets this part of the writes."""
+_BURST_S = BURST_NS / NS_PER_S
 
 
 class Writes(msgspec.Struct, frozen=True):
@@ -49,12 +47,13 @@ def writes_of(guests: Guests, memory_bytes: int, rate_bytes_per_s: int) -> tuple
     if not rate or not pages:
         return ()
     scattered = guests.layout == SCATTERED
-    hot = max(1, pages // HOT_PART)
+    hot = hot_pages(pages)
     if guests.pattern != "hot" or hot == pages:
         return (Writes(pages, rate, guests.pattern == "sequential", -1 if scattered else 0),)
+    hot_rate = rate * HOT_TENTHS / 10
     return (
-        Writes(hot, rate * HOT_WRITES, first_page=-1 if scattered else 0),
-        Writes(pages - hot, rate * (1 - HOT_WRITES), first_page=-1 if scattered else hot),
+        Writes(hot, hot_rate, first_page=-1 if scattered else 0),
+        Writes(pages - hot, rate - hot_rate, first_page=-1 if scattered else hot),
     )
 
 
@@ -127,8 +126,8 @@ class RandomDirtyPages(DirtyPages):
         """For how long the guest has written at its rate."""
         if not self._bursts:
             return at_s
-        turns, rest_s = divmod(at_s, 2 * BURST_S)
-        return turns * 2 * BURST_S + 2 * min(rest_s, BURST_S)
+        turns, rest_s = divmod(at_s, 2 * _BURST_S)
+        return turns * 2 * _BURST_S + 2 * min(rest_s, _BURST_S)
 
 
 class TracedDirtyPages(DirtyPages):

@@ -15,6 +15,7 @@ import numpy as np
 from parmig.config import PATTERNS
 from parmig.errors import StateError
 from parmig.guests.synthetic.ledger import BlockLedger, Marker, PageNumbers, Words, mix, mix_one
+from parmig.guests.synthetic.patterns import BURST_NS, HOT_TENTHS, hot_pages
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import U64, Buffer, Byte, Limit, migration_state
@@ -28,7 +29,6 @@ _ENTRY_WORDS = 2
 _LOG_BYTES = 64 * KIB
 _LINE_BYTES = 128
 _TICKS_PER_LINE = 20
-_BURST_NS = NS_PER_S // 2
 TICK_PAGES_MAX = 8192  # about 20 ms of writing: what a pause waits for at most
 
 
@@ -187,7 +187,7 @@ class Writer:
         self.run_ns += elapsed_ns
         share = 100 - self.throttle_percent
         if PATTERNS[self.pattern] == "burst":
-            share *= 0 if self.run_ns // _BURST_NS % 2 else 2
+            share *= 0 if self.run_ns // BURST_NS % 2 else 2
         # In bytes times nanoseconds times percent: whole numbers, so nothing is lost between ticks.
         self.credit += self.rate_bytes_per_s * elapsed_ns * share
         page_credit = PAGE_BYTES * NS_PER_S * 100
@@ -224,8 +224,8 @@ class Writer:
             return (steps % np.uint64(touched)).astype(np.int64)
         drawn = mix(steps + np.uint64(mix_one(self.seed)))
         low, high = drawn & np.uint64(0xFFFF_FFFF), drawn >> np.uint64(32)
-        hot = max(1, touched // 10)
+        hot = hot_pages(touched)
         if PATTERNS[self.pattern] != "hot" or hot == touched:
             return (low % np.uint64(touched)).astype(np.int64)
         cold = np.uint64(hot) + low % np.uint64(touched - hot)
-        return np.where(high % np.uint64(10) < 9, low % np.uint64(hot), cold).astype(np.int64)
+        return np.where(high % np.uint64(10) < HOT_TENTHS, low % np.uint64(hot), cold).astype(np.int64)
