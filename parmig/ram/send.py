@@ -19,11 +19,13 @@ from parmig.ram.bits import (
     join_runs,
     page_count,
     portions,
+    run_count,
     runs_of_index,
     set_bits,
     test_bits,
 )
 from parmig.ram.blocks import EXTENT_PAGES, PAGE_BYTES
+from parmig.ram.credit import LONG_BATCH_RUNS
 from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
@@ -54,7 +56,7 @@ class MigrationRamSend:
         tracker: reads the dirty log.
         outlet: takes the batches.
         shared: what the workers of this side share.
-        batch_bytes: most guest bytes in a batch.
+        batch_bytes: most guest bytes in a batch; the outlet may take more in a long one.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class MigrationRamSend:
             self.counters.zero_pages += hole_pages - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
-        step = min(self._batch_pages, self._outlet.most_pages)
+        step = max(self._usual_pages, self._outlet.most_long_pages(block))
         for first in range(0, len(index), step):
             part = index[first : first + step]
             self.counters.handled_pages += len(part)
@@ -210,13 +212,24 @@ class MigrationRamSend:
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
         self._data_pages += len(index)
-        batch_pages = min(self._batch_pages, self._outlet.most_pages)
-        while self._data_pages >= batch_pages:
+        while self._data_pages >= self._usual_pages:
             pending = self._pending()
-            pages = pages_of_batch(pending, batch_pages)
+            most = self._usual_pages
+            long = self._outlet.most_long_pages(self._block)
+            if long > most and run_count(pending[:long]) <= LONG_BATCH_RUNS:
+                if len(pending) < long:
+                    self._data = [pending]
+                    return  # what follows may belong to it
+                most = long
+            pages = pages_of_batch(pending, most)
             self._emit(pending[:pages])
             rest = pending[pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)
+
+    @property
+    def _usual_pages(self) -> int:
+        """How many pages a batch should have at most that is not a long one."""
+        return min(self._batch_pages, self._outlet.most_pages)
 
     def _flush(self) -> None:
         if self._data_pages or self._zero_pages:
