@@ -143,13 +143,14 @@ def migrate_by_commands(
     config: SendConfig,
     *options: str,
     touch_bytes: int = 0,
+    touch_huge: bool = False,
     enter_source: EnterSide = contextlib.nullcontext,
     enter_destination: EnterSide = contextlib.nullcontext,
 ) -> Report:
     """One migration between two guests, as ``--guest`` names them: each side a process of its own as on two hosts.
 
     Of *config* only the number of workers counts; *options* are more of ``parmig send``. Each command is started in
-    the context of its side. See :func:`touch_memory` for *touch_bytes*.
+    the context of its side. See :func:`touch_memory` for *touch_bytes* and *touch_huge*.
     """
     parmig = [sys.executable, "-m", "parmig"]
     opened = contextlib.ExitStack()
@@ -160,7 +161,7 @@ def migrate_by_commands(
     with opened, receiver:
         assert receiver.stderr is not None
         uri = next(line.split()[-1] for line in receiver.stderr if "listening on" in line)
-        touch_memory(touch_bytes)
+        touch_memory(touch_bytes, huge=touch_huge)
         send = ["send", uri, "--guest", source, "--workers", str(config.workers), "--json", "--quiet", *options]
         with enter_source():
             output = subprocess.run([*parmig, *send], stdout=subprocess.PIPE, check=False, timeout=LIMIT_S).stdout

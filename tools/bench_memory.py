@@ -3,8 +3,8 @@
 
 usage: python -m tools.bench_memory [rate|pause|all] [--runs 5] [--workers 2] [--json]
 
-rate    2 GiB of random data, a guest that never ran: MiB/s without and with the set-up, memory of the host warm (taken
-        and given back right before) and cold
+rate    2 GiB of random data, a guest that never ran: MiB/s without and with the set-up, and seconds of processor time;
+        memory of the host warm (taken in small and in huge pages, and given back right before) and cold
 pause   Linux guest of 512 MiB that writes 20 MiB/s, with a disk and a network device: between the monitors' own STOP
         and RESUME events, and as the report has it; device state is taken in either way where memory is shared
 
@@ -13,9 +13,12 @@ PARMIG_QEMU chooses another QEMU.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from parmig.config import SendConfig
+from parmig.experiments.free_memory import MORE_BYTES, cold_memory
+from parmig.experiments.sides import two_sides
 from parmig.units import NS_PER_MS
 from tools.bench_lab import (
     MIB,
@@ -43,17 +46,30 @@ WAYS = {
 
 
 def bench_rate(runs: int, workers: int) -> dict[str, Any]:
-    """MiB/s by kind of memory, and that of private memory over that of the file."""
+    """MiB/s by kind of memory, that of private memory over that of the file, and what the sides' processes took."""
     rates: dict[str, list[float]] = {}
+    spent: dict[str, list[float]] = {}
     for _ in range(runs):
-        for condition, touch_bytes in (("warm", RATE_BYTES + 512 * MIB), ("cold", 0)):
+        for condition in ("warm", "cold"):
             for name in ("private", "shared file"):
                 memory, state = WAYS[name]
                 how: dict[str, Any] = {"memory_bytes": RATE_BYTES, "memory": memory}
                 with QemuMachine(**how) as source, QemuMachine(incoming=True, **how) as destination:
                     fill_random(source, RATE_BYTES - 16 * MIB, first_byte=MIB)
                     here, there = (f"qemu:{side.socket},state={state}" for side in (source, destination))
-                    report = migrate_by_commands(here, there, SendConfig(workers=workers), touch_bytes=touch_bytes)
+                    cold = cold_memory(RATE_BYTES + MORE_BYTES) if condition == "cold" else contextlib.nullcontext()
+                    with two_sides(pinned=False) as sides, cold:
+                        report = migrate_by_commands(
+                            here,
+                            there,
+                            SendConfig(workers=workers),
+                            touch_bytes=RATE_BYTES + MORE_BYTES if condition == "warm" else 0,
+                            touch_huge=True,
+                            enter_source=sides.source.entered,
+                            enter_destination=sides.destination.entered,
+                        )
+                        for side, used in zip(("source", "destination"), sides, strict=True):
+                            spent.setdefault(f"{name}, {condition}, {side}", []).append(used.processor_s() or 0.0)
                 for label, milliseconds in (
                     ("without set-up", report.total_time_ms - report.setup_time_ms),
                     ("with set-up", report.total_time_ms),
@@ -64,7 +80,14 @@ def bench_rate(runs: int, workers: int) -> dict[str, Any]:
         rest: round(medians[f"private, {rest}"] / medians[f"shared file, {rest}"], 2)
         for rest in (name.removeprefix("private, ") for name in medians if name.startswith("private"))
     }
-    return {"mib_per_s": medians, "private_over_shared_file": ratios, "runs": rates}
+    return {
+        "mib_per_s": medians,
+        "private_over_shared_file": ratios,
+        "processor_s_per_gib": {
+            name: round(median(values) * 1024 * MIB / RATE_BYTES, 2) for name, values in spent.items()
+        },
+        "runs": rates,
+    }
 
 
 def bench_pause(runs: int, workers: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ ballast takes the warm part first, until touching becomes slow, and keeps it whi
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -32,8 +33,13 @@ MORE_BYTES = 512 * MIB
 """What is prepared beyond the guest's size, for socket buffers, page tables and processes."""
 
 
-def touch_memory(size_bytes: int) -> None:
+def touch_memory(size_bytes: int, *, huge: bool = False) -> None:
     """Take *size_bytes* of memory and give it back.
+
+    Args:
+        huge: take as much again in transparent huge pages, if this host has them. A kernel takes those from other
+            free memory than small pages: they were touched at 155 MiB/s right after as much had been touched in small
+            pages, and at 1450 MiB/s the second time. That memory is what a host takes back first, too.
 
     In a virtual machine the first touch of memory that the host has taken back costs four times as much as the guest
     kernel's own part, and the first run would pay for all of it. The host takes free memory back within seconds, so
@@ -43,6 +49,12 @@ def touch_memory(size_bytes: int) -> None:
     chunk = bytes(4 * MIB)
     for at in range(0, size_bytes, len(chunk)):
         os.pwrite(fd, chunk, at)
+    if huge and size_bytes:
+        with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            with contextlib.suppress(OSError):  # this kernel has no huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            for at in range(0, size_bytes, mmap.PAGESIZE):
+                memory[at] = 1
     os.close(fd)
 
 

@@ -24,4 +24,10 @@ batches: list[deque[UnackedBatch]] = []
 """The unacknowledged batches of every channel of this process. They may be read even after the channel is gone."""
 
 buffers: list[Pages] = []
-"""All buffers that were ever made, for the same reason."""
+"""All buffers that ever held a payload, for the same reason."""
+
+
+def keep(buffer: Pages) -> None:
+    """Keep *buffer* as long as this process lives. To keep it again changes nothing."""
+    if not any(kept is buffer for kept in buffers):
+        buffers.append(buffer)

@@ -41,6 +41,8 @@ def pages_of_batch(pending: Index, batch_pages: int) -> int:
 
     So all pages of a huge page arrive together, and the destination can provide it for them.
     """
+    if len(pending) < batch_pages:
+        return len(pending)
     border = (int(pending[batch_pages - 1]) + 1) // EXTENT_PAGES * EXTENT_PAGES
     pages = int(np.searchsorted(pending, border))
     return pages if pages >= batch_pages // 2 else batch_pages
@@ -169,9 +171,9 @@ class MigrationRamSend:
             self.counters.zero_pages += hole_pages - dirty.skipped_pages
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
-        step = max(self._usual_pages, self._outlet.most_long_pages(block))
-        for first in range(0, len(index), step):
-            part = index[first : first + step]
+        while len(index):
+            most = max(self._most_pages, self._outlet.most_long_pages(block))
+            part, index = np.split(index, [pages_of_batch(index, most)])
             self.counters.handled_pages += len(part)
             self._tables.use(block, part)
             zero = reach.zero_mask(part)
@@ -200,6 +202,11 @@ class MigrationRamSend:
 
     # -- batches --------------------------------------------------------------------------------
 
+    @property
+    def _most_pages(self) -> int:
+        """How many pages the next batch should have at most, unless it is a long one."""
+        return min(self._batch_pages, self._outlet.most_pages)
+
     def _queue_zero(self, runs: Runs) -> None:
         for part in portions(runs, MAX_ZERO_PAGES, MAX_RUNS // 2):
             pages = page_count(part)
@@ -212,9 +219,12 @@ class MigrationRamSend:
     def _queue_data(self, index: Index) -> None:
         self._data.append(index)
         self._data_pages += len(index)
-        while self._data_pages >= self._usual_pages:
+        batch_pages = self._most_pages
+        # Pages that are read to look at them are sent at once: if they waited, they would be read again.
+        least_pages = batch_pages // 2 if self._blocks[self._block].reads_to_look else batch_pages
+        while self._data_pages >= least_pages:
             pending = self._pending()
-            most = self._usual_pages
+            most = batch_pages
             long = self._outlet.most_long_pages(self._block)
             if long > most and run_count(pending[:long]) <= LONG_BATCH_RUNS:
                 if len(pending) < long:
@@ -225,11 +235,6 @@ class MigrationRamSend:
             self._emit(pending[:pages])
             rest = pending[pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)
-
-    @property
-    def _usual_pages(self) -> int:
-        """How many pages a batch should have at most that is not a long one."""
-        return min(self._batch_pages, self._outlet.most_pages)
 
     def _flush(self) -> None:
         if self._data_pages or self._zero_pages:

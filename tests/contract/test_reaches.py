@@ -195,6 +195,22 @@ def test_what_is_read_after_zero_pages_were_looked_for_is_what_was_looked_at_or_
     assert target[:, 0].tolist() == [8, 6]
 
 
+@pytest.mark.parametrize("looked", [[3, 4, 9], [3, 9], [3, 4]], ids=["with a zero page", "all of them", "others"])
+def test_pages_are_read_into_a_buffer_of_the_callers_own(place: Place, looked: list[int]) -> None:
+    for page in (3, 4, 9):
+        place.store(page, 0 if page == 4 else page)
+    buffers = [np.zeros((2, PAGE_BYTES), dtype=np.uint8) for _ in range(3)]
+    taken = []
+    for buffer in buffers:
+        place.reach.zero_mask(index_of(looked))
+        taken.append(place.reach.exchange(index_of([3, 9]), buffer))
+        place.store(3, len(taken))
+    place.reach.zero_mask(index_of([3, 9]))  # changes nothing that was handed over
+    assert [pages[:2, 0].tolist() for pages in taken] == [[3, 9], [1, 9], [2, 9]]
+    assert (taken[0] is not buffers[0]) == (place.reach.reads_to_look and looked == [3, 9])
+    assert len({pages.ctypes.data for pages in taken}) == 3
+
+
 def test_pages_that_exist_are_made_zero(place: Place) -> None:
     for page in (1, 2, 50):
         place.store(page, 4)

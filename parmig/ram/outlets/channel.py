@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from parmig.config import MAX_BATCH_BYTES
+from parmig.ram import in_flight
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import NO_RUNS, Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
@@ -110,9 +111,9 @@ class ChannelOutlet(Outlet):
             if views is not None:
                 self._encoder.sent_directly(block, index)
                 return 0, list(views), None
-        buffer = self._channel.take_buffer()
+        buffer = reach.exchange(index, self._channel.take_buffer())
+        in_flight.keep(buffer)
         copies = buffer[: len(index)]
-        reach.read(index, copies)
         self._tracker.sent(block, index, copies)
         raw = memoryview(copies.data).cast("B")
         codec, packed = self._encoder.encode(block, round_, index, raw)

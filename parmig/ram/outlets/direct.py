@@ -89,8 +89,8 @@ class DirectOutlet(Outlet):
             return
         if len(self._buffer) < len(index):
             self._buffer = np.empty((len(index), PAGE_BYTES), dtype=np.uint8)
+        self._buffer = self._blocks[block].exchange(index, self._buffer)
         copies = self._buffer[: len(index)]
-        self._blocks[block].read(index, copies)
         self._tracker.sent(block, index, copies)
         self._placer.place(block, runs, memoryview(copies.data).cast("B"))
 

@@ -43,6 +43,8 @@ class ProcessReach(Reach):
         GuestError: the process is gone.
     """
 
+    reads_to_look = True
+
     def __init__(self, memory: BlockMemory) -> None:
         self.block = memory.block
         self._pid = memory.pid
@@ -126,8 +128,17 @@ class ProcessReach(Reach):
                 return
         self._read(runs_of_index(index), target)
 
+    def exchange(self, index: Index, buffer: Pages) -> Pages:
+        """As :meth:`Reach.exchange`: what :meth:`zero_mask` has just read of *index* is handed over, not copied."""
+        pages = self._scratch
+        if len(pages) < len(buffer) or not np.array_equal(self._looked[0], index):
+            return super().exchange(index, buffer)
+        self._looked = (NO_INDEX, buffer[:0])
+        self._scratch = buffer
+        return pages
+
     def zero_mask(self, index: Index) -> Mask:
-        """As :meth:`Reach.zero_mask`. The pages are kept for :meth:`read`, which is asked for them next.
+        """As :meth:`Reach.zero_mask`. The pages are kept for :meth:`read` and :meth:`exchange`, which follow.
 
         So each page is read once, after the scan that reported it: reading only the first word of each would take as
         long as reading all of it.

@@ -20,9 +20,11 @@ class Reach(ABC):
 
     Attributes:
         block: which block.
+        reads_to_look: whether :meth:`zero_mask` copies the pages, so that :meth:`exchange` should follow at once.
     """
 
     block: RamBlock
+    reads_to_look = False
 
     # -- which pages exist ----------------------------------------------------------------------
 
@@ -61,6 +63,19 @@ class Reach(ABC):
         Raises:
             GuestError: the process that has them is gone.
         """
+
+    def exchange(self, index: Index, buffer: Pages) -> Pages:
+        """As :meth:`read`, into memory that belongs to the caller: *buffer*, or as much memory in exchange for it.
+
+        Returns:
+            memory of the shape of *buffer* or longer; the pages *index* are its first. If it is not *buffer*, that
+            belongs to this object now.
+
+        Raises:
+            GuestError: the process that has them is gone.
+        """
+        self.read(index, buffer[: len(index)])
+        return buffer
 
     @abstractmethod
     def look(self, index: Index) -> Pages:
