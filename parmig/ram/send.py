@@ -26,7 +26,7 @@ from parmig.ram.bits import (
 )
 from parmig.ram.blocks import EXTENT_PAGES, PAGE_BYTES
 from parmig.ram.credit import LONG_BATCH_RUNS
-from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
+from parmig.ram.dirty_scanner import DirtyCount, DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
@@ -100,7 +100,7 @@ class MigrationRamSend:
 
     # -- the proposal's verbs -------------------------------------------------------------------
 
-    def migrate_dirty_bitmap_sync(self, numbers: Sequence[int]) -> int:
+    def migrate_dirty_bitmap_sync(self, numbers: Sequence[int]) -> DirtyCount:
         """How many pages of the regions *numbers* are dirty now; nothing is consumed."""
         return self._scanner.count(numbers)
 
