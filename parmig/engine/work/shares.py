@@ -88,7 +88,7 @@ class Shares:
     ) -> None:
         self._left = list(owned)  # parts of ranges are ranges: nothing is copied
         self.weights = weights
-        self._weight_left = [self._weight(regions) for regions in owned]
+        self._weight_left = [self.weight_of(regions) for regions in owned]
         self._kept = [len(regions) // STICKY_PART if sticky else 0 for regions in owned]
         self.whole = whole
         self.stolen = [0] * len(owned)
@@ -108,14 +108,11 @@ class Shares:
             most = most if self.whole else min(most, self._weight_left[worker] // BUNDLE_PART)
             count = len(left) if self.whole else self._fitting(part, most)
             regions, self._left[worker] = tuple(left[:count]), left[count:]
-            self._weight_left[worker] -= self._weight(regions)
+            self._weight_left[worker] -= self.weight_of(regions)
         else:
             regions = self._steal(worker, most)
         self.taken[worker] += regions
         return regions
-
-    def _weight(self, regions: Sequence[int]) -> int:
-        return len(regions) if self.weights is None else int(self.weights[_numbers(regions)].sum())
 
     def _fitting(self, regions: Sequence[int], most: int) -> int:
         """How many of the first *regions* weigh at most *most* together; one at least."""
@@ -126,7 +123,7 @@ class Shares:
 
     def weight_of(self, regions: Sequence[int]) -> int:
         """What *regions* are expected to cost together."""
-        return self._weight(regions)
+        return len(regions) if self.weights is None else int(self.weights[_numbers(regions)].sum())
 
     def drop(self, worker: int) -> list[int]:
         """*worker* is gone: nobody gets the rest of its regions in this round. Returns them, and those that it got."""
@@ -152,14 +149,15 @@ class Shares:
     def _steal(self, worker: int, most: int) -> tuple[int, ...]:
         """Regions of another worker for *worker*."""
         spare = [len(left) - kept for left, kept in zip(self._left, self._kept, strict=True)]
-        source = max(range(len(spare)), key=lambda owner: (spare[owner] > 0, self._weight_left[owner], spare[owner]))
+        most_left = spare if self.weights is None else self._weight_left
+        source = max(range(len(spare)), key=lambda owner: (spare[owner] > 0, most_left[owner]))
         if spare[source] <= 0:
             return ()
         left = self._left[source]
         part = left[-min(spare[source], max(1, len(left) // (2 * BUNDLE_PART))) :]
         count = self._fitting(part[::-1], min(most, self._weight_left[source] // (2 * BUNDLE_PART)))
         self.stolen[worker] += count
-        self._weight_left[source] -= self._weight(left[-count:])
+        self._weight_left[source] -= self.weight_of(left[-count:])
         # From the far end: the owner works from the front and keeps its neighbourhood.
         self._left[source] = left[:-count]
         return tuple(left[-count:])
