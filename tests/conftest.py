@@ -26,7 +26,7 @@ from tests.lasting import LASTING
 hypothesis.settings.register_profile("parmig", deadline=None)
 hypothesis.settings.load_profile("parmig")
 
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
 """ZeroMQ's threads and the kernel may take a moment to let go."""
 
 

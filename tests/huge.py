@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,20 @@ _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 def free_huge_pages() -> int:
     """Pages of the pool that nothing uses yet; they may be reserved."""
     return int((_POOL / "free_hugepages").read_text())
+
+
+def taken_huge_pages(work: Callable[[], object], expected: int) -> int:
+    """How many huge pages of the pool *work* takes.
+
+    Other test processes take and give back pages, too, so *work* is done again until it takes what is expected, 20
+    times at most.
+    """
+    for _ in range(20):
+        before = free_huge_pages()
+        work()
+        if (taken := before - free_huge_pages()) == expected:
+            break
+    return taken
 
 
 def _add(pages: int) -> None:

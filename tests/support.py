@@ -19,9 +19,13 @@ from parmig.ram.regions import Region
 from parmig.ram.shared import SharedArea
 from parmig.transport.security.curve_keys import CurveKeys, caller_keys, listener_keys
 from parmig.transport.transport import Buffer, Endpoint, Incoming, MigrationTransport
+from parmig.units import NS_PER_S
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 """How long a test waits for a condition that must come true. No test passes by its passing."""
+
+PATIENCE_NS = int(PATIENCE_S * NS_PER_S)
+"""The same, for connections that must come about."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = PATIENCE_S) -> None:

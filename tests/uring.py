@@ -8,6 +8,7 @@ and written without barriers, so this works only on x86, which keeps stores in o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -25,7 +26,7 @@ _NEEDS_WAKEUP = 1
 _ENTER_SQ_WAKEUP = 2
 _OP_READ = 22
 _OFFSET_OF_REQUESTS = 0x1000_0000
-_LIMIT_S = 20.0
+_LIMIT_S = 60.0
 _IDLE_MS = 10
 """The thread sleeps after so long without a request; until then it looks for one all the time."""
 
@@ -97,4 +98,9 @@ class KernelThread:
 
 def _threads() -> set[Path]:
     """The threads of the kernel among those of this process; ``iou-sqp-`` is how the kernel calls them."""
-    return {task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text().startswith("iou-sqp-")}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            if (task / "comm").read_text().startswith("iou-sqp-"):
+                found.add(task)
+    return found

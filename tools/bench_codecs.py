@@ -105,7 +105,7 @@ def linux(runs: int) -> dict[str, Any]:
                     QemuMachine(initrd, memory_bytes=_MEMORY_BYTES) as source,
                     QemuMachine(initrd, memory_bytes=_MEMORY_BYTES, incoming=True) as destination,
                 ):
-                    wait_until(lambda machine=source: len(machine.ticks()) > 2, 90, "the guest's ticks")  # type: ignore[misc]
+                    wait_until(lambda machine=source: len(machine.ticks()) > 2, "the guest's ticks", 90)  # type: ignore[misc]
                     source.ask("stop")
                     if name.startswith("qemu"):
                         for machine in (source, destination):

@@ -108,4 +108,4 @@ class Witness:
             self.take()
             return all(done >= least for done, least in zip([self.ticks, *self.checks], wanted, strict=True))
 
-        wait_until(goes_on, limit_s, f"ticks and checks of the disk {wanted}")
+        wait_until(goes_on, f"ticks and checks of the disk {wanted}", limit_s)

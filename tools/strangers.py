@@ -4,7 +4,8 @@
 usage: python -m tools.strangers [--per-second N] KIND COUNT PORT...
 
 Holds COUNT connections to each port on loopback, and makes new ones where they are closed, until SIGTERM ends it.
-Then it prints how many it has made. ``--per-second`` bounds how many it makes.
+Then it prints how many it has made, and how many seconds of a processor that took it. ``--per-second`` bounds how many
+it makes.
 
 KIND is what they send: ``idle`` nothing; ``closed`` nothing, and they close at once; ``garbage`` random bytes;
 ``slow`` a greeting, byte by byte; ``tls`` the first message of a TLS client that has no certificate; ``frames`` the
@@ -136,7 +137,7 @@ def main() -> None:
     ]
 
     def end(*_: object) -> None:
-        sys.stdout.write(f"{pace.made}\n")
+        sys.stdout.write(f"{pace.made} {time.process_time()}\n")
         sys.stdout.flush()
         os._exit(0)
 

@@ -69,13 +69,13 @@ def listens_at(receive: Side) -> str:
         line = receive.log.read_text().partition("listening on ")[2]
         return line.split("\n")[0].strip() if "\n" in line else ""
 
-    wait_until(uri, START_LIMIT_S, "the receiver")
+    wait_until(uri, "the receiver", START_LIMIT_S)
     return uri()
 
 
 def wait_for_first_line(side: Side) -> None:
     """Wait until a command has shown something, or has ended."""
-    wait_until(lambda: side.process.poll() is not None or side.log.read_text(), START_LIMIT_S, "a command's first line")
+    wait_until(lambda: side.process.poll() is not None or side.log.read_text(), "a command's first line", START_LIMIT_S)
 
 
 def wait_for(side: Side, limit_s: float) -> None:

@@ -223,7 +223,7 @@ class Run:
         else:
             self._check_owner(outcome, owner)
         outcome.owner = owner or "nobody"
-        wait_until(lambda: not self._left(), SETTLE_LIMIT_S, f"the end of {self._left()}")
+        wait_until(lambda: not self._left(), f"the end of {self._left()}", SETTLE_LIMIT_S)
         if self.plan.only_cancelled and max(outcome.answers_s, default=0) > CANCEL_LIMIT_S:
             raise WrongError(f"a cancelled command took {max(outcome.answers_s):.2f} s to end\n{self._outputs()}")
 
@@ -245,7 +245,7 @@ class Run:
         except AssertionError as error:
             raise WrongError(f"the guest is wrong at the {owner}: {error}") from error
         self._owner()  # still only one
-        wait_until(lambda: not self.places[owner].left(), SETTLE_LIMIT_S, f"the end of {self.places[owner].left()}")
+        wait_until(lambda: not self.places[owner].left(), f"the end of {self.places[owner].left()}", SETTLE_LIMIT_S)
 
     def _check_that_its_monitor_died(self, outcome: Outcome) -> None:
         """Nobody runs. That is right if the guest's monitor was killed where the records say that the guest belongs."""

@@ -19,8 +19,9 @@ from parmig.errors import PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
 from parmig.ram import first_connection
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
+from parmig.ram.credit import credit_bytes
 from parmig.ram.first_connection import open_channel
-from parmig.ram.flow import SendChannel, credit_bytes
+from parmig.ram.flow import SendChannel
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
 from parmig.ram.shared import NOBODY_YET
@@ -31,7 +32,7 @@ from parmig.transport.security.session_proof import SessionProof
 from parmig.transport.transport import UNIX_SCHEME, Endpoint, Incoming, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
 from tests.keys import security
-from tests.support import curve_keys, wait_until
+from tests.support import PATIENCE_NS, PATIENCE_S, curve_keys, wait_until
 
 CALLER = Caller(bytes(range(16)), 3, 7, proves=True)
 OLDER = CALLER._replace(proves=False)
@@ -147,7 +148,7 @@ class Source:
     def __init__(
         self,
         routes: list[Route],
-        limit_ns: int = 20 * NS_PER_S,
+        limit_ns: int = PATIENCE_NS,
         caller: Caller = CALLER,
         **keys: Any,
     ) -> None:
@@ -166,7 +167,7 @@ class Source:
             resumed=lambda *figures: self.resumed.append(figures),
         )
         self.channel = SendChannel(
-            self.dialer.dial(10 * NS_PER_S),
+            self.dialer.dial(PATIENCE_NS),
             "sender",
             batch_bytes=BATCH_BYTES,
             interrupt_fd=self._fd,
@@ -198,7 +199,7 @@ def channel(
         keys = keys_of(destination.endpoint.scheme, 1 if destination.with_keys else None)
         source = Source([Route(str(destination.endpoint))], caller=caller, **keys, **how)
         try:
-            source.channel.open(caller, limit_ns=10 * NS_PER_S)
+            source.channel.open(caller, limit_ns=PATIENCE_NS)
             yield source, destination
         finally:
             source.close()
@@ -221,25 +222,25 @@ def cut(destination: Destination) -> None:
             with socket.socket(fileno=os.dup(connection.fd)) as sock:
                 sock.shutdown(socket.SHUT_RDWR)
             ended += 1
-    assert ended == 1
+    assert ended
 
 
 @every_transport
 @pytest.mark.parametrize(("seed", "caller"), [(0, OLDER), (1, CALLER), (2, CALLER), (3, CALLER)])
 def test_a_flapping_connection_delivers_each_batch_once(scheme: str, seed: int, caller: Caller) -> None:
-    chance = random.Random(seed)
+    here, there = random.Random(seed), random.Random(seed + 100)  # each end has a thread of its own
 
     def spoils(destination: Destination) -> None:
-        if chance.random() < 0.1:
+        if there.random() < 0.1:
             end(destination.transport)
             raise PeerLostError("the test ended it")
 
     with channel(scheme, spoils, caller) as (source, destination):
         for round_ in range(1, 6):
-            for _ in range(chance.randrange(20)):
-                if chance.random() < 0.1:
+            for _ in range(here.randrange(20)):
+                if here.random() < 0.1:
                     end(source.channel._transport)
-                source.send(chance.randrange(1, BATCH_BYTES))
+                source.send(here.randrange(1, BATCH_BYTES))
             source.channel.fence(round_)
             assert destination.sequence == source.channel.next_sequence() - 1
         assert len(source.resumed) == len(source.lost) > 0
@@ -266,7 +267,7 @@ def test_only_what_was_not_placed_is_sent_again(scheme: str) -> None:
 
     def spoils(destination: Destination) -> None:
         if destination.sequence == 3 and not destination.losses:
-            assert held.wait(20)
+            assert held.wait(PATIENCE_S)
             end(destination.transport)
             raise PeerLostError("the test ended it")
 
@@ -282,10 +283,10 @@ def test_only_what_was_not_placed_is_sent_again(scheme: str) -> None:
 
 def is_ignored(source: Source, make_first: Callable[[bytes], bytes]) -> None:
     """A connection whose first message is made from its challenge gets no answer; it may be closed."""
-    transport = source.dialer.dial(10 * NS_PER_S)
+    transport = source.dialer.dial(PATIENCE_NS)
     transport.write([make_first(transport.challenge)])
     with suppress(PeerLostError):
-        assert transport.read(200) is None
+        assert transport.read(100) is None
     transport.shutdown()
 
 
@@ -331,7 +332,7 @@ def test_after_the_receiver_was_started_again_only_a_send_worker_that_begins_ane
         wait_until(lambda: bool(destination.losses), "the loss")
         destination.sequence = NOBODY_YET
         is_ignored(source, opens(messages.RESUME, 9, CALLER))
-        successor = source.dialer.dial(10 * NS_PER_S)
+        successor = source.dialer.dial(PATIENCE_NS)
         successor.write([opens(messages.RESTART, 9, CALLER)(successor.challenge)])
         wait_until(lambda: destination.sequence == 0, "the successor")
         successor.shutdown()
@@ -388,7 +389,7 @@ def test_a_destination_that_is_gone_is_given_up(scheme: str) -> None:
         began = time.monotonic()
         with pytest.raises(PeerLostError, match=r"no new connection within .*--reconnect-timeout"):
             source.channel.idle()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15, "it is given up at its own limit"
 
 
 @every_transport
@@ -441,10 +442,11 @@ def test_a_sender_that_was_too_slow_to_speak_connects_again(scheme: str, monkeyp
         sources.append(Source([Route(str(destination.endpoint))], **keys))
         if len(sources) == 1:
             wait_until(is_dropped, "the end of the connection that says nothing")
+            monkeypatch.setattr(tcp_door, "FIRST_MESSAGE_NS", PATIENCE_NS)  # the next one is quick enough
         return sources[-1].channel
 
     try:
-        open_channel(connect, CALLER, limit_ns=10 * NS_PER_S)
+        open_channel(connect, CALLER, limit_ns=PATIENCE_NS)
         sources[-1].send(100)
         sources[-1].channel.fence(1)
         assert len(sources) == 2
@@ -467,6 +469,6 @@ def test_a_sender_that_was_quick_fails_with_its_first_connection(monkeypatch: py
         return sources[-1].channel
 
     with pytest.raises(PeerLostError):
-        open_channel(connect, CALLER, limit_ns=10 * NS_PER_S)
+        open_channel(connect, CALLER, limit_ns=PATIENCE_NS)
     (source,) = sources
     source.close()

@@ -157,7 +157,11 @@ def test_a_file_that_is_mapped_privately_shows_where_the_process_wrote_nothing()
         assert bytes(data) == b"\x03" * PAGE_BYTES
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(pages=pages_below(PAGES), asked=pages_below(PAGES))
 def test_pages_are_read_and_written_where_they_belong(place: Place, pages: set[int], asked: set[int]) -> None:
     place.wipe()

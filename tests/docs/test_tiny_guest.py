@@ -13,7 +13,7 @@ from docs.examples.tiny_guest import TinyGuest
 from parmig.errors import GuestRefusedError, StateError
 from parmig.guests.registry import open_guest
 from parmig.ram.reach.mapped import BlockMapping
-from tests.support import Sink
+from tests.support import PATIENCE_S, Sink
 
 SIZE = "256KiB"
 
@@ -26,7 +26,7 @@ def open_tiny(*, incoming: bool) -> TinyGuest:
 
 
 def wait_for_count(guest: TinyGuest, count: int) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE_S
     while guest.count < count:
         assert time.monotonic() < until
         time.sleep(0.001)

@@ -11,7 +11,7 @@ import pytest
 from parmig.engine import hooks
 from parmig.engine.hooks import BEFORE_PAUSE, Hooks
 from parmig.errors import HookError
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 
 def program(tmp_path: Path, text: str) -> str:
@@ -25,7 +25,7 @@ def test_a_program_gets_the_moment_and_the_facts(tmp_path: Path) -> None:
     woken = threading.Event()
     runner = Hooks({BEFORE_PAUSE: program(tmp_path, f'(echo "$PARMIG_HOOK"; cat) > {tmp_path}/out')}, woken.set)
     runner.start(BEFORE_PAUSE, b'{"round": 3}')
-    assert woken.wait(10)
+    assert woken.wait(PATIENCE_S)
     assert list(runner.ended()) == [(BEFORE_PAUSE, None)]
     runner.close()
     assert (tmp_path / "out").read_text() == 'before-pause\n{"round": 3}'

@@ -43,7 +43,7 @@ from parmig.transport.polling import Poller
 from parmig.transport.registry import open_transport
 from parmig.transport.transport import Endpoint
 from parmig.units import MIB, NS_PER_S
-from tests.support import content, mapped, shared_area, wait_until
+from tests.support import PATIENCE_NS, PATIENCE_S, content, mapped, shared_area, wait_until
 
 SEND, RECEIVE = WORKER_PROGRAMS
 PAGES = 512
@@ -152,7 +152,7 @@ def data_channel(port: int, scheme: str = "zmq+tcp", batch_bytes: int = MIB) -> 
     transport = open_transport(Endpoint(scheme, "127.0.0.1", port), "data", max_message_bytes=MIB, token=bytes(16))
     fd = os.eventfd(0)
     try:
-        transport.connect(Endpoint(scheme, "127.0.0.1", port), timeout_ns=5 * NS_PER_S)
+        transport.connect(Endpoint(scheme, "127.0.0.1", port), timeout_ns=PATIENCE_NS)
         yield SendChannel(transport, "data", batch_bytes=batch_bytes, interrupt_fd=fd, interrupt=lambda: None)
     finally:
         transport.shutdown()
@@ -174,7 +174,7 @@ def test_a_receive_worker_takes_no_hello_but_the_one_that_was_agreed(wrong: dict
             with pytest.raises(LimitExceededError, match="welcome"):
                 other.open(agreed._replace(**wrong), limit_ns=NS_PER_S // 4)
             assert pool.read() == []
-            right.open(agreed, limit_ns=5 * NS_PER_S)
+            right.open(agreed, limit_ns=PATIENCE_NS)
             assert said_by(pool) == [PoolEvent(0, WorkerConnected())]
 
 
@@ -280,7 +280,7 @@ def test_a_worker_that_takes_no_instructions_does_not_hold_up_who_tells_it() -> 
         began = time.monotonic()
         for _ in range(50):  # far more than a pipe holds
             pool.instruct(0, many)
-        assert time.monotonic() - began < 2 * PIPE_LIMIT_S
+        assert time.monotonic() - began < 20 * PIPE_LIMIT_S, "it waited for each of 50"
         (said,) = said_by(pool)
         assert isinstance(said.event, WorkerFailed)
         assert said.event.error.type == "WorkerError"
@@ -302,7 +302,7 @@ def test_signals_to_the_group_reach_neither_workers_nor_what_makes_them() -> Non
         "another.send_bytes(b'and you?')\n"
         "assert another.recv_bytes() == b'and you?'\n"
     )
-    subprocess.run([sys.executable, "-c", program], timeout=30, check=True, start_new_session=True)
+    subprocess.run([sys.executable, "-c", program], timeout=PATIENCE_S, check=True, start_new_session=True)
 
 
 def answer(connection: Any, _setup: bytes, _fds: object) -> None:
@@ -324,7 +324,9 @@ def test_a_process_that_cannot_be_started_is_refused_in_one_line() -> None:
         "    print(error)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     (line,) = result.stdout.splitlines()
     assert line.startswith("the process parmig-test cannot be started")
     assert "Too many open files" in line

@@ -29,6 +29,8 @@ from parmig.experiments.table import cells, interval, text_table, varied
 from parmig.units import MIB, NS_PER_MS
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 200
+"""For a whole sweep, on a busy machine."""
 SWEEP = """
 description = "A small one."
 hosts = "loopback"
@@ -58,15 +60,17 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert first.startswith("run 1 of 4"), first
         children = psutil.Process(bench.pid).children(recursive=True)
         bench.send_signal(signal.SIGINT)
-        output, errors = bench.communicate(timeout=60)
+        output, errors = bench.communicate(timeout=LIMIT_S)
     assert bench.returncode == 130, errors
-    assert b"cancelled after 1 of 4 runs; the same command goes on" in errors
+    # On a busy machine another run or two may have ended before the signal came.
+    interrupted = re.search(rb"cancelled after ([123]) of 4 runs; the same command goes on", errors)
+    assert interrupted, errors
     assert output == b""
-    psutil.wait_procs(children, timeout=10)
+    psutil.wait_procs(children, timeout=LIMIT_S)
     assert not [child for child in children if child.is_running()]
-    result = subprocess.run(argv, cwd=directory, env=environment, capture_output=True, timeout=110)
+    result = subprocess.run(argv, cwd=directory, env=environment, capture_output=True, timeout=LIMIT_S)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count(b" of 4") == 3
+    assert result.stderr.count(b" of 4") == 4 - int(interrupted[1])
     assert len(json.loads(result.stdout)["cells"]) == 4
     return directory / "out"
 
@@ -145,7 +149,7 @@ def test_an_interval_contains_its_median() -> None:
 def test_the_results_are_drawn(swept: Path) -> None:
     pytest.importorskip("matplotlib")
     argv = [sys.executable, "-m", "parmig", "plot", str(swept)]  # matplotlib keeps the files of its fonts open
-    result = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=110)
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=LIMIT_S)
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().strip() == str(swept / "index.html")
     pictures = {path.name for path in swept.glob("*.png")}

@@ -119,7 +119,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
     pytest.importorskip("distributed")
     with contextlib.ExitStack() as opened:
-        lab = opened.enter_context(open_lab([Line(20 * MIB)], hosts=5))
+        lab = opened.enter_context(open_lab([Line(12 * MIB)], hosts=5))
         yield Cluster(lab, tmp_path_factory.mktemp("cluster"), opened)
 
 

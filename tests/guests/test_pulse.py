@@ -61,9 +61,9 @@ def test_only_the_last_samples_are_kept() -> None:
 def test_a_guest_counts_what_it_writes_and_stops_with_it(text: str) -> None:
     with open_guest(f"{text},head-start=50ms", incoming=False) as guest:
         assert isinstance(guest, Pulsing)
+        wait_until(lambda: len(at_ns := guest.pulse().at_ns) > 1 and at_ns[-1] - at_ns[0] >= 20 * NS_PER_MS, "samples")
         started = guest.pulse()
         assert started.asked_bytes_per_s == 4 << 20
-        assert started.at_ns[-1] - started.at_ns[0] >= 20 * NS_PER_MS
         wait_until(lambda: guest.pulse().pages[-1] > started.pages[-1] + 20, "more writes")
         stopped_ns = guest.pause(None)  # type: ignore[arg-type]  # nothing goes there
         paused = guest.pulse()

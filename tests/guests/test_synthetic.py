@@ -31,7 +31,7 @@ from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.state import state_of
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.support import Sink
+from tests.support import PATIENCE_S, Sink
 
 needs_pagemap = pytest.mark.skipif(uffd.probe_write_tracking() is not None, reason=str(uffd.probe_write_tracking()))
 
@@ -46,9 +46,9 @@ def opened(options: str, *, incoming: bool = False) -> Iterator[SyntheticGuest]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited 10 s for {what}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}"
         time.sleep(0.002)
 
 

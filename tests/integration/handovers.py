@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parmig.engine.records.record_store import RecordStore
-from tests.integration.sides import ROOT, Command, OtherSide, until
+from tests.integration.sides import LIMIT_S, ROOT, Command, OtherSide, until
 
 GUEST = "memory=16MiB,rate=20MiB/s"
 
@@ -25,7 +25,7 @@ def parmig(records: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
     return done.returncode, json.loads(done.stdout)
@@ -41,7 +41,8 @@ class Hosts:
 
     def receive(self, **options: Any) -> OtherSide:
         """The destination's side, with options of :func:`tests.integration.sides.main`."""
-        return OtherSide("receive", guest="memory=16MiB", brief=True, records=str(self.destination), **options)
+        brief = {"brief": True} | options
+        return OtherSide("receive", guest="memory=16MiB", records=str(self.destination), **brief)
 
     def send(self, there: OtherSide, **options: Any) -> OtherSide:
         """The source's side, which sends to *there*."""

@@ -41,11 +41,13 @@ from tests.integration.sides import (
 )
 
 SLOW = "memory=32MiB,rate=200MiB/s"
-"""Never converges at this rate: every round takes most of a second."""
 SLOW_RATE = {"max_bandwidth_bytes_per_s": 40 * MIB}
+ENDLESS = SLOW_RATE | {"switchover": "manual"}
+"""Every round takes most of a second, and there is no end of them."""
 QUICK = "memory=32MiB,rate=20MiB/s"
 LONG_PAUSE = SLOW_RATE | {"downtime_limit_ns": 20 * NS_PER_S}
-"""Pauses after round 1, with most of the memory dirty: the last round takes most of a second."""
+"""Pauses after round 1, with most of the memory dirty: the last round takes most of a second, and state is saved beside
+it."""
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -61,10 +63,10 @@ class Moment(msgspec.Struct, frozen=True):
 MOMENTS = {
     moment.name: moment
     for moment in (
-        Moment("round 1", SLOW, SLOW_RATE),
-        Moment("a later round", SLOW, SLOW_RATE),
+        Moment("round 1", SLOW, ENDLESS),
+        Moment("a later round", SLOW, ENDLESS),
         Moment("pausing", hold_source=("pause",)),
-        Moment("the last round", SLOW, LONG_PAUSE),
+        Moment("the last round", SLOW, LONG_PAUSE, hold_source=("save_state",)),
         Moment("saving state", hold_source=("save_state",)),
         Moment("comparing digests", send={"verify": "before"}, hold_source=("save_state",)),
         Moment("loading state", hold_destination=("finish_load",)),
@@ -473,7 +475,7 @@ def test_a_sender_that_waits_for_an_answer_can_be_cancelled() -> None:
 
 def test_a_second_sender_does_not_disturb_the_first() -> None:
     with guests(SLOW) as (source, destination), HeldGuest("memory=32MiB") as second:  # noqa: SIM117 - too long on one line
-        with Migration(source, destination, SendConfig(workers=2, **SLOW_RATE)) as at:
+        with Migration(source, destination, SendConfig(workers=2, **ENDLESS)) as at:
             at.at_round(1)
             config = SendConfig(workers=2, connect_timeout_ns=NS_PER_S // 5)
             with Migration(second, None, config, uri=at.uri) as other:  # type: ignore[arg-type]
@@ -504,7 +506,7 @@ def test_ctrl_c_in_a_command_ends_both_in_order(side: str, line: str) -> None:
             code, report = there.end()
             assert code == (1 if side == "send" else 130), there.errors
             assert "cancelled" in report["error"]["message"]
-        until(lambda: not any(is_alive(one) for one in family), f"the end of {family}", 5)
+        until(lambda: not any(is_alive(one) for one in family), f"the end of {family}")
 
 
 def _family(command: Command) -> list:

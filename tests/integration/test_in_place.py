@@ -18,7 +18,7 @@ from parmig.engine.reporting.report import Report
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.transport.transport import parse_uri
 from parmig.transport.unix import UnixTransport
-from parmig.units import MIB, NS_PER_S
+from parmig.units import MIB
 from tests.integration.sides import (
     Command,
     Discard,
@@ -32,6 +32,7 @@ from tests.integration.sides import (
     runs_on,
     until,
 )
+from tests.support import PATIENCE_NS
 
 
 def inodes(guest: HeldGuest) -> list[tuple[int, int]]:
@@ -140,11 +141,11 @@ def test_a_sender_that_goes_before_it_is_in_leaves_the_receiver_its_own_memory()
         own = inodes(destination)
         with Migration(None, destination, receive=ReceiveConfig(listen=uri)) as migration:
             rude = UnixTransport("rude", max_message_bytes=MIB)
-            rude.connect(parse_uri(uri), timeout_ns=NS_PER_S)
+            rude.connect(parse_uri(uri), timeout_ns=PATIENCE_NS)
             control = ControlChannel(rude)
             rude.send_descriptors([part.fd for part in source.memory()])
             control.write(wish_of(source))
-            accept = control.wait("the answer", 10 * NS_PER_S)
+            accept = control.wait("the answer", PATIENCE_NS)
             assert isinstance(accept, Accept)
             assert accept.in_place == (0,)
             assert inodes(destination) == inodes(source)

@@ -12,14 +12,14 @@ from parmig.config import ReceiveConfig, SendConfig
 from parmig.engine.handover.questions import AnswerPort, ask_for_guest
 from parmig.errors import PeerNotTrustedError
 from parmig.transport.transport import Endpoint
-from parmig.units import MIB, NS_PER_S
+from parmig.units import MIB
 from parmig.values import Path
 from tests.integration.sides import HeldGuest, Migration, guests
 from tests.integration.test_outages import control_port, cut, cut_port, state_port
-from tests.integration.test_refusals import _free_ports
 from tests.keys import keys, security
+from tests.ports import free_ports
 from tests.recording_relay import RecordingRelay
-from tests.support import while_pumping
+from tests.support import PATIENCE_NS, while_pumping
 
 RELAY = "127.0.0.2"
 TOKEN = bytes(range(16))
@@ -35,7 +35,7 @@ def marks(guest: HeldGuest) -> list[bytes]:
 def test_no_byte_of_the_guest_is_in_clear_on_the_wire(secured: bool) -> None:
     """All channels but device state go by the relay. Without keys they show the guest, so it would be noticed."""
     with_keys = {"keys": str(keys())} if secured else {}
-    first, last = _free_ports(4)
+    first, last = free_ports(4)
     receive = ReceiveConfig(listen=f"tcp://127.0.0.1:{first}", data_ports=(first + 1, last), **with_keys)  # type: ignore[arg-type]
     send = SendConfig(workers=2, verify=True, paths=(Path(RELAY),), **with_keys)  # type: ignore[arg-type]
     with (
@@ -60,7 +60,7 @@ def test_no_byte_of_the_guest_is_in_clear_on_the_wire(secured: bool) -> None:
 
 def test_channels_with_keys_go_on_after_they_were_cut() -> None:
     secured = {"keys": str(keys())}
-    config = SendConfig(workers=2, verify=True, max_bandwidth_bytes_per_s=40 * MIB, **secured)  # type: ignore[arg-type]
+    config = SendConfig(workers=2, verify=True, max_bandwidth_bytes_per_s=40 * MIB, switchover="manual", **secured)  # type: ignore[arg-type]
     receive = ReceiveConfig(listen="tcp://127.0.0.1:0", **secured)  # type: ignore[arg-type]
     with (
         guests("memory=32MiB,rate=20MiB/s") as (source, destination),
@@ -71,6 +71,7 @@ def test_channels_with_keys_go_on_after_they_were_cut() -> None:
             assert cut(pid)
         cut_port(control_port(at))
         cut_port(state_port(at))
+        at.switch_over("worker 0", "worker 1", "control", "state")
         sent, received = at.sent(), at.received()
     assert (sent.status, sent.verified, received.status) == ("completed", True, "completed")
     assert {"worker 0", "worker 1", "control", "state"} <= {outage.channel for outage in sent.outages}
@@ -86,9 +87,9 @@ def test_a_source_asks_for_its_guest_with_keys_only() -> None:
                 port.answer("there", 5)
 
         def ask() -> None:
-            assert ask_for_guest(port.endpoint, TOKEN, 5 * NS_PER_S, security()).owner == "there"
+            assert ask_for_guest(port.endpoint, TOKEN, PATIENCE_NS, security()).owner == "there"
             with pytest.raises(PeerNotTrustedError):
-                ask_for_guest(port.endpoint, TOKEN, 5 * NS_PER_S)
+                ask_for_guest(port.endpoint, TOKEN, PATIENCE_NS)
 
         while_pumping(ask, answer)
 

@@ -24,10 +24,10 @@ NARROW = {"max_bandwidth_bytes_per_s": 32 * MIB}
 def test_the_bandwidth_limit_holds_for_all_workers_together_within_five_percent(workers: int) -> None:
     """A property of the limiter, on the clock of the report: 64 MiB at 28 MiB/s, about 2.3 s.
 
-    No run may be faster. A busy machine makes runs slower, whatever the limiter does: one of three must not be. (What
+    No run may be faster. A busy machine makes runs slower, whatever the limiter does: one of ten must not be. (What
     is reserved, without a clock that others share, is tested in tests/ram/test_shared.py.)
     """
-    for _ in range(3):
+    for _ in range(10):
         with guests("memory=64MiB,rate=0") as (source, destination):
             report, _ = migrate(source, destination, workers=workers, max_bandwidth_bytes_per_s=28 * MIB)
         assert report.error is None
@@ -37,18 +37,19 @@ def test_the_bandwidth_limit_holds_for_all_workers_together_within_five_percent(
         assert rate < 28 * MIB * 1.05
         if rate > 28 * MIB * 0.95:
             return
-    pytest.fail(f"slower than the limit three times, at last {rate / MIB:.2f} MiB/s")
+    pytest.fail(f"slower than the limit ten times, at last {rate / MIB:.2f} MiB/s")
 
 
 def test_workers_stay_on_the_processors_that_the_user_chose() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     with guests("memory=16MiB,rate=0") as (source, destination):
-        config = SendConfig(workers=3, cpus=str(cpus[-1]), max_bandwidth_bytes_per_s=32 * MIB)
+        config = SendConfig(workers=3, cpus=str(cpus[-1]), max_bandwidth_bytes_per_s=32 * MIB, switchover="manual")
         receive = ReceiveConfig(listen=LISTEN, cpus=str(cpus[0]))
         with Migration(source, destination, config, receive=receive) as migration:
             migration.at_round(1)
             assert [os.sched_getaffinity(pid) for pid in migration.send_workers()] == [{cpus[-1]}] * 3
             assert [os.sched_getaffinity(pid) for pid in migration.receive_workers()] == [{cpus[0]}] * 3
+            migration.switch_over()
             assert [worker.cpus for worker in migration.sent().per_worker] == [[cpus[-1]]] * 3
 
 
@@ -149,13 +150,16 @@ def test_a_cancel_ends_the_throttle() -> None:
         runs_on(source)
 
 
-@pytest.mark.parametrize("rate", [8 * MIB, 32 * MIB])
-def test_the_time_limit_ends_it_in_round_1_and_later(rate: int) -> None:
+@pytest.mark.parametrize(("rate", "rounds"), [(4 * MIB, False), (128 * MIB, True)])
+def test_the_time_limit_ends_it_in_round_1_and_later(rate: int, rounds: bool) -> None:
+    """A round takes 4 s or an eighth of a second. Small steps of the throttle keep it from giving up before."""
+    endless = {"throttle_initial_percent": 1, "throttle_increment_percent": 1, "auto_converge": True}
+    limits = {"timeout_ns": 3 * NS_PER_S // 2, "downtime_limit_ns": 20 * NS_PER_MS, "max_bandwidth_bytes_per_s": rate}
     with guests(RESTLESS) as (source, destination):
-        report, _ = migrate(source, destination, timeout_ns=NS_PER_S, max_bandwidth_bytes_per_s=rate)
+        report, _ = migrate(source, destination, **limits, **endless)
         assert report.error is not None
         assert (report.status, report.error.type) == ("failed", "LimitExceededError"), report.error
         assert "--timeout" in report.error.message
-        assert (len(report.rounds) == 0) is (rate == 8 * MIB)
+        assert bool(report.rounds) is rounds
         runs_on(source)
         never_ran(destination)

@@ -26,6 +26,7 @@ from tests.integration.sides import (
     Migration,
     allocated_bytes,
     guests,
+    is_alive,
     listen_uri,
     migrate,
     tracked_mappings,
@@ -263,16 +264,18 @@ def test_the_figures_of_the_report_agree_with_each_other() -> None:
 
 def test_workers_use_no_shared_memory_directory_and_end_with_the_migration() -> None:
     with guests("memory=32MiB,rate=2MiB/s") as (source, destination):
-        with Migration(source, destination, SendConfig(workers=2, max_bandwidth_bytes_per_s=40 * MIB)) as migration:
+        config = SendConfig(workers=2, max_bandwidth_bytes_per_s=40 * MIB, switchover="manual")
+        with Migration(source, destination, config) as migration:
             migration.at_round(1)
             workers = [psutil.Process(pid) for pid in (*migration.send_workers(), *migration.receive_workers())]
             assert len(workers) == 4
             for pid in (*(one.pid for one in workers), os.getpid()):
                 opened = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
                 assert not [name for name in opened if name.startswith("/dev/shm/")]
+            migration.switch_over()
             assert migration.sent().error is None
             assert migration.received().error is None
-        assert not any(worker.is_running() for worker in workers)
+        assert not any(is_alive(worker) for worker in workers)
 
 
 @pytest.mark.parametrize("transport", data_transports())

@@ -17,7 +17,7 @@ import pytest
 
 from parmig.errors import UsageError
 from parmig.units import MIB, NS_PER_MS
-from tests.integration.sides import ROOT, until
+from tests.integration.sides import LIMIT_S, ROOT, is_alive, until
 from tests.labs import needs_lab
 
 pytestmark = needs_lab
@@ -37,7 +37,7 @@ def connected(lab: Lab, link: Link) -> Iterator[tuple[socket.socket, socket.sock
         with a.entered():
             client = socket.create_connection(server.getsockname(), 10, (link.address(a), 0))
         with client, server.accept()[0] as other:
-            other.settimeout(10)
+            other.settimeout(LIMIT_S)
             yield client, other
 
 
@@ -55,7 +55,7 @@ def vanishes(pair: tuple[socket.socket, socket.socket]) -> None:
     pair[1].setblocking(False)
     with pytest.raises(BlockingIOError):
         pair[1].recv(1)
-    pair[1].settimeout(10)
+    pair[1].settimeout(LIMIT_S)
 
 
 def carrier(lab: Lab, link: Link) -> list[str]:
@@ -187,4 +187,4 @@ def test_the_command_obeys_and_leaves_nothing(end: str) -> None:
         else:
             lab.send_signal(signal.SIGKILL if end == "kill" else signal.SIGINT)
     assert lab.returncode == (-signal.SIGKILL if end == "kill" else 0)
-    until(lambda: not any(relay.is_running() for relay in relays), "the end of the relay")
+    until(lambda: not any(is_alive(relay) for relay in relays), "the end of the relay")

@@ -24,9 +24,10 @@ from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
 from tests.integration.sides import HeldGuest, Migration, never_ran, until
 from tests.integration.test_refusals import _wish
+from tests.support import PATIENCE_NS
 
 NO_STATE = "99aa06d3014798d86001c324468d497f"
-LIMIT_NS = 10 * NS_PER_S
+LIMIT_NS = PATIENCE_NS
 
 
 @contextmanager

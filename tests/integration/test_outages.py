@@ -17,7 +17,8 @@ from parmig.transport.transport import parse_uri
 from parmig.units import MIB
 from tests.integration.sides import Migration, guests
 
-SLOW = {"max_bandwidth_bytes_per_s": 40 * MIB}
+SLOW = {"max_bandwidth_bytes_per_s": 40 * MIB, "switchover": "manual"}
+"""Runs until the test lets it pause; so what it does happens while the guest runs."""
 QUICK = "memory=32MiB,rate=20MiB/s"
 
 both_transports = pytest.mark.parametrize("transport", ["tcp", "zmq"])
@@ -84,6 +85,7 @@ def test_a_data_channel_goes_on_after_its_connection_was_cut(transport: str, sid
         at.at_round(1)
         victim = (at.send_workers() if side == "send" else at.receive_workers())[1]
         assert cut(victim) == 1
+        at.switch_over("worker 1")
         sent, received = at.sent(), at.received()
         all_arrived(sent, received)
         outages(sent, "worker 1")
@@ -97,6 +99,7 @@ def test_control_and_state_go_on_after_their_connection_was_cut(channel: str) ->
     with guests(QUICK) as (source, destination), Migration(source, destination, config) as at:
         at.at_round(1)
         cut_port(control_port(at) if channel == "control" else state_port(at))
+        at.switch_over(channel)
         sent, received = at.sent(), at.received()
         all_arrived(sent, received)
         outages(sent, channel)

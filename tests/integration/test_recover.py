@@ -39,7 +39,7 @@ def test_a_sender_killed_at_each_step(hosts: Hosts, point: str) -> None:
 
 def test_a_source_that_loses_the_destination_after_the_hand_over_asks_and_completes(hosts: Hosts) -> None:
     """The receiver's answer to the hand-over is lost with its connection, and the guest runs there."""
-    with hosts.receive(cut_at="Resumed") as there:
+    with hosts.receive(cut_at="Resumed", brief=False) as there:
         with hosts.send(there) as here:
             report = here.wait_for("report")
             assert (report["status"], report["error"]) == ("completed", None)

@@ -38,6 +38,7 @@ from tests.integration.sides import (
     runs_on,
     until,
 )
+from tests.ports import free_ports
 
 
 def refused(report: Report, *words: str) -> None:
@@ -136,7 +137,7 @@ def test_other_block_names_are_refused() -> None:
 
 
 def test_too_few_data_ports_are_refused_by_both() -> None:
-    first, last = _free_ports(2)
+    first, last = free_ports(2)
     with guests("memory=32MiB") as (source, destination), HeldGuest("memory=32MiB") as right:  # type: ignore[attr-defined]
         receive = ReceiveConfig(listen=LISTEN, data_ports=(first, last))
         refused_and_then(source, right, destination, f"--data-ports {first}-{last}", "2 workers", receive=receive)
@@ -145,30 +146,15 @@ def test_too_few_data_ports_are_refused_by_both() -> None:
 
 def test_data_ports_that_do_are_used() -> None:
     with guests("memory=32MiB,rate=10MiB/s") as (source, destination):
-        receive = ReceiveConfig(listen=LISTEN, data_ports=_free_ports(3))
+        receive = ReceiveConfig(listen=LISTEN, data_ports=free_ports(3))
         with Migration(source, destination, receive=receive) as migration:
             assert migration.sent().error is None
             assert migration.received().error is None
 
 
-def _free_ports(count: int, below: int = 60000) -> tuple[int, int]:
-    for first in range(below - 18000 + os.getpid() % 5000, below, count):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for number, one in enumerate(sockets):
-                one.bind(("127.0.0.1", first + number))
-            return first, first + count - 1
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-    raise AssertionError("no free ports")
-
-
 def test_a_taken_data_port_is_told_to_both() -> None:
     with guests("memory=32MiB") as (source, destination), socket.socket() as taken:
-        first, last = _free_ports(3)
+        first, last = free_ports(3)
         taken.bind(("127.0.0.1", first))
         taken.listen()
         with Migration(
@@ -279,7 +265,9 @@ def test_nobody_reaches_any_port_during_a_migration(transport: str, worker_ports
     """The control and state ports are closed then. ZeroMQ keeps those of the workers open, and they answer nobody."""
     before = set(_listening(os.getpid()))
     with guests("memory=32MiB,rate=5MiB/s") as (source, destination):
-        config = SendConfig(workers=2, verify=True, transport=transport, max_bandwidth_bytes_per_s=25 * MIB)
+        config = SendConfig(
+            workers=2, verify=True, transport=transport, max_bandwidth_bytes_per_s=25 * MIB, switchover="manual"
+        )
         with Migration(source, destination, config) as migration:
             migration.at_round(1)
             assert set(_listening(os.getpid())) <= before
@@ -289,6 +277,7 @@ def test_nobody_reaches_any_port_during_a_migration(transport: str, worker_ports
                 with pytest.raises(OSError):
                     socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
             assert migration.status == "active"
+            migration.switch_over()
             report = migration.sent()
             assert migration.received().error is None
         assert (report.error, report.verified) == (None, True)

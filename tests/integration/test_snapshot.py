@@ -24,6 +24,16 @@ from tests.integration.snapshots import FORMATS, Saving, goes_on, memory_of, res
 every_format = pytest.mark.parametrize("format_", FORMATS)
 
 
+class Beginning(HeldGuest):
+    """A guest that notes where it begins to run."""
+
+    began_at = -1
+
+    def resume(self) -> int:
+        self.began_at = self.stats().counter
+        return super().resume()
+
+
 @pytest.mark.parametrize(
     ("format_", "tracker", "workers"),
     [
@@ -40,7 +50,7 @@ def test_a_writing_guest_goes_on_and_begins_again_from_the_file(
 ) -> None:
     with (
         HeldGuest("memory=32MiB,rate=60MiB/s,blocks=2") as source,
-        HeldGuest("memory=32MiB,blocks=2", incoming=True) as copy,
+        Beginning("memory=32MiB,blocks=2", incoming=True) as copy,
     ):
         report = save(source, tmp_path / "s", format=format_, tracker=tracker, workers=workers)
         assert (report.status, report.error, report.tracker) == ("completed", None, tracker)
@@ -50,7 +60,7 @@ def test_a_writing_guest_goes_on_and_begins_again_from_the_file(
         report = restore(copy, tmp_path / "s", workers=workers)
         assert (report.status, report.error, report.verified) == ("completed", None, True)
         assert len(report.per_worker) == (workers if format_ == "mapped-ram" else 1)
-        assert copy.stats().counter < saved_at + 100  # it begins where the file was made, not where the other one is
+        assert 0 < copy.began_at <= saved_at  # where the file was made, not where the other one is
         goes_on(copy)
         assert os.listdir(tmp_path) == ["s"]
 
@@ -199,12 +209,18 @@ def test_the_figures_of_the_reports_agree(tmp_path: Path, format_: str) -> None:
 
 
 def test_the_bandwidth_limit_holds_for_all_workers_together(tmp_path: Path) -> None:
+    """No run may be faster. A busy machine makes runs slower, whatever the limiter does: one of ten must not be."""
     with HeldGuest("memory=32MiB,rate=0") as source:
-        report = save(source, tmp_path / "s", max_bandwidth_bytes_per_s=40 * MIB)
-    assert report.error is None
-    first = report.rounds[0]
-    assert first.wire_bytes == 32 * MIB
-    assert first.wire_bytes / first.duration_ms * 1000 == pytest.approx(40 * MIB, rel=0.05)
+        for number in range(10):
+            report = save(source, tmp_path / str(number), max_bandwidth_bytes_per_s=40 * MIB)
+            assert report.error is None
+            first = report.rounds[0]
+            assert first.wire_bytes == 32 * MIB
+            rate = first.wire_bytes / first.duration_ms * 1000
+            assert rate < 40 * MIB * 1.05
+            if rate > 40 * MIB * 0.95:
+                return
+    pytest.fail(f"slower than the limit ten times, at last {rate / MIB:.2f} MiB/s")
 
 
 def test_the_commands_save_and_restore_and_a_file_is_replaced_only_by_force(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_saver_that_is_killed_or_interrupted_leaves_nothing_behind(tmp_path: P
         code, report = command.end()
         if number == signal.SIGINT:
             assert (code, report["status"]) == (130, "cancelled"), command.errors
-        until(lambda: not any(is_alive(one) for one in family), f"the end of {family}", 5)
+        until(lambda: not any(is_alive(one) for one in family), f"the end of {family}")
     assert os.listdir(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.sides import LISTEN, Command, until
+from tests.integration.sides import LIMIT_S, LISTEN, Command, until
 
 GUEST = "synthetic:memory=64MiB,rate=200MiB/s"
 
@@ -20,7 +20,7 @@ GUEST = "synthetic:memory=64MiB,rate=200MiB/s"
 def ask(*arguments: str, code: int = 0) -> tuple[str, str]:
     """What a command printed on standard output and standard error."""
     command = [sys.executable, "-m", "parmig", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
@@ -42,12 +42,11 @@ def moving() -> Iterator[tuple[Command, Command]]:
 
 def test_a_migration_is_seen_steered_and_finished(moving: tuple[Command, Command]) -> None:
     there, here = moving
-    listed = ask("status")[0].splitlines()
-    assert [line.split()[:3] for line in listed[1:]] == [["here", "active", "1"], ["there", "active", "1"]]
-    before = status("here")
+    expected = [["here", "active", "1"], ["there", "active", "1"]]
+    until(lambda: [line.split()[:3] for line in ask("status")[0].splitlines()[1:]] == expected, "both in round 1")
+    before = until(lambda: len((now := status("here"))["per_worker"]) == 2 and now, "figures of both workers")
     assert (before["command"], before["limits"]["max_bandwidth_bytes_per_s"]) == ("send", 256 << 10)
     assert before["ram"]["total_bytes"] == 64 << 20
-    assert len(before["per_worker"]) == 2
     until(lambda: status("here")["guest_bytes_per_s"], "the guest's own speed")
     assert "bandwidth limit    256 KiB/s" in ask("status", "here")[0]
     assert "--switchover-timeout" in ask("set", "here", "--downtime-limit", "2m", code=2)[1]

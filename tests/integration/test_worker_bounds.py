@@ -17,11 +17,11 @@ from parmig.engine.messages.peer_messages import PROTOCOL_VERSION
 from parmig.engine.messages.worker_messages import WorkerConnected, WorkerFailed, WorkerReady
 from parmig.engine.pool import WorkerPool
 from parmig.ram.channel_opening import Caller
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.units import MIB
 from tests.engine.test_pool import PAGES, RECEIVE, REGIONS, data_channel, receive_setup, said_by
 from tests.integration.test_strangers import strangers
-from tests.support import mapped, shared_area, wait_until
+from tests.support import PATIENCE_NS, PATIENCE_S, mapped, shared_area, wait_until
 
 TOKEN = bytes(16)
 HELLO = struct.pack(">BxHI16s", 1, 0, PROTOCOL_VERSION, TOKEN)
@@ -61,7 +61,7 @@ def worker(transport: str = "zmq+tcp") -> Iterator[tuple[WorkerPool, int, Callab
 @contextmanager
 def let_in(port: int) -> Iterator[socket.socket]:
     """A connection to a worker after ZMTP's handshake with the token, by hand: libzmq sends whole messages only."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as peer:
         peer.sendall(b"\xff" + bytes(8) + b"\x7f\3\0" + b"PLAIN".ljust(20, b"\0") + bytes(32))
         password = TOKEN.hex().encode()
         said = b"\5HELLO" + b"\6parmig" + bytes([len(password)]) + password
@@ -85,7 +85,7 @@ def test_strangers_at_a_data_port_are_kept_small_and_the_peer_gets_in(kind: str,
             assert grown_bytes() < MORE_BYTES
             time.sleep(0.002)
         with data_channel(port, transport, BATCH_BYTES) as channel:
-            channel.open(Caller(TOKEN, 0, PROTOCOL_VERSION), limit_ns=5 * 10**9)
+            channel.open(Caller(TOKEN, 0, PROTOCOL_VERSION), limit_ns=PATIENCE_NS)
             (said,) = said_by(pool)
             assert isinstance(said.event, WorkerConnected)
         assert grown_bytes() < MORE_BYTES
@@ -119,7 +119,7 @@ def test_a_peer_with_a_message_that_never_ends_is_ended(frame_bytes: int, words:
                 found.extend(pool.read())
                 return bool(found)
 
-            wait_until(failed, "the end of the worker", 20)
+            wait_until(failed, "the end of the worker")
         finally:
             stop.set()
             thread.join()
@@ -136,7 +136,7 @@ def test_a_peer_with_a_message_over_tcp_that_never_ends_costs_nothing() -> None:
         peer.sendall(greeting + struct.pack(">II", 1, len(HELLO)) + HELLO)
         head = bytes(40)
         peer.sendall(struct.pack(">IIII", 3, len(head), 4 * MIB, 4 * MIB) + head)
-        peer.settimeout(5)
+        peer.settimeout(PATIENCE_S)
         with pytest.raises(OSError):  # noqa: PT012
             while True:  # refused by its head: the worker ends
                 peer.sendall(bytes(MIB))

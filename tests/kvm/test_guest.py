@@ -24,7 +24,7 @@ from parmig.ram.regions import Region
 from parmig.ram.trackers.bitmap import BitmapTracker
 from parmig.units import GIB, MIB
 from tests.kvm.machines import needs_kvm
-from tests.support import Sink, wait_until
+from tests.support import PATIENCE_S, Sink, wait_until
 from tools.soak_kvm import Discard, beats
 
 pytestmark = needs_kvm
@@ -316,7 +316,7 @@ def test_a_monitor_that_dies_is_noticed() -> None:
         assert watch is not None
         assert select.select([watch], [], [], 0)[0] == []
         os.kill(guest.pid, signal.SIGKILL)
-        assert select.select([watch], [], [], 10)[0] == [watch]
+        assert select.select([watch], [], [], PATIENCE_S)[0] == [watch]
         with pytest.raises(GuestError, match="SIGKILL"):
             guest.sync_dirty_log()
         assert not guest.is_running()
@@ -343,5 +343,5 @@ def test_quitting_ends_the_monitor_and_leaves_the_memory_readable() -> None:
         guest.quit()
         watch = guest.watch_fd()
         assert watch is not None
-        assert select.select([watch], [], [], 10)[0] == [watch]
+        assert select.select([watch], [], [], PATIENCE_S)[0] == [watch]
         assert page_of(guest, CODE_PAGE).strip(b"\0")

@@ -26,7 +26,7 @@ def shown_with_only(*capabilities: int) -> dict[str, Probe]:
         f"privileges.keep_only({capabilities!r})\n"
         "sys.stdout.buffer.write(msgspec.json.encode([probe() for _, probe in rights.PROBES]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=200)
     return {probe.name: probe for probe in msgspec.json.decode(done.stdout, type=list[Probe])}
 
 

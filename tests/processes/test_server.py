@@ -16,7 +16,7 @@ import pytest
 
 from parmig.errors import HostRefusedError
 from parmig.processes import end_process, fork_server, start, start_process, warm_up
-from tests.support import wait_until
+from tests.support import PATIENCE_S, wait_until
 
 HERE = "tests.processes.test_server"
 
@@ -112,13 +112,13 @@ def test_a_large_setup_arrives() -> None:
     process, pipe = start_process(f"{HERE}:echo", "parmig-test", setup, [])
     assert pipe.recv_bytes() == setup
     pipe.close()
-    end_process(process, patience_s=5)
+    end_process(process, patience_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(("how", "code"), [("signal", -signal.SIGSEGV), ("error", 1)])
 def test_the_exit_code_arrives(how: str, code: int) -> None:
     process, pipe = start_process(f"{HERE}:fail", "parmig-test", how.encode(), [])
-    process.join(10)
+    process.join(PATIENCE_S)
     assert (process.exitcode, process.is_alive()) == (code, False)
     process.kill()  # nothing happens
     process.close()
@@ -128,7 +128,7 @@ def test_the_exit_code_arrives(how: str, code: int) -> None:
 
 def test_a_program_that_does_not_exist_ends_by_itself() -> None:
     process, pipe = start_process("tests.processes.nowhere:main", "parmig-test", b"", [])
-    process.join(10)
+    process.join(PATIENCE_S)
     assert process.exitcode == 1
     process.close()
     pipe.close()
@@ -153,7 +153,7 @@ def test_a_fork_server_without_room_refuses_in_words_and_goes_on() -> None:
     process, pipe = start_process(f"{HERE}:echo", "parmig-test", b"still there", [])
     assert (pipe.recv_bytes(), start._running.pid) == (b"still there", server.pid)
     pipe.close()
-    end_process(process, patience_s=5)
+    end_process(process, patience_s=PATIENCE_S)
 
 
 def test_when_the_fork_server_is_killed_its_processes_end_and_the_next_one_gets_a_new_one(
@@ -164,7 +164,7 @@ def test_when_the_fork_server_is_killed_its_processes_end_and_the_next_one_gets_
     assert start._running is not None
     old = start._running.pid
     os.kill(old, signal.SIGKILL)
-    process.join(10)
+    process.join(PATIENCE_S)
     assert process.exitcode == 255
     wait_until(lambda: not is_there(process.pid), "the end of its process")
     process.close()
@@ -173,7 +173,7 @@ def test_when_the_fork_server_is_killed_its_processes_end_and_the_next_one_gets_
     assert pipe.recv_bytes() == b"new"
     assert start._running.pid != old
     pipe.close()
-    end_process(process, patience_s=5)
+    end_process(process, patience_s=PATIENCE_S)
     start._forget()
 
 

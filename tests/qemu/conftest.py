@@ -66,7 +66,7 @@ class LentGuest:
             if self._machine.ask("query-status")["status"] == "paused":
                 self._machine.ask("cont")
             # QEMU closes what was given to it a moment after its guest runs again.
-            wait_until(lambda: self._state() == self._was, 1, "the guest as it was")
+            wait_until(lambda: self._state() == self._was, "the guest as it was", 1)
         except (AssertionError, GuestError, OSError):
             self.end()
         else:

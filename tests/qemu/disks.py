@@ -193,12 +193,12 @@ class ReadingMachine(QemuMachine):
 
     def wait_for_requests(self) -> None:
         """Wait until the guest waits for several requests to the disk."""
-        wait_until(lambda: self._alive() and self.requests_in_flight() > 1, 120, "requests to the disk")
+        wait_until(lambda: self._alive() and self.requests_in_flight() > 1, "requests to the disk", 120)
 
     def wait_for_checks(self, more: int = 1) -> None:
         """Wait until *more* passes were checked from now on."""
         wanted = len(self.checks()) + more
-        wait_until(lambda: self._alive() and len(self.checks()) >= wanted, 120, f"{more} more checks")
+        wait_until(lambda: self._alive() and len(self.checks()) >= wanted, f"{more} more checks", 120)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class FlatMachine(QemuMachine):
     def wait_for_lines(self, more: int, limit_s: float = 60.0) -> None:
         """Wait until the guest wrote *more* lines from now on."""
         wanted = self.serial().count("\n") + more
-        wait_until(lambda: self._alive() and self.serial().count("\n") >= wanted, limit_s, f"{more} more lines")
+        wait_until(lambda: self._alive() and self.serial().count("\n") >= wanted, f"{more} more lines", limit_s)
 
     def check(self) -> None:
         """Compare the memory of the paused guest with the registers of its CPUs, and with what was there first.

@@ -19,7 +19,7 @@ from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.stopped import StoppedThread
 from parmig.linux import ptrace
 from tests.qemu.carry import Scanner
-from tests.qemu.machines import QemuMachine, wait_until
+from tests.qemu.machines import LIMIT_S, QemuMachine, wait_until
 
 pytestmark = pytest.mark.qemu
 
@@ -33,7 +33,7 @@ time.sleep(1000)
 
 # Counts timer signals and checks that interrupted sleeps and reads end as they should.
 BUSY = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 count = 0
 def tick(*_):
     global count
@@ -41,8 +41,7 @@ def tick(*_):
 signal.signal(signal.SIGALRM, tick)
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
 print("ready", flush=True)
-began = time.monotonic()
-while time.monotonic() - began < 3:
+while count <= 1000 or not select.select([0], [], [], 0)[0]:  # until standard input ends
     time.sleep(0.01)
     assert sum(range(1000)) == 499500
     assert os.getpid() == int(open("/proc/self/stat").read().split()[0])
@@ -81,7 +80,7 @@ def test_qemu_is_as_before_and_ticks(linux_guest: QemuMachine) -> None:
             guest.stop_dirty_log()
             assert linux_guest.tracked_mappings() == 0
         linux_guest.wait_for_ticks()
-    wait_until(lambda: linux_guest.fds() == fds, 2, "QEMU's descriptors as before")
+    wait_until(lambda: linux_guest.fds() == fds, "QEMU's descriptors as before")
     assert linux_guest.maps() == maps
     assert len({md5 for _, md5 in linux_guest.ticks()}) == 1
 
@@ -128,7 +127,8 @@ def test_a_range_that_cannot_be_tracked_leaves_nothing(linux_guest: QemuMachine)
 
 
 def test_signals_and_sleeps_survive_being_stopped(qemu: None) -> None:
-    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as busy:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", BUSY], **pipes) as busy:  # type: ignore[call-overload]
         try:
             assert busy.stdout is not None
             assert busy.stdout.readline() == b"ready\n"
@@ -136,7 +136,7 @@ def test_signals_and_sleeps_survive_being_stopped(qemu: None) -> None:
             for _ in range(200):
                 os.close(borrow_userfaultfd(busy.pid))
             assert descriptors(busy.pid) - before <= {str(number) for number in range(3, 8)}
-            out, errors = busy.communicate(timeout=20)
+            out, errors = busy.communicate(timeout=LIMIT_S)
         finally:
             busy.kill()
     assert (busy.returncode, errors) == (0, b"")
@@ -153,7 +153,7 @@ def test_an_error_while_stopped_lets_go(sleeper: subprocess.Popen[bytes]) -> Non
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    wait_until(lambda: state(sleeper.pid) == "S", 2, "the process sleeps again")
+    wait_until(lambda: state(sleeper.pid) == "S", "the process sleeps again")
 
 
 def test_another_tracer_is_named(sleeper: subprocess.Popen[bytes]) -> None:
@@ -162,11 +162,11 @@ def test_another_tracer_is_named(sleeper: subprocess.Popen[bytes]) -> None:
     def trace() -> None:
         ptrace.seize(sleeper.pid)
         attached.set()
-        done.wait(20)
+        done.wait(LIMIT_S)
 
     tracer = threading.Thread(target=trace)
     tracer.start()
-    attached.wait(5)
+    attached.wait(LIMIT_S)
     try:
         with pytest.raises(HostRefusedError, match=rf"process {tracer.native_id} \(a debugger\?\) traces it already"):
             borrow_userfaultfd(sleeper.pid)
@@ -174,7 +174,7 @@ def test_another_tracer_is_named(sleeper: subprocess.Popen[bytes]) -> None:
         done.set()
         tracer.join()
     # The kernel lets go when the thread ends there, a moment after it ended for Python.
-    wait_until(lambda: "TracerPid:\t0\n" in Path(f"/proc/{sleeper.pid}/status").read_text(), 2, "untraced")
+    wait_until(lambda: "TracerPid:\t0\n" in Path(f"/proc/{sleeper.pid}/status").read_text(), "untraced")
     os.close(borrow_userfaultfd(sleeper.pid))
 
 
@@ -190,12 +190,12 @@ def test_a_foreign_user_is_told_what_to_do(sleeper: subprocess.Popen[bytes]) -> 
 
 def test_a_stopped_process_is_refused_and_stays_stopped(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.send_signal(signal.SIGSTOP)
-    wait_until(lambda: state(sleeper.pid) == "T", 2, "stopped")
+    wait_until(lambda: state(sleeper.pid) == "T", "stopped")
     with pytest.raises(HostRefusedError, match="kill -CONT"):
         borrow_userfaultfd(sleeper.pid)
-    wait_until(lambda: state(sleeper.pid) == "T", 2, "stopped as before")
+    wait_until(lambda: state(sleeper.pid) == "T", "stopped as before")
     sleeper.send_signal(signal.SIGCONT)
-    wait_until(lambda: state(sleeper.pid) == "S", 2, "sleeping")
+    wait_until(lambda: state(sleeper.pid) == "S", "sleeping")
 
 
 def test_a_dead_process_is_a_guest_error(sleeper: subprocess.Popen[bytes]) -> None:
@@ -219,7 +219,7 @@ def test_a_borrowed_call_that_hangs_is_given_up_and_the_thread_is_as_before(qemu
 
             with pytest.raises(HostRefusedError, match="did not stop within"):
                 hang()
-            assert process.communicate(timeout=20)[0] == b"499500\n"
+            assert process.communicate(timeout=LIMIT_S)[0] == b"499500\n"
         finally:
             process.kill()
             os.close(read_end)

@@ -172,7 +172,7 @@ def test_what_is_plugged_during_a_migration_ends_it_and_the_source_runs_on(
                 *("send", there.uri(), "--guest", f"qemu:{source.socket}", "--json"), "--max-bandwidth", "30MiB/s"
             )
             with sending as here:
-                wait_until(lambda: source.tracked_mappings() > 0, 30, "the dirty log to begin")
+                wait_until(lambda: source.tracked_mappings() > 0, "the dirty log to begin")
                 plug(source)
                 code, report = here.end()
             there.end()

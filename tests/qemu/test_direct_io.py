@@ -18,7 +18,7 @@ from tests.qemu import disks
 from tests.qemu.disks import DISK_BYTES_PER_S, ReadingMachine, SlowDisk
 from tests.qemu.machines import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(int(os.environ.get("PARMIG_DISK_TIMEOUT", "240")))]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(int(os.environ.get("PARMIG_DISK_TIMEOUT", "600")))]
 
 MOVES = int(os.environ.get("PARMIG_DISK_MOVES", "2"))
 """20 for a soak."""
@@ -158,7 +158,7 @@ def settling_beside_a_disk_that_hangs(disk: SlowDisk, source: ReadingMachine, ur
     source.wait_for_requests()
     try:
         with Command("send", uri, "--guest", f"qemu:{source.socket},settle={way}", "--json") as here:
-            wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, 30, "the dirty log")
+            wait_until(lambda: source.tracked_mappings() or here.process.poll() is not None, "the dirty log")
             disk.limit(HANGING_BYTES_PER_S)
             here.wait_for("waiting for the guest's disk requests in flight")
             yield here
@@ -177,7 +177,7 @@ def test_a_disk_that_hangs_is_told_of_and_a_cancel_works_meanwhile(reading: tupl
             assert time.monotonic() - asked < 20  # of it 5 s for QEMU, whose main loop waits for the disk
             assert source.tracked_mappings() == 0
         there.end()
-        wait_until(lambda: source.settings() == settings, 30, "the settings to be as before")
+        wait_until(lambda: source.settings() == settings, "the settings to be as before")
         assert source.ask("query-status")["running"]
         source.wait_for_checks(1)
         assert sum(source.checks()) == 0
@@ -189,6 +189,6 @@ def test_a_guest_that_was_stopped_to_settle_runs_again_though_the_sender_is_kill
     with reading_pair(reading) as (source, there):
         with settling_beside_a_disk_that_hangs(reading[0], source, there.uri(), "stop") as here:
             here.process.kill()
-        wait_until(lambda: source.ask("query-status")["running"], 60, "the guest to run again")
+        wait_until(lambda: source.ask("query-status")["running"], "the guest to run again")
         source.wait_for_checks(1)
         there.process.terminate()

@@ -18,11 +18,13 @@ from parmig.engine.reporting.report import Report
 from parmig.engine.source.sender import MigrationSender
 from parmig.guests.qemu.options import open_qemu
 from parmig.guests.qemu.qemu_guest import QemuGuest
-from tests.qemu.machines import QemuMachine, wait_until
+from tests.qemu.machines import LIMIT_S, QemuMachine, wait_until
 
 pytestmark = pytest.mark.qemu
 
 MEMORY_BYTES = 256 << 20
+HELD_LIMIT_S = 2 * LIMIT_S
+"""For what takes a whole migration, or is held while the test looks at both sides."""
 
 
 class HeldReceiver(threading.Thread):
@@ -38,11 +40,11 @@ class HeldReceiver(threading.Thread):
         def held() -> None:
             load()
             self.loading.set()
-            self.release.wait(30)
+            self.release.wait(HELD_LIMIT_S)
 
         def held_before() -> int:
             self.loading.set()
-            self.release.wait(30)
+            self.release.wait(HELD_LIMIT_S)
             return run()
 
         if resume:
@@ -63,17 +65,17 @@ def killed_in_the_pause(source: QemuMachine, destination: QemuMachine) -> Report
         receiver = HeldReceiver(guest)
         receiver.start()
         try:
-            uri = receiver.uris.get(timeout=20)
+            uri = receiver.uris.get(timeout=LIMIT_S)
             command = [sys.executable, "-m", "parmig", "send", uri, "--guest", f"qemu:{source.socket}", "--quiet"]
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sender:
                 try:
-                    assert receiver.loading.wait(60), "the destination never loaded the state"
+                    assert receiver.loading.wait(HELD_LIMIT_S), "the destination never loaded the state"
                     assert not source.ask("query-status")["running"]
                 finally:
                     sender.kill()
         finally:
             receiver.release.set()
-            receiver.join(30)
+            receiver.join(HELD_LIMIT_S)
         assert receiver.report is not None
         return receiver.report
 
@@ -87,9 +89,9 @@ def test_a_sender_killed_in_the_pause_leaves_the_guest_running_at_the_source(
         assert report.status == "failed"
         assert report.error is not None
         assert report.error.type == "PeerLostError"
-        wait_until(lambda: destination.process.poll() is not None, 20, "the loaded copy to be ended")
+        wait_until(lambda: destination.process.poll() is not None, "the loaded copy to be ended")
     linux_guest.wait_for_ticks(2)
-    wait_until(lambda: linux_guest.settings() == before, 20, "the settings to be as before")
+    wait_until(lambda: linux_guest.settings() == before, "the settings to be as before")
     assert linux_guest.tracked_mappings() == 0
 
 
@@ -102,19 +104,19 @@ def test_no_guardian_remains_after_a_migration(linux_guest: QemuMachine, initrd:
             assert isinstance(arriving, QemuGuest)
             receiver = HeldReceiver(arriving)
             receiver.start()
-            uri = receiver.uris.get(timeout=20)
+            uri = receiver.uris.get(timeout=LIMIT_S)
             sender = MigrationSender(leaving, uri, SendConfig(workers=1))
             thread = threading.Thread(target=sender.start)
             thread.start()
             try:
-                assert receiver.loading.wait(60), "the destination never loaded the state"
+                assert receiver.loading.wait(HELD_LIMIT_S), "the destination never loaded the state"
                 guardian = sender._custody._guardian.pid
                 assert psutil.Process(guardian).name() == "parmig-guardian"
             finally:
                 receiver.release.set()
-                thread.join(30)
-                receiver.join(30)
-            wait_until(lambda: not is_there(guardian), 5, "the guardian's end")
+                thread.join(HELD_LIMIT_S)
+                receiver.join(HELD_LIMIT_S)
+            wait_until(lambda: not is_there(guardian), "the guardian's end")
         destination.wait_for_ticks(2)
 
 
@@ -130,15 +132,15 @@ def test_after_that_the_guest_can_be_migrated(linux_guest: QemuMachine, initrd: 
     before = linux_guest.settings()
     with QemuMachine(initrd, memory_bytes=MEMORY_BYTES, incoming=True) as destination:
         killed_in_the_pause(linux_guest, destination)
-    wait_until(lambda: linux_guest.settings() == before, 20, "the settings to be as before")
+    wait_until(lambda: linux_guest.settings() == before, "the settings to be as before")
     with QemuMachine(initrd, memory_bytes=MEMORY_BYTES, incoming=True) as destination:
         with open_qemu(destination.socket, incoming=True) as guest:
             assert isinstance(guest, QemuGuest)
             receiver = HeldReceiver(guest)
             receiver.release.set()
             receiver.start()
-            uri = receiver.uris.get(timeout=20)
+            uri = receiver.uris.get(timeout=LIMIT_S)
             command = [sys.executable, "-m", "parmig", "send", uri, "--guest", f"qemu:{linux_guest.socket}", "--quiet"]
-            assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
-            receiver.join(30)
+            assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=HELD_LIMIT_S, check=False).returncode == 0
+            receiver.join(HELD_LIMIT_S)
         destination.wait_for_ticks(2)

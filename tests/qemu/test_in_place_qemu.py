@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.sides import Command
-from tests.qemu.machines import MIB, QemuMachine
+from tests.qemu.machines import LIMIT_S, MIB, QemuMachine
 from tests.qemu.test_migration import goes_on, send
 from tests.qemu.test_qemu_args import PrintedMachine
 
@@ -73,7 +73,7 @@ def test_a_linux_goes_on_in_the_qemu_that_was_printed(initrd: Path, machines: An
     destination = machines(PrintedMachine(source, "--memory", "in-place"))
     code, report, _ = move(source, destination, "--quit-source")
     assert (code, report["ram"]["in_place_blocks"]) == (0, ["ram0"]), report["error"]
-    source.process.wait(5)
+    source.process.wait(LIMIT_S)
     goes_on(source, destination)
 
 

@@ -47,7 +47,7 @@ def begin(machine: QemuMachine, capabilities: Sequence[str] = (), **parameters: 
 
 def finish(machine: QemuMachine) -> dict[str, Any]:
     """What QEMU tells of a stream once it is written."""
-    wait_until(lambda: machine.ask("query-migrate")["status"] in ("completed", "failed"), 60, "QEMU's stream")
+    wait_until(lambda: machine.ask("query-migrate")["status"] in ("completed", "failed"), "QEMU's stream")
     told: dict[str, Any] = machine.ask("query-migrate")
     assert told["status"] == "completed"
     return told
@@ -84,12 +84,10 @@ def test_values_are_those_of_the_guest(small_guest: QemuMachine) -> None:
 def test_differences_of_pages_are_counted(small_guest: QemuMachine) -> None:
     small_guest.ask("cont")
     last_page = "xp /1bx 0x8f000"
-    wait_until(lambda: "0x00" not in small_guest.ask("human-monitor-command", command_line=last_page), 60, "the guest")
+    wait_until(lambda: "0x00" not in small_guest.ask("human-monitor-command", command_line=last_page), "the guest")
     # So slow that the guest writes all its pages again while a round lasts.
     path = begin(small_guest, ["xbzrle"], max_bandwidth=2 * MIB, downtime_limit=1)
-    wait_until(
-        lambda: small_guest.ask("query-migrate").get("xbzrle-cache", {}).get("pages", 0) > 100, 60, "differences"
-    )
+    wait_until(lambda: small_guest.ask("query-migrate").get("xbzrle-cache", {}).get("pages", 0) > 100, "differences")
     small_guest.ask("stop")
     told = finish(small_guest)
     found = inspect_file(str(path))

@@ -25,7 +25,7 @@ from tests.qemu.test_migration import move
 from tools.soak_kvm import beats
 
 MOVES = int(os.environ.get("PARMIG_KVM_MOVES", "3"))
-MOVE_LIMIT_S = 30
+MOVE_LIMIT_S = 120
 
 pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(120 + MOVE_LIMIT_S * MOVES)]
 

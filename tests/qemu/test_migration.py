@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.sides import LISTEN, Command
-from tests.qemu.machines import MIB, QemuMachine, wait_until
+from tests.qemu.machines import LIMIT_S, MIB, QemuMachine, goes_on, wait_until
 
 pytestmark = pytest.mark.qemu
 
@@ -42,16 +42,6 @@ def move(
     return report
 
 
-def goes_on(source: QemuMachine, destination: QemuMachine) -> None:
-    """The guest ticks at the destination where it stopped at the source, and what it keeps is unchanged."""
-    destination.wait_for_ticks(3)
-    last, here = source.ticks()[-1]
-    ticks = destination.ticks()
-    assert last < ticks[0][0] <= last + 2  # the tick that was being written at the pause may be in neither file
-    assert [number for number, _ in ticks] == list(range(ticks[0][0], ticks[0][0] + len(ticks)))
-    assert {md5 for _, md5 in ticks} == {here}
-
-
 @pytest.mark.parametrize(("workers", "state", "status"), [(2, "devices", "paused"), (4, "migrate", "postmigrate")])
 def test_a_linux_that_writes_goes_on_at_the_destination(initrd: Path, workers: int, state: str, status: str) -> None:
     with QemuMachine(initrd, rate=20) as source, QemuMachine(initrd, incoming=True) as destination:
@@ -74,7 +64,7 @@ def test_a_linux_that_writes_goes_on_at_the_destination(initrd: Path, workers: i
 def test_the_source_ends_when_that_is_asked_for(linux_guest: QemuMachine, initrd: Path) -> None:
     with QemuMachine(initrd, incoming=True) as destination:
         move(linux_guest, destination, "--workers", "2", "--quit-source")
-        linux_guest.process.wait(5)
+        linux_guest.process.wait(LIMIT_S)
         goes_on(linux_guest, destination)
 
 
@@ -191,6 +181,6 @@ def test_a_missing_socket_is_refused_by_either_command(tmp_path: Path) -> None:
 def test_a_guest_that_was_moved_away_is_refused(bare_guest: QemuMachine) -> None:
     with QemuMachine(incoming=True) as destination:
         move(bare_guest, destination, "--workers", "2", guest=",state=migrate")
-    wait_until(lambda: bare_guest.ask("query-status")["status"] == "postmigrate", 5, "postmigrate")
+    wait_until(lambda: bare_guest.ask("query-status")["status"] == "postmigrate", "postmigrate")
     with send(bare_guest, "zmq+tcp://127.0.0.1:1") as sender:
         refused(*sender.end(), "postmigrate")

@@ -24,8 +24,8 @@ from parmig.guests.qemu.rescue import set_right
 from parmig.guests.qemu.running import run
 from tests.integration.sides import ROOT
 from tests.qemu.carry import Buffer
-from tests.qemu.machines import MIB, QemuMachine, wait_until
-from tests.qemu.test_guardian import HeldReceiver
+from tests.qemu.machines import LIMIT_S, MIB, QemuMachine, wait_until
+from tests.qemu.test_guardian import HELD_LIMIT_S, HeldReceiver
 from tests.qemu.test_migration import receive, send
 
 pytestmark = pytest.mark.qemu
@@ -52,12 +52,12 @@ class Sender:
         self._logs = directory / "parmig"
 
     def end(self) -> tuple[int, dict[str, Any]]:
-        output, self.errors = self.process.communicate(timeout=60)
+        output, self.errors = self.process.communicate(timeout=HELD_LIMIT_S)
         return self.process.returncode, json.loads(output) if output.strip() else {}
 
     def no_guardian(self) -> None:
         """Wait until the guardian has ended; those that had nothing to do leave no log."""
-        wait_until(lambda: not list(self._logs.iterdir()), 20, "the guardian's end")
+        wait_until(lambda: not list(self._logs.iterdir()), "the guardian's end")
 
     def guardian_log(self) -> str:
         (log,) = self._logs.iterdir()
@@ -84,14 +84,14 @@ def in_the_pause(
         receiver = HeldReceiver(guest, resume=resume)
         receiver.start()
         try:
-            uri = receiver.uris.get(timeout=20)
+            uri = receiver.uris.get(timeout=LIMIT_S)
             with Sender(source, uri, tmp_path, "--workers", "1", *options, state=state) as here:
-                assert receiver.loading.wait(60), "the destination never loaded the state"
+                assert receiver.loading.wait(HELD_LIMIT_S), "the destination never loaded the state"
                 assert not runs(source)
                 yield here, receiver, destination
         finally:
             receiver.release.set()
-            receiver.join(30)
+            receiver.join(HELD_LIMIT_S)
 
 
 def runs(machine: QemuMachine) -> bool:
@@ -100,8 +100,8 @@ def runs(machine: QemuMachine) -> bool:
 
 def as_before(source: QemuMachine, settings: Any) -> None:
     """It runs, and is what it was."""
-    wait_until(lambda: runs(source), 10, "the source to run")
-    wait_until(lambda: source.settings() == settings, 10, "the settings to be as before")
+    wait_until(lambda: runs(source), "the source to run")
+    wait_until(lambda: source.settings() == settings, "the settings to be as before")
     source.wait_for_ticks(2)
     assert source.tracked_mappings() == 0
 
@@ -122,15 +122,15 @@ def test_a_signal_to_the_senders_group_in_the_pause_lets_the_source_run(
     settings = linux_guest.settings()
     with in_the_pause(linux_guest, initrd, tmp_path, state=state) as (here, receiver, destination):
         os.killpg(here.process.pid, number)
-        wait_until(lambda: runs(linux_guest), 5, "the source to run")
+        wait_until(lambda: runs(linux_guest), "the source to run")
         code, report = here.end()
         if number is signal.SIGTERM:
             assert (code, report["error"]["type"], report["source_guest"]) == (130, "CancelledError", "running")
         else:
             assert code == -number
-            wait_until(lambda: "the guest is set right" in here.guardian_log(), 10, "the guardian's success")
+            wait_until(lambda: "the guest is set right" in here.guardian_log(), "the guardian's success")
         receiver.release.set()
-        receiver.join(30)
+        receiver.join(HELD_LIMIT_S)
         assert receiver.report is not None
         assert receiver.report.status == "failed"
         assert destination.ticks() == []
@@ -147,7 +147,7 @@ def test_a_sender_killed_after_hand_over_never_lets_the_source_run(
         here.no_guardian()  # it has read all that it was told, and so has not done, and will not do anything
         assert linux_guest.ask("query-status")["status"] == status
         receiver.release.set()
-        receiver.join(30)
+        receiver.join(HELD_LIMIT_S)
         assert receiver.report is not None
         assert receiver.report.status == "completed"
         destination.wait_for_ticks(2)
@@ -160,9 +160,7 @@ def test_a_qemu_that_hangs_in_the_pause_is_reported_as_paused_and_the_guardian_g
     settings = linux_guest.settings()
     with in_the_pause(linux_guest, initrd, tmp_path, "--switchover-timeout", "3s") as (here, _, destination):
         os.kill(linux_guest.pid, signal.SIGSTOP)
-        began = time.monotonic()
         code, report = here.end()
-        assert time.monotonic() - began < 25
         error = report["error"]
         assert (code, report["status"], error["type"]) == (5, "failed", "SourcePausedError"), report
         assert report["source_guest"] == "paused"
@@ -171,7 +169,7 @@ def test_a_qemu_that_hangs_in_the_pause_is_reported_as_paused_and_the_guardian_g
         (log,) = (tmp_path / "parmig").iterdir()
         assert f"keeps trying, its log is {log}" in error["message"]
         os.kill(linux_guest.pid, signal.SIGCONT)
-        wait_until(lambda: "the guest is set right" in log.read_text(), 30, "the guardian's success")
+        wait_until(lambda: "the guest is set right" in log.read_text(), "the guardian's success")
         assert destination.ticks() == []
     as_before(linux_guest, settings)
 
@@ -195,7 +193,7 @@ def test_a_sender_killed_as_soon_as_it_changed_settings_leaves_them_as_they_were
         with Sender(linux_guest, there.uri(), tmp_path, state="migrate", prelude=prelude) as here:
             assert here.end()[0] == -signal.SIGKILL
         as_before(linux_guest, settings)
-        wait_until(lambda: "the guest is set right" in here.guardian_log(), 10, "the guardian's success")
+        wait_until(lambda: "the guest is set right" in here.guardian_log(), "the guardian's success")
 
 
 @pytest.mark.parametrize("command", ["stop", "cont"])
@@ -271,8 +269,8 @@ def test_cont_waits_for_a_migration_that_is_not_finalized(linux_guest: QemuMachi
     with open_qemu(f"{linux_guest.socket},state=migrate", incoming=False) as guest:
         guest.start_dirty_log("digest")
         guest.pause(Buffer())
-        threading.Timer(0.3, lambda: linux_guest.ask("migrate_cancel")).start()
         began = time.monotonic()
+        threading.Timer(0.3, lambda: linux_guest.ask("migrate_cancel")).start()
         run(guest._qmp)
         assert time.monotonic() - began > 0.2
         assert runs(linux_guest)
@@ -285,13 +283,13 @@ def test_a_call_that_waits_for_a_qemu_that_hangs_is_aborted_and_the_next_resume_
         guest.pause(Buffer())
         os.kill(linux_guest.pid, signal.SIGSTOP)
         try:
-            threading.Timer(0.2, guest.abort).start()
             began = time.monotonic()
+            threading.Timer(0.2, guest.abort).start()
             with pytest.raises(GuestError, match="parmig gave up"):
                 guest.save_state(Buffer())
             with pytest.raises(GuestError, match="parmig gave up"):
                 guest.is_running()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20, "each call has a limit of 30 s of its own"
         finally:
             os.kill(linux_guest.pid, signal.SIGCONT)
         guest.resume_source()

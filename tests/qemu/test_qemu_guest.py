@@ -20,7 +20,7 @@ from parmig.guests.registry import open_guest
 from parmig.linux import uffd
 from parmig.ram.blocks import GuestRange
 from tests.qemu.carry import Buffer, Carrier
-from tests.qemu.machines import MIB, QemuMachine, wait_until
+from tests.qemu.machines import LIMIT_S, MIB, QemuMachine, goes_on, wait_until
 
 pytestmark = pytest.mark.qemu
 
@@ -29,6 +29,9 @@ def open_migrating(text: str, *, incoming: bool) -> QemuGuest:
     """A guest whose device state QEMU's own migration carries; ``test_saved_devices`` has the other way."""
     return open_qemu(f"{text},state=migrate", incoming=incoming)
 
+
+ANSWER_LIMIT_S = 30
+"""After so long a QEMU that does not answer is given up: the default of the option ``timeout``."""
 
 GIB = 1 << 30
 FILE = "memory-backend-file,mem-path={dir}/"
@@ -226,7 +229,7 @@ def unchanged(machine: QemuMachine) -> Iterator[QemuGuest]:
         assert machine.settings() == settings
         assert machine.ask("query-status")["running"] == running
     assert machine.tracked_mappings() == 0
-    wait_until(lambda: machine.fds() == fds, 2, "QEMU's descriptors as before")
+    wait_until(lambda: machine.fds() == fds, "QEMU's descriptors as before")
 
 
 def test_a_source_resumes_from_everywhere(linux_guest: QemuMachine) -> None:
@@ -308,8 +311,8 @@ def test_a_killed_source_is_noticed_at_once(bare_guest: QemuMachine) -> None:
             guest.resume_source()
         watch = guest.watch_fd()
         assert watch is not None
-        assert select.select([watch], [], [], 1)[0]
-        assert time.monotonic() - began < 1.5
+        assert select.select([watch], [], [], LIMIT_S)[0]
+        assert time.monotonic() - began < ANSWER_LIMIT_S / 2
 
 
 # -- moving ---------------------------------------------------------------------------------------
@@ -343,16 +346,14 @@ def test_a_busy_linux_moves_and_goes_on(initrd: Path) -> None:
             stopped_ns = carrier.pause()
             assert same_memory(carrier)
             assert carrier.hand_over(stopped_ns) == 0, "saving dirtied pages"
-            last, md5 = source.ticks()[-1]
+            last = source.ticks()[-1]
             destination.wait_for_ticks()
             assert source.ask("query-status")["status"] == "postmigrate"
-            assert source.ticks()[-1] == (last, md5)
-            ticks = destination.ticks()
-            assert [number for number, _ in ticks][:2] == [last + 1, last + 2]
-            assert {found for _, found in ticks} == {md5}
+            assert source.ticks()[-1] == last
+            goes_on(source, destination)
             assert isinstance(carrier.source, QemuGuest)
             carrier.source.quit()
-            source.process.wait(5)
+            source.process.wait(LIMIT_S)
         assert destination.settings() == settings
         assert len(source.serial()) > 0
 
@@ -368,7 +369,7 @@ def test_loading_leaves_the_guest_paused_without_the_option_s(linux_guest: QemuM
         assert same_memory(carrier)
         assert not carrier.destination.is_running()
         carrier.destination.discard()
-        destination.process.wait(5)
+        destination.process.wait(LIMIT_S)
         carrier.source.resume_source()
         linux_guest.wait_for_ticks()
 
@@ -414,7 +415,7 @@ def test_bad_state_is_refused_and_the_destination_ends(bare_guest: QemuMachine, 
         with pytest.raises(StateError, match="QEMU"):
             load_all(carrier.destination, data)
         carrier.destination.discard()
-        destination.process.wait(5)
+        destination.process.wait(LIMIT_S)
 
 
 def test_a_killed_destination_is_noticed(qemu: None) -> None:
@@ -425,4 +426,4 @@ def test_a_killed_destination_is_noticed(qemu: None) -> None:
         with pytest.raises(ParmigError):
             load_all(guest, b"QEVM")
         guest.discard()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < ANSWER_LIMIT_S / 2

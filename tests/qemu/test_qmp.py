@@ -15,6 +15,7 @@ import pytest
 
 from parmig.errors import GuestError, GuestRefusedError
 from parmig.guests.qemu.qmp import Qmp
+from tests.support import PATIENCE_S
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}, "capabilities": []}}
 
@@ -73,7 +74,7 @@ class Server:
                 self.connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
-        self._thread.join(5)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
 
@@ -135,10 +136,8 @@ def test_a_server_that_speaks_otherwise_is_refused(server: Server) -> None:
 
 def test_a_server_that_does_not_greet_is_refused(server: Server) -> None:
     server.greet = False
-    began = time.monotonic()
-    with pytest.raises(GuestRefusedError, match="another client probably holds"):
+    with pytest.raises(GuestRefusedError, match=r"no QMP greeting within 0\.3 s; another client probably holds"):
         Qmp(server.path, limit_s=0.3)
-    assert time.monotonic() - began < 3
     assert no_threads_left()
 
 
@@ -179,8 +178,8 @@ def test_a_lost_connection_is_noticed_by_command_and_listener(server: Server) ->
         with pytest.raises(GuestError, match="lost at quit"):
             qmp.execute("quit")
         with pytest.raises(GuestError, match="waiting for STOP"):
-            listener.get(20)
-        assert time.monotonic() - began < 1
+            listener.get(PATIENCE_S)
+        assert time.monotonic() - began < PATIENCE_S / 2
     with pytest.raises(GuestError, match="cont"):
         qmp.execute("cont")
     qmp.close()
@@ -200,9 +199,9 @@ def test_events_before_the_wait_are_kept_and_stamped(server: Server) -> None:
     with qmp.listen("STOP", "MIGRATION") as listener:
         qmp.execute("stop")
         now_ns = time.monotonic_ns()
-        first, second = listener.get(1), listener.get(1)
+        first, second = listener.get(PATIENCE_S), listener.get(PATIENCE_S)
         assert (first.name, second.name, second.status) == ("STOP", "MIGRATION", "active")
-        assert 15e6 < now_ns - first.at_ns < 500e6
+        assert 15e6 < now_ns - first.at_ns < PATIENCE_S * 1e9
         with pytest.raises(GuestError, match=r"did not report STOP/MIGRATION within 0\.05 s"):
             listener.get(0.05)
     qmp.close()
@@ -218,5 +217,5 @@ def test_an_impossible_stamp_counts_as_now(server: Server, stamp: dict[str, int]
     before_ns = time.monotonic_ns()
     with qmp.listen("STOP") as listener:
         qmp.execute("stop")
-        assert before_ns < listener.get(1).at_ns < time.monotonic_ns()
+        assert before_ns < listener.get(PATIENCE_S).at_ns < time.monotonic_ns()
     qmp.close()

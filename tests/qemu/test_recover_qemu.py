@@ -58,7 +58,7 @@ def test_a_sender_killed_behind_its_record_leaves_the_source_paused_until_it_is_
             code, shown = parmig(hosts.source, "recover")
             assert (code, shown["session"]["state"], shown["guest"]) == (0, "returned", "running"), shown
             assert there.end()[0] == 1
-        wait_until(lambda: destination.process.poll() is not None, 20, "the copy to be ended")
+        wait_until(lambda: destination.process.poll() is not None, "the copy to be ended")
         source.wait_for_ticks(2)
         assert hosts.settled() == "source"
 
@@ -95,4 +95,4 @@ def test_a_receiver_killed_once_it_was_ready_gives_the_guest_back(initrd: Path, 
         hosts.recover()
         assert hosts.settled() == "source"
         source.wait_for_ticks(2)
-        wait_until(lambda: destination.process.poll() is not None, 20, "the copy to be ended")
+        wait_until(lambda: destination.process.poll() is not None, "the copy to be ended")

@@ -27,7 +27,7 @@ from parmig.stream.vmdescription import find, parse
 from tests.integration.sides import ROOT
 from tests.qemu import disks
 from tests.qemu.carry import Buffer
-from tests.qemu.machines import MIB, QemuMachine, wait_until
+from tests.qemu.machines import LIMIT_S, MIB, QemuMachine, goes_on, wait_until
 from tests.qemu.test_qemu_guest import Broken
 
 pytestmark = pytest.mark.qemu
@@ -106,7 +106,7 @@ def unchanged(machine: QemuMachine) -> Iterator[QemuGuest]:
         guest.stop_dirty_log()
         assert fdsets(machine) == []
     assert machine.tracked_mappings() == 0
-    wait_until(lambda: (machine.settings(), machine.fds(), runs(machine)) == before, 2, "QEMU as before")
+    wait_until(lambda: (machine.settings(), machine.fds(), runs(machine)) == before, "QEMU as before")
 
 
 # -- moving ---------------------------------------------------------------------------------------
@@ -137,21 +137,18 @@ def test_a_linux_with_private_memory_moves_and_goes_on(initrd: Path, record_prop
             arriving.write_state(memoryview(state.data))
             arriving.finish_load()
             assert not runs(destination)
-            last, md5 = source.ticks()[-1]
+            last = source.ticks()[-1]
             arriving.resume()
-            destination.wait_for_ticks()
+            goes_on(source, destination)
             leaving.finish_source()
             assert source.ask("query-status")["status"] == "paused"
             assert source.settings() == settings
-            ticks = destination.ticks()
-            assert [number for number, _ in ticks][:2] == [last + 1, last + 2]
-            assert {found for _, found in ticks} == {md5}
-            assert source.ticks()[-1] == (last, md5)
+            assert source.ticks()[-1] == last
         assert fdsets(destination) == []
         # QEMU before 9.1 closes a descriptor of an fdset only while its guest runs.
         left = 1 if source.version() < (9, 1) else 0
         assert fdsets(source) == [OPAQUE] * left
-        wait_until(lambda: len(source.fds()) == len(fds) + left, 2, "QEMU's descriptors as before")
+        wait_until(lambda: len(source.fds()) == len(fds) + left, "QEMU's descriptors as before")
         assert "vmdescription" not in (destination.directory / "errors").read_text()
 
 
@@ -406,7 +403,7 @@ if sys.argv[2] == "saved":
     custody.note_pause()
     guest.save_state(Buffer())
 print("reached", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -424,12 +421,12 @@ def test_a_sender_killed_in_the_pause_leaves_the_guest_running(
             assert linux_guest.ask("query-status")["status"] == "paused"
         finally:
             sender.kill()
-    wait_until(lambda: runs(linux_guest), 10, "the source to run")
+    wait_until(lambda: runs(linux_guest), "the source to run")
     (log,) = (tmp_path / "parmig").iterdir()
-    wait_until(lambda: "the guest is set right" in log.read_text(), 10, "the guardian's success")
+    wait_until(lambda: "the guest is set right" in log.read_text(), "the guardian's success")
     linux_guest.wait_for_ticks()
     assert fdsets(linux_guest) == []
-    wait_until(lambda: (linux_guest.settings(), linux_guest.fds()) == before, 5, "QEMU as before")
+    wait_until(lambda: (linux_guest.settings(), linux_guest.fds()) == before, "QEMU as before")
     assert linux_guest.tracked_mappings() == 0
 
 
@@ -441,7 +438,7 @@ RARP = bytes.fromhex("8035")
 def test_an_announcement_leaves_by_each_network_device(qemu: None) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as switch:
         switch.bind(("127.0.0.1", 0))
-        switch.settimeout(10)
+        switch.settimeout(LIMIT_S)
         port = switch.getsockname()[1]
         network = f"socket,id=net,udp=127.0.0.1:{port},localaddr=127.0.0.1:0"
         extra = ("-netdev", network, "-device", "virtio-net-pci,netdev=net,mac=52:54:00:12:34:56")

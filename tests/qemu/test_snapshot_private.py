@@ -67,7 +67,6 @@ def test_a_linux_goes_on_with_its_disk_and_so_does_its_copy(
     assert source.ask("query-fdsets") == []
     wait_until(
         lambda: (source.settings(), source.tracked_mappings(), sorted(source.fds().values())) == before,
-        5,
         "QEMU as before",
     )
     with with_disk(disk_initrd, shelf / "copy", incoming=True) as copy:
@@ -148,7 +147,7 @@ def test_a_file_of_qemus_own_goes_into_private_memory(qemu: None, shelf: Path) -
         write(source)
         inside = source.directory / "file"
         source.ask("migrate", uri=f"exec:cat > {inside}")
-        wait_until(lambda: source.ask("query-migrate").get("status") == "completed", 60, "QEMU to write the file")
+        wait_until(lambda: source.ask("query-migrate").get("status") == "completed", "QEMU to write the file")
         shutil.move(inside, shelf / "own")
         assert restore(destination, shelf / "own", "--paused")["snapshot"]["format"] == "stream"
         assert arrived(destination)

@@ -111,7 +111,7 @@ def load(machine: QemuMachine, path: Path, *capabilities: str) -> None:
     set_capabilities(machine, *capabilities)
     kind = "file:" if "mapped-ram" in capabilities else "exec:cat "
     machine.ask("migrate-incoming", uri=f"{kind}{inside}")
-    wait_until(lambda: machine.ask("query-status")["status"] != "inmigrate", 30, "QEMU to load the file")
+    wait_until(lambda: machine.ask("query-status")["status"] != "inmigrate", "QEMU to load the file")
 
 
 def begins_where(copy: QemuMachine, saved: Saved) -> None:
@@ -143,7 +143,7 @@ def test_a_running_linux_goes_on_after_a_short_pause_as_before(source: QemuMachi
     assert {md5 for _, md5 in source.ticks()} == {saved.before[1]}
     assert source.ask("query-status")["status"] == "running"
     assert (source.settings(), source.tracked_mappings()) == (settings, 0)
-    assert sorted(source.fds().values()) == sorted(fds.values())
+    wait_until(lambda: sorted(source.fds().values()) == sorted(fds.values()), "QEMU's descriptors as before")
 
 
 def test_a_stock_qemu_loads_the_sequential_file_and_the_guest_goes_on(source: QemuMachine, shelf: Path) -> None:
@@ -212,14 +212,14 @@ def written_by_qemu(machine: QemuMachine, path: Path, uri: str, *capabilities: s
     try:
         machine.ask("migrate", uri=uri.format(inside))
         if slow:
-            wait_until(lambda: has_encoded_pages(machine, uri.format(inside)), 120, "pages that are encoded")
+            wait_until(lambda: has_encoded_pages(machine, uri.format(inside)), "pages that are encoded", 120)
             set_limits(machine, 1 << 34, 2000)
-        wait_until(lambda: machine.ask("query-migrate").get("status") == "completed", 60, "QEMU to write the file")
+        wait_until(lambda: machine.ask("query-migrate").get("status") == "completed", "QEMU to write the file")
         inside.rename(path)
         yield Saved(path, {}, before, machine.ticks()[-1])
     finally:
         machine.ask("migrate_cancel")
-        wait_until(lambda: machine.ask("query-migrate")["status"] != "cancelling", 20, "the end of the migration")
+        wait_until(lambda: machine.ask("query-migrate")["status"] != "cancelling", "the end of the migration")
         set_capabilities(machine, *capabilities, state=False)
         set_limits(machine, kept["max-bandwidth"], kept["downtime-limit"])
         machine.ask("cont")
@@ -286,7 +286,7 @@ import sys, time
 from parmig.guests.qemu.qemu_guest import QemuGuest
 def hold(*_):
     print("paused", file=sys.stderr, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 QemuGuest.save_snapshot = hold
 """
 
@@ -303,9 +303,9 @@ def test_a_saver_that_is_killed_leaves_the_guest_running_and_no_file(
         command.process.kill()
         command.process.wait()
     assert os.listdir(shelf) == []
-    wait_until(lambda: source.ask("query-status")["running"], 20, "the guest to go on")
-    wait_until(lambda: source.tracked_mappings() == 0, 5, "the end of the tracking")
-    wait_until(lambda: source.settings() == settings, 5, "the settings as before")
+    wait_until(lambda: source.ask("query-status")["running"], "the guest to go on")
+    wait_until(lambda: source.tracked_mappings() == 0, "the end of the tracking")
+    wait_until(lambda: source.settings() == settings, "the settings as before")
     source.wait_for_ticks(3)
 
 

@@ -13,7 +13,7 @@ from tests.qemu.machines import QemuMachine
 from tools.soak_linux import Witness
 from tools.soak_qemu import Setup, Soak, belongings, left_behind
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 MOVES = 3
 

@@ -58,7 +58,7 @@ def run(machine: QemuMachine) -> None:
     """Let the guest run until it writes."""
     before = memory(machine)[FIRST_PAGE:PAST_PAGE, 0]
     machine.ask("cont")
-    wait_until(lambda: (memory(machine)[FIRST_PAGE:PAST_PAGE, 0] != before).all(), 20, "the guest writing its memory")
+    wait_until(lambda: (memory(machine)[FIRST_PAGE:PAST_PAGE, 0] != before).all(), "the guest writing its memory")
 
 
 def capable(machine: QemuMachine, names: list[str]) -> None:
@@ -78,7 +78,7 @@ def migrate(machine: QemuMachine, command: str, uri: str) -> None:
         assert status.get("status") != "failed", status
         return bool(status.get("status") == "completed")
 
-    wait_until(done, 20, f"{command} {uri}")
+    wait_until(done, f"{command} {uri}")
 
 
 @dataclass
@@ -193,9 +193,9 @@ def test_differences_that_qemu_encodes_make_the_pages_that_the_guest_has() -> No
             status = machine.ask("query-migrate")
             return status["status"] == "completed" or status.get("xbzrle-cache", {"pages": 0})["pages"] > 0
 
-        wait_until(encoded_or_done, 20, "encoded pages")
+        wait_until(encoded_or_done, "encoded pages")
         machine.ask("migrate-set-parameters", **{"downtime-limit": 2000, "max-bandwidth": 1024 * MIB})
-        wait_until(lambda: machine.ask("query-migrate")["status"] == "completed", 20, "the end of the migration")
+        wait_until(lambda: machine.ask("query-migrate")["status"] == "completed", "the end of the migration")
         found = read(machine.directory / "stream")
         assert found.kinds.get(Encoding.XBZRLE.name, 0) > 10
         assert (found.memory["ram0"] == memory(machine)).all()

@@ -15,7 +15,7 @@ from tests.labs import needs_lab
 
 RUNS = int(os.environ.get("PARMIG_TORTURE_RUNS", "3"))
 
-pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(60 + 40 * RUNS)]
+pytestmark = [pytest.mark.qemu, *needs_kvm, pytest.mark.timeout(120 + 120 * RUNS)]
 
 
 @needs_lab

@@ -85,7 +85,7 @@ class NetworkMachine(QemuMachine):
     def wait_for_packets(self, more: int) -> None:
         """Wait until the guest has received so many more."""
         wanted = self.received() + more
-        wait_until(lambda: self.received() >= wanted, BOOT_LIMIT_S, f"{more} more packets")
+        wait_until(lambda: self.received() >= wanted, f"{more} more packets", BOOT_LIMIT_S)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_packets_that_arrive_during_a_migration_are_in_the_memory_that_arrives(
                 *("--tracker", "pagemap", "--workers", "2", "--max-bandwidth", "10MiB/s"),
             )
             with sending as here:
-                wait_until(lambda: source.tracked_mappings() > 0, 30, "the dirty log to begin")
+                wait_until(lambda: source.tracked_mappings() > 0, "the dirty log to begin")
                 source.wait_for_packets(100)
                 code, report = here.end()
                 assert (code, report["status"], report["verified"]) == (0, "completed", True), here.errors

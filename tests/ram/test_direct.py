@@ -27,8 +27,17 @@ from parmig.ram.trackers.digest import DigestTracker, digest_area_bytes
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.transport import parse_uri
 from parmig.transport.unix import UnixTransport
-from parmig.units import KIB, MIB, NS_PER_S
-from tests.support import allocated_pages, content, file_pages, index_of, mapped, shared_area, while_pumping
+from parmig.units import KIB, MIB
+from tests.support import (
+    PATIENCE_NS,
+    allocated_pages,
+    content,
+    file_pages,
+    index_of,
+    mapped,
+    shared_area,
+    while_pumping,
+)
 
 PAGES = (300, 130)
 BATCH_BYTES = 256 * KIB
@@ -107,7 +116,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
         stack.callback(listener.shutdown)
         stack.callback(connector.shutdown)
         listener.bind(uri)
-        while_pumping(lambda: connector.connect(uri, timeout_ns=NS_PER_S), lambda: listener.read(5))
+        while_pumping(lambda: connector.connect(uri, timeout_ns=PATIENCE_NS), lambda: listener.read(5))
         wake_fd = os.eventfd(0)
         stack.callback(os.close, wake_fd)
         channel = SendChannel(

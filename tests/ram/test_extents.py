@@ -17,7 +17,7 @@ from parmig.linux import files, uffd
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.regions import SPAN_PAGES
-from tests.huge import HUGE_BYTES, UNIT_PAGES, free_huge_pages, huge_file, huge_memfd, hugetlbfs, more_huge_pages
+from tests.huge import HUGE_BYTES, UNIT_PAGES, huge_file, huge_memfd, hugetlbfs, more_huge_pages, taken_huge_pages
 from tests.support import allocated_pages, content, mapped, pages_below
 
 PAGES = 150
@@ -166,7 +166,6 @@ def huge_pages(found: np.ndarray) -> list[int]:
 
 
 def test_huge_pages_exist_when_they_were_written_by_anybody_and_looking_allocates_none(huge: BlockMapping) -> None:
-    free = free_huge_pages()
     assert huge_pages(huge.allocated(0, 8 * UNIT_PAGES)) == []
     assert not huge.has_data(0, 8 * UNIT_PAGES)
     other = BlockMapping(BlockMemory(huge.block, huge.fd, huge.file_offset_bytes))
@@ -178,7 +177,8 @@ def test_huge_pages_exist_when_they_were_written_by_anybody_and_looking_allocate
     files.punch_hole(huge.fd, huge.file_offset_bytes + 6 * HUGE_BYTES, HUGE_BYTES)
     assert huge_pages(huge.allocated(0, 8 * UNIT_PAGES)) == [3]
     assert [huge.has_data(page * UNIT_PAGES, UNIT_PAGES) for page in range(8)] == [page == 3 for page in range(8)]
-    assert free_huge_pages() == free - 1
+    assert taken_huge_pages(lambda: huge.allocated(0, 8 * UNIT_PAGES), 0) == 0
+    assert os.fstat(huge.fd).st_blocks * 512 == HUGE_BYTES
 
 
 def test_a_part_of_a_huge_page_exists_as_the_whole_does(huge: BlockMapping) -> None:

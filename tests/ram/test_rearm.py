@@ -94,7 +94,7 @@ def test_a_worker_that_hangs_up_or_talks_nonsense_disturbs_no_other(owner: Owner
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may start a process of another user")
 def test_other_users_are_not_answered(owner: Owner) -> None:
     command = [sys.executable, "-I", "-c", ASK_AS_NOBODY, owner.server.name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == "b''" or "BrokenPipe" in done.stderr or "ConnectionReset" in done.stderr, done
     assert owner.asked == []
 

@@ -23,7 +23,7 @@ from parmig.transport.security.session_proof import NONCE_BYTES, PROOF_BYTES, Se
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, MigrationTransport
 from parmig.units import MIB, NS_PER_MS, NS_PER_S
-from tests.support import PATIENCE_S, while_pumping
+from tests.support import PATIENCE_NS, PATIENCE_S, wait_until, while_pumping
 
 SESSION = bytes(range(16))
 PROOF = SessionProof(SESSION, "control")
@@ -47,7 +47,7 @@ class Ends:
         listener = self.transport(RESUME_BYTES)
         self.endpoint = listener.bind(Endpoint("tcp", "127.0.0.1", 0))
         first = self.transport()
-        while_pumping(lambda: first.connect(self.endpoint, timeout_ns=NS_PER_S), lambda: listener.read(5))
+        while_pumping(lambda: first.connect(self.endpoint, timeout_ns=PATIENCE_NS), lambda: listener.read(5))
         first.write([b"first"])
         while listener.read(5) is None:
             pass
@@ -216,7 +216,7 @@ def resumed(epoch: int, kind: bytes = b"R") -> bytes:
 
 def connect(ends: Ends) -> TcpTransport:
     transport = ends.transport()
-    while_pumping(lambda: transport.connect(ends.endpoint, timeout_ns=NS_PER_S), lambda: ends.listener.read(5))
+    while_pumping(lambda: transport.connect(ends.endpoint, timeout_ns=PATIENCE_NS), lambda: ends.listener.read(5))
     return transport
 
 
@@ -281,14 +281,25 @@ def test_strangers_replays_and_old_connections_do_not_take_up_a_channel_with_pro
 
 def test_whoever_answers_must_prove_the_session(ends: Ends) -> None:
     ends.listener._proof = Impostor(*PROOF)
-    ends.caller._limit_ns = NS_PER_S // 2
     ends.cut()
-    reading = threading.Thread(target=lambda: [ends.listener.read(5) for _ in range(200)])
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            ends.listener.read(5)
+
+    def refused() -> bool:
+        ends.caller.read(5)
+        return len(ends.losses) > 2  # the listener lost whoever it had let in
+
+    reading = threading.Thread(target=read)
     reading.start()
+    wait_until(refused, "the caller to refuse the listener")
+    ends.caller._limit_ns = 0
     with pytest.raises(PeerLostError, match="no new connection within"):
-        ends.caller.read(10_000)
+        ends.caller.read(1000)
+    over.set()
     reading.join()
-    assert len(ends.losses) >= 2, "the listener lost whoever it had let in"
 
 
 @pytest.mark.parametrize(
@@ -312,6 +323,7 @@ def test_a_peer_that_has_received_more_than_was_sent_is_refused(ends: Ends, coun
 
 
 def test_a_listener_in_place_of_one_that_was_killed_begins_anew(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience = lasting.GONE_NS
     monkeypatch.setattr(lasting, "GONE_NS", 100 * NS_PER_MS)
     monkeypatch.setattr(lasting_ends, "CLOSED_NS", 100 * NS_PER_MS)
     restarts: list[int] = []
@@ -321,6 +333,7 @@ def test_a_listener_in_place_of_one_that_was_killed_begins_anew(ends: Ends, monk
     ends.listener.shutdown()
     ends.caller.write([b"lost"])
     assert ends.caller.read(500) is None  # a caller that does not wait would have given up
+    monkeypatch.setattr(lasting, "GONE_NS", patience)
     ends.listener = ends.listen_anew(None)
     assert ends.listener.read(100) is None
     ends.listener.listens = True

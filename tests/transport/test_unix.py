@@ -21,7 +21,7 @@ from parmig.transport.transport import Endpoint, parse_uri
 from parmig.transport.unix import MAX_NUMBER_BYTES, MAX_PATH_BYTES, UnixTransport
 from parmig.transport.unix_connection import MAX_DESCRIPTORS
 from parmig.units import MIB, NS_PER_S
-from tests.support import next_message, wait_until, while_pumping
+from tests.support import PATIENCE_NS, next_message, wait_until, while_pumping
 
 
 @contextmanager
@@ -43,7 +43,9 @@ def pair(tmp_path: Path) -> Iterator[tuple[UnixTransport, UnixTransport]]:
     """A listening channel, and a connected one that nobody has accepted."""
     with opened(2) as (listener, connector):
         listener.bind(at(tmp_path / "socket"))
-        while_pumping(lambda: connector.connect(at(tmp_path / "socket"), timeout_ns=NS_PER_S), lambda: listener.read(5))
+        while_pumping(
+            lambda: connector.connect(at(tmp_path / "socket"), timeout_ns=PATIENCE_NS), lambda: listener.read(5)
+        )
         yield listener, connector
 
 
@@ -179,7 +181,7 @@ def test_another_user_is_shut_out(open_path: Path) -> None:
             wait_until(lambda: listener.read(5) is None and stranger.poll() is not None, "the end of the stranger")
             assert stranger.stdout is not None
             assert stranger.stdout.read() == "0\n"  # not even a greeting
-        while_pumping(lambda: right.connect(at(open_path), timeout_ns=NS_PER_S), lambda: listener.read(5))
+        while_pumping(lambda: right.connect(at(open_path), timeout_ns=PATIENCE_NS), lambda: listener.read(5))
 
 
 def test_a_listener_of_another_user_gets_nothing(open_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_a_listener_of_another_user_gets_nothing(open_path: Path) -> None:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(PeerUnreachableError, match="user 65534 listens there, expected root or this user"):
-            connector.connect(at(open_path), timeout_ns=NS_PER_S)
+            connector.connect(at(open_path), timeout_ns=PATIENCE_NS)
 
 
 # -- descriptors --------------------------------------------------------------------------------------
@@ -238,7 +240,9 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
     before = descriptors()
     with opened(2) as (listener, connector):
         listener.bind(at(tmp_path / "socket"))
-        while_pumping(lambda: connector.connect(at(tmp_path / "socket"), timeout_ns=NS_PER_S), lambda: listener.read(5))
+        while_pumping(
+            lambda: connector.connect(at(tmp_path / "socket"), timeout_ns=PATIENCE_NS), lambda: listener.read(5)
+        )
         connector.send_descriptors([0] * MAX_DESCRIPTORS)
         connector.write([b"hello"])
         assert next_message(listener) == [b"hello"]

@@ -18,7 +18,7 @@ from parmig.transport import zeromq_frames
 from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
 from parmig.units import MIB, NS_PER_S
-from tests.support import next_message, wait_until
+from tests.support import PATIENCE_S, next_message, wait_until
 
 LOOPBACK = parse_uri("zmq+tcp://127.0.0.1:0")
 
@@ -108,5 +108,5 @@ def test_memory_outlives_a_channel_that_ends_while_it_is_read() -> None:
         receiver.accept()
         receiver.write([messages.welcome(size + MIB)])
         assert next_message(receiver)[1][-4:] == b"last"
-        sender.communicate(timeout=10)
+        sender.communicate(timeout=PATIENCE_S)
         assert sender.returncode == 0

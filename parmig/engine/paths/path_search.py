@@ -123,8 +123,9 @@ def search(here: Sequence[DeviceAddress], there: Sequence[DeviceAddress], ports:
         reached: dict[tuple[int, int], DevicePair] = {}
         deadline_ns = time.monotonic_ns() + TRY_NS
         waiting = set(tries)
-        while waiting and (left_ns := deadline_ns - time.monotonic_ns()) > 0:
-            for fd, _ in poller.poll(left_ns // 1_000_000 + 1):
+        # Looks at least once: a busy host may get no turn for longer, while the kernel connects.
+        while waiting and (found := poller.poll(max(0, deadline_ns - time.monotonic_ns()) // 1_000_000)):
+            for fd, _ in found:
                 poller.unregister(fd)
                 waiting.discard(fd)
                 sock, local, remote = tries[fd]

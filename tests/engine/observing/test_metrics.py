@@ -15,6 +15,8 @@ from parmig.engine.reporting.report import DowntimePhases, Progress, Report
 from parmig.engine.steering.desk import Desk
 from parmig.engine.steering.engine_status import EngineStatus, RamStatus, WorkerStatus
 from parmig.errors import HostRefusedError
+from tests.ports import free_ports
+from tests.support import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 STATUS = EngineStatus(
@@ -42,13 +44,12 @@ def samples(text: str) -> dict[str, float]:
 
 
 def read(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
         return samples(answer.read().decode())
 
 
 def test_metrics_are_those_of_the_moment(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port, _ = free_ports(1)
     desk = Desk(lambda: None)
     desk.post(STATUS)
     file = tmp_path / "parmig.prom"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from docs.examples import tiny_guest
 from parmig.engine.source.live_pulse import EVERY_NS, LivePulse
+from parmig.guests.pulse import Pulsing
 from parmig.guests.registry import open_guest
 from tests.support import wait_until
 
@@ -12,7 +13,9 @@ assert tiny_guest  # importing it registers the scheme
 
 
 def test_the_guest_is_asked_once_a_second_and_never_twice_at_a_time() -> None:
-    with open_guest("synthetic:memory=2MiB,rate=4MiB/s,head-start=50ms", incoming=False) as guest:
+    with open_guest("synthetic:memory=2MiB,rate=4MiB/s", incoming=False) as guest:
+        assert isinstance(guest, Pulsing)
+        wait_until(lambda: len(set(guest.pulse().pages.tolist())) > 1, "a sample after writes")
         live = LivePulse(guest)
         assert live.is_due(5)
         assert not live.is_due(5 + 2 * EVERY_NS), "the guest has not answered yet"

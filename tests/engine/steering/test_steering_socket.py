@@ -29,6 +29,7 @@ from parmig.errors import (
     UsageError,
 )
 from tests.integration.sides import until
+from tests.support import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def engine() -> Iterator[Engine]:
 
 def raw(directory: Path, name: str = "mover") -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
+    sock.settimeout(PATIENCE_S)
     sock.connect(str(directory / f"{name}.sock"))
     return sock
 
@@ -109,7 +110,7 @@ def test_an_engine_takes_no_wish_before_and_after_its_time(engine: Engine) -> No
 def test_a_cancel_reaches_the_engine(engine: Engine) -> None:
     with SteeringClient("mover") as client:
         client.cancel()
-    assert engine.cancelled.wait(10)
+    assert engine.cancelled.wait(PATIENCE_S)
 
 
 def test_nothing_is_left_when_the_command_ends(directory: Path) -> None:
@@ -209,7 +210,7 @@ import os, socket
 os.setgid(65534)
 os.setuid(65534)
 sock = socket.socket(socket.AF_UNIX)
-sock.settimeout(9)
+sock.settimeout(50)
 sock.connect("mover.sock")
 try:
     sock.sendall(b'{"ask":"status"}\\n')
@@ -224,7 +225,7 @@ def test_another_user_is_turned_away(engine: Engine, directory: Path) -> None:
     directory.chmod(0o711)
     (directory / "mover.sock").chmod(0o666)
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER], cwd=directory, capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-c", STRANGER], cwd=directory, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert (done.stdout.strip(), done.stderr) == ("0", "")
 

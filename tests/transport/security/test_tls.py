@@ -340,7 +340,7 @@ def test_something_that_is_no_receiver_is_unreachable(loop: Loop) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(PeerUnreachableError, match="does not speak parmig's protocol: what arrives is not TLS"):
-            connector.connect(loop.endpoint, timeout_ns=NS_PER_S)
+            connector.connect(loop.endpoint, timeout_ns=10 * NS_PER_S)
         thread.join()
 
 
