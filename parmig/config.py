@@ -166,7 +166,12 @@ class SendConfig(LiveConfig, frozen=True, kw_only=True):
     batch_bytes: Annotated[
         int,
         option(
-            "Guest memory in one message.", SIZE, name="batch", ge=MIN_BATCH_BYTES, le=MAX_BATCH_BYTES, multiple_of=4096
+            "Guest memory in one message. Neighbouring pages may share a message four times as large.",
+            SIZE,
+            name="batch",
+            ge=MIN_BATCH_BYTES,
+            le=MAX_BATCH_BYTES,
+            multiple_of=4096,
         ),
     ] = DEFAULT_BATCH_BYTES
     auto_converge: Annotated[

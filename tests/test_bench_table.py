@@ -34,6 +34,13 @@ def test_ratios_are_of_medians_and_peers_come_first() -> None:
     assert (rows[2]["lowest_mib_per_s"], rows[2]["highest_mib_per_s"], rows[2]["runs"]) == (100, 900, 3)
 
 
+def test_iperf3_is_compared_with_as_many_streams() -> None:
+    other = {**run("iperf3", 4000), "count": 4}
+    rows = medians([*RUNS, run("iperf3", 1000), other])
+    ratios = {(row["contender"], row["count"]): row["over_iperf3"] for row in rows}
+    assert (ratios["parmig-tcp", 2], ratios["iperf3", 4], ratios["floor", 2]) == (0.8, 1.0, 1.0)
+
+
 def test_the_slope_has_no_starting_costs() -> None:
     runs = [
         run("qemu", 400, memory_mib=1024, processor_s=3.0),
@@ -44,4 +51,4 @@ def test_the_slope_has_no_starting_costs() -> None:
 
 def test_a_table_without_peers_and_processor_time_has_dashes() -> None:
     table = write_table([run("parmig-tcp", 500, processor_s=None)])
-    assert table.splitlines()[-1].split() == ["parmig-tcp,", "2", "workers", "500", "500..500", "500", "-", "-", "-"]
+    assert table.splitlines()[-1].split() == ["parmig-tcp,", "2", "workers", "500", "500..500", "500", *"----"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from tools.bench_lab import (
     touch_memory,
 )
 
-CONDITIONS = ("cold", "warm")
+CONDITIONS = ("cold", "warm", "populated")
 FILLS = ("outside", "guest")
 PLACEMENTS = ("free", "pinned")
 
@@ -42,7 +43,8 @@ class Setting(NamedTuple):
     Attributes:
         memory_bytes: of the guest, all of it random.
         condition: of free memory. ``warm``: touched right before the start. ``cold``: the host below this virtual
-            machine has taken it back (:mod:`parmig.experiments.free_memory`).
+            machine has taken it back (:mod:`parmig.experiments.free_memory`). ``populated``: the destination has all
+            of its memory before the start, so free memory has no part.
         fill: who filled the source: ``guest`` through QEMU's mapping, or ``outside`` through the memory file.
         placement: each side ``free`` or ``pinned`` to a core of its own.
     """
@@ -60,7 +62,7 @@ class Setting(NamedTuple):
     @contextlib.contextmanager
     def free_memory(self) -> Iterator[None]:
         """(cold) Free memory is cold in the context; enter it when all that the run needs has been filled."""
-        if self.condition == "warm":
+        if self.condition != "cold":
             yield
         else:
             with cold_memory(self.memory_bytes + MORE_BYTES):
@@ -94,6 +96,9 @@ def run_floor(setting: Setting, sides: Sides, pairs: int, *, placement: str) -> 
         destination = source.directory / "bare"
         with destination.open("wb") as file:
             file.truncate(setting.memory_bytes)
+            if setting.condition == "populated":  # UFFDIO_COPY only makes pages
+                os.posix_fallocate(file.fileno(), 0, setting.memory_bytes)
+                placement = "pwrite"
         with (
             setting.free_memory(),
             started_pairs(
@@ -195,8 +200,12 @@ def _filled_source(setting: Setting, sides: Sides) -> Iterator[QemuMachine]:
 
 @contextlib.contextmanager
 def _destination(setting: Setting, sides: Sides) -> Iterator[QemuMachine]:
+    memory = None
+    if setting.condition == "populated":
+        backend = f"memory-backend-file,id=ram0,size={setting.memory_bytes},mem-path={{dir}}/ram,share=on,prealloc=on"
+        memory = ["-machine", "pc,memory-backend=ram0", "-object", backend]
     with _machine(
-        sides.destination.entered, QemuMachine(memory_bytes=setting.memory_bytes, incoming=True)
+        sides.destination.entered, QemuMachine(memory_bytes=setting.memory_bytes, incoming=True, memory=memory)
     ) as destination:
         yield destination
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """parmig beside QEMU's own multifd, iperf3 and bare pairs of processes: a paused guest of random data over loopback.
 
-usage: python -m tools.bench_peers [--conditions cold,warm] [--fills outside,guest] [--placements free,pinned]
+usage: python -m tools.bench_peers [--conditions cold,warm,populated] [--fills outside,guest] [--placements free,pinned]
            [--memory-mib 2048] [--rounds 5] [--contenders NAME,...] [--pairs 1,2] [--channels 2,4] [--workers 1,2]
            [--json FILE [--append]] [--plot FILE.png]
 
@@ -12,6 +12,7 @@ contender always follows the same one, and a change of the machine's load hits a
 MiB/s       guest bytes over the time of the whole move. QEMU's ends when the destination has loaded everything
 no set-up   the same without the time to start and connect workers or channels
 floor       the rate over that of the best bare pairs (:mod:`tools.bare_pair`) in the same setting
+iperf3      the rate over that of iperf3 with as many streams
 QEMU        the rate over that of QEMU's best number of channels in the same setting
 s/GiB       processor seconds of both sides for each GiB
 
@@ -113,7 +114,7 @@ def main() -> None:
     """Run the contenders in turns; print the medians, and write them to files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, allowed, default in (
-        ("--conditions", CONDITIONS, CONDITIONS),
+        ("--conditions", CONDITIONS, CONDITIONS[:2]),
         ("--fills", FILLS, ("outside",)),
         ("--placements", PLACEMENTS, ("free",)),
         ("--contenders", tuple(CONTENDERS), tuple(name for name in CONTENDERS if name != "floor-pwrite")),

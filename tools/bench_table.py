@@ -15,7 +15,7 @@ from typing import Any
 CELL = ("memory_mib", "condition", "fill", "placement")
 CONTENDER = ("contender", "count")
 RATES = ("mib_per_s", "without_setup_mib_per_s")
-FLOOR, QEMU = "floor", "qemu"
+FLOOR, QEMU, NETWORK = "floor", "qemu", "iperf3"
 COUNTED = {"floor": "pairs", "floor-pwrite": "pairs", "iperf3": "streams", "qemu": "channels"}
 """What the number of a contender counts, in the order of tables; of all others, it counts workers."""
 
@@ -31,7 +31,8 @@ def label(row: Row) -> str:
 def medians(runs: Sequence[Row]) -> list[Row]:
     """A row for each cell and contender: the medians, and the ratios to the best floor and the best QEMU of the cell.
 
-    The best is the one with the highest median. Ratios are of ``mib_per_s``, the rate of the whole move.
+    ``over_iperf3`` is the ratio to iperf3 with as many streams. The best is the one with the highest median. Ratios are
+    of ``mib_per_s``, the rate of the whole move.
     """
     rows = [_median_row(same) for same in _grouped(runs, CELL + CONTENDER)]
     for cell in cells(rows):
@@ -39,6 +40,10 @@ def medians(runs: Sequence[Row]) -> list[Row]:
             best = max((row["mib_per_s"] for row in cell if row["contender"] == peer), default=None)
             for row in cell:
                 row[name] = round(row["mib_per_s"] / best, 2) if best else None
+        network = {row["count"]: row["mib_per_s"] for row in cell if row["contender"] == NETWORK}
+        for row in cell:
+            streams = network.get(row["count"])
+            row["over_iperf3"] = round(row["mib_per_s"] / streams, 2) if streams else None
     return rows
 
 
@@ -80,13 +85,15 @@ def write_table(runs: Sequence[Row]) -> str:
         head = cell[0]
         lines.append(f"\n{cell_title(head)}, medians of {_spread([row['runs'] for row in cell])}")
         lines.append(
-            f"  {'':24}{'MiB/s':>7}{'lowest..highest':>17}{'no set-up':>11}{'floor':>7}{'QEMU':>7}{'s/GiB':>7}"
+            f"  {'':24}{'MiB/s':>7}{'lowest..highest':>17}{'no set-up':>11}{'floor':>7}{'QEMU':>7}"
+            f"{'iperf3':>8}{'s/GiB':>7}"
         )
         for row in cell:
             extremes = f"{row['lowest_mib_per_s']}..{row['highest_mib_per_s']}"
             lines.append(
                 f"  {label(row):24}{row['mib_per_s']:7}{extremes:>17}{row['without_setup_mib_per_s']:11}"
-                f"{_figure(row['over_floor']):>7}{_figure(row['over_qemu']):>7}{_figure(row['processor_s_per_gib']):>7}"
+                f"{_figure(row['over_floor']):>7}{_figure(row['over_qemu']):>7}{_figure(row['over_iperf3']):>8}"
+                f"{_figure(row['processor_s_per_gib']):>7}"
             )
     for title, same in itertools.groupby(
         slopes(rows), key=lambda row: f"{row['condition']}, {row['fill']}, {row['placement']}"

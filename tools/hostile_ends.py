@@ -20,7 +20,7 @@ from parmig.errors import TransportError
 from parmig.ram import channel_messages as channel
 from parmig.ram.channel_opening import Caller, Opening, read_opening
 from parmig.ram.codecs.registry import names
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.transport.registry import open_control
 from parmig.transport.security.security import Security
 from parmig.transport.security.session_proof import CHALLENGE_BYTES, NONCE_BYTES, SessionProof

@@ -28,7 +28,8 @@ from parmig.errors import ParmigError, PeerRefusedError, ProtocolError
 from parmig.ram import in_flight
 from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.registry import names
-from parmig.ram.flow import SendChannel, credit_bytes
+from parmig.ram.credit import credit_bytes
+from parmig.ram.flow import SendChannel
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.transport.polling import Poller
 from parmig.transport.security.security import Security

@@ -15,7 +15,7 @@ from parmig.engine.messages.digest_messages import Digested, DigestRequest
 from parmig.engine.reporting import error_reports
 from parmig.errors import GuestError
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.ram.regions import Region
 from parmig.transport.registry import open_control, open_transport
 from parmig.transport.security.curve_keys import caller_keys, listener_keys

@@ -21,6 +21,7 @@ from parmig.errors import ProtocolError
 from parmig.linux import process
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller
 from parmig.ram.codecs.registry import codec
+from parmig.ram.credit import long_batch_bytes
 from parmig.ram.held_pages import HeldDigests
 from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.receive import MigrationRamReceive
@@ -63,11 +64,12 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
     confine(setup.memory, listens_at=endpoint)
     secured = setup.security is not None and needs_curve(endpoint.scheme)
     curve = listener_keys(setup.session, setup.worker) if secured else None
+    most_batch_bytes = long_batch_bytes(setup.batch_bytes) if setup.long_batches else setup.batch_bytes
     channel = ReceiveChannel(
         lambda: open_transport(
             endpoint,
             f"receive worker {setup.worker}",
-            max_message_bytes=setup.batch_bytes + _HEADER_ROOM_BYTES,
+            max_message_bytes=most_batch_bytes + _HEADER_ROOM_BYTES,
             first_message_bytes=FIRST_MESSAGE_BYTES,
             max_ahead_bytes=setup.credit_bytes + _HEADER_ROOM_BYTES,
             token=door_token(setup.session) if setup.proves else setup.session,
@@ -94,6 +96,7 @@ def _work(setup: ReceiveSetup, inbox: Inbox, fds: Sequence[int]) -> None:
         codecs=[codec(name) for name in setup.codecs],
         shared=memory.shared,
         batch_bytes=setup.batch_bytes,
+        long_batches=setup.long_batches,
     )
     digester = RegionDigester()
     most_bytes = process.private_bytes() + setup.credit_bytes + _GROWTH_BYTES

@@ -72,7 +72,8 @@ def serve_rounds(
             case Fence(round=round_):
                 inbox.report(_fence(ram, round_))
             case CountDirty(regions=numbers):
-                inbox.report(Counted(ram.migrate_dirty_bitmap_sync(numbers)))
+                count = ram.migrate_dirty_bitmap_sync(numbers)
+                inbox.report(Counted(count.pages, count.by_region.tobytes()))
             case instruction:
                 inbox.report(answer(instruction))
 

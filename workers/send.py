@@ -24,6 +24,7 @@ from parmig.engine.worker_setups import SendSetup
 from parmig.errors import ProtocolError
 from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.batch_encoder import open_encoder
+from parmig.ram.credit import long_batch_bytes
 from parmig.ram.first_connection import open_channel
 from parmig.ram.flow import SendChannel
 from parmig.ram.held_pages import HeldCheck
@@ -99,6 +100,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             dialer.dial(timeout_ns),
             name,
             batch_bytes=setup.batch_bytes,
+            long_batches=setup.long_batches,
             interrupt_fd=inbox.fileno(),
             interrupt=interrupt,
             reconnect=_reconnect(setup, name, caller, dialer, inbox),
@@ -138,7 +140,8 @@ def _outlet(
     if not setup.targets:
         counters = shared.codec_counters(setup.worker)
         encoder = open_encoder(setup.compress, setup.codecs, setup.codec_settings, counters)
-        return ChannelOutlet(channel, encoder, blocks, tracker, shared, path=setup.path)
+        most = long_batch_bytes(setup.batch_bytes) if setup.long_batches else 0
+        return ChannelOutlet(channel, encoder, blocks, tracker, shared, path=setup.path, long_bytes=most)
     area_fd, *fds = target_fds
     area = SharedArea(
         area_fd,

@@ -58,6 +58,7 @@ class SendSetup(MemorySetup, frozen=True):
     Attributes:
         session: the secret of the migration.
         proves: whether the channel proves that it knows the session; else it sends it.
+        long_batches: whether its batches may be long.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -87,6 +88,7 @@ class SendSetup(MemorySetup, frozen=True):
     path: int = 0
     probe_port: int = 0
     proves: bool = False
+    long_batches: bool = False
 
 
 class ReceiveSetup(MemorySetup, frozen=True):
@@ -95,6 +97,7 @@ class ReceiveSetup(MemorySetup, frozen=True):
     Attributes:
         session: the secret of the migration.
         proves: whether the send worker proves that it knows the session; else it sends it.
+        long_batches: whether batches may be long.
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
         replaces: whether a worker of this number was there before, and has ended.
@@ -109,3 +112,4 @@ class ReceiveSetup(MemorySetup, frozen=True):
     outlives_losses: bool = False
     replaces: bool = False
     proves: bool = False
+    long_batches: bool = False

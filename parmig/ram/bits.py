@@ -46,6 +46,11 @@ def runs_of_index(index: Index) -> Runs:
     return runs
 
 
+def run_count(index: Index) -> int:
+    """How many runs the ascending, non-empty *index* has."""
+    return 1 if is_one_run(index) else int(np.count_nonzero(np.diff(index) != 1)) + 1
+
+
 def is_one_run(index: Index) -> bool:
     """Whether the ascending, non-empty *index* has no gap: most batches of a first round."""
     return int(index[-1]) - int(index[0]) == len(index) - 1

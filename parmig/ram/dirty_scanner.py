@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from parmig.ram.bits import (
     NO_MASK,
@@ -47,6 +49,16 @@ class DirtyRegion(msgspec.Struct, frozen=True):
     def num_dirty_pages(self) -> int:
         """How many pages *bit_map* has."""
         return int(self.bit_map.sum())
+
+
+class DirtyCount(NamedTuple):
+    """How many pages are dirty: in all, and in each of the regions that were asked for.
+
+    Regions that are scanned together share their pages equally, rounded up.
+    """
+
+    pages: int
+    by_region: npt.NDArray[np.int32]
 
 
 class DirtyScanner:
@@ -132,12 +144,24 @@ class DirtyScanner:
             yield self._from_extents(span, None, first_pass=True)
         self._shared.armed[fresh] = self._shared.armed[lost] = ARMED
 
-    def count(self, numbers: Sequence[int]) -> int:
+    def count(self, numbers: Sequence[int]) -> DirtyCount:
         """How many pages :meth:`find` would have to look at, without consuming them."""
         armed, fresh = self._sort(numbers)
-        pages = sum(self._tracker.count(span) for span in self._regions.spans(armed))
-        unread = (span for numbers in (fresh.begun, fresh.lost) for span in self._regions.spans(numbers))
-        return pages + sum(int(self._allocated(span).sum()) for span in unread)
+        pages = 0
+        by_region = np.zeros(len(self._regions), dtype=np.int32)
+        for span in self._regions.spans(armed):
+            pages += self._note(self._tracker.count(span), span, by_region)
+        for unread in (fresh.begun, fresh.lost):
+            for span in self._regions.spans(unread):
+                pages += self._note(int(self._allocated(span).sum()), span, by_region)
+        return DirtyCount(pages, by_region[np.asarray(numbers, dtype=np.int64)])
+
+    def _note(self, pages: int, span: Region, by_region: npt.NDArray[np.int32]) -> int:
+        """Divide *pages*, which were counted in *span*, among its regions; return them."""
+        first = self._regions.number_of(span.block, span.first_page)
+        past = self._regions.number_of(span.block, span.end_page - 1) + 1
+        by_region[first:past] = -(-pages // (past - first))
+        return pages
 
     def _sort(self, numbers: Sequence[int]) -> tuple[Index, _Fresh]:
         """Those of the regions *numbers* that are armed, and the others: one look-up for each that has begun."""

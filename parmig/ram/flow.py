@@ -27,19 +27,12 @@ from parmig.ram.ack_rate import AckRate
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.channel_messages import HELLO, RESTART, Answer, decode_answer
 from parmig.ram.channel_opening import Caller, Opening
+from parmig.ram.credit import CREDIT_BATCHES, credit_bytes
 from parmig.ram.in_flight import UnackedBatch
 from parmig.ram.reconnect import Reconnect
 from parmig.transport.polling import Poller
 from parmig.transport.transport import Buffer, MigrationTransport
-from parmig.units import KIB, NS_PER_MS, NS_PER_S
-
-CREDIT_BATCHES = 6
-"""Batches in flight on a channel: 24 MiB at the default size. On loopback with 2 cores, 4, 5, 6 and 8 batches of 4 MiB
-reached 1539, 1557, 1576 and 1632 MiB/s (medians of 4): four processes share the cores, and the queued batches bridge
-their turns. With eight, the receive worker would exceed its 32 MiB."""
-
-HEADER_BYTES = 16 * KIB
-"""What the header of a batch counts in the credit: a table of 2,000 runs."""
+from parmig.units import NS_PER_MS, NS_PER_S
 
 MIN_CREDIT_BYTES = 4096
 
@@ -55,11 +48,6 @@ STALL_LIMIT_NS = 30 * NS_PER_S
 """If no acknowledgement comes for this long, the destination hangs. A 4 MiB batch takes 30 s only below 140 KiB/s."""
 
 
-def credit_bytes(batch_bytes: int) -> int:
-    """How many bytes a channel may have unacknowledged, for batches of this size."""
-    return CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
-
-
 class SendChannel:
     """The sending end: numbers batches, stays within the credit, waits for fences.
 
@@ -67,6 +55,7 @@ class SendChannel:
         transport: connected to the receive worker; the channel closes it only after a loss.
         name: for errors.
         batch_bytes: size of the buffers that :meth:`take_buffer` hands out.
+        long_batches: whether long batches are agreed.
         interrupt_fd: watched during every wait.
         interrupt: called when it is readable, and before each batch; raises to end the wait.
         reconnect: connects again after a loss; None: a loss is an error.
@@ -79,6 +68,7 @@ class SendChannel:
         name: str,
         *,
         batch_bytes: int,
+        long_batches: bool = False,
         interrupt_fd: int,
         interrupt: Callable[[], None],
         reconnect: Reconnect | None = None,
@@ -91,7 +81,7 @@ class SendChannel:
         self._reserve = reserve
         self._poller = Poller(transport, interrupt_fd)
         self._batch_pages = batch_bytes // PAGE_BYTES
-        self._agreed_bytes = credit_bytes(batch_bytes)
+        self._agreed_bytes = credit_bytes(batch_bytes, long_batches=long_batches)
         self._buffers: list[Pages] = []
         self._buffers_made = 0
         self._unacked: deque[UnackedBatch] = deque()

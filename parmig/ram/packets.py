@@ -22,6 +22,7 @@ import numpy as np
 from parmig.errors import ProtocolError
 from parmig.ram.bits import NO_RUNS, Runs
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.credit import LONG_BATCH_RUNS
 
 BATCH = 3
 """Kind of a batch among the messages of a data channel (see ``ram.flow``)."""
@@ -73,12 +74,15 @@ def _table(kind: int, runs: Runs) -> bytes:
     return (entries | unsigned[:, 0]).astype(">u8").tobytes()
 
 
-def decode_batch(frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: int) -> BatchHeader:
+def decode_batch(
+    frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: int, max_long_bytes: int = 0
+) -> BatchHeader:
     """The header in *frame*. Every field is checked against what both sides agreed.
 
     Args:
         blocks_pages: pages of each agreed block.
         max_raw_bytes: the agreed batch size.
+        max_long_bytes: the agreed size of a long batch; 0: none is agreed.
 
     Raises:
         ProtocolError: a field does not fit; the message names it.
@@ -91,13 +95,18 @@ def decode_batch(frame: memoryview, *, blocks_pages: list[int], max_raw_bytes: i
     _require(block < len(blocks_pages), f"block number {block}, agreed are {len(blocks_pages)}")
     _require(0 < runs <= MAX_RUNS, f"{runs} runs, allowed are 1 to {MAX_RUNS}")
     _require(len(frame) == _HEADER.size + 8 * runs, f"{len(frame)} bytes do not hold a table of {runs} runs")
-    _require(raw_bytes <= max_raw_bytes, f"{raw_bytes} bytes of pages, agreed are {max_raw_bytes}")
+    most = max(max_raw_bytes, max_long_bytes)
+    _require(raw_bytes <= most, f"{raw_bytes} bytes of pages, agreed are {most}")
     _require(payload_bytes <= raw_bytes, f"payload of {payload_bytes} bytes is longer than its pages ({raw_bytes})")
     _require(
         codec != 0 or payload_bytes == raw_bytes,
         f"payload of {payload_bytes} bytes for {raw_bytes} bytes of pages as they are",
     )
     data_runs, zero_runs = _check_table(frame[_HEADER.size :], blocks_pages[block], raw_bytes)
+    _require(
+        raw_bytes <= max_raw_bytes or (codec == 0 and len(data_runs) <= LONG_BATCH_RUNS),
+        f"{raw_bytes} bytes of pages in {len(data_runs)} runs by codec {codec}, agreed are {max_raw_bytes}",
+    )
     return BatchHeader(codec, block, round_, sequence, raw_bytes, payload_bytes, data_runs, zero_runs)
 
 

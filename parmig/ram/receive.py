@@ -12,6 +12,7 @@ from parmig.ram import channel_messages
 from parmig.ram.bits import Index, Runs, index_of_runs, page_count, test_bits
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.codecs.codec import PageCodec
+from parmig.ram.credit import long_batch_bytes
 from parmig.ram.packets import BATCH, BatchHeader, decode_batch
 from parmig.ram.place import PagePlacer
 from parmig.ram.reach.reach import Reach
@@ -35,6 +36,7 @@ class MigrationRamReceive:
         codecs: the agreed codecs; a batch names the one that it was encoded with.
         shared: what the workers of this side share; its bits record which pages exist.
         batch_bytes: the agreed largest batch.
+        long_batches: whether long batches are agreed; then messages must be such that place their payload.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class MigrationRamReceive:
         codecs: Sequence[PageCodec],
         shared: SharedArea,
         batch_bytes: int,
+        long_batches: bool = False,
     ) -> None:
         self._worker = worker
         self._blocks = blocks
@@ -53,6 +56,7 @@ class MigrationRamReceive:
         self._decoders = {codec.number: codec.decoder(self._read_placed) for codec in codecs}
         self._shared = shared
         self._batch_bytes = batch_bytes
+        self._long_bytes = long_batch_bytes(batch_bytes) if long_batches else 0
         self._placer = PagePlacer(blocks, shared)
         self._piece = memoryview(mmap.mmap(-1, PIECE_PAGES * PAGE_BYTES))
         self._codec_counters = shared.codec_counters(worker)
@@ -90,7 +94,12 @@ class MigrationRamReceive:
         self._shared.note_placed(self._worker, 0)
 
     def _place(self, message: Incoming) -> None:
-        header = decode_batch(message.head, blocks_pages=self._blocks_pages, max_raw_bytes=self._batch_bytes)
+        header = decode_batch(
+            message.head,
+            blocks_pages=self._blocks_pages,
+            max_raw_bytes=self._batch_bytes,
+            max_long_bytes=self._long_bytes,
+        )
         if header.sequence != self._sequence + 1:
             raise ProtocolError(
                 f"batch {header.sequence} followed batch {self._sequence}; a batch was lost or repeated"

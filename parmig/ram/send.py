@@ -19,12 +19,14 @@ from parmig.ram.bits import (
     join_runs,
     page_count,
     portions,
+    run_count,
     runs_of_index,
     set_bits,
     test_bits,
 )
 from parmig.ram.blocks import EXTENT_PAGES, PAGE_BYTES
-from parmig.ram.dirty_scanner import DirtyRegion, DirtyScanner
+from parmig.ram.credit import LONG_BATCH_RUNS
+from parmig.ram.dirty_scanner import DirtyCount, DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
@@ -56,7 +58,7 @@ class MigrationRamSend:
         tracker: reads the dirty log.
         outlet: takes the batches.
         shared: what the workers of this side share.
-        batch_bytes: most guest bytes in a batch.
+        batch_bytes: most guest bytes in a batch; the outlet may take more in a long one.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class MigrationRamSend:
 
     # -- the proposal's verbs -------------------------------------------------------------------
 
-    def migrate_dirty_bitmap_sync(self, numbers: Sequence[int]) -> int:
+    def migrate_dirty_bitmap_sync(self, numbers: Sequence[int]) -> DirtyCount:
         """How many pages of the regions *numbers* are dirty now; nothing is consumed."""
         return self._scanner.count(numbers)
 
@@ -170,7 +172,8 @@ class MigrationRamSend:
         index = np.flatnonzero(dirty.bit_map) + dirty.region.first_page
         reach = self._blocks[block]
         while len(index):
-            part, index = np.split(index, [pages_of_batch(index, self._most_pages)])
+            most = max(self._most_pages, self._outlet.most_long_pages(block))
+            part, index = np.split(index, [pages_of_batch(index, most)])
             self.counters.handled_pages += len(part)
             self._tables.use(block, part)
             zero = reach.zero_mask(part)
@@ -201,7 +204,7 @@ class MigrationRamSend:
 
     @property
     def _most_pages(self) -> int:
-        """How many pages the next batch should have at most."""
+        """How many pages the next batch should have at most, unless it is a long one."""
         return min(self._batch_pages, self._outlet.most_pages)
 
     def _queue_zero(self, runs: Runs) -> None:
@@ -221,7 +224,14 @@ class MigrationRamSend:
         least_pages = batch_pages // 2 if self._blocks[self._block].reads_to_look else batch_pages
         while self._data_pages >= least_pages:
             pending = self._pending()
-            pages = pages_of_batch(pending, batch_pages)
+            most = batch_pages
+            long = self._outlet.most_long_pages(self._block)
+            if long > most and run_count(pending[:long]) <= LONG_BATCH_RUNS:
+                if len(pending) < long:
+                    self._data = [pending]
+                    return  # what follows may belong to it
+                most = long
+            pages = pages_of_batch(pending, most)
             self._emit(pending[:pages])
             rest = pending[pages:]
             self._data, self._data_pages = [rest] if len(rest) else [], len(rest)

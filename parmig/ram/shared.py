@@ -219,6 +219,10 @@ class SharedArea:
         """Limit the rate of all workers on path number *path* together; as :meth:`set_rate`."""
         self._paths[path, 0] = bytes_per_s
 
+    def is_limited(self, path: int) -> bool:
+        """Whether there is a limit for all workers, or for those on path number *path*."""
+        return bool(self._limit[0] > 0 or self._paths[path, 0] > 0)
+
     def reserve(self, size_bytes: int, path: int = 0) -> int:
         """Take *size_bytes* from the common budget, and from that of path number *path*.
 

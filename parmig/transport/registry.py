@@ -25,17 +25,19 @@ class TransportKind(NamedTuple):
         scheme: its name in URIs.
         name: its name in ``--transport``, and when the two sides agree on a transport.
         factory: ``module:class``; its constructor takes the arguments of :func:`open_transport`.
+        places: whether its messages place their payload, so that no memory is needed for it.
     """
 
     scheme: str
     name: str
     factory: str
+    places: bool
 
 
 _KINDS = (
-    TransportKind("zmq+tcp", "zmq", "parmig.transport.zeromq:ZmqTransport"),
-    TransportKind("tcp", "tcp", "parmig.transport.tcp:TcpTransport"),
-    TransportKind(UNIX_SCHEME, "unix", "parmig.transport.unix:UnixTransport"),
+    TransportKind("zmq+tcp", "zmq", "parmig.transport.zeromq:ZmqTransport", places=False),
+    TransportKind("tcp", "tcp", "parmig.transport.tcp:TcpTransport", places=True),
+    TransportKind(UNIX_SCHEME, "unix", "parmig.transport.unix:UnixTransport", places=True),
 )
 
 TRANSPORTS = {kind.scheme: kind for kind in _KINDS}
@@ -102,6 +104,11 @@ def data_scheme(choice: str) -> str:
         if kind.name == name:
             return kind.scheme
     raise UsageError(f"unknown transport {choice!r}; expected one of {', '.join(transport_choices())}")
+
+
+def places_payload(name: str) -> bool:
+    """Whether messages of the transport *name* place their payload."""
+    return any(kind.name == name and kind.places for kind in _KINDS)
 
 
 def needs_curve(scheme: str) -> bool:

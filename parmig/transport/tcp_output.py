@@ -17,8 +17,9 @@ from parmig.units import MIB
 BEAT_S = 0.2
 """A keep-alive is sent when nothing else was sent for this long."""
 
-MAX_QUEUED_BYTES = 32 * MIB
-"""A peer that does not read is lost once more than this is queued for it. The credit of a data channel is less."""
+MAX_QUEUED_BYTES = 40 * MIB
+"""A peer that does not read is lost once more than this is queued for it. The credit of a data channel is less
+(``ram.credit``)."""
 
 
 class Output:

@@ -19,8 +19,9 @@ from parmig.errors import PeerLostError, ProtocolError
 from parmig.ram import channel_messages as messages
 from parmig.ram import first_connection
 from parmig.ram.channel_opening import FIRST_MESSAGE_BYTES, Caller, Opening
+from parmig.ram.credit import credit_bytes
 from parmig.ram.first_connection import open_channel
-from parmig.ram.flow import SendChannel, credit_bytes
+from parmig.ram.flow import SendChannel
 from parmig.ram.receive_channel import ReceiveChannel
 from parmig.ram.reconnect import Reconnect
 from parmig.ram.shared import NOBODY_YET

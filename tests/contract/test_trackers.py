@@ -285,7 +285,7 @@ class Guest:
 
     def count(self) -> int:
         self.sync()
-        return self.worker.scanner.count(self.everything)
+        return self.worker.scanner.count(self.everything).pages
 
     def assert_arrived(self) -> None:
         for number, reach in enumerate(self.mappings):
@@ -605,7 +605,7 @@ def test_two_workers_on_disjoint_regions_do_not_take_each_others_pages(guest: Gu
     guest.find([0, 2, 3], worker=other)
     guest.find([1], worker=other)
     guest.sync()
-    assert guest.worker.scanner.count(range(4)) == other.scanner.count(range(4)) == 0
+    assert guest.worker.scanner.count(range(4)).pages == other.scanner.count(range(4)).pages == 0
     assert guest.find().data == []
     guest.assert_arrived()
     other.close()

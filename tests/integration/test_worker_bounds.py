@@ -17,7 +17,7 @@ from parmig.engine.messages.peer_messages import PROTOCOL_VERSION
 from parmig.engine.messages.worker_messages import WorkerConnected, WorkerFailed, WorkerReady
 from parmig.engine.pool import WorkerPool
 from parmig.ram.channel_opening import Caller
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.units import MIB
 from tests.engine.test_pool import PAGES, RECEIVE, REGIONS, data_channel, receive_setup, said_by
 from tests.integration.test_strangers import strangers

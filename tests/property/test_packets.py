@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import nullcontext
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from parmig.errors import ProtocolError
 from parmig.ram.bits import NO_RUNS, Runs
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.credit import LONG_BATCH_RUNS
 from parmig.ram.packets import MAX_RUN_PAGES, MAX_RUNS, MAX_ZERO_PAGES, BatchHeader, decode_batch
 from tests.support import pages_below, runs_of
 
@@ -22,8 +24,19 @@ BLOCK_PAGES = 2048
 BATCH_BYTES = 1024 * PAGE_BYTES
 
 
-def decode(frame: bytes, *, blocks_pages: list[int] | None = None, max_raw_bytes: int = BATCH_BYTES) -> BatchHeader:
-    return decode_batch(memoryview(frame), blocks_pages=blocks_pages or [BLOCK_PAGES, 64], max_raw_bytes=max_raw_bytes)
+def decode(
+    frame: bytes,
+    *,
+    blocks_pages: list[int] | None = None,
+    max_raw_bytes: int = BATCH_BYTES,
+    max_long_bytes: int = 0,
+) -> BatchHeader:
+    return decode_batch(
+        memoryview(frame),
+        blocks_pages=blocks_pages or [BLOCK_PAGES, 64],
+        max_raw_bytes=max_raw_bytes,
+        max_long_bytes=max_long_bytes,
+    )
 
 
 def header(data: set[int], zero: set[int], **fields: int) -> BatchHeader:
@@ -186,3 +199,14 @@ def test_as_many_runs_as_allowed_arrive() -> None:
     zero = np.arange(0, 2 * MAX_RUNS, 2, dtype=np.int64)
     sent = BatchHeader(0, 0, 0, 1, 0, 0, NO_RUNS, np.stack((zero, zero + 1), axis=1))
     assert np.array_equal(decode(sent.encode(), blocks_pages=[2 * MAX_RUNS]).zero_runs, sent.zero_runs)
+
+
+@given(pages_below(64), st.integers(0, 64), st.integers(0, 128), st.sampled_from([0, 1]))
+def test_only_few_runs_of_pages_as_they_are_make_a_batch_longer_than_others(
+    data: set[int], usual: int, long: int, codec: int
+) -> None:
+    sent = header(data, {64, 66, 68, 70, 72}, codec=codec)
+    fits = len(data) <= usual or (len(data) <= long and codec == 0 and len(sent.data_runs) <= LONG_BATCH_RUNS)
+    with nullcontext() if fits else pytest.raises(ProtocolError, match="agreed are"):
+        decoded = decode(sent.encode(), max_raw_bytes=usual * PAGE_BYTES, max_long_bytes=long * PAGE_BYTES)
+        assert np.array_equal(decoded.data_runs, sent.data_runs)

@@ -22,8 +22,9 @@ BATCH_PAGES = BATCH_BYTES // PAGE_BYTES
 class Recorder:
     """A channel that keeps every batch, copied when it is sent, and checks each as the destination would."""
 
-    def __init__(self, blocks_pages: list[int]) -> None:
+    def __init__(self, blocks_pages: list[int], long_bytes: int = 0) -> None:
         self.blocks_pages = blocks_pages
+        self.long_bytes = long_bytes
         self.messages: list[list[bytes]] = []
         self.headers: list[BatchHeader] = []
         self.fences: list[tuple[int, int]] = []
@@ -50,7 +51,12 @@ class Recorder:
     def send_batch(self, frames: Sequence[Buffer], wire_bytes: int, buffer: Pages | None) -> None:
         assert wire_bytes == sum(map(len, frames))
         self.headers.append(
-            decode_batch(memoryview(frames[0]), blocks_pages=self.blocks_pages, max_raw_bytes=BATCH_BYTES)
+            decode_batch(
+                memoryview(frames[0]),
+                blocks_pages=self.blocks_pages,
+                max_raw_bytes=BATCH_BYTES,
+                max_long_bytes=self.long_bytes,
+            )
         )
         self.messages.append([bytes(frame) for frame in frames])
         if buffer is not None:

@@ -55,7 +55,7 @@ def test_all_that_exists_is_sent_again(in_two_steps: bool, monkeypatch: pytest.M
         shared.forget_regions([0], [REGION])
         assert shared.armed[0] == LOST
         assert not shared.reported[0].any()
-        assert scanner.count([0]) == 3
+        assert scanner.count([0]).pages == 3
         if in_two_steps:
             scanner.scan([0])
             (dirty,) = scanner.take([0], first_pass=True)

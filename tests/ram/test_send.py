@@ -43,23 +43,30 @@ PAGES = (300, 130)
 
 class Source:
     def __init__(
-        self, mappings: list[BlockMapping], shared: SharedArea, log_fd: int, compress: str, waited_ns: int = 0
+        self,
+        mappings: list[BlockMapping],
+        shared: SharedArea,
+        log_fd: int,
+        compress: str,
+        waited_ns: int = 0,
+        long_bytes: int = 0,
     ) -> None:
         self.mappings = mappings
         self.shared = shared
         self.regions = cut([one.block for one in mappings], 64)
-        self.channel = Recorder([one.block.pages for one in mappings])
+        self.channel = Recorder([one.block.pages for one in mappings], long_bytes)
         self.channel.waiting_ns = waited_ns
         self._log = mmap.mmap(log_fd, 0)
         self.tracker = BitmapTracker(log_fd, [one.block for one in mappings])
         names = registry.codecs_of(compress, registry.names())
         encoder = open_encoder(compress, names, CodecSettings(), shared.codec_counters(0))
+        outlet = ChannelOutlet(self.channel, encoder, mappings, self.tracker, shared, long_bytes=long_bytes)  # type: ignore[arg-type]
         self.ram = MigrationRamSend(
             worker=0,
             regions=self.regions,
             blocks=mappings,
             tracker=self.tracker,
-            outlet=ChannelOutlet(self.channel, encoder, mappings, self.tracker, shared),  # type: ignore[arg-type]
+            outlet=outlet,
             shared=shared,
             batch_bytes=BATCH_BYTES,
         )
@@ -80,11 +87,11 @@ class Source:
 
 
 @contextmanager
-def sending(*pages: int, compress: str = "none", waited_ns: int = 0) -> Iterator[Source]:
+def sending(*pages: int, compress: str = "none", waited_ns: int = 0, long_bytes: int = 0) -> Iterator[Source]:
     fd = os.memfd_create("log", os.MFD_CLOEXEC)
     os.ftruncate(fd, sum(map(bits_for, pages)))
     with mapped(*pages) as mappings, shared_area(mappings, cut([one.block for one in mappings], 64)) as shared:
-        source = Source(mappings, shared, fd, compress, waited_ns)
+        source = Source(mappings, shared, fd, compress, waited_ns, long_bytes)
         try:
             yield source
         finally:
@@ -102,11 +109,16 @@ def write_zero(source: Source, block: int, pages: set[int]) -> None:
     source.mark(block, pages)
 
 
-def arrived(source: Source, *, compress: str) -> list[np.ndarray]:
+def arrived(source: Source, *, compress: str, long_batches: bool = False) -> list[np.ndarray]:
     """What a destination makes of everything that was sent."""
     with mapped(*(one.block.pages for one in source.mappings)) as mappings, shared_area(mappings, []) as shared:
         ram = MigrationRamReceive(
-            worker=0, blocks=mappings, codecs=[codec(compress)], shared=shared, batch_bytes=BATCH_BYTES
+            worker=0,
+            blocks=mappings,
+            codecs=[codec(compress)],
+            shared=shared,
+            batch_bytes=BATCH_BYTES,
+            long_batches=long_batches,
         )
         for message in source.channel.messages:
             ram.migrate_ram_receive(Incoming([memoryview(frame) for frame in message]))
@@ -288,8 +300,9 @@ def test_counting_consumes_nothing() -> None:
         source.round(1)
         source.mark(0, {1, 2, 77})
         numbers = range(len(source.regions))
-        assert source.ram.migrate_dirty_bitmap_sync(numbers) == 3
-        assert source.ram.migrate_dirty_bitmap_sync(numbers) == 3
+        for _ in range(2):
+            count = source.ram.migrate_dirty_bitmap_sync(numbers)
+            assert (count.pages, count.by_region.tolist()) == (3, [1] * 5 + [0] * 3)  # they are scanned together
 
 
 def test_waiting_before_there_was_a_dirty_log_is_not_taken_from_the_busy_time() -> None:

@@ -17,7 +17,7 @@ from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs
-from parmig.transport.registry import data_scheme, data_transports
+from parmig.transport.registry import data_scheme, data_transports, places_payload
 from parmig.units import NS_PER_MS
 
 CAPABILITIES = ("fence", "credit", "post-save-scan", "two-phase-hand-over")
@@ -49,6 +49,9 @@ SESSION_PROOF = "session-proof"
 """Feature: whoever opens a channel proves that it knows the session, and the other end proves it back. The session's
 secret is then sent by no channel but the first one."""
 
+LONG_BATCHES = "long-batches"
+"""Feature: where a transport places what arrives, batches of few runs of pages may be long (``ram.credit``)."""
+
 MAX_RECONNECT_MS = 24 * 3600 * 1000
 """Whatever a source announces, the destination keeps nothing for longer than this."""
 
@@ -59,6 +62,7 @@ FEATURES = (
     RECONNECT,
     PATHS,
     SESSION_PROOF,
+    LONG_BATCHES,
     in_place.FEATURE,
     in_place.DIRECT_COPY,
 )
@@ -124,6 +128,12 @@ def reconnect_ns_of(capabilities: Sequence[str]) -> int:
     names = (name.removeprefix(f"{RECONNECT}-") for name in capabilities if name.startswith(f"{RECONNECT}-"))
     limits = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 10]
     return min(max(limits, default=0), MAX_RECONNECT_MS) * NS_PER_MS
+
+
+def has_long_batches(wish: Configure, capabilities: Sequence[str]) -> bool:
+    """Whether batches may be long, by the *wish* of the source and the *capabilities* of the destination."""
+    named = LONG_BATCHES in wish.capabilities and LONG_BATCHES in capabilities
+    return named and places_payload(wish.transport)
 
 
 def state_of(capabilities: Sequence[str]) -> str:

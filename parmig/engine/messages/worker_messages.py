@@ -189,9 +189,14 @@ class Fenced(Message, frozen=True):
 
 
 class Counted(Message, frozen=True):
-    """Send worker: the answer to CountDirty."""
+    """Send worker: the answer to CountDirty.
+
+    Attributes:
+        by_region: pages of each region that was asked for, int32 each.
+    """
 
     pages: int
+    by_region: bytes = b""
 
 
 class RegionDigests(Message, frozen=True):

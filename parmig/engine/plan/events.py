@@ -155,10 +155,11 @@ class ChannelResumed(Event, frozen=True):
 
 
 class WorkerCounted(Event, frozen=True):
-    """How many pages are dirty in a worker's regions."""
+    """How many pages are dirty in a worker's regions; *by_region* as in ``Counted``."""
 
     worker: int
     pages: int
+    by_region: bytes = b""
 
 
 class GuestPaused(Event, frozen=True):

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum, auto
 
+import numpy as np
+
 from parmig.engine.messages.worker_messages import Fence, SendRegions
 from parmig.engine.plan.events import Instruct, Instruction
 from parmig.engine.work.homes import Homes, Nearness, assign_near, nearness
-from parmig.engine.work.pace import Pace
-from parmig.engine.work.shares import Shares, assign, shares_of_round
+from parmig.engine.work.pace import COUNTED_WIRE_PART, MIN_WIRE_PART, Pace
+from parmig.engine.work.shares import Shares, Weights, assign, shares_of_round
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.regions import Region
@@ -54,6 +56,7 @@ class RoundWork:
         self._region_bytes = self.total_pages * PAGE_BYTES // max(1, len(regions))
         self.lost: set[int] = set()
         self._again: set[int] = set()
+        self._counted: dict[int, Weights] = {}
         self._shares = Shares([])
         self._pace = Pace(workers)
         self._waiting, self._fencing, self._resting = set[int](), set[int](), set[int]()
@@ -72,6 +75,30 @@ class RoundWork:
             return assign(self._weights, self._workers, speeds)
         return assign_near(self._weights, self._homes, speeds)
 
+    def counted(self, worker: int, by_region: bytes) -> None:
+        """Worker *worker* has counted the dirty pages of each region that it owns; so the next round is cut by them.
+
+        Args:
+            by_region: int32 each, in the order of the regions.
+        """
+        pages = np.frombuffer(by_region, dtype=np.int32)
+        if len(pages) == len(self.owned[worker]):
+            self._counted[worker] = pages.astype(np.int64)
+
+    def _take_weights(self) -> Weights | None:
+        """What each region is expected to cost in bytes on the wire; None: not all have counted since the last round.
+
+        A region without dirty pages costs its look-up, and others may have become dirty meanwhile.
+        """
+        counted, self._counted = self._counted, {}
+        if len(counted) < sum(len(owned) > 0 for owned in self.owned) or self.lost or self._again:
+            return None
+        weights = np.full(len(self._weights), round(self._region_bytes * MIN_WIRE_PART), dtype=np.int64)
+        for worker, pages in counted.items():
+            numbers = np.asarray(self.owned[worker], dtype=np.int64)
+            weights[numbers] = np.maximum(weights[numbers], pages * PAGE_BYTES)
+        return weights
+
     @property
     def stolen(self) -> Sequence[int]:
         """How many regions each worker has taken over in this round."""
@@ -88,6 +115,7 @@ class RoundWork:
         """
         self._round, self._kind, self._scanned = round_, kind, scanned
         absent = self.lost | self._again
+        weights = self._take_weights()
         self._shares = shares_of_round(
             [[number for number in owned if number not in absent] for owned in self.owned] if absent else self.owned,
             dirty_pages,
@@ -95,8 +123,12 @@ class RoundWork:
             paused=kind is not RoundKind.RUNNING,
             rescan=kind is RoundKind.RESCAN,
             sticky=self._remembering and round_ > 1,
+            weights=weights,
         )
-        self._pace.begin_round(dirty_pages / max(1, self.total_pages))
+        if weights is None:
+            self._pace.begin_round(dirty_pages / max(1, self.total_pages))
+        else:
+            self._pace.begin_round(1.0, COUNTED_WIRE_PART)
         self._waiting, self._fencing, self._resting = set(self._shares.workers), set(), set()
         instructions = self._send_anew(sorted(self._again - self.lost), now_ns)
         # A second bundle each, so that no worker waits for an answer.
@@ -165,11 +197,11 @@ class RoundWork:
             return []
         self._resting.discard(worker)
         shares = self._shares
-        most_bytes = self._pace.bundle_bytes(worker, shares.left * self._region_bytes, now_ns)
-        most = None if most_bytes is None else most_bytes // max(1, self._region_bytes)
+        most_bytes = self._pace.bundle_bytes(worker, shares.weight_left * self._weight_bytes, now_ns)
+        most = None if most_bytes is None else most_bytes // self._weight_bytes
         regions = shares.take(worker, most)
         if regions:
-            self._pace.gave(worker, len(regions) * self._region_bytes, now_ns)
+            self._pace.gave(worker, shares.weight_of(regions) * self._weight_bytes, now_ns)
             if shares.whole:
                 self._fencing.add(worker)
             # The last scan need not wait until the last pages are in place: each region stays with its worker.
@@ -188,5 +220,10 @@ class RoundWork:
         """Whether *worker* should leave what is left to others."""
         if self._shares.whole or not self._shares.spare:
             return False
-        left_bytes = self._shares.left * self._region_bytes
-        return self._pace.should_rest(worker, self._region_bytes, left_bytes, now_ns)
+        left_bytes = self._shares.weight_left * self._weight_bytes
+        return self._pace.should_rest(worker, left_bytes // max(1, self._shares.left), left_bytes, now_ns)
+
+    @property
+    def _weight_bytes(self) -> int:
+        """How many bytes a weight of 1 means."""
+        return max(1, self._region_bytes) if self._shares.weights is None else 1

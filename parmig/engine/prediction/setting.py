@@ -13,7 +13,7 @@ from parmig.engine.work.pace import BUNDLE_NS
 from parmig.engine.work.policy import Limits
 from parmig.ram.ack_rate import HOLD_NS
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.ram.shared import CATCH_UP_NS
 from parmig.units import GIB, NS_PER_S
 

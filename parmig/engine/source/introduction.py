@@ -27,7 +27,7 @@ from parmig.engine.source_plan.source_steps import cannot_throttle
 from parmig.errors import PeerFailedError, PeerRefusedError, ProtocolError
 from parmig.guests.guest import Guest, GuestInfo
 from parmig.ram.blocks import BlockMemory
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.ram.reach.open_reach import allocated_bytes
 from parmig.ram.regions import region_pages_for
 from parmig.transport.registry import AUTO, OLDEST_TRANSPORT, chosen_transport, open_control

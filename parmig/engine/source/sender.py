@@ -19,6 +19,7 @@ from parmig.engine.agreement.agreement import (
     SESSION_PROOF,
     VERIFY_AFTER,
     channel_codecs,
+    has_long_batches,
     reconnect_ns_of,
 )
 from parmig.engine.channels.lasting_channels import ChannelNote, LastingChannels
@@ -180,6 +181,7 @@ class MigrationSender(SourceSide):
                 codecs=channel_codecs(self._config.compress, accept),
                 codec_settings=codec_settings,
                 batch_bytes=self._config.batch_bytes,
+                long_batches=has_long_batches(wish, accept.capabilities),
                 region_pages=wish.region_pages,
                 cpus=cpus,
                 connect_timeout_ns=self._config.connect_timeout_ns,

@@ -181,8 +181,8 @@ class SourceRun(Driver[Instruction]):
                 return events.WorkerSent(worker, counters)
             case worker_messages.Fenced(counters=counters):
                 return events.WorkerFenced(worker, counters)
-            case worker_messages.Counted(pages=pages):
-                return events.WorkerCounted(worker, pages)
+            case worker_messages.Counted(pages=pages, by_region=by_region):
+                return events.WorkerCounted(worker, pages, by_region)
             case worker_messages.RegionDigests(digests=digests):
                 return events.WorkerDigested(worker, digests)
             case worker_messages.HeldChecked():

@@ -119,7 +119,8 @@ class Coordinator(SourcePause):
                 return self._fenced(worker, counters, now_ns)
             case Step.SYNCING_COUNT, events.LogSynced():
                 return self._count()
-            case Step.COUNTING, events.WorkerCounted(worker=worker, pages=pages):
+            case Step.COUNTING, events.WorkerCounted(worker=worker, pages=pages, by_region=by_region):
+                self._work.counted(worker, by_region)
                 return self._add_count(worker, pages, now_ns)
             case Step.PAUSING, events.GuestPaused(stopped_ns=stopped_ns):
                 self.machine.move(StatusEvent.PAUSED)

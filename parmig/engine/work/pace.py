@@ -30,6 +30,11 @@ MIN_WIRE_PART = 1 / 64
 sparse TiB takes some 600 bundles at 1 Gbit/s."""
 
 
+COUNTED_WIRE_PART = 1 / 4
+"""Where the dirty pages of each region were counted, this part of them is on the wire at least: a codec that does
+better gets shorter bundles."""
+
+
 class _Worker:
     def __init__(self) -> None:
         self.rate = 0.0
@@ -52,14 +57,15 @@ class Pace:
     def __init__(self, workers: int) -> None:
         self._workers = [_Worker() for _ in range(workers)]
         self.wire_part = 1.0
-        self._prior = 1.0
+        self._prior, self._least_part = 1.0, MIN_WIRE_PART
         self._handled_bytes = self._wire_bytes = 0
 
     # -- what happens ---------------------------------------------------------------------------
 
-    def begin_round(self, dirty_part: float) -> None:
-        """A round begins in which about *dirty_part* of the memory is to be sent."""
-        self._prior = min(1.0, max(MIN_WIRE_PART, dirty_part))
+    def begin_round(self, dirty_part: float, least_part: float = MIN_WIRE_PART) -> None:
+        """A round begins in which about *dirty_part* of the memory is to be sent, and never less than *least_part*."""
+        self._least_part = least_part
+        self._prior = min(1.0, max(least_part, dirty_part))
         self._handled_bytes = self._wire_bytes = 0
         self.wire_part = self._prior
         for worker in self._workers:
@@ -84,7 +90,7 @@ class Pace:
         self._wire_bytes += load.wire_bytes - worker.wire_bytes
         worker.wire_bytes = load.wire_bytes
         part = (self._prior * PRIOR_BYTES + self._wire_bytes) / (PRIOR_BYTES + self._handled_bytes)
-        self.wire_part = max(MIN_WIRE_PART, part)
+        self.wire_part = max(self._least_part, part)
         worker.rate = load.rate_bytes_per_s or worker.rate
         if worker.rate:
             left_bytes = load.unacked_bytes + self.wire_part * sum(worker.given)

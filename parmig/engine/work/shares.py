@@ -15,6 +15,9 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+
+Weights = npt.NDArray[np.int64]
 
 BUNDLE_PART = 4
 """A bundle is a quarter of the regions that their owner has left: few messages at first, small pieces at the end, so
@@ -67,6 +70,7 @@ class Shares:
         whole: hand each worker all of its own at once (few dirty pages: a message costs more).
         sticky: a worker remembers what it sent of its regions, so another one takes over only what would keep the
             owner busy for long: it leaves the owner STICKY_PART of its regions.
+        weights: what each region is expected to cost, by its number; None: all cost 1.
 
     Attributes:
         stolen: how many regions each worker has taken over.
@@ -74,8 +78,17 @@ class Shares:
         workers: who takes part in the round.
     """
 
-    def __init__(self, owned: Sequence[Sequence[int]], *, whole: bool = False, sticky: bool = False) -> None:
+    def __init__(
+        self,
+        owned: Sequence[Sequence[int]],
+        *,
+        whole: bool = False,
+        sticky: bool = False,
+        weights: Weights | None = None,
+    ) -> None:
         self._left = list(owned)  # parts of ranges are ranges: nothing is copied
+        self.weights = weights
+        self._weight_left = [self.weight_of(regions) for regions in owned]
         self._kept = [len(regions) // STICKY_PART if sticky else 0 for regions in owned]
         self.whole = whole
         self.stolen = [0] * len(owned)
@@ -86,28 +99,47 @@ class Shares:
         """The next regions for *worker*, its own first, else from whoever has most to give; empty: none left.
 
         Args:
-            most: take at most so many, but one at least; None: as many as there are.
+            most: take regions of at most this weight, but one at least; None: as many as there are.
         """
-        most = sys.maxsize if most is None else max(1, most)
+        most = sys.maxsize if most is None else most
         left = self._left[worker]
         if left:
-            count = len(left) if self.whole else min(most, max(1, len(left) // BUNDLE_PART))
+            part = left if self.whole else left[: max(1, len(left) // BUNDLE_PART)]
+            most = most if self.whole else min(most, self._weight_left[worker] // BUNDLE_PART)
+            count = len(left) if self.whole else self._fitting(part, most)
             regions, self._left[worker] = tuple(left[:count]), left[count:]
+            self._weight_left[worker] -= self.weight_of(regions)
         else:
             regions = self._steal(worker, most)
         self.taken[worker] += regions
         return regions
 
+    def _fitting(self, regions: Sequence[int], most: int) -> int:
+        """How many of the first *regions* weigh at most *most* together; one at least."""
+        if self.weights is None:
+            return max(1, min(len(regions), most))
+        sums = np.cumsum(self.weights[_numbers(regions)])
+        return max(1, int(np.searchsorted(sums, most, side="right")))
+
+    def weight_of(self, regions: Sequence[int]) -> int:
+        """What *regions* are expected to cost together."""
+        return len(regions) if self.weights is None else int(self.weights[_numbers(regions)].sum())
+
     def drop(self, worker: int) -> list[int]:
         """*worker* is gone: nobody gets the rest of its regions in this round. Returns them, and those that it got."""
         self.taken[worker] += self._left[worker]
-        self._left[worker], self._kept[worker] = (), 0
+        self._left[worker], self._kept[worker], self._weight_left[worker] = (), 0, 0
         return self.taken[worker]
 
     @property
     def left(self) -> int:
         """How many regions nobody has got yet."""
         return sum(map(len, self._left))
+
+    @property
+    def weight_left(self) -> int:
+        """What these are expected to cost together."""
+        return sum(self._weight_left)
 
     @property
     def spare(self) -> int:
@@ -117,15 +149,24 @@ class Shares:
     def _steal(self, worker: int, most: int) -> tuple[int, ...]:
         """Regions of another worker for *worker*."""
         spare = [len(left) - kept for left, kept in zip(self._left, self._kept, strict=True)]
-        source = max(range(len(spare)), key=spare.__getitem__)
+        most_left = spare if self.weights is None else self._weight_left
+        source = max(range(len(spare)), key=lambda owner: (spare[owner] > 0, most_left[owner]))
         if spare[source] <= 0:
             return ()
         left = self._left[source]
-        count = min(spare[source], most, max(1, len(left) // (2 * BUNDLE_PART)))
+        part = left[-min(spare[source], max(1, len(left) // (2 * BUNDLE_PART))) :]
+        count = self._fitting(part[::-1], min(most, self._weight_left[source] // (2 * BUNDLE_PART)))
         self.stolen[worker] += count
+        self._weight_left[source] -= self.weight_of(left[-count:])
         # From the far end: the owner works from the front and keeps its neighbourhood.
         self._left[source] = left[:-count]
         return tuple(left[-count:])
+
+
+def _numbers(regions: Sequence[int]) -> npt.NDArray[np.int64]:
+    if isinstance(regions, range):
+        return np.arange(regions.start, regions.stop, regions.step)
+    return np.asarray(regions, dtype=np.int64)
 
 
 def shares_of_round(
@@ -136,6 +177,7 @@ def shares_of_round(
     paused: bool,
     rescan: bool = False,
     sticky: bool = False,
+    weights: Weights | None = None,
 ) -> Shares:
     """How the regions of one round are handed out.
 
@@ -146,12 +188,12 @@ def shares_of_round(
         paused: whether the guest stands still meanwhile.
         rescan: whether it is the round after saving, which finds little. If the final round was handed out whole, each
             worker gets the same regions as in that.
-        sticky: as for :class:`Shares`.
+        sticky, weights: as for :class:`Shares`.
     """
     if rescan:
         dirty_pages = min(dirty_pages, WHOLE_PAGES)
     if not paused or sticky or dirty_pages > ALONE_DIRTY_PAGES or total_pages > ALONE_PAGES:
-        return Shares(owned, whole=dirty_pages <= WHOLE_PAGES, sticky=sticky)
+        return Shares(owned, whole=dirty_pages <= WHOLE_PAGES, sticky=sticky, weights=weights)
     everything = [number for regions in owned for number in regions]
     shares = Shares([everything, *([] for _ in owned[1:])], whole=True)
     shares.workers = range(1)

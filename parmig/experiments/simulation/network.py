@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from parmig.engine.paths.paths import spread
 from parmig.experiments.simulation.scenario import Guests, Host, Nic, Scenario
 from parmig.experiments.simulation.sharing import FlowKind, Resource
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.units import GIB, NS_PER_S
 
 FRAME_BYTES = 38

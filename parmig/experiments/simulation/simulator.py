@@ -37,7 +37,7 @@ from parmig.experiments.simulation.results import (
 )
 from parmig.experiments.simulation.scenario import Guests, Range, Scenario
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
-from parmig.ram.flow import credit_bytes
+from parmig.ram.credit import credit_bytes
 from parmig.ram.regions import Regions, cut, region_pages_for
 from parmig.ram.traces.trace_file import read_trace
 from parmig.units import MIB, NS_PER_MS, NS_PER_S

@@ -37,6 +37,11 @@ class BatchEncoder:
         self._counters = counters
         self._misses = 0
 
+    @property
+    def as_it_is(self) -> bool:
+        """Whether every batch goes as it is, straight from guest memory."""
+        return not self._encoders
+
     # -- one batch, in the order of the calls ---------------------------------------------------
 
     def forget(self, block: int, index: Index) -> None:
@@ -55,7 +60,7 @@ class BatchEncoder:
         Args:
             look: returns some of these pages as they are now.
         """
-        return not self._encoders
+        return self.as_it_is
 
     def sent_directly(self, block: int, index: Index) -> None:
         """Take note that it was, so that nobody knows its bytes: the guest writes to them meanwhile."""

@@ -10,9 +10,10 @@ import numpy as np
 from parmig.config import MAX_BATCH_BYTES
 from parmig.ram import in_flight
 from parmig.ram.ack_rate import ChannelLoad
-from parmig.ram.bits import Index, Runs, runs_of_index
+from parmig.ram.bits import NO_RUNS, Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.codecs.batch_encoder import BatchEncoder
+from parmig.ram.credit import LONG_BATCH_RUNS
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import BatchHeader
@@ -22,7 +23,7 @@ from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
 from parmig.transport.transport import Buffer
 
-DIRECT_RUNS = 4
+DIRECT_RUNS = LONG_BATCH_RUNS
 """A batch of at most this many runs is sent straight from guest memory, one frame for each run. More runs are gathered
 in one private buffer: gathering 256 scattered pages costs 38 µs, and a frame about 10 µs."""
 
@@ -37,6 +38,7 @@ class ChannelOutlet(Outlet):
         tracker: notified of what was sent.
         shared: holds the rate limits.
         path: number of the path whose limit applies, too.
+        long_bytes: most guest bytes in a long batch; 0: none is agreed.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ChannelOutlet(Outlet):
         shared: SharedArea,
         *,
         path: int = 0,
+        long_bytes: int = 0,
     ) -> None:
         self._channel = channel
         self._encoder = encoder
@@ -55,7 +58,17 @@ class ChannelOutlet(Outlet):
         self._tracker = tracker
         self._shared = shared
         self._path = path
+        self._goes_long = [
+            long_bytes > 0 and encoder.as_it_is and not tracker.needs_copy and reach.views(NO_RUNS) is not None
+            for reach in blocks
+        ]
+        self._long_bytes = long_bytes
         self.most_pages = channel.acks.batch_bytes(MAX_BATCH_BYTES) // PAGE_BYTES
+
+    def most_long_pages(self, block: int) -> int:
+        if not self._goes_long[block] or self._shared.is_limited(self._path):
+            return 0  # under a limit, long batches would be long bursts
+        return self._channel.acks.batch_bytes(self._long_bytes) // PAGE_BYTES
 
     def load(self) -> ChannelLoad:
         return self._channel.acks.load

@@ -20,6 +20,10 @@ class Outlet(ABC):
     most_pages = sys.maxsize
     """How many pages a batch should have at most, besides the agreed limit. It may change after each batch."""
 
+    def most_long_pages(self, block: int) -> int:
+        """How many pages of *block* a long batch should have at most, at this moment; 0: there are no long ones."""
+        return 0
+
     def load(self) -> ChannelLoad | None:
         """What a channel still has to carry; None: this is a file."""
         return None

@@ -12,6 +12,7 @@ from parmig.engine.agreement.agreement import (
     agreed_version,
     check_accept,
     check_configure,
+    has_long_batches,
     offer,
     reconnect_ns_of,
 )
@@ -186,6 +187,7 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
         "reconnect",
         "paths",
         "session-proof",
+        "long-batches",
         "memory-in-place",
         "direct-copy",
         "protocol-3",
@@ -194,6 +196,22 @@ def test_a_side_offers_what_it_must_do_and_the_codecs_that_it_knows() -> None:
     assert offer("") == offer("migrate") == usual
     assert set(usual) - set(offer("", verify_after=False)) == {"verify-after"}
     assert offer("devices") == (*usual, "state-devices")
+
+
+@pytest.mark.parametrize(
+    ("transport", "source", "destination", "agreed"),
+    [
+        ("tcp", "long-batches", "long-batches", True),
+        ("zmq", "long-batches", "long-batches", False),  # ZeroMQ allocates each message
+        ("tcp", "fence", "long-batches", False),
+        ("tcp", "long-batches", "fence", False),
+    ],
+)
+def test_batches_are_long_where_both_sides_know_them_and_the_transport_places_them(
+    transport: str, source: str, destination: str, agreed: bool
+) -> None:
+    wish = msgspec.structs.replace(WISH, transport=transport, capabilities=(source,))
+    assert has_long_batches(wish, (destination,)) == agreed
 
 
 def test_a_source_names_how_long_an_outage_may_last() -> None:
