@@ -85,10 +85,19 @@ BEFORE_HAND_OVER = frozenset({S.NONE, S.SETUP, S.ACTIVE, S.PRE_SWITCHOVER, S.DEV
 
 
 class StatusMachine:
-    """Holds the status and changes it by the table only."""
+    """Holds the status and changes it by the table only.
+
+    Attributes:
+        history: every status until now, in order; the last one is that of now.
+    """
 
     def __init__(self) -> None:
-        self.status = MigrationStatus.NONE
+        self.history = [MigrationStatus.NONE]
+
+    @property
+    def status(self) -> MigrationStatus:
+        """Where the migration is."""
+        return self.history[-1]
 
     def move(self, event: StatusEvent) -> MigrationStatus:
         """Apply *event* and return the new status.
@@ -99,7 +108,8 @@ class StatusMachine:
         after = TRANSITIONS.get((self.status, event))
         if after is None:
             raise StatusError(f"{event.value!r} cannot happen in status {self.status.value!r}")
-        self.status = after
+        if after is not self.status:
+            self.history.append(after)
         return after
 
     @property

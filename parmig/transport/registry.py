@@ -31,11 +31,11 @@ class TransportKind(NamedTuple):
     scheme: str
     name: str
     factory: str
-    places: bool
+    places: bool = False
 
 
 _KINDS = (
-    TransportKind("zmq+tcp", "zmq", "parmig.transport.zeromq:ZmqTransport", places=False),
+    TransportKind("zmq+tcp", "zmq", "parmig.transport.zeromq:ZmqTransport"),
     TransportKind("tcp", "tcp", "parmig.transport.tcp:TcpTransport", places=True),
     TransportKind(UNIX_SCHEME, "unix", "parmig.transport.unix:UnixTransport", places=True),
 )

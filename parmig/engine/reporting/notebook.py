@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from parmig.engine.reporting.notes import ChangeNote, ChannelsNote, Note, RoundNote, StatusNote, ThrottleNote
 from parmig.engine.reporting.record import Record
 from parmig.status import MigrationStatus
@@ -20,12 +22,16 @@ class Notebook:
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._status = MigrationStatus.SETUP.value
+        self._statuses = len((MigrationStatus.NONE, MigrationStatus.SETUP))  # those before a record is kept
         self._rounds = self._changes = self._throttle_percent = 0
         self._interrupted: tuple[str, ...] = ()
 
-    def look(self, status: str, now_ns: int) -> list[Note]:
-        """What is new at *now_ns*, with the plan's *status*."""
+    def look(self, statuses: Sequence[MigrationStatus], now_ns: int) -> list[Note]:
+        """What is new at *now_ns*.
+
+        Args:
+            statuses: every status of the plan until now. A busy host may have taken two steps since the last look.
+        """
         record = self._record
         at_ms = (now_ns - record.began_ns) / NS_PER_MS
         notes: list[Note] = []
@@ -42,7 +48,7 @@ class Notebook:
         if (interrupted := record.outages.interrupted) != self._interrupted:
             self._interrupted = interrupted
             notes.append(ChannelsNote(at_ms=at_ms, interrupted=list(interrupted)))
-        if status != self._status:
-            self._status = status
-            notes.append(StatusNote(at_ms=at_ms, status=status))
+        if len(statuses) > self._statuses:
+            notes += [StatusNote(at_ms=at_ms, status=one.value) for one in statuses[self._statuses :]]
+            self._statuses = len(statuses)
         return notes

@@ -72,7 +72,7 @@ class SourceSteering:
 
     def look(self, now_ns: int) -> None:
         """Pass on what has happened until *now_ns*."""
-        self._desk.note(self._notebook.look(self._plan.status.value, now_ns))
+        self._desk.note(self._notebook.look(self._plan.machine.history, now_ns))
 
     def post(self, progress: Progress, now_ns: int) -> None:
         """Post the status at *now_ns*, with the figures of *progress*."""

@@ -18,6 +18,7 @@ from parmig.engine.reporting.notes import Note, RoundNote, StatusNote, notes_at_
 from parmig.engine.reporting.report import DowntimePhases, Progress, Report
 from parmig.engine.steering.desk import Desk
 from parmig.errors import HostRefusedError
+from parmig.status import StatusEvent
 from tests.engine.plan.test_plan import Walk
 
 MS = 1_000_000
@@ -33,7 +34,7 @@ def test_each_thing_that_happens_is_noted_once() -> None:
     seen: list[Note] = []
 
     def look() -> list[str]:
-        new = book.look(walk.plan.status.value, walk.now_ms * MS)
+        new = book.look(walk.plan.machine.history, walk.now_ms * MS)
         seen.extend(new)
         return [type(note).__name__ for note in new]
 
@@ -49,6 +50,11 @@ def test_each_thing_that_happens_is_noted_once() -> None:
     walk.plan.record.throttle(20)
     assert look() == ["ThrottleNote"]
     assert look() == []
+    walk.plan.machine.move(StatusEvent.PAUSED)
+    walk.plan.machine.move(StatusEvent.RAM_COMPLETE)
+    assert look() == ["StatusNote", "StatusNote"], "none is left out if two come at once"
+    statuses = [note.status for note in seen if isinstance(note, StatusNote)]
+    assert statuses == ["active", "pre-switchover", "device"]
     rounds = [note for note in seen if isinstance(note, RoundNote)]
     assert [(note.at_ms, note.round) for note in rounds] == [(120, walk.plan.record.rounds[0])]
 
