@@ -92,7 +92,7 @@ class StatusMachine:
     """
 
     def __init__(self) -> None:
-        self.history = [MigrationStatus.NONE]
+        self.history: tuple[MigrationStatus, ...] = (MigrationStatus.NONE,)
 
     @property
     def status(self) -> MigrationStatus:
@@ -109,7 +109,7 @@ class StatusMachine:
         if after is None:
             raise StatusError(f"{event.value!r} cannot happen in status {self.status.value!r}")
         if after is not self.status:
-            self.history.append(after)
+            self.history = (*self.history, after)
         return after
 
     @property
