@@ -92,6 +92,11 @@ class Coordinator(SourcePause):
         self.source_digest: str | None = None
         self.peer_digest: str | None = None
 
+    @property
+    def saves_at_once(self) -> bool:
+        """Whether saving may begin right behind the pause: between them nothing is to be done to the guest."""
+        return not self._needs_sync and not self.record.throttle_percent
+
     def _proceed(self, event: Event, now_ns: int) -> list[Instruction]:
         match self.step, event:
             case _, events.Throttled():
