@@ -115,8 +115,7 @@ class SendChannel:
         """A private buffer for one batch, shape (pages, 4096). It returns to the channel when it may change again."""
         if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
-            in_flight.buffers.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
-            self._buffers.append(in_flight.buffers[-1])
+            return np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8)
         if not self._buffers:
             self._wait(lambda: bool(self._buffers), "a free batch buffer")
         return self._buffers.pop()
@@ -127,8 +126,10 @@ class SendChannel:
         Args:
             frames: header and payload; the payload is in guest memory or in *buffer*.
             wire_bytes: size of all frames.
-            buffer: the private buffer that holds the payload, if any.
+            buffer: the private buffer that holds the payload, if any. It is kept as long as this process lives.
         """
+        if buffer is not None:
+            in_flight.keep(buffer)
         self._interrupt()
         if self._unacked and not self._has_credit(wire_bytes):
             self._wait(lambda: not self._unacked or self._has_credit(wire_bytes), "credit")
