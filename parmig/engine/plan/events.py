@@ -96,7 +96,8 @@ class WorkersReady(Event, frozen=True):
 
 class LogStarted(Event, frozen=True):
     """The guest records writes from now on. *homes*: where its regions are, if workers are kept to NUMA nodes; *begun*:
-    which of them have any memory, one byte each (empty: not known)."""
+    which of them have any memory, one byte each (empty: not known).
+    """
 
     needs_sync: bool
     settles: bool = False
