@@ -95,11 +95,14 @@ class WorkersReady(Event, frozen=True):
 
 
 class LogStarted(Event, frozen=True):
-    """The guest records writes from now on. *homes*: where its regions are, if workers are kept to NUMA nodes."""
+    """The guest records writes from now on. *homes*: where its regions are, if workers are kept to NUMA nodes; *begun*:
+    which of them have any memory, one byte each (empty: not known).
+    """
 
     needs_sync: bool
     settles: bool = False
     homes: Homes | None = None
+    begun: bytes = b""
 
 
 class LogSynced(Event, frozen=True):
