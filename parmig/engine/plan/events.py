@@ -190,7 +190,7 @@ class PeerDigested(Event, frozen=True):
 
 
 class PeerDigests(Event, frozen=True):
-    """The destination's digests of what was placed, as in ``peer_messages.Digests``."""
+    """The destination's digests of what was placed, as in ``digest_messages.Digests``."""
 
     region: int
     first: int
@@ -233,7 +233,7 @@ class HandOverNotSent(Event, frozen=True):
     error: ParmigError
 
 
-# -- instructions of the source --------------------------------------------------------------------------
+# -- instructions of the source -----------------------------------------------------------------
 
 
 class Do(enum.Enum):
@@ -289,7 +289,7 @@ class Throttle(msgspec.Struct, frozen=True):
 
 
 class AskDigests(msgspec.Struct, frozen=True):
-    """Ask the destination for digests, as in ``peer_messages.DigestsRequest``."""
+    """Ask the destination for digests, as in ``digest_messages.DigestsRequest``."""
 
     region: int
     first: int
