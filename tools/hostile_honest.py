@@ -272,6 +272,7 @@ class _Honest:
             self._counted(transport, "read" if order.endpoint.scheme == "tcp" else "receive"),
             "send worker 0",
             batch_bytes=BATCH_BYTES,
+            credit_bytes=credit_bytes(BATCH_BYTES),
             interrupt_fd=never_fd,
             interrupt=lambda: None,
         )

@@ -45,7 +45,8 @@ def trace() -> Trace:
 
 def main() -> None:
     """Write the file."""
-    write_trace(FILE, trace())
+    with FILE.open("wb") as file:
+        write_trace(file, trace())
     print(f"{FILE}: {FILE.stat().st_size} bytes")
 
 

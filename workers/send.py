@@ -100,7 +100,7 @@ def _work(setup: SendSetup, inbox: Inbox, fds: Sequence[int]) -> None:
             dialer.dial(timeout_ns),
             name,
             batch_bytes=setup.batch_bytes,
-            long_batches=setup.long_batches,
+            credit_bytes=setup.credit_bytes,
             interrupt_fd=inbox.fileno(),
             interrupt=interrupt,
             reconnect=_reconnect(setup, name, caller, dialer, inbox),

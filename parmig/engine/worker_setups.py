@@ -59,6 +59,7 @@ class SendSetup(MemorySetup, frozen=True):
         session: the secret of the migration.
         proves: whether the channel proves that it knows the session; else it sends it.
         long_batches: whether its batches may be long.
+        credit_bytes: the most that its channel may have unacknowledged.
         protocol: the agreed version.
         compress: what the user chose.
         codecs: those that the channel uses for it, in the order in which a batch tries them.
@@ -80,6 +81,7 @@ class SendSetup(MemorySetup, frozen=True):
     codecs: tuple[str, ...]
     codec_settings: CodecSettings
     batch_bytes: int
+    credit_bytes: int
     connect_timeout_ns: int
     reconnect_ns: int = 0
     epoch: int = 0
@@ -98,6 +100,7 @@ class ReceiveSetup(MemorySetup, frozen=True):
         session: the secret of the migration.
         proves: whether the send worker proves that it knows the session; else it sends it.
         long_batches: whether batches may be long.
+        credit_bytes: the most that its channel may have unacknowledged.
         protocol: the agreed version.
         outlives_losses: whether its channel goes on after a loss.
         replaces: whether a worker of this number was there before, and has ended.

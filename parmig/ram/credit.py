@@ -32,9 +32,11 @@ def long_batch_bytes(batch_bytes: int) -> int:
     return LONG_BATCH_TIMES * batch_bytes
 
 
-def credit_bytes(batch_bytes: int, *, long_batches: bool = False) -> int:
-    """How many bytes a channel may have unacknowledged, for batches of this size, and long ones if they are agreed."""
-    usual = CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
-    if not long_batches:
-        return usual
-    return max(usual, _LONG_CREDIT_BATCHES * (long_batch_bytes(batch_bytes) + HEADER_BYTES))
+def credit_bytes(batch_bytes: int) -> int:
+    """How many bytes a channel may have unacknowledged, for batches of this size."""
+    return CREDIT_BATCHES * (batch_bytes + HEADER_BYTES)
+
+
+def long_credit_bytes(batch_bytes: int) -> int:
+    """How many bytes of long batches a channel may have unacknowledged if other batches have this size."""
+    return _LONG_CREDIT_BATCHES * (long_batch_bytes(batch_bytes) + HEADER_BYTES)

@@ -145,23 +145,19 @@ class DirtyScanner:
         self._shared.armed[fresh] = self._shared.armed[lost] = ARMED
 
     def count(self, numbers: Sequence[int]) -> DirtyCount:
-        """How many pages :meth:`find` would have to look at, without consuming them."""
+        """How many pages :meth:`find` would have to look at in the regions *numbers* (ascending); consumes none."""
         armed, fresh = self._sort(numbers)
-        pages = 0
-        by_region = np.zeros(len(self._regions), dtype=np.int32)
-        for span in self._regions.spans(armed):
-            pages += self._note(self._tracker.count(span), span, by_region)
+        counts = [(span, self._tracker.count(span)) for span in self._regions.spans(armed)]
         for unread in (fresh.begun, fresh.lost):
-            for span in self._regions.spans(unread):
-                pages += self._note(int(self._allocated(span).sum()), span, by_region)
-        return DirtyCount(pages, by_region[np.asarray(numbers, dtype=np.int64)])
-
-    def _note(self, pages: int, span: Region, by_region: npt.NDArray[np.int32]) -> int:
-        """Divide *pages*, which were counted in *span*, among its regions; return them."""
-        first = self._regions.number_of(span.block, span.first_page)
-        past = self._regions.number_of(span.block, span.end_page - 1) + 1
-        by_region[first:past] = -(-pages // (past - first))
-        return pages
+            counts += [(span, int(self._allocated(span).sum())) for span in self._regions.spans(unread)]
+        wanted = np.asarray(numbers, dtype=np.int64)
+        by_region = np.zeros(len(wanted), dtype=np.int32)
+        for span, pages in counts:
+            first = self._regions.number_of(span.block, span.first_page)
+            past = self._regions.number_of(span.block, span.end_page - 1) + 1
+            begin, end = np.searchsorted(wanted, (first, past))
+            by_region[begin:end] = -(-pages // (past - first))
+        return DirtyCount(sum(pages for _, pages in counts), by_region)
 
     def _sort(self, numbers: Sequence[int]) -> tuple[Index, _Fresh]:
         """Those of the regions *numbers* that are armed, and the others: one look-up for each that has begun."""

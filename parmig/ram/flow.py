@@ -27,7 +27,7 @@ from parmig.ram.ack_rate import AckRate
 from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.channel_messages import HELLO, RESTART, Answer, decode_answer
 from parmig.ram.channel_opening import Caller, Opening
-from parmig.ram.credit import CREDIT_BATCHES, credit_bytes
+from parmig.ram.credit import CREDIT_BATCHES
 from parmig.ram.in_flight import UnackedBatch
 from parmig.ram.reconnect import Reconnect
 from parmig.transport.polling import Poller
@@ -55,7 +55,7 @@ class SendChannel:
         transport: connected to the receive worker; the channel closes it only after a loss.
         name: for errors.
         batch_bytes: size of the buffers that :meth:`take_buffer` hands out.
-        long_batches: whether long batches are agreed.
+        credit_bytes: the most credit that the destination may grant, as agreed.
         interrupt_fd: watched during every wait.
         interrupt: called when it is readable, and before each batch; raises to end the wait.
         reconnect: connects again after a loss; None: a loss is an error.
@@ -68,7 +68,7 @@ class SendChannel:
         name: str,
         *,
         batch_bytes: int,
-        long_batches: bool = False,
+        credit_bytes: int,
         interrupt_fd: int,
         interrupt: Callable[[], None],
         reconnect: Reconnect | None = None,
@@ -81,7 +81,7 @@ class SendChannel:
         self._reserve = reserve
         self._poller = Poller(transport, interrupt_fd)
         self._batch_pages = batch_bytes // PAGE_BYTES
-        self._agreed_bytes = credit_bytes(batch_bytes, long_batches=long_batches)
+        self._agreed_bytes = credit_bytes
         self._buffers: list[Pages] = []
         self._buffers_made = 0
         self._unacked: deque[UnackedBatch] = deque()
@@ -115,8 +115,7 @@ class SendChannel:
         """A private buffer for one batch, shape (pages, 4096). It returns to the channel when it may change again."""
         if not self._buffers and self._buffers_made < BUFFERS:
             self._buffers_made += 1
-            in_flight.buffers.append(np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8))
-            self._buffers.append(in_flight.buffers[-1])
+            return np.empty((self._batch_pages, PAGE_BYTES), dtype=np.uint8)
         if not self._buffers:
             self._wait(lambda: bool(self._buffers), "a free batch buffer")
         return self._buffers.pop()
@@ -127,8 +126,10 @@ class SendChannel:
         Args:
             frames: header and payload; the payload is in guest memory or in *buffer*.
             wire_bytes: size of all frames.
-            buffer: the private buffer that holds the payload, if any.
+            buffer: the private buffer that holds the payload, if any. It is kept as long as this process lives.
         """
+        if buffer is not None:
+            in_flight.keep(buffer)
         self._interrupt()
         if self._unacked and not self._has_credit(wire_bytes):
             self._wait(lambda: not self._unacked or self._has_credit(wire_bytes), "credit")

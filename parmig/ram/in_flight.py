@@ -24,7 +24,7 @@ batches: list[deque[UnackedBatch]] = []
 """The unacknowledged batches of every channel of this process. They may be read even after the channel is gone."""
 
 buffers: list[Pages] = []
-"""All buffers that ever held a payload, for the same reason."""
+"""All buffers that ever held a payload that was sent, for the same reason."""
 
 
 def keep(buffer: Pages) -> None:

@@ -11,6 +11,7 @@ from parmig.ram.bits import (
     Index,
     Runs,
     any_set,
+    ascending,
     clear_bits,
     index_of_runs,
     long_and_short,
@@ -20,7 +21,7 @@ from parmig.ram.bits import (
 from parmig.ram.blocks import PAGE_BYTES
 from parmig.ram.page_digests import PlacedDigests
 from parmig.ram.reach.reach import Reach
-from parmig.ram.reach.tables import TableBudget
+from parmig.ram.reach.tables import TableBudget, tables_of_worker
 from parmig.ram.regions import SPAN_PAGES
 from parmig.ram.shared import SharedArea
 from parmig.transport.transport import Buffer
@@ -39,7 +40,7 @@ class PagePlacer:
         self._blocks = blocks
         self._shared = shared
         self._digests = PlacedDigests(shared, blocks) if shared.page_digests else None
-        self._tables = TableBudget(blocks)
+        self._tables = TableBudget(blocks, tables_of_worker(shared.workers))
 
     def place(self, block: int, runs: Runs, raw: memoryview) -> None:
         """Place pages that lie one after the other in *raw*.
@@ -79,8 +80,8 @@ class PagePlacer:
 
     def _clear(self, block: int, index: Index) -> None:
         bits = self._shared.bits[block]
-        self._note_existing(block, _ascending(index[~test_bits(bits, index)]))
-        for part in self._tables.portions(_ascending(index[test_bits(bits, index)])):
+        self._note_existing(block, ascending(index[~test_bits(bits, index)]))
+        for part in self._tables.portions(ascending(index[test_bits(bits, index)])):
             self._tables.use(block, part)
             gone = self._blocks[block].clear(part)
             clear_bits(bits, gone)
@@ -90,7 +91,7 @@ class PagePlacer:
 
     def note_placed(self, block: int, index: Index) -> None:
         """Note that pages exist; they may come in any order."""
-        index = _ascending(index)
+        index = ascending(index)
         set_bits(self._shared.bits[block], index)
         self._tables.use(block, index)
         if self._digests is not None:
@@ -117,7 +118,3 @@ class PagePlacer:
                 among = np.zeros(pages, dtype=np.bool_)
                 among[part - first] = True
                 set_bits(bits, part[reach.allocated(first, pages, among)[part - first]])
-
-
-def _ascending(index: Index) -> Index:
-    return index if len(index) < 2 or bool((index[1:] > index[:-1]).all()) else np.unique(index)

@@ -13,6 +13,7 @@ from parmig.ram.bits import (
     NO_INDEX,
     Index,
     Runs,
+    ascending,
     clear_bits,
     clear_runs,
     index_of_runs,
@@ -30,7 +31,7 @@ from parmig.ram.dirty_scanner import DirtyCount, DirtyRegion, DirtyScanner
 from parmig.ram.outlets.outlet import Outlet
 from parmig.ram.packets import MAX_RUNS, MAX_ZERO_PAGES
 from parmig.ram.reach.reach import Reach
-from parmig.ram.reach.tables import TableBudget
+from parmig.ram.reach.tables import TableBudget, tables_of_worker
 from parmig.ram.regions import Regions
 from parmig.ram.shared import SharedArea
 from parmig.ram.trackers.tracker import DirtyTracker
@@ -80,7 +81,7 @@ class MigrationRamSend:
         self._shared = shared
         self._batch_pages = batch_bytes // PAGE_BYTES
         self._scanner = DirtyScanner(regions, blocks, tracker, shared)
-        self._tables = TableBudget(blocks)
+        self._tables = TableBudget(blocks, tables_of_worker(shared.workers))
         self._round = 0
         self._block = 0
         self._data: list[Index] = []
@@ -245,7 +246,7 @@ class MigrationRamSend:
         """The data pages that wait, in ascending order. Their regions may have come in any order."""
         if not self._data:
             return NO_INDEX
-        return np.sort(np.concatenate(self._data)) if len(self._data) > 1 else self._data[0]
+        return ascending(np.concatenate(self._data)) if len(self._data) > 1 else self._data[0]
 
     def _emit(self, index: Index) -> None:
         """Pass on one batch: the data pages *index* and all zero pages that wait."""

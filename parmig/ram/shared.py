@@ -118,6 +118,7 @@ class SharedArea:
         ProtocolError: *fd* is an area of another size.
 
     Attributes:
+        workers: how many worker slots it has.
         armed: one byte a region, NOT_ARMED, FRESH, ARMED or LOST (source).
         senders: one byte a region: the worker that sent it last, plus 1; 0: none (source).
         bits: for each block, one bit a page (``ram.bits``): on the source "the destination holds
@@ -129,6 +130,7 @@ class SharedArea:
     def __init__(
         self, fd: int, *, workers: int, blocks: Sequence[RamBlock], regions: int, page_digests: bool = False
     ) -> None:
+        self.workers = workers
         bits_bytes = [bits_for(block.pages) for block in blocks]
         head = (_LIMIT_WORDS + workers * (_PATH_WORDS + _COUNTER_WORDS + _CODECS * _CODEC_WORDS)) * 8
         states = -(-regions // 8) * 8

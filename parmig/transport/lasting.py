@@ -84,7 +84,7 @@ class LastingTransport(MigrationTransport):
         self._inner: MigrationTransport | None = None
         self._encryption: Encryption | None = None
         self._unacked: deque[list[Buffer]] = deque()
-        self._sent = self._received = self._told = 0
+        self._sent = self._received = self._acknowledged = 0
         self._epoch = 0
         self._cause = PeerLostError(f"{name}: the channel is closed")
         self._lost_ns = 0
@@ -121,7 +121,7 @@ class LastingTransport(MigrationTransport):
             self._send(self._inner, frames)
 
     def _send(self, inner: MigrationTransport, frames: Sequence[Buffer], kind: bytes = b"M") -> None:
-        self._told = self._received
+        self._acknowledged = self._received
         try:
             inner.write([_COUNT.pack(kind, self._received), *frames])
         except PeerLostError as error:
@@ -157,7 +157,7 @@ class LastingTransport(MigrationTransport):
             self._acknowledge(count)
             if kind == b"M":
                 self._received += 1
-                if self._received - self._told >= ACK_EVERY:
+                if self._received - self._acknowledged >= ACK_EVERY:
                     self._send(self._inner, (), b"A")
                 return frames[1:]
         return None
@@ -213,8 +213,8 @@ class LastingTransport(MigrationTransport):
         """
         if not self._lost_ns:
             raise self._cause
-        found = self._look_again()
-        if found is None:
+        connection = self._look_again()
+        if connection is None:
             lasted_ns = time.monotonic_ns() - self._lost_ns
             limit_ns = min((0 if self._waits else self._gone_ns) or self._limit_ns, self._limit_ns)
             if lasted_ns > limit_ns or not self.outlives:
@@ -223,7 +223,7 @@ class LastingTransport(MigrationTransport):
                 self._cause = PeerLostError(words)
                 raise self._cause
             return
-        inner, count = found
+        inner, count = connection
         lasted_ns, self._lost_ns = time.monotonic_ns() - self._lost_ns, 0
         self._take(inner)
         if count is None:
@@ -240,7 +240,7 @@ class LastingTransport(MigrationTransport):
         if self._note_restarted is None and (self._sent or self._received):
             raise PeerLostError(f"{self._name}: the peer was started again, and has lost what was sent before")
         self._unacked.clear()
-        self._sent = self._received = self._told = 0
+        self._sent = self._received = self._acknowledged = 0
         if self._note_restarted is not None:
             self._note_restarted()
 

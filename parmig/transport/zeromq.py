@@ -73,7 +73,7 @@ class ZmqTransport(MigrationTransport):
     def _open(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
         self._context = zmq.Context()
         sock, self._monitor = open_socket(self._context, kind, self._max_message_bytes + self._added_bytes)
-        self._socket = sock
+        self._socket, self._lost = sock, False
         return sock
 
     def bind(self, endpoint: Endpoint) -> Endpoint:

@@ -170,6 +170,7 @@ class Source:
             self.dialer.dial(PATIENCE_NS),
             "sender",
             batch_bytes=BATCH_BYTES,
+            credit_bytes=credit_bytes(BATCH_BYTES),
             interrupt_fd=self._fd,
             interrupt=lambda: None,
             reconnect=self.reconnect,

@@ -252,6 +252,21 @@ def test_views_and_targets_are_the_memory_or_are_not_given(place: Place) -> None
         assert bytes(views[0]) == b"\x0b" * PAGE_BYTES == place.fetch(7)
 
 
+@pytest.mark.parametrize("place", [*KINDS, "disk"], indirect=True)
+def test_pages_that_exist_are_found_to_be_targets_and_absent_ones_are_not_made(place: Place) -> None:
+    for page in (3, 4, 9):
+        place.store(page, 1)
+    there = np.array([[3, 5], [9, 10]])
+    targets = place.reach.targets(there, exist=False)
+    assert [len(target) for target in targets] in ([2 * PAGE_BYTES, PAGE_BYTES], [])
+    assert bool(targets) == (place.kind == "mapped")
+    for target in targets:
+        target[:] = b"\x0b" * len(target)
+    assert not targets or place.fetch(4) == place.fetch(9) == b"\x0b" * PAGE_BYTES
+    assert place.reach.targets(np.array([[3, 5], [9, 11]]), exist=False) == []
+    assert place.existing() == {3, 4, 9}
+
+
 def test_every_way_can_be_checked_without_touching_memory(place: Place) -> None:
     check_reachable([place.memory])
     assert place.existing() == set()

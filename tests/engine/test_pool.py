@@ -34,6 +34,7 @@ from parmig.processes import KILLED_LIMIT_S, end_process
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.channel_opening import Caller
 from parmig.ram.codecs.codec import CodecSettings
+from parmig.ram.credit import credit_bytes
 from parmig.ram.flow import SendChannel
 from parmig.ram.reach.mapped import BlockMapping
 from parmig.ram.region_digest import RegionDigester
@@ -80,6 +81,7 @@ def send_setup(mapping: BlockMapping, uri: str) -> SendSetup:
         codecs=("none",),
         codec_settings=CodecSettings(),
         batch_bytes=MIB,
+        credit_bytes=6 * MIB,
         region_pages=64,
         connect_timeout_ns=NS_PER_S // 10,
     )
@@ -153,7 +155,14 @@ def data_channel(port: int, scheme: str = "zmq+tcp", batch_bytes: int = MIB) -> 
     fd = os.eventfd(0)
     try:
         transport.connect(Endpoint(scheme, "127.0.0.1", port), timeout_ns=PATIENCE_NS)
-        yield SendChannel(transport, "data", batch_bytes=batch_bytes, interrupt_fd=fd, interrupt=lambda: None)
+        yield SendChannel(
+            transport,
+            "data",
+            batch_bytes=batch_bytes,
+            credit_bytes=credit_bytes(batch_bytes),
+            interrupt_fd=fd,
+            interrupt=lambda: None,
+        )
     finally:
         transport.shutdown()
         os.close(fd)

@@ -45,10 +45,8 @@ dirty-rate = ["0", "20MiB/s"]
 SMALL = Factors(memory_bytes=16 * MIB, free_memory="as-it-is")
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the sweep, which was interrupted after its first run and then continued."""
-    directory = tmp_path_factory.mktemp("bench")
+def swept_in(directory: Path) -> Path:
+    """The results of a sweep in *directory*, which was interrupted after its first run and then continued."""
     (directory / "small.toml").write_text(SWEEP)
     argv = [sys.executable, "-m", "parmig", "bench", "small.toml", "--out", "out", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -75,7 +73,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "out"
 
 
-def test_an_interrupted_sweep_goes_on(swept: Path) -> None:
+def check_rows(swept: Path) -> None:
     sweep, rows = load_results(swept)
     assert sweep.description == "A small one."
     assert sorted(row["key"] for row in rows) == ["1-1", "1-2", "1-3", "1-4"]
@@ -88,11 +86,50 @@ def test_an_interrupted_sweep_goes_on(swept: Path) -> None:
     assert len(text_table(cells(rows, varied(rows))).splitlines()) == 5
 
 
-def test_the_results_can_be_read_as_columns(swept: Path) -> None:
+def check_columns(swept: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(swept / "results.parquet")
     assert table.num_rows == 4
     assert table["workers"].to_pylist() == [row["workers"] for row in load_results(swept)[1]]
+
+
+def check_pictures(swept: Path) -> None:
+    pytest.importorskip("matplotlib")
+    argv = [sys.executable, "-m", "parmig", "plot", str(swept)]  # matplotlib keeps the files of its fonts open
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=LIMIT_S)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().strip() == str(swept / "index.html")
+    pictures = {path.name for path in swept.glob("*.png")}
+    assert pictures == {
+        "time-workers.png",
+        "downtime-distribution.png",
+        "convergence.png",
+        "waterfall.png",
+        "guest-speed.png",
+        "processor.png",
+    }
+    assert {path.stem for path in swept.glob("*.svg")} == {name.removesuffix(".png") for name in pictures}
+    page = (swept / "index.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == len(pictures)
+    assert "A small one." in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "it needs no other file"
+
+
+def check_runs(swept: Path) -> None:
+    pytest.importorskip("pandas")
+    runs = run(SWEEP, swept, progress=False)  # all of them have ended
+    assert sorted(runs["key"]) == ["1-1", "1-2", "1-3", "1-4"]
+    assert set(runs["status"]) == {"completed"}
+    assert isinstance(runs["report.rounds"][0], list)
+
+
+def test_an_interrupted_sweep_goes_on_and_its_results_are_read_and_drawn(tmp_path: Path) -> None:
+    """One test, so that the processes of pytest-xdist make one sweep in all."""
+    swept = swept_in(tmp_path)
+    check_rows(swept)
+    check_columns(swept)
+    check_pictures(swept)
+    check_runs(swept)
 
 
 def test_a_failed_run_is_kept_with_its_reason() -> None:
@@ -146,28 +183,6 @@ def test_an_interval_contains_its_median() -> None:
     assert interval([5.0]).low is None
 
 
-def test_the_results_are_drawn(swept: Path) -> None:
-    pytest.importorskip("matplotlib")
-    argv = [sys.executable, "-m", "parmig", "plot", str(swept)]  # matplotlib keeps the files of its fonts open
-    result = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=LIMIT_S)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.decode().strip() == str(swept / "index.html")
-    pictures = {path.name for path in swept.glob("*.png")}
-    assert pictures == {
-        "time-workers.png",
-        "downtime-distribution.png",
-        "convergence.png",
-        "waterfall.png",
-        "guest-speed.png",
-        "processor.png",
-    }
-    assert {path.stem for path in swept.glob("*.svg")} == {name.removesuffix(".png") for name in pictures}
-    page = (swept / "index.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == len(pictures)
-    assert "A small one." in page
-    assert not re.search(r'(src|href)="(?!data:|#)', page), "it needs no other file"
-
-
 def test_nothing_is_drawn_without_results(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["plot", str(tmp_path)]).exit_code == 2
 
@@ -193,11 +208,3 @@ def test_a_sweep_for_a_notebook_is_a_path_a_text_or_a_mapping(tmp_path: Path) ->
     assert sweep.factors == {"workers": (1, 2), "auto_converge": (True,)}
     with pytest.raises(UsageError, match=r"'workers' of the sweep is 1\.5"):
         sweep_text({"factors": {"workers": 1.5}})
-
-
-def test_the_runs_of_a_sweep_are_a_table(swept: Path) -> None:
-    pytest.importorskip("pandas")
-    runs = run(SWEEP, swept, progress=False)  # all of them have ended
-    assert sorted(runs["key"]) == ["1-1", "1-2", "1-3", "1-4"]
-    assert set(runs["status"]) == {"completed"}
-    assert isinstance(runs["report.rounds"][0], list)

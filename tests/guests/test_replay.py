@@ -140,7 +140,8 @@ def test_a_trace_without_intervals_cannot_be_replayed() -> None:
 def trace_file(tmp_path: Path) -> Path:
     """40 intervals, each with 25 pages of its own, in 4 MiB."""
     path = tmp_path / "workload.trace"
-    write_trace(path, trace_of(*(range(2 + n, 1002, 40) for n in range(40)), memory_pages=1024))
+    with path.open("wb") as file:
+        write_trace(file, trace_of(*(range(2 + n, 1002, 40) for n in range(40)), memory_pages=1024))
     return path
 
 
@@ -197,7 +198,8 @@ def test_a_replay_goes_on_after_a_move_and_is_refused_without_its_trace(trace_fi
         assert isinstance(source, SyntheticGuest)
         wait_until(lambda: source.stats().pages_written > 30, "writes")
         other = tmp_path / "other.trace"
-        write_trace(other, trace_of([5], memory_pages=1024))
+        with other.open("wb") as file:
+            write_trace(file, trace_of([5], memory_pages=1024))
         with open_guest(f"synthetic:trace={other}", incoming=True) as another:
             assert len({guest.info().machine for guest in (source, destination, another)}) == 2
         sink = Sink()

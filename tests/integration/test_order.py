@@ -17,6 +17,7 @@ from parmig.engine.messages import peer_messages as m
 from parmig.engine.messages.digest_messages import Digested, DigestRequest
 from parmig.errors import PeerLostError
 from parmig.ram.channel_opening import Caller
+from parmig.ram.credit import credit_bytes
 from parmig.ram.flow import SendChannel
 from parmig.transport.tcp import TcpTransport
 from parmig.transport.transport import Endpoint, parse_uri
@@ -45,7 +46,9 @@ def source(destination: HeldGuest, *, verify: bool = True) -> Iterator[tuple[Mig
         data.connect(Endpoint("zmq+tcp", "127.0.0.1", accept.data[0].port), timeout_ns=LIMIT_NS)
         fd = os.eventfd(0)
         stack.callback(os.close, fd)
-        channel = SendChannel(data, "data", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
+        channel = SendChannel(
+            data, "data", batch_bytes=MIB, credit_bytes=credit_bytes(MIB), interrupt_fd=fd, interrupt=lambda: None
+        )
         channel.open(Caller(accept.session, 0, control.version), limit_ns=LIMIT_NS)
         state = TcpTransport("state", heartbeat=False, max_message_bytes=MIB)
         stack.callback(state.shutdown)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parmig.engine.messages.worker_messages import Fence, SendRegions
@@ -88,6 +88,10 @@ class Simulation:
             by_region = [REGION_PAGES * (self.dirty is None or number in self.dirty) for number in owned]
             self.work.counted(worker, np.array(by_region, dtype=np.int32).tobytes())
 
+    def expect(self) -> None:
+        """The source has looked which regions have memory."""
+        self.work.expect(bytes(self.dirty is None or number in self.dirty for number in range(self.regions)))
+
     def run_round(self) -> float:
         """One round; returns how many times longer it takes than if all bytes were divided at will."""
         began_ns, self.round, self.seen = self.now_ns, self.round + 1, []
@@ -125,6 +129,18 @@ def test_dirty_pages_that_lie_together_are_divided_among_all_workers(workers: in
     assert simulation.run_round() <= 1.5
 
 
+@settings(max_examples=15)  # each one hands out thousands of regions
+@given(st.integers(2, 32), st.integers(0, 3072), st.integers(512, 1024))
+@example(workers=16, first=1500, count=512)
+def test_memory_that_lies_together_is_divided_in_the_first_round(workers: int, first: int, count: int) -> None:
+    """Nothing else of the guest exists. When the source did not look, bundles of what was expected to be empty were as
+    large as the part of a worker, and a round took up to 30 times the ideal."""
+    simulation = Simulation([100 * MIB] * workers, 4096)
+    simulation.dirty = range(first, min(4096, first + count))
+    simulation.expect()
+    assert simulation.run_round() <= 1.5
+
+
 @given(
     st.integers(1, 8),
     st.integers(8, 400),
@@ -146,6 +162,12 @@ def test_every_region_has_one_worker_however_the_dirty_pages_lie(
         if is_counted:
             simulation.count()
         simulation.run_round()  # it checks that each region was given out once
+
+
+def test_a_look_at_other_regions_is_not_used() -> None:
+    simulation = Simulation([100 * MIB] * 2, 64)
+    simulation.work.expect(bytes(63))
+    assert simulation.run_round() <= 1.1
 
 
 def test_a_count_that_is_not_of_these_regions_is_not_used() -> None:

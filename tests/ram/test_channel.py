@@ -15,6 +15,7 @@ from parmig.errors import LimitExceededError, ProtocolError
 from parmig.ram import channel_messages as messages
 from parmig.ram import flow, in_flight
 from parmig.ram.channel_opening import Caller, read_opening
+from parmig.ram.credit import credit_bytes
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import Buffer, Incoming
 from parmig.units import NS_PER_MS, NS_PER_S
@@ -66,13 +67,18 @@ class Sender:
         self.peer, self.clock = Peer(), Clock()
         self.meanwhile: Callable[[], None] = lambda: None
         self.channel = SendChannel(
-            self.peer, "sender", batch_bytes=8192, interrupt_fd=fd, interrupt=lambda: self.meanwhile()
+            self.peer,
+            "sender",
+            batch_bytes=8192,
+            credit_bytes=credit_bytes(8192),
+            interrupt_fd=fd,
+            interrupt=lambda: self.meanwhile(),
         )
         monkeypatch.setattr(flow, "time", self.clock)
         monkeypatch.setattr(self.channel, "_poller", self.clock)
 
-    def open(self, credit_bytes: int = 4096) -> SendChannel:
-        self.peer.answers.append([messages.welcome(credit_bytes)])
+    def open(self, granted_bytes: int = 4096) -> SendChannel:
+        self.peer.answers.append([messages.welcome(granted_bytes)])
         self.channel.open(Caller(SESSION, 3, 7), limit_ns=NS_PER_S)
         return self.channel
 
@@ -102,7 +108,7 @@ def test_the_messages_have_the_bytes_of_the_table() -> None:
     assert messages.welcome(4096) == b"\2\0\0\0\0\0\x10\0"
     assert messages.ack(258) == b"\4" + bytes(13) + b"\1\2"
     assert messages.answer_fence(memoryview(fence(9, 3)), 3) == b"\6\0\0\0\0\0\0\x09" + bytes(7) + b"\3"
-    assert flow.credit_bytes(65536) == 6 * (65536 + 16384)
+    assert credit_bytes(65536) == 6 * (65536 + 16384)
     with pytest.raises(ProtocolError, match=r"^the fence of round 9 names batch 3, expected 2$"):
         messages.answer_fence(memoryview(fence(9, 3)), 2)
     with pytest.raises(ProtocolError, match=r"^a fence has 15 bytes, expected 16$"):
@@ -197,14 +203,14 @@ def test_an_interruption_comes_before_the_batch(sender: Sender) -> None:
 
 
 def test_a_buffer_comes_back_with_its_own_batch(sender: Sender) -> None:
-    channel = sender.open(flow.credit_bytes(8192))
+    channel = sender.open(credit_bytes(8192))
     buffers = [channel.take_buffer() for _ in range(flow.BUFFERS)]
     assert {(buffer.shape, buffer.dtype.name) for buffer in buffers} == {((2, 4096), "uint8")}
     assert len({buffer.ctypes.data for buffer in buffers}) == flow.BUFFERS
-    assert all(any(buffer is one for one in in_flight.buffers) for buffer in buffers)
     channel.send_batch([b"\3", b"x"], 2, None)
     for buffer in buffers[:3]:
         channel.send_batch([b"\3", b"x"], 2, buffer)
+        assert any(kept is buffer for kept in in_flight.buffers)
     sender.answers(messages.ack(3))
     assert channel.take_buffer() is buffers[1]
     assert channel.take_buffer() is buffers[0]
@@ -272,11 +278,13 @@ def test_a_welcome_of_another_shape_is_refused(sender: Sender, answer: list[byte
 
 
 def test_a_credit_is_within_what_was_agreed(sender: Sender) -> None:
-    most = flow.credit_bytes(8192)
-    for credit_bytes in (4095, most + 1):
+    most = credit_bytes(8192)
+    for granted_bytes in (4095, most + 1):
         with pytest.raises(ProtocolError) as caught:
-            sender.open(credit_bytes)
-        assert str(caught.value) == f"sender: the welcome has a credit of {credit_bytes} bytes, expected at most {most}"
+            sender.open(granted_bytes)
+        assert str(caught.value) == (
+            f"sender: the welcome has a credit of {granted_bytes} bytes, expected at most {most}"
+        )
     assert sender.open(most)._credit_bytes == most
 
 
@@ -284,7 +292,9 @@ def test_the_connection_and_the_interruption_are_watched_for_what_comes_in() -> 
     fds = os.eventfd(0), os.eventfd(0)
     peer = Peer()
     peer.pollables = lambda: [fds[0]]  # type: ignore[method-assign]
-    channel = SendChannel(peer, "sender", batch_bytes=8192, interrupt_fd=fds[1], interrupt=lambda: None)
+    channel = SendChannel(
+        peer, "sender", batch_bytes=8192, credit_bytes=credit_bytes(8192), interrupt_fd=fds[1], interrupt=lambda: None
+    )
     assert channel._poller.poll(0) == set()
     for fd in fds:
         os.eventfd_write(fd, 1)

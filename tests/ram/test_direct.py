@@ -15,6 +15,7 @@ import pytest
 from parmig.ram import page_digests
 from parmig.ram.bits import bits_for, mask_of_bits, set_bits
 from parmig.ram.blocks import PAGE_BYTES
+from parmig.ram.credit import credit_bytes
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.direct import MAX_LONG_RUNS, DirectOutlet
 from parmig.ram.page_digests import MemoryDigests, PlacedDigests
@@ -120,7 +121,12 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
         wake_fd = os.eventfd(0)
         stack.callback(os.close, wake_fd)
         channel = SendChannel(
-            connector, "channel", batch_bytes=BATCH_BYTES, interrupt_fd=wake_fd, interrupt=lambda: None
+            connector,
+            "channel",
+            batch_bytes=BATCH_BYTES,
+            credit_bytes=credit_bytes(BATCH_BYTES),
+            interrupt_fd=wake_fd,
+            interrupt=lambda: None,
         )
         here, there = (stack.enter_context(mapped(*PAGES)) for _ in range(2))
         regions = cut([one.block for one in here], 64)

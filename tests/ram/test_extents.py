@@ -201,3 +201,13 @@ def test_where_userfaultfd_is_not_allowed_every_huge_page_is_said_to_exist(
     monkeypatch.setattr(uffd, "create", refuse)
     assert huge.allocated(0, 2 * UNIT_PAGES).all()
     assert huge.has_data(0, PAGE_BYTES)
+
+
+def test_the_kernel_counts_pages_in_memory() -> None:
+    with mapped(PAGES, offset_pages=2) as (memory,):
+        for page in (0, 5, 6):
+            memory.pages[page] = content(page)[0]
+        at = memory.file_offset_bytes
+        counted = [files.cachestat(memory.fd, at + first * PAGE_BYTES, 2 * PAGE_BYTES) for first in (0, 5, 7)]
+        assert counted in ([1, 2, 0], [None] * 3)  # None: Linux before 6.5
+        assert allocated_pages(memory) == 3

@@ -21,6 +21,7 @@ from parmig.ram.blocks import PAGE_BYTES, Pages
 from parmig.ram.channel_opening import Caller, read_opening
 from parmig.ram.codecs.batch_encoder import open_encoder
 from parmig.ram.codecs.codec import CodecSettings
+from parmig.ram.credit import credit_bytes
 from parmig.ram.flow import SendChannel
 from parmig.ram.outlets.channel import ChannelOutlet
 from parmig.ram.regions import cut
@@ -82,7 +83,14 @@ def channel_to(answer: Answer, *, interrupt: Callable[[], None] = lambda: None, 
     transport = ZmqTransport("sender", max_message_bytes=1 << 16)
     try:
         transport.connect(receiver.endpoint, timeout_ns=10 * NS_PER_S)
-        yield SendChannel(transport, "send worker 3", batch_bytes=BATCH_BYTES, interrupt_fd=own, interrupt=interrupt)
+        yield SendChannel(
+            transport,
+            "send worker 3",
+            batch_bytes=BATCH_BYTES,
+            credit_bytes=credit_bytes(BATCH_BYTES),
+            interrupt_fd=own,
+            interrupt=interrupt,
+        )
     finally:
         receiver.stop()
         transport.shutdown()
@@ -284,7 +292,7 @@ def test_a_wrong_answer_is_refused(
             channel.fence(1)
 
 
-@pytest.mark.parametrize("credit", [0, 1, flow.MIN_CREDIT_BYTES - 1, flow.credit_bytes(BATCH_BYTES) + 1, (1 << 32) - 1])
+@pytest.mark.parametrize("credit", [0, 1, flow.MIN_CREDIT_BYTES - 1, credit_bytes(BATCH_BYTES) + 1, (1 << 32) - 1])
 def test_a_credit_that_was_not_agreed_is_refused(credit: int) -> None:
     with (
         channel_to(lambda frame, size: [messages.welcome(credit)]) as channel,
@@ -293,7 +301,7 @@ def test_a_credit_that_was_not_agreed_is_refused(credit: int) -> None:
         open_(channel)
 
 
-@pytest.mark.parametrize("credit", [flow.MIN_CREDIT_BYTES, flow.credit_bytes(BATCH_BYTES)])
+@pytest.mark.parametrize("credit", [flow.MIN_CREDIT_BYTES, credit_bytes(BATCH_BYTES)])
 def test_a_credit_that_was_agreed_is_taken(credit: int) -> None:
     with channel_to(lambda frame, size: [messages.welcome(credit)]) as channel:
         open_(channel)
@@ -335,7 +343,7 @@ class Recorder(FakeTransport):
     def write(self, frames: Sequence[Buffer], *, kept: bool = False) -> None:
         self.sent.append([memoryview(frame) for frame in frames])
         self.answers.append(
-            messages.welcome(flow.credit_bytes(MIB)) if len(self.sent) == 1 else messages.ack(len(self.sent) - 1)
+            messages.welcome(credit_bytes(MIB)) if len(self.sent) == 1 else messages.ack(len(self.sent) - 1)
         )
 
     def read(self, timeout_ms: int = 0) -> list[memoryview] | None:
@@ -350,7 +358,9 @@ def test_pages_lie_in_memory_that_lasts_whatever_the_peer_acknowledges(codec_nam
     recorder = Recorder()
     with mapped(pages) as mappings, shared_area(mappings, cut([mappings[0].block], 512)) as shared:
         mappings[0].pages[:] = np.arange(pages, dtype=np.uint64).astype(np.uint8)[:, None]
-        channel = SendChannel(recorder, "sender", batch_bytes=MIB, interrupt_fd=fd, interrupt=lambda: None)
+        channel = SendChannel(
+            recorder, "sender", batch_bytes=MIB, credit_bytes=credit_bytes(MIB), interrupt_fd=fd, interrupt=lambda: None
+        )
         channel.open(Caller(SESSION, 0, 7), limit_ns=NS_PER_S)
         encoder = open_encoder(codec_name, [codec_name], CodecSettings(), shared.codec_counters(0))
         outlet = ChannelOutlet(channel, encoder, mappings, NullTracker(), shared)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parmig.ram.blocks import PAGE_BYTES
-from parmig.ram.credit import LONG_BATCH_RUNS, LONG_BATCH_TIMES, credit_bytes, long_batch_bytes
+from parmig.ram.credit import LONG_BATCH_RUNS, LONG_BATCH_TIMES, credit_bytes, long_batch_bytes, long_credit_bytes
 from parmig.units import MIB
 from tests.ram.recorder import BATCH_BYTES, BATCH_PAGES
 from tests.ram.test_send import Source, arrived, sending, write
@@ -75,4 +75,4 @@ def test_other_batches_are_as_long_as_ever(why: str) -> None:
 
 def test_a_channel_has_credit_for_two_long_batches() -> None:
     assert credit_bytes(4 * MIB) < 2 * long_batch_bytes(4 * MIB)
-    assert credit_bytes(4 * MIB, long_batches=True) > 2 * long_batch_bytes(4 * MIB)
+    assert long_credit_bytes(4 * MIB) > 2 * long_batch_bytes(4 * MIB)

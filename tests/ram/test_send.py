@@ -303,6 +303,9 @@ def test_counting_consumes_nothing() -> None:
         for _ in range(2):
             count = source.ram.migrate_dirty_bitmap_sync(numbers)
             assert (count.pages, count.by_region.tolist()) == (3, [1] * 5 + [0] * 3)  # they are scanned together
+        source.mark(0, {200})
+        count = source.ram.migrate_dirty_bitmap_sync([1, 3, 4, 6])
+        assert (count.pages, count.by_region.tolist()) == (2, [1, 1, 1, 0])
 
 
 def test_waiting_before_there_was_a_dirty_log_is_not_taken_from_the_busy_time() -> None:

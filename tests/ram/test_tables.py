@@ -15,7 +15,7 @@ from parmig.ram.bits import Index, index_of_runs
 from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 from parmig.ram.place import PagePlacer
 from parmig.ram.reach.mapped import BlockMapping
-from parmig.ram.reach.tables import MOST_TABLES, TABLE_PAGES, TableBudget
+from parmig.ram.reach.tables import MOST_TABLES, TABLE_PAGES, TableBudget, tables_of_worker
 from tests.ram.test_send import sending
 from tests.support import content, mapped, shared_area
 
@@ -121,8 +121,22 @@ def test_after_the_first_round_the_tables_of_a_large_guest_are_dropped(mapping: 
     assert table_bytes() <= before + SLACK_BYTES
 
 
+@pytest.mark.parametrize(("workers", "tables"), [(1, 4096), (2, 4096), (16, 4096), (64, 1024), (256, 256)])
+def test_many_workers_of_a_side_share_a_limit(workers: int, tables: int) -> None:
+    assert tables_of_worker(workers) == tables
+
+
+def test_a_look_at_memory_is_no_sign_that_the_host_needs_it(mapping: BlockMapping) -> None:
+    for _ in range(2):
+        area = Path("/proc/self/smaps").read_text().split(f"\n{mapping.pages.ctypes.data:x}-", 1)[1]
+        flags = re.search(r"VmFlags: (.*)", area)
+        assert flags
+        assert "sr" in flags[1].split()
+        mapping.drop_tables()
+
+
 MANY = MOST_TABLES * 3 // 2
-"""So many page tables would take 6 MiB."""
+"""So many page tables would take 24 MiB."""
 GROWN_BYTES = MOST_TABLES * TABLE_BYTES + 32 * TABLE_BYTES
 """The limit, and what the pages themselves need where the test keeps them."""
 

@@ -75,6 +75,7 @@ def test_to_a_peer_that_is_gone_they_are_refused(pair: tuple[ZmqTransport, ZmqTr
 SENDER = """
 import gc, mmap, os, sys
 from parmig.ram.channel_opening import Caller
+from parmig.ram.credit import credit_bytes
 from parmig.ram.flow import SendChannel
 from parmig.transport.transport import parse_uri
 from parmig.transport.zeromq import ZmqTransport
@@ -85,7 +86,8 @@ memory = mmap.mmap(fd, size)
 memory[-4:] = b"last"
 transport = ZmqTransport("sender", max_message_bytes=1 << 16)
 transport.connect(parse_uri(sys.argv[1]), timeout_ns=10**10)
-channel = SendChannel(transport, "sender", batch_bytes=size, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
+sizes = dict(batch_bytes=size, credit_bytes=credit_bytes(size))
+channel = SendChannel(transport, "sender", **sizes, interrupt_fd=os.eventfd(0), interrupt=lambda: None)
 channel.open(Caller(bytes(16), 0, 1), limit_ns=10**10)
 channel.send_batch([b"head", memoryview(memory)], size, None)
 del channel, memory

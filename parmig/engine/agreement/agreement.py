@@ -17,6 +17,7 @@ from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import PAGE_BYTES, RamBlock
 from parmig.ram.codecs import registry as codecs
+from parmig.ram.credit import long_credit_bytes
 from parmig.transport.registry import data_scheme, data_transports, places_payload
 from parmig.units import NS_PER_MS
 
@@ -134,6 +135,16 @@ def has_long_batches(wish: Configure, capabilities: Sequence[str]) -> bool:
     """Whether batches may be long, by the *wish* of the source and the *capabilities* of the destination."""
     named = LONG_BATCHES in wish.capabilities and LONG_BATCHES in capabilities
     return named and places_payload(wish.transport)
+
+
+def agreed_credit_bytes(wish: Configure, capabilities: Sequence[str]) -> int:
+    """The credit of a channel, by the *wish* of the source and the *capabilities* of the destination.
+
+    A source announces the credit of usual batches, which is all that an older one accepts. Long batches need more.
+    """
+    if not has_long_batches(wish, capabilities):
+        return wish.credit_bytes
+    return max(wish.credit_bytes, long_credit_bytes(wish.batch_bytes))
 
 
 def state_of(capabilities: Sequence[str]) -> str:

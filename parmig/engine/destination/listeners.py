@@ -18,6 +18,7 @@ from parmig.engine.agreement.agreement import (
     SESSION_PROOF,
     VERIFY_AFTER,
     agreed_codecs,
+    agreed_credit_bytes,
     agreed_version,
     has_long_batches,
     offer,
@@ -41,7 +42,6 @@ from parmig.engine.work.pinning import Pinning
 from parmig.engine.worker_setups import ReceiveSetup, memory_for_workers
 from parmig.guests.guest import GuestInfo
 from parmig.ram.blocks import BlockMemory
-from parmig.ram.credit import credit_bytes
 from parmig.ram.reach.open_reach import check_reachable
 from parmig.ram.regions import cut
 from parmig.ram.shared import NOBODY_YET, SharedArea
@@ -163,7 +163,6 @@ class Listeners:
         if self._point is not None:
             descriptors = [*descriptors, self._point.fd]  # each worker holds its lock
         pinning = Pinning(self._cpus)
-        long_batches = has_long_batches(wish, FEATURES)
         for worker in range(wish.workers):
             if self._before is None:
                 self._ports[worker] = self._take_port()
@@ -183,8 +182,8 @@ class Listeners:
                 outlives_losses=reconnect_ns_of(wish.capabilities) > 0,
                 protocol=agreed_version(wish.capabilities),
                 batch_bytes=wish.batch_bytes,
-                long_batches=long_batches,
-                credit_bytes=max(wish.credit_bytes, credit_bytes(wish.batch_bytes, long_batches=long_batches)),
+                long_batches=has_long_batches(wish, FEATURES),
+                credit_bytes=agreed_credit_bytes(wish, FEATURES),
                 region_pages=wish.region_pages,
                 page_digests=self._keeps_digests,
                 cpus=pinning.cpus(worker, local=self._host(worker)),

@@ -62,13 +62,13 @@ class Comparison:
         self._workers = workers
         self._in_place = in_place
         self._left: list[Sequence[int]] = []
-        self._ours: dict[int, int] = {}
-        self._theirs: dict[int, int] = {}
+        self._source_digests: dict[int, int] = {}
+        self._placed_digests: dict[int, int] = {}
         self._differ: list[int] = []
         self._looked = 0
         self._asked = DigestsRequest(ALL_REGIONS, 0)
-        self._our_pages: page_digests.Digests | None = None
-        self._their_pages: page_digests.Digests | None = None
+        self._source_pages: page_digests.Digests | None = None
+        self._placed_pages: page_digests.Digests | None = None
         self._named: list[str] = []
         self._since_ns = 0
         self._suspected: tuple[ParmigError, int] | None = None  # and since when; its cause may follow
@@ -103,12 +103,12 @@ class Comparison:
         self._since_ns = now_ns
         match event:
             case events.WorkerDigested(worker=worker, digests=digests):
-                self._ours |= digests
+                self._source_digests |= digests
                 return self._next_bundle(worker) or self._sum_up()
             case events.PeerDigests() if (event.region, event.first) == (self._asked.region, self._asked.first):
                 return self._hear(event)
             case events.WorkerDigestedPages() if (event.region, event.first) == (self._asked.region, self._asked.first):
-                self._our_pages = unpack(event.digests)
+                self._source_pages = unpack(event.digests)
                 return self._compare_pages()
         return []
 
@@ -125,11 +125,11 @@ class Comparison:
             return self._end(ProtocolError(f"the destination sent {size}"))
         digests = unpack(answer.digests)
         if answer.region != ALL_REGIONS:
-            self._their_pages = digests
+            self._placed_pages = digests
             return self._compare_pages()
-        self._theirs |= zip(range(answer.first, answer.first + count), digests.tolist(), strict=True)
-        if len(self._theirs) < len(self._regions):
-            return self._ask(ALL_REGIONS, len(self._theirs))
+        self._placed_digests |= zip(range(answer.first, answer.first + count), digests.tolist(), strict=True)
+        if len(self._placed_digests) < len(self._regions):
+            return self._ask(ALL_REGIONS, len(self._placed_digests))
         return self._sum_up()
 
     def _ask(self, region: int, first: int) -> list[Instruction]:
@@ -138,21 +138,26 @@ class Comparison:
 
     def _sum_up(self) -> list[Instruction]:
         count = len(self._regions)
-        if self.source_digest is not None or min(len(self._ours), len(self._theirs)) < count:
+        if self.source_digest is not None or min(len(self._source_digests), len(self._placed_digests)) < count:
             return []
-        self.source_digest, self.peer_digest = combine(self._ours, count), combine(self._theirs, count)
-        self._differ = [number for number in range(count) if self._ours[number] != self._theirs[number]]
+        self.source_digest, self.peer_digest = (
+            combine(self._source_digests, count),
+            combine(self._placed_digests, count),
+        )
+        self._differ = [
+            number for number in range(count) if self._source_digests[number] != self._placed_digests[number]
+        ]
         return self._look(self._differ[0], 0) if self._differ else self._end(None)
 
     # -- pages of regions that differ -------------------------------------------------------------
 
     def _look(self, region: int, first: int) -> list[Instruction]:
         asked = self._ask(region, first)
-        self._our_pages = self._their_pages = None
+        self._source_pages = self._placed_pages = None
         return [*asked, Instruct(0, DigestPages(region, first, _portion(self._regions, self._asked)))]
 
     def _compare_pages(self) -> list[Instruction]:
-        here, there, number = self._our_pages, self._their_pages, self._asked.region
+        here, there, number = self._source_pages, self._placed_pages, self._asked.region
         if here is None or there is None:
             return []
         region = self._regions[number]

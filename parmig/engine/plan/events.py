@@ -95,11 +95,14 @@ class WorkersReady(Event, frozen=True):
 
 
 class LogStarted(Event, frozen=True):
-    """The guest records writes from now on. *homes*: where its regions are, if workers are kept to NUMA nodes."""
+    """The guest records writes from now on. *homes*: where its regions are, if workers are kept to NUMA nodes; *begun*:
+    which of them have any memory, one byte each (empty: not known).
+    """
 
     needs_sync: bool
     settles: bool = False
     homes: Homes | None = None
+    begun: bytes = b""
 
 
 class LogSynced(Event, frozen=True):
@@ -187,7 +190,7 @@ class PeerDigested(Event, frozen=True):
 
 
 class PeerDigests(Event, frozen=True):
-    """The destination's digests of what was placed, as in ``peer_messages.Digests``."""
+    """The destination's digests of what was placed, as in ``digest_messages.Digests``."""
 
     region: int
     first: int
@@ -230,7 +233,7 @@ class HandOverNotSent(Event, frozen=True):
     error: ParmigError
 
 
-# -- instructions of the source --------------------------------------------------------------------------
+# -- instructions of the source -----------------------------------------------------------------
 
 
 class Do(enum.Enum):
@@ -286,7 +289,7 @@ class Throttle(msgspec.Struct, frozen=True):
 
 
 class AskDigests(msgspec.Struct, frozen=True):
-    """Ask the destination for digests, as in ``peer_messages.DigestsRequest``."""
+    """Ask the destination for digests, as in ``digest_messages.DigestsRequest``."""
 
     region: int
     first: int

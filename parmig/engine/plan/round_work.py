@@ -22,6 +22,12 @@ UNEQUAL = 1.25
 of equal paths differ by less, and then regions stay where they are."""
 
 
+EMPTY_PART = 1 / 1024
+"""In the first round, a region without memory is expected to cost this part of a full one. It costs next to nothing,
+but the guest may write to it meanwhile, so a bundle has at most so much more memory than the worker sends in 0.25 s. By
+simulation, 12 TiB with 64 GiB in one place take 2,440 instructions to 64 workers, with 1/64 they take 13,270."""
+
+
 class RoundKind(Enum):
     """What a round is for."""
 
@@ -57,6 +63,7 @@ class RoundWork:
         self.lost: set[int] = set()
         self._again: set[int] = set()
         self._counted: dict[int, Weights] = {}
+        self._expected: Weights | None = None
         self._shares = Shares([])
         self._pace = Pace(workers)
         self._waiting, self._fencing, self._resting = set[int](), set[int](), set[int]()
@@ -75,6 +82,17 @@ class RoundWork:
             return assign(self._weights, self._workers, speeds)
         return assign_near(self._weights, self._homes, speeds)
 
+    def expect(self, begun: bytes) -> None:
+        """Cut the first round by which regions have memory.
+
+        Args:
+            begun: which regions have any memory, one byte each; empty: not known.
+        """
+        if len(begun) == len(self._weights):
+            full_bytes = np.array(self._weights, dtype=np.int64) * PAGE_BYTES
+            exists = np.frombuffer(begun, dtype=np.bool_)
+            self._expected = np.where(exists, full_bytes, np.maximum(1, (full_bytes * EMPTY_PART).astype(np.int64)))
+
     def counted(self, worker: int, by_region: bytes) -> None:
         """Worker *worker* has counted the dirty pages of each region that it owns; so the next round is cut by them.
 
@@ -86,12 +104,17 @@ class RoundWork:
             self._counted[worker] = pages.astype(np.int64)
 
     def _take_weights(self) -> Weights | None:
-        """What each region is expected to cost in bytes on the wire; None: not all have counted since the last round.
+        """What each region is expected to cost in bytes on the wire; None: it is not known.
 
         A region without dirty pages costs its look-up, and others may have become dirty meanwhile.
         """
         counted, self._counted = self._counted, {}
-        if len(counted) < sum(len(owned) > 0 for owned in self.owned) or self.lost or self._again:
+        expected, self._expected = self._expected, None
+        if self.lost or self._again:
+            return None
+        if expected is not None:
+            return expected
+        if len(counted) < sum(len(owned) > 0 for owned in self.owned):
             return None
         weights = np.full(len(self._weights), round(self._region_bytes * MIN_WIRE_PART), dtype=np.int64)
         for worker, pages in counted.items():

@@ -10,6 +10,9 @@ from parmig.engine.reporting.record import Record
 from parmig.status import MigrationStatus
 from parmig.units import NS_PER_MS
 
+_BEFORE_THE_PLAN = (MigrationStatus.NONE, MigrationStatus.SETUP)
+"""The statuses that a plan has passed when it is made. The desk has noted them (``Desk.post_progress``)."""
+
 
 class Notebook:
     """Remembers what was noted of one record.
@@ -22,8 +25,7 @@ class Notebook:
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._statuses = len((MigrationStatus.NONE, MigrationStatus.SETUP))  # those before a record is kept
-        self._rounds = self._changes = self._throttle_percent = 0
+        self._statuses = self._rounds = self._changes = self._throttle_percent = 0
         self._interrupted: tuple[str, ...] = ()
 
     def look(self, statuses: Sequence[MigrationStatus], now_ns: int) -> list[Note]:
@@ -49,6 +51,7 @@ class Notebook:
             self._interrupted = interrupted
             notes.append(ChannelsNote(at_ms=at_ms, interrupted=list(interrupted)))
         if len(statuses) > self._statuses:
-            notes += [StatusNote(at_ms=at_ms, status=one.value) for one in statuses[self._statuses :]]
+            new_statuses = [status for status in statuses[self._statuses :] if status not in _BEFORE_THE_PLAN]
+            notes += [StatusNote(at_ms=at_ms, status=status.value) for status in new_statuses]
             self._statuses = len(statuses)
         return notes

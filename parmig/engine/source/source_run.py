@@ -26,6 +26,7 @@ from parmig.engine.plan.hook_events import HookEnded
 from parmig.engine.reporting.change import ON, Change, SetRate
 from parmig.engine.reporting.outages import lost_line, of_worker, resumed_line
 from parmig.engine.reporting.report import Progress
+from parmig.engine.source.begun_regions import find_begun
 from parmig.engine.source.live_pulse import LivePulse
 from parmig.engine.source.means import CountingSink, Means
 from parmig.engine.source.progress import ProgressMeter
@@ -223,8 +224,8 @@ class SourceRun(Driver[Instruction]):
             case Do():
                 self._do(instruction)
 
-    def _start_log(self) -> tuple[DirtyLog, int, Homes | None]:
-        """The log, the descriptor of a shared bitmap or -1, and where the guest's regions are."""
+    def _start_log(self) -> tuple[DirtyLog, int, Homes | None, bytes]:
+        """The log, the descriptor of a shared bitmap or -1, where the guest's regions are, and which have memory."""
         self._custody.arm()
         log = self._guest.start_dirty_log(self._tracker if self._memory else "none")
         names = [part.block.name for part in self._guest.memory()]
@@ -235,11 +236,12 @@ class SourceRun(Driver[Instruction]):
             moved = tuple(segments[part.block.name] for part in self._memory) if segments else ()
             log = msgspec.structs.replace(log, segments=moved)
         homes = find_homes(log, self.plan.regions, self._cpus)
-        return log, self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1, homes
+        fd = self._guest.dirty_bitmap_fd() if log.kind == "bitmap" else -1
+        return log, fd, homes, find_begun(self._memory, self.plan.regions)
 
-    def _log_started(self, started: tuple[DirtyLog, int, Homes | None]) -> Event:
+    def _log_started(self, started: tuple[DirtyLog, int, Homes | None, bytes]) -> Event:
         """Send the workers the log that has started, and return the event for the plan."""
-        log, fd, homes = started
+        log, fd, homes, begun = started
         self._report.tracker, self._report.tracker_reason, self._report.settle = log.kind, log.reason, log.settle
         area_bytes = log_area_bytes(log, [memory.block for memory in self._memory])
         if area_bytes:
@@ -248,7 +250,7 @@ class SourceRun(Driver[Instruction]):
         self._tracking = (worker_messages.StartTracking(log, fd >= 0), fd)
         for worker in range(len(self._pool)):
             self._pool.instruct(worker, *self._tracking)
-        return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle), homes=homes)
+        return events.LogStarted(needs_sync=log.kind == "bitmap", settles=bool(log.settle), homes=homes, begun=begun)
 
     def _settle(self) -> int:
         """Let the guest settle; returns how long that took."""

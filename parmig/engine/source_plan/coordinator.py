@@ -105,9 +105,10 @@ class Coordinator(SourcePause):
                 self.machine.move(StatusEvent.CONFIGURED)
                 self.step = Step.STARTING_LOG
                 return [Do.START_LOG]
-            case Step.STARTING_LOG, events.LogStarted(needs_sync=needs_sync, settles=settles, homes=homes):
-                self._needs_sync, self._settles = needs_sync, settles
-                self.record.nearness = self._work.settle(homes)
+            case Step.STARTING_LOG, events.LogStarted():
+                self._needs_sync, self._settles = event.needs_sync, event.settles
+                self.record.nearness = self._work.settle(event.homes)
+                self._work.expect(event.begun)
                 self.record.mark("active", now_ns)
                 return self._begin_round(Step.SENDING, now_ns)
             case Step.SCANNING, events.WorkerScanned(worker=worker):

@@ -60,10 +60,10 @@ def find_homes(log: DirtyLog, regions: Sequence[Region], cpus: Sequence[Sequence
         return None
     addresses = [probe_addresses(region, log.segments[region.block]) for region in regions]
     try:
-        told = numa.nodes_of_pages(log.pid, np.array(addresses, dtype=np.uint64).ravel())
+        probed = numa.nodes_of_pages(log.pid, np.array(addresses, dtype=np.uint64).ravel())
     except OSError:
         return None
-    return Homes(tuple(first_node(told.reshape(-1, PROBES))), workers)
+    return Homes(tuple(first_node(probed.reshape(-1, PROBES))), workers)
 
 
 def probe_addresses(region: Region, segments: Sequence[Segment]) -> list[int]:
@@ -82,11 +82,11 @@ def probe_addresses(region: Region, segments: Sequence[Segment]) -> list[int]:
     ]
 
 
-def first_node(told: npt.NDArray[np.int32]) -> list[int]:
+def first_node(probed: npt.NDArray[np.int32]) -> list[int]:
     """The first node in each row, shape (regions, PROBES); NOWHERE: there is none, only errors, which are negative."""
-    exists = told >= 0
+    exists = probed >= 0
     first = np.argmax(exists, axis=1)
-    nodes = told[np.arange(len(told)), first]
+    nodes = probed[np.arange(len(probed)), first]
     return [int(node) for node in np.where(exists.any(axis=1), nodes, NOWHERE)]
 
 

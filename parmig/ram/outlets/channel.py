@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from parmig.config import MAX_BATCH_BYTES
-from parmig.ram import in_flight
 from parmig.ram.ack_rate import ChannelLoad
 from parmig.ram.bits import NO_RUNS, Index, Runs, runs_of_index
 from parmig.ram.blocks import PAGE_BYTES
@@ -112,7 +111,6 @@ class ChannelOutlet(Outlet):
                 self._encoder.sent_directly(block, index)
                 return 0, list(views), None
         buffer = reach.exchange(index, self._channel.take_buffer())
-        in_flight.keep(buffer)
         copies = buffer[: len(index)]
         self._tracker.sent(block, index, copies)
         raw = memoryview(copies.data).cast("B")

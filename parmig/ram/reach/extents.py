@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from parmig.errors import GuestRefusedError
 from parmig.linux import files
-from parmig.ram.bits import Mask, runs_of_mask
-from parmig.ram.blocks import PAGE_BYTES, RamBlock
+from parmig.ram.bits import Mask, Runs, runs_of_mask
+from parmig.ram.blocks import PAGE_BYTES, BlockMemory, RamBlock
 
 _PAGES_A_CALL = 256
 """A system call costs as much as looking at so many pages, which take 5 ns each, or 100 ns where this process has not
@@ -64,6 +65,16 @@ def allocated_mask(file: BlockFile, first_page: int, pages: int, among: Mask | N
             present[page - first_page] = True
             page = next_data(file, page + 1, first_page + end)
     return present
+
+
+def all_in_memory(file: BlockFile, runs: Runs) -> bool:
+    """Whether all pages of *runs* are known to be in memory and have room there. It takes one system call a run."""
+    if not files.is_tmpfs(file.fd):  # elsewhere a page may be in memory and have no room in the file
+        return False
+    for first, end in runs.tolist():
+        if files.cachestat(file.fd, _offset(file, first), (end - first) * PAGE_BYTES) != end - first:
+            return False
+    return True
 
 
 def _calls(pages: int, among: Mask | None) -> list[list[int]]:
@@ -113,3 +124,19 @@ def next_data(file: BlockFile, first_page: int, end_page: int) -> int | None:
 
 def _offset(file: BlockFile, page: int) -> int:
     return file.file_offset_bytes + page * PAGE_BYTES
+
+
+def check_page_size(memory: BlockMemory) -> None:
+    """Do nothing with huge pages by accident: they are re-armed, allocated and looked for in other ways.
+
+    Raises:
+        GuestRefusedError: the block does not have the pages that its file has.
+    """
+    block = memory.block
+    page_bytes = os.fstatvfs(memory.fd).f_bsize if files.is_hugetlbfs(memory.fd) else PAGE_BYTES
+    if block.page_size_bytes != page_bytes or block.size_bytes % page_bytes or memory.file_offset_bytes % page_bytes:
+        raise GuestRefusedError(
+            f"block {block.name!r} has {block.size_bytes} bytes in pages of {block.page_size_bytes}, from byte "
+            f"{memory.file_offset_bytes} of its file on, expected pages of {page_bytes} bytes as in the file; "
+            "give the block that page size, and let it begin and end on page borders"
+        )

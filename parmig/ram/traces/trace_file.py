@@ -108,11 +108,12 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         raise TraceError(f"{path}: {error}") from error
 
 
-def write_trace(path: str | Path, trace: Trace) -> None:
-    """Write *trace* to the file at *path*, which is replaced if it exists.
+def write_trace(file: BinaryIO, trace: Trace) -> None:
+    """Write *trace* to *file*, from its beginning.
 
     Raises:
-        TraceError: the file cannot be written, or the trace has a value that is out of its range.
+        TraceError: the trace has a value that is out of its range.
+        OSError: the file cannot be written.
     """
     header = f.TraceHeader(
         interval_ns=trace.interval_ns,
@@ -121,19 +122,10 @@ def write_trace(path: str | Path, trace: Trace) -> None:
         source=trace.source,
     )
     instants = trace.scanned_ns or [trace.interval_ns * (number + 1) for number in range(len(trace.written))]
-    hidden = f"{path}.part"
-    try:
-        with open(hidden, "wb") as file:
-            writer = TraceWriter(file, header)
-            for pages, at_ns in zip(trace.written, instants, strict=True):
-                writer.add(pages, at_ns)
-            writer.end()
-        os.replace(hidden, path)
-    except OSError as error:
-        raise TraceError(f"trace {path} cannot be written: {error.strerror}") from error
-    finally:
-        if os.path.exists(hidden):
-            os.unlink(hidden)
+    writer = TraceWriter(file, header)
+    for pages, at_ns in zip(trace.written, instants, strict=True):
+        writer.add(pages, at_ns)
+    writer.end()
 
 
 def load_trace(file: BinaryIO, pages_max: int = f.WRITTEN_PAGES_MAX) -> Trace:

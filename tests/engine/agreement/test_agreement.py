@@ -9,6 +9,7 @@ import pytest
 from parmig.engine.agreement.agreement import (
     CAPABILITIES,
     agreed_codecs,
+    agreed_credit_bytes,
     agreed_version,
     check_accept,
     check_configure,
@@ -23,6 +24,7 @@ from parmig.errors import ProtocolError
 from parmig.guests.guest import GuestInfo, Trait
 from parmig.ram.blocks import GuestRange, RamBlock
 from parmig.ram.codecs.registry import names
+from parmig.ram.credit import long_credit_bytes
 
 INFO = GuestInfo("qemu", "pc-q35-9.2", "QEMU 9.2")
 
@@ -212,6 +214,9 @@ def test_batches_are_long_where_both_sides_know_them_and_the_transport_places_th
 ) -> None:
     wish = msgspec.structs.replace(WISH, transport=transport, capabilities=(source,))
     assert has_long_batches(wish, (destination,)) == agreed
+    credit = long_credit_bytes(wish.batch_bytes) if agreed else wish.credit_bytes
+    assert agreed_credit_bytes(wish, (destination,)) == credit
+    assert agreed_credit_bytes(msgspec.structs.replace(wish, credit_bytes=64 << 20), (destination,)) == 64 << 20
 
 
 def test_a_source_names_how_long_an_outage_may_last() -> None:

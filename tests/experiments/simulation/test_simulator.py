@@ -204,7 +204,8 @@ def test_more_links_are_never_slower(guest: Guests, workers: int) -> None:
 
 def test_a_trace_says_what_is_written(tmp_path: Path) -> None:
     interval_pages = [np.arange(number * 500, number * 500 + 500) for number in range(4)]
-    write_trace(tmp_path / "x.trace", Trace(interval_ns=100 * NS_PER_MS, memory_pages=8192, written=interval_pages))
+    with (tmp_path / "x.trace").open("wb") as file:
+        write_trace(file, Trace(interval_ns=100 * NS_PER_MS, memory_pages=8192, written=interval_pages))
     traced = guests(32 * MIB, trace="x.trace")
     (guest,) = simulate(msgspec.structs.replace(scenario(traced), directory=str(tmp_path)))[0].guests
     # The first round takes 0.285 s, in which three intervals have begun.
