@@ -116,6 +116,8 @@ def test_a_linux_arrives_in_transparent_huge_pages_where_the_host_gives_them(
             code, received = there.end()
             assert (code, received["status"]) == (0, "completed"), there.errors
         goes_on(source, destination)
-        assert received["ram"]["huge_page_bytes"] > 20 * HUGE_BYTES
+        # A channel below 170 Mbit/s, as on a host with much other work, gets batches that are smaller than a huge page;
+        # the first ones have 4 MiB whatever its rate.
+        assert received["ram"]["huge_page_bytes"] > 2 * HUGE_BYTES
         placed_bytes = report["ram"]["sent_pages"] * 4096
         assert exists(destination) * HUGE_BYTES <= placed_bytes * 8 // 7 + 64 * HUGE_BYTES

@@ -268,7 +268,8 @@ class SourceRun(Driver[Instruction]):
         """Save the device state after the calls of the guest that have begun.
 
         Where nothing has to come between, saving begins right behind the pause and does not wait for the plan, which
-        gives work to a worker at that moment. On 2 processors the pause of a Linux guest became 16.3 -> 14.3 ms.
+        gives work to a worker at that moment. On 2 processors the median pause of a Linux guest with private memory
+        fell from 16.3 to 14.3 ms (7 in turns) and from 19.5 to 16.8 (9); with shared memory it did not change.
         """
         self._save_begun = True
         self._begin(self._state_saved, self._timed_save)
