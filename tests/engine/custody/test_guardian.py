@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -129,6 +130,15 @@ def test_once_disarmed_nothing_makes_it_act(mark: Path, tmp_path: Path, number: 
     assert list((tmp_path / "parmig").iterdir()) == []
 
 
+def kept_by(pid: int) -> set[str]:
+    """What the descriptors of a process are of, sockets without numbers. It may open and close files meanwhile."""
+    kept = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            kept.add(os.readlink(descriptor).partition(":")[0])
+    return kept
+
+
 def test_it_is_out_of_reach_of_all_that_may_end_its_coordinator(guardian: Guardian, mark: Path) -> None:
     guardian.arm(Rescue(f"{HERE}:leave_a_mark", os.fsencode(mark)))
     process = psutil.Process(guardian.pid)
@@ -136,10 +146,8 @@ def test_it_is_out_of_reach_of_all_that_may_end_its_coordinator(guardian: Guardi
     assert os.getsid(guardian.pid) != os.getsid(0)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
         process.send_signal(number)
-    kept = {
-        os.readlink(f"/proc/{guardian.pid}/fd/{fd}").partition(":")[0] for fd in os.listdir(f"/proc/{guardian.pid}/fd")
-    }
-    assert kept == {"/dev/null", "socket", guardian.log}
+    wanted = {"/dev/null", "socket", guardian.log}
+    wait_until(lambda: kept_by(guardian.pid) == wanted, f"the guardian to keep {wanted} and nothing else")
     assert is_there(guardian.pid)
     guardian.close()
     gone(guardian.pid)
