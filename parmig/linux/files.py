@@ -61,13 +61,18 @@ def map_again(fd: int, offset: int, address: int, size_bytes: int, *, writable: 
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
+def madvise(address: int, size_bytes: int, advice: int) -> None:
+    """Give the kernel *advice* (``MADV_…``) on a range of this process's memory."""
+    check(libc.madvise(address, size_bytes, advice), "madvise")
+
+
 def pass_through(address: int, size_bytes: int) -> None:
     """Have the kernel take no use of this mapping as a sign that its pages are needed (MADV_SEQUENTIAL).
 
     Else each page that was used counts as accessed when it is unmapped, and moves to the list of active pages: half
     the time of unmapping. Nor does a passing look change which of a guest's pages the host may swap out first.
     """
-    check(libc.madvise(address, size_bytes, mmap.MADV_SEQUENTIAL), "madvise")
+    madvise(address, size_bytes, mmap.MADV_SEQUENTIAL)
 
 
 libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]

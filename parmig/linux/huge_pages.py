@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from parmig.linux.files import is_tmpfs
-from parmig.linux.syscalls import check, libc, syscall
+from parmig.linux.files import is_tmpfs, madvise
+from parmig.linux.syscalls import syscall
 
 HUGE_PAGE_BYTES = 2 << 20
 """Size of a huge page where a page table has 512 entries of 4 KiB pages: x86-64, and aarch64 with 4 KiB pages."""
@@ -24,12 +24,10 @@ _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
 
 def advise(address: int, size_bytes: int) -> None:
     """MADV_HUGEPAGE: page faults in the range may take huge pages where the host's setting is ``advise``."""
-    check(libc.madvise(address, size_bytes, _MADV_HUGEPAGE), "madvise")
+    madvise(address, size_bytes, _MADV_HUGEPAGE)
 
 
 def populate(address: int, size_bytes: int) -> None:
@@ -38,7 +36,7 @@ def populate(address: int, size_bytes: int) -> None:
     Raises:
         OSError: there is no memory, or no space in the file system; a store would be a SIGBUS.
     """
-    check(libc.madvise(address, size_bytes, _MADV_POPULATE_WRITE), "madvise")
+    madvise(address, size_bytes, _MADV_POPULATE_WRITE)
 
 
 def setting() -> str:

@@ -69,12 +69,10 @@ def allocated_mask(file: BlockFile, first_page: int, pages: int, among: Mask | N
 
 def all_in_memory(file: BlockFile, runs: Runs) -> bool:
     """Whether all pages of *runs* are known to be in memory and have room there. It takes one system call a run."""
-    if not files.is_tmpfs(file.fd):  # elsewhere a page may be in memory and have no room in the file
-        return False
-    for first, end in runs.tolist():
+    for first, end in runs.tolist():  # most memory is new: one call finds that out
         if files.cachestat(file.fd, _offset(file, first), (end - first) * PAGE_BYTES) != end - first:
             return False
-    return True
+    return files.is_tmpfs(file.fd)  # elsewhere a page may be in memory and have no room in the file
 
 
 def _calls(pages: int, among: Mask | None) -> list[list[int]]:
